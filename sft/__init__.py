@@ -1,0 +1,8 @@
+"""The fine-tuner. In reading order: cli (argv to one command), commands (one file each, thin), observe (what people see).
+
+Belongs here: what happens from shards to a tuned model. Does not belong here: how rows become shards, which is `tokenize_data`.
+"""
+
+from tokenize_data import __version__
+
+__all__ = ["__version__"]

@@ -1,0 +1,4 @@
+from sft.cli import entry
+
+if __name__ == "__main__":
+    raise SystemExit(entry())

@@ -1,0 +1,68 @@
+"""Documents as the model sees them, and what a data set consists of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+from tokenizers import Tokenizer
+
+from tokenize_data.chat import ASSISTANT, ROLE_NAMES, TEMPLATE
+from tokenize_data.manifest import Manifest
+from tokenize_data.reader import Document, ShardReader
+
+TRAINED_STYLE, MASKED_STYLE, TEMPLATE_STYLE = "bold green", "red", "dim cyan"
+
+
+def legend() -> Text:
+    text = Text("trained", TRAINED_STYLE)
+    text.append("  masked", MASKED_STYLE)
+    return text.append("  template", TEMPLATE_STYLE)
+
+
+def heading(reader: ShardReader, number: int) -> Rule:
+    file, line = reader.place(number)
+    cut = f", {reader.cut[number]:,} tokens cut" if reader.cut[number] else ""
+    title = f"document {number}: {reader.lengths[number]:,} tokens, {reader.trained[number]:,} trained{cut}  ({Path(file).name} {line})"
+    return Rule(title, align="left", style="dim")
+
+
+def coloured(document: Document, backend: Tokenizer) -> Text:
+    """The document's text, each run of tokens in the colour of its role. Decoded as a whole, so no character is broken."""
+    text = Text()
+    ids = document.ids.tolist()
+    decoded, at = "", 0
+    for length, role in zip(document.run_lengths.tolist(), document.run_roles.tolist(), strict=True):
+        at += length
+        until = backend.decode(ids[:at], skip_special_tokens=False)
+        piece = until[len(decoded) :] if until.startswith(decoded) else backend.decode(ids[at - length : at], skip_special_tokens=False)
+        decoded = until
+        text.append(piece, TRAINED_STYLE if role == ASSISTANT else TEMPLATE_STYLE if role == TEMPLATE else MASKED_STYLE)
+    return text
+
+
+def manifest_table(manifest: Manifest, folder: Path) -> RenderableType:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    rows = manifest.rows
+    share = manifest.trained_tokens / max(manifest.tokens, 1)
+    table.add_row("data set", str(folder))
+    table.add_row("made", manifest.created)
+    for dataset in manifest.datasets:
+        files = ", ".join(f"{file['name']} ({file['rows']:,} rows)" for file in dataset["files"])
+        table.add_row(f"from ({dataset['format']})", files)
+    table.add_row("rows", f"{rows['read']:,} read = {rows['accepted']:,} accepted + {rows['rejected']:,} rejected")
+    for reason, count in manifest.rejected_reasons.items():
+        table.add_row("", f"  {count:,} rejected: {reason}")
+    table.add_row("documents", f"{manifest.documents:,}, {manifest.num_cut:,} cut at {manifest.seq:,} tokens")
+    table.add_row("tokens", f"{manifest.tokens:,}, {manifest.trained_tokens:,} trained ({share:.1%})")
+    for role in ROLE_NAMES:
+        count = manifest.role_tokens[role]
+        table.add_row(f"  {role}", f"{count:,} ({count / max(manifest.tokens, 1):.1%})")
+    tokenizer = manifest.tokenizer
+    added = f", added: {' '.join(tokenizer['added'])}" if tokenizer["added"] else ""
+    table.add_row("tokenizer", f"{tokenizer['vocabulary_size']:,} tokens, fingerprint {tokenizer['fingerprint'][:16]}{added}")
+    table.add_row("template", f"{manifest.template['name']}, fingerprint {manifest.template['fingerprint'][:16]}")
+    return Group(Rule("data set", align="left", style="dim"), table)

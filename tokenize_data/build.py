@@ -1,0 +1,177 @@
+"""Making one data set's files: every row of every source, in order, to shards and a manifest that is not yet written."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenize_data import __version__
+from tokenize_data.chat import ROLE_NAMES, ChatTemplate
+from tokenize_data.choose import choose_rows, recognise_format
+from tokenize_data.convert import Converter
+from tokenize_data.encode import Encoder
+from tokenize_data.errors import RowError
+from tokenize_data.manifest import Manifest
+from tokenize_data.pool import ordered_map
+from tokenize_data.progress import Progress
+from tokenize_data.records import DatasetSpec, RowReader
+from tokenize_data.shards import BATCH_DOCUMENTS, FileInfo, ShardWriter
+from tokenize_data.sources import Source
+from tokenize_data.tally import Tally
+from tokenize_data.tokenizer import BaseTokenizer
+
+_NUM_PROOF_ROWS = 192
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is made of what: everything that decides the files but the place where they go."""
+
+    run_name: str
+    specs: tuple[DatasetSpec, ...]
+    sources: tuple[tuple[Source, ...], ...]  # for each spec
+    tokenizer: BaseTokenizer
+    template: ChatTemplate
+    seq: int
+    workers: int
+    max_bad_rows: int
+    seed: int
+    fast: bool
+
+    @property
+    def id_type(self) -> np.dtype[Any]:
+        return np.dtype(np.uint16 if self.tokenizer.vocabulary_size <= 1 << 16 else np.uint32)
+
+
+def build(plan: Plan, folder: Path, prefix: str, say: Say) -> Manifest:
+    """Write all files, named with `prefix`, and return the manifest that names them."""
+    begun = time.monotonic()
+    flat = [source for group in plan.sources for source in group]
+    formats = []
+    for spec, group in zip(plan.specs, plan.sources, strict=True):
+        name, line = recognise_format(spec, group)
+        formats.append(name)
+        say(line)
+    converter = _converter(plan, formats)
+    _prove_fast_path(converter, flat, say)
+    writer = ShardWriter(folder, prefix, plan.id_type)
+    tally = Tally(plan.max_bad_rows, flat, folder / f"{prefix}-rejected.jsonl")
+    chunks = (chunk for index, source in enumerate(flat) for chunk in source.chunks(index))
+    try:
+        with Progress(f"tokenising {plan.run_name}", [source.size for source in flat]) as progress:
+            for converted in ordered_map(converter, chunks, plan.workers):
+                writer.add(converted)
+                tally.add(converted)
+                progress.update(converted.chunk.source, converted.chunk.bytes_read, tally.documents)
+        tally.finish()
+        shards, index = writer.close()
+        files = _save_tokenizer(plan, folder, f"{prefix}-tokenizer")
+    except BaseException:
+        writer.abandon()
+        raise
+    finally:
+        tally.close()
+    tokenizer, template = plan.tokenizer, plan.template
+    return Manifest(
+        run_name=plan.run_name, created=datetime.now(UTC).isoformat(timespec="seconds"),
+        documents=tally.documents, tokens=sum(tally.role_tokens), trained_tokens=tally.trained,
+        role_tokens=dict(zip(ROLE_NAMES, tally.role_tokens, strict=True)), rows=tally.rows(), rejected_reasons=dict(tally.reasons),
+        num_cut=tally.cut, num_with_special_text=tally.injected, num_open=tally.open, num_double_bos=tally.double_bos,
+        num_without_bos=tally.without_bos, seq=plan.seq, id_type=str(plan.id_type), batch_documents=BATCH_DOCUMENTS,
+        tokenizer={
+            "fingerprint": tokenizer.fingerprint(), "folder": f"{prefix}-tokenizer", "added": list(tokenizer.added),
+            "vocabulary_size": tokenizer.vocabulary_size, "bos": _id(tokenizer, tokenizer.special("bos_token")),
+            "adds_bos": tokenizer.adds_bos, "stop_ids": _stop_ids(tokenizer, template, formats),
+        },
+        template={"name": template.name, "fingerprint": template.fingerprint()},
+        datasets=_describe(plan, formats, tally), shards=shards, index=index, files=files, versions=_versions(),
+        seconds=round(time.monotonic() - begun, 2), fast_tokenizer=converter.encoder.is_fast,
+    )  # fmt: skip
+
+
+def _converter(plan: Plan, formats: Sequence[str]) -> Converter:
+    tokenizer = plan.tokenizer
+    pairs = list(zip(plan.specs, formats, plan.sources, strict=True))
+    special = [tokenizer.backend.token_to_id(text) for text in tokenizer.special_texts()]
+    bos = tokenizer.special("bos_token")
+    return Converter(
+        readers=[RowReader(spec, name) for spec, name, group in pairs for _ in group],
+        choices=[choice for spec, _, group in pairs for choice in choose_rows(spec, group, plan.seed)],
+        template=plan.template, encoder=Encoder(tokenizer.backend, plan.fast), seq=plan.seq, id_type=plan.id_type,
+        bos=bos if bos and tokenizer.adds_bos else "", bos_id=_id(tokenizer, bos), eos=tokenizer.special("eos_token") or "",
+        stop_ids=_stop_ids(tokenizer, plan.template, formats), special_ids=[number for number in special if number is not None],
+    )  # fmt: skip
+
+
+def _prove_fast_path(converter: Converter, sources: Sequence[Source], say: Say) -> None:
+    if not converter.encoder.is_fast:
+        return
+    each = max(_NUM_PROOF_ROWS // len(sources), 8)
+    texts: list[str] = []
+    for index, source in enumerate(sources):
+        for chunk in islice(source.chunks(index), 1):
+            lines = [line for line in chunk.data.split(b"\n") if line.strip()]
+            for line in lines[:: max(len(lines) // each, 1)][:each]:
+                with contextlib.suppress(RowError):
+                    texts += [document.text for document in converter.render(line, index)]
+    different = converter.encoder.prove(texts)
+    if different is None:
+        say(f"fast tokenizer: same ids as the Hugging Face one on {len(texts)} of your rows, used")
+    else:
+        say(f"fast tokenizer: other ids than the Hugging Face one on {different[:60]!r}, not used")
+
+
+def _save_tokenizer(plan: Plan, folder: Path, name: str) -> list[FileInfo]:
+    plan.tokenizer.save(folder / name, plan.template.source)
+    infos = []
+    for file in sorted((folder / name).iterdir()):
+        data = file.read_bytes()
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+        infos.append(FileInfo(f"{name}/{file.name}", len(data), hashlib.sha256(data).hexdigest()))
+    return infos
+
+
+def _describe(plan: Plan, formats: Sequence[str], tally: Tally) -> list[dict[str, Any]]:
+    rows = iter(tally.rows_of_source)
+    return [
+        {"name": spec.name, "format": name, "reading": spec.reading(), "files": [_describe_source(source, next(rows)) for source in group]}
+        for spec, name, group in zip(plan.specs, formats, plan.sources, strict=True)
+    ]
+
+
+def _describe_source(source: Source, rows: int) -> dict[str, Any]:
+    """mtime_ns 0 stands for what is no JSONL file, whose contents cannot be compared without loading it."""
+    mtime = Path(source.name).expanduser().stat().st_mtime_ns if source.unit == "line" else 0
+    return {"name": source.name, "size": source.size, "sha256": source.sha256, "mtime_ns": mtime, "rows": rows}
+
+
+def _id(tokenizer: BaseTokenizer, token: str | None) -> int | None:
+    return tokenizer.backend.token_to_id(token) if token else None
+
+
+def _stop_ids(tokenizer: BaseTokenizer, template: ChatTemplate, formats: Sequence[str]) -> list[int]:
+    """The tokens that end what the model writes: the template's end of turn, and EOS."""
+    texts = [tokenizer.special("eos_token")]
+    if any(name != "text" for name in formats):
+        texts.insert(0, template.end_of_turn())
+    ids = [identifier for text in texts if (identifier := _id(tokenizer, text)) is not None]
+    return list(dict.fromkeys(ids))
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: metadata.version(name) for name in ("tokenizers", "pyarrow", "numpy", "tiktoken", "jinja2")}
+    return {"tokenize_data": __version__, "python": platform.python_version(), **packages}

@@ -1,0 +1,56 @@
+"""Before the first row is converted: the format of each data set, and which rows of it are taken."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+
+from tokenize_data.convert import Choice
+from tokenize_data.errors import RowError, UserError
+from tokenize_data.records import DatasetSpec, parse_line, recognise
+from tokenize_data.sources import Source
+
+_NUM_ROWS_LOOKED_AT = 16
+
+
+def recognise_format(spec: DatasetSpec, group: Sequence[Source]) -> tuple[str, str]:
+    """(the format's name, a line that says which it is and by which keys)."""
+    rows = []
+    for chunk in group[0].chunks(0):
+        for line in islice((line for line in chunk.data.split(b"\n") if line.strip()), _NUM_ROWS_LOOKED_AT):
+            with contextlib.suppress(RowError):
+                rows.append(parse_line(line))
+        break
+    name = recognise(rows, spec)
+    keys = {"qa": f"{spec.question_key} -> {spec.answer_key}", "text": spec.text_key, "chat": "messages", "sharegpt": "conversations"}
+    if spec.prompt is not None:
+        keys["qa"] = f"{spec.prompt!r} -> {spec.answer or spec.answer_key}"
+    given = "given" if spec.format else "recognised"
+    return name, f"{', '.join(spec.files)}: format {name} ({keys.get(name, 'instruction, input -> output')}), {given}"
+
+
+def choose_rows(spec: DatasetSpec, group: Sequence[Source], seed: int) -> Iterator[Choice]:
+    """One choice for each file of a data set: all rows, a weight, or `samples` of them drawn by seed."""
+    if spec.samples is None:
+        yield from (Choice(weight=spec.weight, seed=seed + index) for index, _ in enumerate(group))
+        return
+    rows = [np.array(list(_row_numbers(source)), dtype=np.int64) for source in group]
+    total = sum(len(lines) for lines in rows)
+    if spec.samples > total:
+        raise UserError(f"data set '{spec.name}' has {total:,} rows, fewer than samples {spec.samples:,}: lower samples or leave it out")
+    chosen = np.sort(np.random.default_rng(seed).choice(total, spec.samples, replace=False))
+    at = 0
+    for lines in rows:
+        mine = chosen[(chosen >= at) & (chosen < at + len(lines))] - at
+        at += len(lines)
+        yield Choice(rows=frozenset(lines[mine].tolist()))
+
+
+def _row_numbers(source: Source) -> Iterator[int]:
+    for chunk in source.chunks(0):
+        for number, line in enumerate(chunk.data.split(b"\n"), chunk.first_line):
+            if line and not line.isspace():
+                yield number

@@ -1,0 +1,109 @@
+"""`tokenize_data`: the data stage alone."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tokenize_data.errors import EXIT_OK, UserError, exit_code_of
+
+_PROGRAM = "tokenize_data"
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what data a run has; training has the same ones."""
+    parser.add_argument("--run_name", required=True, metavar="R", help="name of the data set: letters, digits, . _ -")
+    parser.add_argument("--tokenized_data_dir", default="tokenized", metavar="D", help="root of the shards (default: tokenized)")
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="FILE", help="JSONL (.gz, .zst), JSON, CSV, Parquet, a folder or a Hub data set"
+    )
+    parser.add_argument("--val", nargs="*", default=[], metavar="FILE", help="the same for validation; becomes R-val")
+    parser.add_argument("--checkpoint", default="baseline", metavar="NAME", help="base model: an entry of checkpoints.toml or a folder")
+    parser.add_argument("--size", default=None, metavar="S", help="size of the entry (default: 7)")
+    parser.add_argument(
+        "--checkpoints_file", type=Path, default=None, metavar="F", help="default: ./checkpoints.toml, else the packaged one"
+    )
+    parser.add_argument("--question_key", default="prompt", metavar="K", help="key of the question (default: prompt)")
+    parser.add_argument("--answer_key", default="gold", metavar="K", help="key of the answer (default: gold)")
+    parser.add_argument("--system_key", default=None, metavar="K", help="key of the system message (default: none)")
+    parser.add_argument("--text_key", default="text", metavar="K", help="key of plain text rows (default: text)")
+    parser.add_argument("--format", default=None, metavar="F", help="qa, chat, sharegpt, alpaca or text (default: from the first rows)")
+    parser.add_argument("--template", default="auto", metavar="T", help="auto, a packaged template's name, or a Jinja file (default: auto)")
+    parser.add_argument("--seq", type=int, default=2048, metavar="L", help="longest document in tokens (default: 2048)")
+    parser.add_argument(
+        "--max_bad_rows", type=int, default=0, metavar="N", help="set up to N bad rows aside in rejected.jsonl (default: 0)"
+    )
+    parser.add_argument("--retokenize", action="store_true", help="make the shards anew, and replace the old ones at the end")
+    parser.add_argument("--seed", type=int, default=1234, help="for samples and weights (default: 1234)")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=_PROGRAM, description="Question-answer files to token ids with roles, once, in Arrow shards that training maps.",
+        epilog="Example: tokenize_data --run_name pubmedqa --data train.jsonl --val val.jsonl --checkpoint meditron --size 70",
+    )  # fmt: skip
+    add_data_flags(parser)
+    parser.add_argument("--config", type=Path, default=None, metavar="RECIPE", help="a YAML recipe with a `datasets:` list")
+    parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes (default: one for each core, at most 16)")
+    parser.add_argument("--no_fast_tokenizer", action="store_true", help="never use tiktoken instead of the Hugging Face tokenizer")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from tokenize_data import describe, manifest, stage
+
+    def say(line: str) -> None:
+        print(f"{_PROGRAM}: {line}", flush=True)
+
+    def warn(line: str) -> None:
+        print(f"{_PROGRAM}: warning: {line}", file=sys.stderr, flush=True)
+
+    training, validation = requests_of(arguments)
+    for request in (training, validation):
+        if request is None:
+            continue
+        made = stage.ensure(request, say, warn)
+        for line in describe.summary(made, manifest.dataset_folder(request.root, request.run_name)):
+            say(line)
+        for line in describe.warnings(made):
+            warn(line)
+    return EXIT_OK
+
+
+def requests_of(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]  # its types are imported late, for a quick -h
+    """(training, validation or None) as stage.Request."""
+    import os
+    from dataclasses import replace
+
+    from tokenize_data.bases import find_base
+    from tokenize_data.manifest import check_run_name
+    from tokenize_data.recipe import read_datasets
+    from tokenize_data.records import DatasetSpec
+    from tokenize_data.stage import Request
+
+    check_run_name(arguments.run_name)
+    specs = read_datasets(arguments.config) if arguments.config else ()
+    if specs and arguments.data:
+        raise UserError(f"--data and the datasets of {arguments.config} both name the data: give one of them")
+    base_spec = DatasetSpec(
+        files=("-",), name="", format=arguments.format, question_key=arguments.question_key, answer_key=arguments.answer_key,
+        system_key=arguments.system_key, text_key=arguments.text_key,
+    )  # fmt: skip
+    if arguments.data:
+        specs = (replace(base_spec, files=tuple(arguments.data)),)
+    cores = min(len(os.sched_getaffinity(0)), 16) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    training = Request(
+        run_name=arguments.run_name, root=Path(arguments.tokenized_data_dir),
+        base=find_base(arguments.checkpoint, arguments.size, arguments.checkpoints_file), specs=specs, template=arguments.template,
+        seq=arguments.seq, workers=arguments.workers if arguments.workers is not None else cores, max_bad_rows=arguments.max_bad_rows,
+        retokenize=arguments.retokenize, seed=arguments.seed, fast=not arguments.no_fast_tokenizer,
+    )  # fmt: skip
+    if not arguments.val:
+        return training, None
+    return training, replace(training, run_name=f"{arguments.run_name}-val", specs=(replace(base_spec, files=tuple(arguments.val)),))
+
+
+def entry(argv: list[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
+    return exit_code_of(_PROGRAM, lambda: run(arguments))

@@ -1,0 +1,177 @@
+"""One chunk of lines to documents: parse, read, render, encode, cut. A pure function of the chunk, run in one process or in several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tokenize_data.chat import ASSISTANT, ROLE_NAMES, TEMPLATE, ChatTemplate, Rendered
+from tokenize_data.encode import Encoded, Encoder
+from tokenize_data.errors import RowError
+from tokenize_data.records import RowReader, parse_line
+from tokenize_data.sources import MAX_LINE_BYTES, Chunk
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row that cannot be used."""
+
+    line: int
+    reason: str
+    raw: bytes
+
+
+@dataclass
+class Converted:
+    """The documents of a chunk as flat arrays, and what happened to its rows."""
+
+    chunk: Chunk
+    read: int = 0
+    accepted: int = 0
+    left_out: int = 0
+    rejects: list[Reject] = field(default_factory=list)
+    num_injected: int = 0  # documents with special tokens in their own texts
+    num_open: int = 0  # documents whose last answer does not end with an end of turn
+    num_double_bos: int = 0
+    num_without_bos: int = 0
+    ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint16))
+    lengths: list[int] = field(default_factory=list)
+    trained: list[int] = field(default_factory=list)
+    cut: list[int] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    runs_per_document: list[int] = field(default_factory=list)
+    run_lengths: list[int] = field(default_factory=list)
+    run_roles: list[int] = field(default_factory=list)
+    num_role_tokens: list[int] = field(default_factory=lambda: [0] * len(ROLE_NAMES))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which rows of a source are taken, and how often. `rows` None: all of them."""
+
+    rows: frozenset[int] | None = None
+    weight: float = 1.0
+    seed: int = 0
+
+    def copies(self, line: int) -> int:
+        if self.rows is not None:
+            return int(line in self.rows)
+        if self.weight == 1.0:
+            return 1
+        whole = int(self.weight)
+        fraction = np.random.default_rng((self.seed, line)).random()
+        return whole + int(fraction < self.weight - whole)
+
+
+class Converter:
+    """Everything a process needs to turn chunks into documents."""
+
+    def __init__(
+        self, *, readers: Sequence[RowReader], choices: Sequence[Choice], template: ChatTemplate, encoder: Encoder,
+        seq: int, id_type: np.dtype, bos: str, bos_id: int | None, eos: str, stop_ids: Sequence[int], special_ids: Sequence[int],
+    ) -> None:  # fmt: skip
+        self._readers = readers
+        self._choices = choices
+        self._template = template
+        self.encoder = encoder
+        self._seq = seq
+        self._id_type = id_type
+        self._bos = bos
+        self._bos_id = bos_id
+        self._eos = eos
+        self._stop_ids = frozenset(stop_ids)
+        self._is_special = np.zeros(max([*special_ids, 0]) + 1, dtype=bool)
+        self._is_special[list(special_ids)] = True
+
+    def __call__(self, chunk: Chunk) -> Converted:
+        result = Converted(chunk)
+        rows: list[tuple[int, bytes, int, list[Rendered]]] = []  # line, raw, copies, documents
+        for line, size in chunk.too_long:
+            result.read += 1
+            result.rejects.append(Reject(line, f"{size:,} bytes long, more than {MAX_LINE_BYTES:,}: split the row, or shorten it", b""))
+        for line, raw in enumerate(chunk.data.split(b"\n"), chunk.first_line):
+            if not raw or raw.isspace():
+                continue
+            copies = self._choices[chunk.source].copies(line)
+            if copies == 0:
+                result.left_out += 1
+                continue
+            result.read += 1
+            try:
+                if len(raw) > MAX_LINE_BYTES:
+                    raise RowError(f"{len(raw):,} bytes long, more than {MAX_LINE_BYTES:,}: split the row, or shorten it")
+                rows.append((line, raw, copies, self.render(raw, chunk.source)))
+            except RowError as error:
+                result.rejects.append(Reject(line, str(error), raw))
+        self._encode(rows, result)
+        result.rejects.sort(key=lambda reject: reject.line)
+        return result
+
+    def render(self, raw: bytes, source: int) -> list[Rendered]:
+        """The documents of one line as text."""
+        reader = self._readers[source]
+        messages = reader.messages(parse_line(raw))
+        return [self._plain(messages[0]["content"])] if reader.is_plain_text else self._template.documents(messages)
+
+    def _plain(self, text: str) -> Rendered:
+        if not self._bos:
+            return Rendered(text + self._eos, [0], [ASSISTANT], [])
+        return Rendered(self._bos + text + self._eos, [0, len(self._bos)], [TEMPLATE, ASSISTANT], [len(self._bos)])
+
+    def _encode(self, rows: Sequence[tuple[int, bytes, int, list[Rendered]]], result: Converted) -> None:
+        encoded = iter(self.encoder.encode([document for *_, documents in rows for document in documents]))
+        kept: list[np.ndarray] = []
+        for line, raw, copies, documents in rows:
+            try:
+                made = [self._finish(next(encoded), document, result) for document in documents]
+            except RowError as error:
+                result.rejects.append(Reject(line, str(error), raw))
+                continue
+            result.accepted += 1
+            for document, num_cut in made * copies:
+                self._look(document, result)
+                kept.append(document.ids)
+                result.lengths.append(len(document.ids))
+                result.trained.append(document.trained)
+                result.cut.append(num_cut)
+                result.lines.append(line)
+                result.runs_per_document.append(len(document.run_lengths))
+                result.run_lengths += document.run_lengths
+                result.run_roles += document.run_roles
+                for length, role in zip(document.run_lengths, document.run_roles, strict=True):
+                    result.num_role_tokens[role] += length
+        if kept:
+            result.ids = np.concatenate(kept).astype(self._id_type)
+
+    def _look(self, document: Encoded, result: Converted) -> None:
+        """Count what a person would want to be warned of."""
+        ids, end = document.ids, len(document.ids)
+        for length, role in zip(reversed(document.run_lengths), reversed(document.run_roles), strict=True):
+            if role == ASSISTANT:
+                break
+            end -= length
+        result.num_open += int(ids[end - 1]) not in self._stop_ids
+        if self._bos_id is not None:
+            begins = int(ids[0]) == self._bos_id
+            result.num_double_bos += begins and len(ids) > 1 and int(ids[1]) == self._bos_id
+            result.num_without_bos += not begins and bool(self._bos)
+
+    def _finish(self, encoded: Encoded | RowError, document: Rendered, result: Converted) -> tuple[Encoded, int]:
+        if isinstance(encoded, RowError):
+            raise encoded
+        length = len(encoded.ids)
+        if document.num_special is not None:
+            ids = encoded.ids[encoded.ids < len(self._is_special)]
+            result.num_injected += int(self._is_special[ids].sum()) > document.num_special
+        if length > self._seq:
+            encoded = encoded.cut(self._seq)
+        if encoded.trained == 0:
+            if length > self._seq:
+                raise RowError(
+                    f"{length:,} tokens, and none of the first {self._seq:,} is trained (the answer begins later): "
+                    "raise --seq, or shorten the question"
+                )
+            raise RowError(f"{length:,} tokens, and none of them is trained: add an answer, or leave the row out")
+        return encoded, length - len(encoded.ids)

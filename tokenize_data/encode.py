@@ -1,0 +1,247 @@
+"""Text with spans to token ids with roles.
+
+A token's place in the text comes from a table of token lengths in bytes: added up, they must give the length of the text, else this
+text is done again with the tokenizer's own offsets. Where the model begins to write, the text is split before it is tokenised, so the
+ids before that place are exactly those of the prompt at generation time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from tokenize_data import fast_bpe
+from tokenize_data.chat import ASSISTANT, Rendered
+from tokenize_data.errors import RowError, shorten
+
+_ANCHORS = ("\n", "0", ".", "\x01")  # one of them does not grow together with what follows
+_CHECK_EVERY = 128  # with the fast tokenizer, every so manieth document is done again with the slow one
+
+
+class FastPathError(Exception):
+    """The fast tokenizer gave other ids than the slow one: all that it did is done again without it."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One document: ids, and runs of tokens of one role."""
+
+    ids: np.ndarray
+    run_lengths: list[int]
+    run_roles: list[int]
+
+    @property
+    def trained(self) -> int:
+        """Tokens that are predicted and learnt: the first token of a document never is."""
+        total = sum(n for n, role in zip(self.run_lengths, self.run_roles, strict=True) if role == ASSISTANT)
+        return total - (1 if self.run_roles and self.run_roles[0] == ASSISTANT else 0)
+
+    def cut(self, limit: int) -> Encoded:
+        lengths, left = [], limit
+        for length in self.run_lengths:
+            lengths.append(min(length, left))
+            left -= lengths[-1]
+            if left == 0:
+                break
+        return Encoded(self.ids[:limit], lengths, self.run_roles[: len(lengths)])
+
+
+class Encoder:
+    """Bound to one tokenizer. `fast` asks for tiktoken where the tokenizer's kind allows it."""
+
+    def __init__(self, backend: Tokenizer, fast: bool = True) -> None:
+        self._backend = backend
+        self._fast = fast_bpe.build(backend) if fast else None
+        self._table, self._prefix = _lengths_in_bytes(backend)
+        self._is_added = np.zeros(len(self._table), dtype=bool)
+        self._is_added[list(backend.get_added_tokens_decoder())] = True
+        self._count = 0
+
+    @property
+    def is_fast(self) -> bool:
+        return self._fast is not None
+
+    def prove(self, texts: Sequence[str]) -> str | None:
+        """Compare fast and slow on these texts and some hard ones; None when equal, else the text. Falls back for good."""
+        if self._fast is None:
+            return None
+        different = fast_bpe.first_difference(self._fast, self._backend, [*texts, *fast_bpe.HARD_TEXTS])
+        if different is not None:
+            self._fast = None
+        return different
+
+    def encode(self, documents: Sequence[Rendered]) -> list[Encoded | RowError]:
+        """Ids and roles of each document, in order."""
+        if self._prefix == "none":
+            pieces = [piece for document in documents for piece in _split(document)]
+            counts = [len(document.splits) + 1 for document in documents]
+        else:
+            pieces = [document.text for document in documents]
+            counts = [1] * len(documents)
+        if self._fast is not None:
+            ids = [self._fast(piece) for piece in pieces]
+            self._spot_check(pieces, ids)
+        else:
+            encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
+            ids = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        results: list[Encoded | RowError] = []
+        at = 0
+        for document, count in zip(documents, counts, strict=True):
+            results.append(self._one(document, ids[at : at + count]))
+            at += count
+        return results
+
+    def _spot_check(self, pieces: list[str], ids: list[np.ndarray]) -> None:
+        due = range(-self._count % _CHECK_EVERY, len(pieces), _CHECK_EVERY)
+        self._count += len(pieces)
+        for index, slow in zip(due, self._backend.encode_batch_fast([pieces[i] for i in due], add_special_tokens=False), strict=True):
+            if ids[index].tolist() != slow.ids:
+                raise FastPathError(pieces[index])
+
+    def _one(self, document: Rendered, ids: list[np.ndarray]) -> Encoded | RowError:
+        tokens = ids[0] if len(ids) == 1 else np.concatenate(ids)
+        lengths = self._table[tokens]
+        text = document.text
+        if self._prefix != "none":
+            lengths = lengths - self._added_prefixes(tokens)
+        ends = lengths.cumsum()
+        if text.isascii():
+            size, boundaries = len(text), document.starts
+        else:
+            boundaries, size = _byte_positions(text, document.starts)
+        if (int(ends[-1]) if len(ends) else 0) != size:
+            return self._by_offsets(document)
+        positions = np.searchsorted(ends - lengths, boundaries).tolist()
+        if self._prefix != "none" and document.splits:
+            splits = document.splits if text.isascii() else _byte_positions(text, document.splits)[0]
+            if not np.isin(splits, np.append(ends - lengths, size)).all():
+                return self._by_offsets(document)
+        return _with_runs(tokens, positions, document.roles)
+
+    def _added_prefixes(self, tokens: np.ndarray) -> np.ndarray:
+        """1 where a token begins with the space that the tokenizer itself put before a stretch of text."""
+        added = self._is_added[tokens]
+        starts = np.zeros(len(tokens), dtype=np.int64)
+        if len(tokens):
+            starts[0] = not added[0]
+            if self._prefix == "always":
+                starts[1:] = added[:-1] & ~added[1:]
+        return starts
+
+    def _by_offsets(self, document: Rendered) -> Encoded | RowError:
+        pieces = [document.text] if self._prefix != "none" else _split(document)
+        tokens: list[int] = []
+        starts: list[int] = []
+        at = 0
+        for piece in pieces:
+            encoding = self._backend.encode(piece, add_special_tokens=False)
+            tokens += encoding.ids
+            starts += [at + start for start, _ in encoding.offsets]
+            at += len(piece)
+        if self._prefix != "none":
+            for split in document.splits:
+                index = int(np.searchsorted(starts, split))
+                ends_before = index == 0 or encoding.offsets[index - 1][1] <= split
+                if not ends_before or (index < len(starts) and starts[index] != split and index > 0):
+                    return self._respecting_splits(document)
+        return _with_runs(np.array(tokens, dtype=np.uint32), np.searchsorted(starts, document.starts).tolist(), document.roles)
+
+    def _respecting_splits(self, document: Rendered) -> Encoded | RowError:
+        """For tokenizers that put a space before a text: pieces after the first stand behind an anchor that keeps it away."""
+        tokens: list[int] = []
+        starts: list[int] = []
+        at = 0
+        for number, piece in enumerate(_split(document)):
+            kept = self._behind_anchor(piece) if number else self._tokens_with_starts(piece)
+            if kept is None:
+                joint = shorten(document.text[at - 12 : at + 12])
+                return RowError(
+                    f"the tokenizer joins the prompt's end with the answer's beginning ({joint}), and cannot be made to part them: "
+                    "begin the answer without white space, or use another --template"
+                )
+            tokens += [token for token, _ in kept]
+            starts += [at + start for _, start in kept]
+            at += len(piece)
+        return _with_runs(np.array(tokens, dtype=np.uint32), np.searchsorted(starts, document.starts).tolist(), document.roles)
+
+    def _tokens_with_starts(self, text: str) -> list[tuple[int, int]]:
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return [(token, start) for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)]
+
+    def _behind_anchor(self, piece: str) -> list[tuple[int, int]] | None:
+        """The tokens of a piece with no space put before it. Where no token reaches across, the two sides do not influence each other."""
+        for anchor in _ANCHORS:
+            encoding = self._backend.encode(anchor + piece, add_special_tokens=False)
+            if all(start >= 1 or end <= 1 for start, end in encoding.offsets):
+                pairs = zip(encoding.ids, encoding.offsets, strict=True)
+                return [(token, start - 1) for token, (start, _) in pairs if start >= 1]
+        return None
+
+
+def _split(document: Rendered) -> list[str]:
+    edges = [0, *document.splits, len(document.text)]
+    return [document.text[start:end] for start, end in itertools.pairwise(edges)]
+
+
+def _byte_positions(text: str, positions: Sequence[int]) -> tuple[list[int], int]:
+    result, total, last = [], 0, 0
+    for position in positions:
+        total += len(text[last:position].encode())
+        last = position
+        result.append(total)
+    return result, total + len(text[last:].encode())
+
+
+def _with_runs(tokens: np.ndarray, positions: list[int], roles: list[int]) -> Encoded:
+    lengths: list[int] = []
+    kept: list[int] = []
+    positions = [*positions, len(tokens)]
+    for index, role in enumerate(roles):
+        length = positions[index + 1] - positions[index]
+        if length <= 0:
+            continue
+        if kept and kept[-1] == role:
+            lengths[-1] += length
+        else:
+            lengths.append(length)
+            kept.append(role)
+    return Encoded(tokens, lengths, kept)
+
+
+def _lengths_in_bytes(backend: Tokenizer) -> tuple[np.ndarray, str]:
+    """How many bytes of text each token stands for, and whether spaces are put before texts: 'none', 'first' or 'always'."""
+    pipeline = json.loads(backend.to_str())
+    described = json.dumps([pipeline["normalizer"], pipeline["pre_tokenizer"]])
+    byte_level = '"ByteLevel"' in described
+    fallback = bool(pipeline["model"].get("byte_fallback"))
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    added = backend.get_added_tokens_decoder()
+    table = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
+    for token, identifier in vocabulary.items():
+        if identifier in added:
+            table[identifier] = len(added[identifier].content.encode())
+        elif byte_level:
+            table[identifier] = len(token)
+        elif fallback and len(token) == 6 and token.startswith("<0x"):
+            table[identifier] = 1
+        else:
+            table[identifier] = len(token.replace("\u2581", " ").encode())
+    return table, _prefix_rule(pipeline)
+
+
+def _prefix_rule(pipeline: dict[str, Any]) -> str:
+    normalizer, pre_tokenizer = pipeline["normalizer"] or {}, pipeline["pre_tokenizer"] or {}
+    if any(step.get("type") == "Prepend" for step in normalizer.get("normalizers", [normalizer])):
+        return "always"
+    for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
+        if step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never":
+            return str(step.get("prepend_scheme", "always"))
+        if step.get("type") == "ByteLevel" and step.get("add_prefix_space"):
+            return "first"
+    return "none"

@@ -1,0 +1,42 @@
+"""What a user can cause: one line that says what, with which values, and what to do instead."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+EXIT_OK = 0
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """A mistake in what the user gave. Its message is the whole output: no traceback, exit code 2."""
+
+
+class RowError(UserError):
+    """One row cannot be used. Raised without a place; whoever knows file and line adds it with `at`."""
+
+    def at(self, place: str) -> RowError:
+        return RowError(f"{place}: {self}")
+
+
+def shorten(value: object, limit: int = 60) -> str:
+    """A value for a message: one line, not too long, quotes where it is text."""
+    text = repr(value) if isinstance(value, str) else str(value)
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def exit_code_of(program: str, main: Callable[[], int]) -> int:
+    """Run `main` as a command: a UserError becomes one line on stderr and exit code 2."""
+    try:
+        return main()
+    except UserError as error:
+        print(f"{program}: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output (head, less) went away: not an error
+        return EXIT_OK
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; nothing that was unfinished is kept", file=sys.stderr)
+        return 130

@@ -1,0 +1,119 @@
+"""manifest.json: written last, so that what has one is complete. It names every file with size and checksum, and what they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from tokenize_data.errors import UserError
+from tokenize_data.shards import FileInfo
+
+NAME = "manifest.json"
+VERSION = 1
+_RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All that is known of a tokenised data set."""
+
+    version: int = VERSION
+    run_name: str
+    created: str
+    documents: int
+    tokens: int
+    trained_tokens: int
+    role_tokens: dict[str, int]
+    rows: dict[str, int]  # read, accepted, rejected, left_out
+    rejected_reasons: dict[str, int]
+    num_cut: int
+    num_with_special_text: int
+    num_open: int  # documents whose last answer does not end with an end of turn
+    num_double_bos: int
+    num_without_bos: int
+    seq: int
+    id_type: str
+    batch_documents: int
+    tokenizer: dict[str, Any]  # fingerprint, folder, added, vocabulary_size, bos, stop_ids
+    template: dict[str, str]  # name, fingerprint
+    datasets: list[dict[str, Any]]  # name, format, reading, rows, files with size and sha256
+    shards: list[FileInfo]
+    index: FileInfo
+    files: list[FileInfo]  # the tokenizer's
+    versions: dict[str, str]
+    seconds: float = 0.0
+    fast_tokenizer: bool = False
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+    def fingerprint(self) -> str:
+        """Of the data itself: equal for two data sets that train the same."""
+        parts = [shard.sha256 for shard in self.shards] + [self.index.sha256, self.tokenizer["fingerprint"], self.template["fingerprint"]]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def all_files(self) -> list[FileInfo]:
+        return [*self.shards, self.index, *self.files]
+
+
+def check_run_name(run_name: str) -> str:
+    if not _RUN_NAME.fullmatch(run_name):
+        raise UserError(f"--run_name {run_name!r}: use letters, digits, '.', '_' and '-' only, and no '.' at the beginning")
+    return run_name
+
+
+def dataset_folder(root: Path, run_name: str) -> Path:
+    """<root>/<run_name>, refused where a symbolic link leads out of the root."""
+    folder = root / check_run_name(run_name)
+    if folder.resolve().parent != root.resolve() or folder.resolve().name != run_name:
+        raise UserError(f"{folder} is a symbolic link to {folder.resolve()}, outside {root}: remove the link or use another --run_name")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, not a folder: move it away or use another --run_name")
+    return folder
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Make the data set exist: one atomic replacement."""
+    content = {key: value for key, value in asdict(manifest).items() if key != "unknown"}
+    scratch = folder / f".{NAME}.{os.getpid()}"
+    with scratch.open("w") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, folder / NAME)
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read(folder: Path) -> Manifest | None:
+    """The manifest of a folder, None where there is none: then there is no data set."""
+    file = folder / NAME
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}): tokenise again with --retokenize") from error
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        found = content.get("version") if isinstance(content, dict) else None
+        raise UserError(f"{file} has version {found}, this program reads {VERSION}: tokenise again with --retokenize")
+    try:
+        known = {name.name for name in fields(Manifest)}
+        for key in ("shards", "files"):
+            content[key] = [FileInfo(**entry) for entry in content[key]]
+        content["index"] = FileInfo(**content["index"])
+        unknown = {key: content.pop(key) for key in list(content) if key not in known}
+        return Manifest(**content, unknown=unknown)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{file} is damaged ({error}): tokenise again with --retokenize") from error

@@ -1,0 +1,145 @@
+"""Opening a tokenised data set: memory-mapped, documents are slices without a copy. What training, planning and inspecting read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tokenize_data import manifest as manifests
+from tokenize_data.chat import ASSISTANT
+from tokenize_data.errors import UserError
+from tokenize_data.shards import FileInfo
+
+
+@dataclass(frozen=True)
+class Document:
+    """Token ids and runs of roles; all three are views of the mapped file."""
+
+    ids: np.ndarray
+    run_lengths: np.ndarray
+    run_roles: np.ndarray
+
+    def roles(self) -> np.ndarray:
+        """One role a token."""
+        roles: np.ndarray = np.repeat(self.run_roles, self.run_lengths)
+        return roles
+
+    def trained(self) -> np.ndarray:
+        """1 for each token that is predicted and learnt when only answers are. The first token of a document is never predicted."""
+        trained: np.ndarray = (self.roles() == ASSISTANT).astype(np.uint8)
+        trained[:1] = 0
+        return trained
+
+
+class ShardReader:
+    """A finished data set. Opening checks that every file is there with its size; `verify` reads them all and checks SHA-256."""
+
+    def __init__(self, folder: Path, verify: bool = False) -> None:
+        manifest = manifests.read(folder)
+        if manifest is None:
+            state = "has no manifest.json, so its tokenisation was never finished" if folder.is_dir() else "does not exist"
+            raise UserError(f"{folder} {state}: make it with tokenize_data --run_name {folder.name} --data FILES --checkpoint C")
+        self.folder, self.manifest = folder, manifest
+        for info in manifest.all_files():
+            _check_size(folder, info)
+        if verify:
+            self.verify()
+        self._first = np.concatenate([[0], np.cumsum([shard.documents for shard in manifest.shards])])
+        self._files: list[Any] = [None] * len(manifest.shards)
+        self._batches: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
+
+    def __len__(self) -> int:
+        return self.manifest.documents
+
+    def __getitem__(self, number: int) -> Document:
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"document {number} of {len(self)}")
+        number %= len(self)
+        shard = int(np.searchsorted(self._first, number, side="right")) - 1
+        batch, row = divmod(number - int(self._first[shard]), self.manifest.batch_documents)
+        columns = self._batches.get((shard, batch))
+        if columns is None:
+            columns = self._batches[(shard, batch)] = self._open_batch(shard, batch)
+        ids, id_offsets, lengths, roles, run_offsets = columns
+        runs = slice(run_offsets[row], run_offsets[row + 1])
+        return Document(ids[id_offsets[row] : id_offsets[row + 1]], lengths[runs], roles[runs])
+
+    def __iter__(self) -> Iterator[Document]:
+        return (self[number] for number in range(len(self)))
+
+    @cached_property
+    def _index(self) -> dict[str, np.ndarray]:
+        info = self.manifest.index
+        batch = self._open(info).get_batch(0)
+        if len(batch) != self.manifest.documents:
+            raise UserError(f"{self.folder / info.file} lists {len(batch):,} documents, the manifest {self.manifest.documents:,}")
+        return {name: batch.column(name).to_numpy(zero_copy_only=True) for name in batch.schema.names}
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document."""
+        return self._index["length"]
+
+    @property
+    def trained(self) -> np.ndarray:
+        """Trained tokens of each document."""
+        return self._index["trained"]
+
+    @property
+    def cut(self) -> np.ndarray:
+        """Tokens that were cut off each document."""
+        return self._index["cut"]
+
+    def place(self, number: int) -> tuple[str, int]:
+        """(file, line or row) that a document came from."""
+        names = [file["name"] for dataset in self.manifest.datasets for file in dataset["files"]]
+        return names[self._index["source"][number]], int(self._index["line"][number])
+
+    def verify(self) -> None:
+        """Read every file and compare its SHA-256."""
+        for info in self.manifest.all_files():
+            with (self.folder / info.file).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != info.sha256:
+                raise UserError(
+                    f"{self.folder / info.file} is damaged: its SHA-256 is {found[:16]}…, the manifest says {info.sha256[:16]}…: "
+                    "tokenise again with --retokenize"
+                )
+
+    def _open(self, info: FileInfo) -> Any:
+        path = self.folder / info.file
+        try:
+            return pa.ipc.open_file(pa.memory_map(str(path)))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{path} is damaged ({error}): tokenise again with --retokenize") from error
+
+    def _open_batch(self, shard: int, batch: int) -> tuple[np.ndarray, ...]:
+        if self._files[shard] is None:
+            self._files[shard] = self._open(self.manifest.shards[shard])
+        try:
+            columns = self._files[shard].get_batch(batch)
+        except (OSError, pa.ArrowInvalid, IndexError) as error:
+            path = self.folder / self.manifest.shards[shard].file
+            raise UserError(f"{path} is damaged ({error}): tokenise again with --retokenize") from error
+        ids, lengths, roles = (columns.column(name) for name in ("ids", "run_lengths", "run_roles"))
+        buffers = (ids.values, ids.offsets, lengths.values, roles.values, lengths.offsets)
+        return tuple(buffer.to_numpy(zero_copy_only=True) for buffer in buffers)
+
+
+def _check_size(folder: Path, info: FileInfo) -> None:
+    path = folder / info.file
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path} is missing ({error.strerror}): tokenise again with --retokenize") from error
+    if size != info.bytes:
+        raise UserError(
+            f"{path} has {size:,} bytes, the manifest says {info.bytes:,}: it is cut short or changed: tokenise again with --retokenize"
+        )

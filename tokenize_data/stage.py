@@ -1,0 +1,182 @@
+"""The data stage from end to end: use what is there, or make it, so that a reader only ever sees a finished data set."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tokenize_data import lock, manifest, stale
+from tokenize_data.bases import Base
+from tokenize_data.build import Plan, build
+from tokenize_data.chat import ChatTemplate
+from tokenize_data.encode import FastPathError
+from tokenize_data.errors import UserError
+from tokenize_data.manifest import Manifest
+from tokenize_data.records import DatasetSpec
+from tokenize_data.sources import open_source
+from tokenize_data.templates import choose_template
+from tokenize_data.tokenizer import BaseTokenizer, load_tokenizer
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One data set to be there at the end."""
+
+    run_name: str
+    root: Path
+    base: Base
+    specs: tuple[DatasetSpec, ...] = ()
+    template: str = "auto"
+    seq: int = 2048
+    workers: int = 1
+    max_bad_rows: int = 0
+    retokenize: bool = False
+    seed: int = 1234
+    fast: bool = True
+
+    def __post_init__(self) -> None:
+        manifest.check_run_name(self.run_name)
+        for name, value, least in (("seq", self.seq, 2), ("workers", self.workers, 1), ("max_bad_rows", self.max_bad_rows, 0)):
+            if value < least:
+                raise UserError(f"--{name} {value} must be at least {least}")
+
+
+def ensure(request: Request, say: Say, warn: Say) -> Manifest:
+    """The manifest of a data set that fits the request: found, waited for, or made."""
+    folder = manifest.dataset_folder(request.root, request.run_name)
+    tokenizer, template = _tokenizer_and_template(request, say)
+    found = None if request.retokenize else _existing(request, folder, tokenizer, template, say, warn)
+    if found is not None:
+        return found
+    if not request.specs:
+        raise UserError(f"{folder} has no tokenised data and no --data was given: name the JSONL files with --data")
+    plan = _plan(request, tokenizer, template)
+    try:
+        request.root.mkdir(parents=True, exist_ok=True)
+        with lock.exclusive(request.root / f".{request.run_name}.lock", lambda who: say(f"{who} is making {folder}: waiting for it")):
+            after = None if request.retokenize else _existing(request, folder, tokenizer, template, say, warn)
+            if after is not None:
+                return after
+            return _make(plan, folder, request.retokenize, say)
+    except OSError as error:
+        raise _disk_error(error, request.root) from error
+
+
+def _tokenizer_and_template(request: Request, say: Say) -> tuple[BaseTokenizer, ChatTemplate]:
+    base = load_tokenizer(request.base.path)
+    wanted = base.extended(request.base.add_tokens)
+    template, tokenizer = choose_template(request.template, wanted)
+    own = tokenizer.added[len(wanted.added) :]
+    if own:
+        say(f"template '{template.name}' adds {' '.join(own)} to the tokenizer: embedding and head grow by {len(own)} rows in training")
+    if wanted.added:
+        say(f"checkpoints.toml adds {' '.join(wanted.added)} to the tokenizer")
+    return tokenizer, template
+
+
+def _existing(request: Request, folder: Path, tokenizer: BaseTokenizer, template: ChatTemplate, say: Say, warn: Say) -> Manifest | None:
+    found = manifest.read(folder)
+    if found is None:
+        return None
+    stale.refuse_other_tokenizer(found, tokenizer, template, folder)
+    say(f"using {folder}: {found.documents:,} documents made {found.created}")
+    if request.specs and (lines := stale.differences(found, request.specs, request.seq)):
+        warn(f"{folder} differs from what was asked for, and is used as it is (--retokenize makes it anew): " + "; ".join(lines))
+    return found
+
+
+# ---- making a data set
+
+
+def _plan(request: Request, tokenizer: BaseTokenizer, template: ChatTemplate) -> Plan:
+    sources = tuple(tuple(open_source(name) for name in spec.files) for spec in request.specs)
+    return Plan(
+        run_name=request.run_name, specs=request.specs, sources=sources, tokenizer=tokenizer, template=template, seq=request.seq,
+        workers=request.workers, max_bad_rows=request.max_bad_rows, seed=request.seed, fast=request.fast,
+    )  # fmt: skip
+
+
+def _make(plan: Plan, folder: Path, retokenize: bool, say: Say) -> Manifest:
+    _check_folder_is_ours(folder)
+    existed = folder.exists()
+    folder.mkdir(exist_ok=True)
+    kept = _read_quietly(folder) if retokenize else manifest.read(folder)
+    _remove_all_but(folder, kept)
+    prefix = f"part-{uuid.uuid4().hex[:8]}"
+    try:
+        try:
+            made = build(plan, folder, prefix, say)
+        except FastPathError as difference:
+            say(f"the fast tokenizer differs on {str(difference)[:60]!r}: starting again without it")
+            _remove_all_but(folder, kept)
+            made = build(replace(plan, fast=False), folder, prefix, say)
+        _publish(folder, prefix, made)
+    except BaseException:
+        with contextlib.suppress(OSError, UserError):
+            _remove_all_but(folder, kept)
+            if not existed:
+                folder.rmdir()
+        raise
+    _remove_all_but(folder, made)
+    return made
+
+
+def _publish(folder: Path, prefix: str, made: Manifest) -> None:
+    """The manifest comes last but for the list of rejected rows, which is for people."""
+    rejects = folder / f"{prefix}-rejected.jsonl"
+    manifest.write(folder, made)
+    if rejects.exists():
+        os.replace(rejects, folder / "rejected.jsonl")
+    else:
+        (folder / "rejected.jsonl").unlink(missing_ok=True)
+
+
+# ---- files on disk
+
+
+def _check_folder_is_ours(folder: Path) -> None:
+    """What is removed later must be ours: a folder with other things in it is not touched."""
+    if not folder.is_dir():
+        return
+    ours = ("part-", f".{manifest.NAME}", manifest.NAME, "rejected.jsonl")
+    foreign = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(ours))
+    if foreign:
+        names = ", ".join(foreign[:3])
+        raise UserError(f"{folder} has files that this program did not write ({names}): use another --run_name or --tokenized_data_dir")
+
+
+def _read_quietly(folder: Path) -> Manifest | None:
+    with contextlib.suppress(UserError):
+        return manifest.read(folder)
+    return None
+
+
+def _remove_all_but(folder: Path, kept: Manifest | None) -> None:
+    """Remove the parts that no manifest names: those of a killed run, or of the data set that was replaced."""
+    names = {info.file.split("/")[0] for info in kept.all_files()} if kept else set()
+    for entry in folder.iterdir():
+        if entry.name in names or not entry.name.startswith(("part-", f".{manifest.NAME}.")):
+            continue
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _disk_error(error: OSError, root: Path) -> UserError:
+    place = error.filename or root
+    remedies = {
+        errno.ENOSPC: "free some space, or give another --tokenized_data_dir; nothing unfinished was left behind",
+        errno.EDQUOT: "your quota is used up: free some space, or give another --tokenized_data_dir",
+        errno.EFBIG: "the file size limit (ulimit -f) is too small: raise it, or give another --tokenized_data_dir",
+        errno.EACCES: "you may not write there: give a --tokenized_data_dir of your own",
+        errno.EROFS: "you may not write there: give a --tokenized_data_dir of your own",
+        errno.ENOTDIR: "a part of that path is a file: give another --tokenized_data_dir",
+        errno.EEXIST: "a part of that path is a file: give another --tokenized_data_dir",
+    }
+    return UserError(f"cannot write {place}: {error.strerror or error}: {remedies.get(error.errno or 0, 'check the disk')}")

@@ -1,0 +1,68 @@
+"""Shards that are there already: do they fit what the user asks for now?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenize_data.chat import ChatTemplate
+from tokenize_data.errors import UserError
+from tokenize_data.manifest import Manifest
+from tokenize_data.records import DatasetSpec
+from tokenize_data.tokenizer import BaseTokenizer
+
+
+def refuse_other_tokenizer(manifest: Manifest, tokenizer: BaseTokenizer, template: ChatTemplate, folder: Path) -> None:
+    """Ids of another vocabulary, or text of another template, are never what a run wants."""
+    for what, made, now in (
+        ("tokenizer", manifest.tokenizer["fingerprint"], tokenizer.fingerprint()),
+        ("template", manifest.template["fingerprint"], template.fingerprint()),
+    ):
+        if made != now:
+            raise UserError(
+                f"{folder} was made with another {what} (fingerprint {made[:16]}) than the base model's ({now[:16]}): "
+                "use --retokenize to make it anew, or another --run_name"
+            )
+
+
+def differences(manifest: Manifest, specs: Sequence[DatasetSpec], seq: int) -> list[str]:
+    """What differs between the shards and what is asked for, in words; the shards are used all the same."""
+    found = []
+    if manifest.seq != seq:
+        found.append(f"sequence length: made with --seq {manifest.seq}, asked for {seq}")
+    if len(specs) != len(manifest.datasets):
+        found.append(f"data sets: made of {len(manifest.datasets)}, asked for {len(specs)}")
+        return found
+    for spec, made in zip(specs, manifest.datasets, strict=True):
+        found += _file_differences(spec, made["files"])
+        for key, value in spec.reading().items():
+            before = made["reading"].get(key)
+            if before != value and not (key == "format" and value is None):
+                found.append(f"{key}: made with {before!r}, asked for {value!r}")
+    return found
+
+
+def _file_differences(spec: DatasetSpec, made: list[dict[str, Any]]) -> list[str]:
+    if len(spec.files) != len(made):
+        return [f"files: made of {', '.join(file['name'] for file in made)}, asked for {', '.join(spec.files)}"]
+    return [line for name, file in zip(spec.files, made, strict=True) if (line := _file_difference(name, file))]
+
+
+def _file_difference(name: str, made: dict[str, Any]) -> str | None:
+    path = Path(name).expanduser()
+    if not path.exists():
+        return None if name == made["name"] and made["mtime_ns"] == 0 else f"file {name}: not there (any more)"
+    if made["mtime_ns"] == 0 or not path.is_file():
+        return None if name == made["name"] else f"data: made of {made['name']}, asked for {name}"
+    status = path.stat()
+    same_file = name == made["name"] and status.st_mtime_ns == made["mtime_ns"]
+    if status.st_size == made["size"] and (same_file or _sha256(path) == made["sha256"]):
+        return None
+    return f"contents of {name}: {status.st_size:,} bytes, the shards were made of {made['name']} with {made['size']:,} bytes"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,62 @@
+"""Which template `--template` means for a tokenizer: its own, a packaged one, or a Jinja file; and the tokens that it needs."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib import resources
+from pathlib import Path
+
+from tokenize_data.chat import ChatTemplate
+from tokenize_data.errors import UserError
+from tokenize_data.tokenizer import BaseTokenizer
+
+MEGATRON_TOKENS = ("<|im_start|>", "<|im_end|>")
+OWN = "the tokenizer's own"
+_MARKER = re.compile(r"<\|[^|<>\s]+\|>|<｜[^｜<>]+｜>|<(?:start|end)_of_(?:turn|image|text)>|</?s>|<(?:bos|eos)>")
+
+
+def choose_template(choice: str, tokenizer: BaseTokenizer) -> tuple[ChatTemplate, BaseTokenizer]:
+    """The template that `--template` means for this tokenizer, and the tokenizer with the tokens that it needs."""
+    name, source = _find_source(choice, tokenizer)
+    if name == "megatron":
+        tokenizer = tokenizer.extended(MEGATRON_TOKENS)
+        if tokenizer.adds_bos:
+            source = "{{- bos_token -}}\n" + source
+    specials = {k: v for k in ("bos_token", "eos_token", "unk_token", "pad_token") if (v := tokenizer.special(k)) is not None}
+    template = ChatTemplate(name=name, source=source, special_tokens=specials, special_texts=tokenizer.special_texts())
+    template.check()
+    if name != OWN:
+        missing = [marker for marker in _markers(template) if tokenizer.backend.token_to_id(marker) is None]
+        if missing:
+            raise UserError(
+                f"template '{name}' needs special tokens that the tokenizer lacks: {' '.join(missing)}; list them as add_tokens = "
+                f"{json.dumps(missing)} in the model's entry of checkpoints.toml, or use another --template"
+            )
+    return template, tokenizer
+
+
+def packaged_templates() -> list[str]:
+    return sorted(file.name.removesuffix(".jinja") for file in (resources.files("tokenize_data") / "jinja").iterdir())
+
+
+def _find_source(choice: str, tokenizer: BaseTokenizer) -> tuple[str, str]:
+    if choice == "auto":
+        if tokenizer.chat_template is not None:
+            return OWN, tokenizer.chat_template
+        choice = "megatron"
+    if choice in packaged_templates():
+        return choice, (resources.files("tokenize_data") / "jinja" / f"{choice}.jinja").read_text()
+    try:
+        return choice, Path(choice).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        names = ", ".join(packaged_templates())
+        raise UserError(f"--template {choice}: {reason}: give auto, one of {names}, or the path of a Jinja file") from error
+
+
+def _markers(template: ChatTemplate) -> list[str]:
+    """Texts in the template's own output that look like special tokens."""
+    question = [{"role": "user", "content": "?"}]
+    text = template.render(question, True) + template.render([*question, {"role": "assistant", "content": "!"}])
+    return list(dict.fromkeys(_MARKER.findall(text)))

@@ -1,0 +1,169 @@
+"""A base model's tokenizer as plain data: the `tokenizers` object, its special tokens, its chat template.
+
+A folder whose tokenizer.json is used as it stands by transformers is read directly. Any other (SentencePiece, tekken, a class that
+rebuilds the tokenizer from its vocabulary) is converted by transformers itself in a process of its own: so ids are those that
+`AutoTokenizer` gives at generation time, and this process stays free of torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from tokenize_data.errors import UserError
+
+_VERBATIM_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+_WANTED_FILES = ["*.json", "*.model", "*.jinja", "*.txt", "tokenizer*"]
+_CONVERT = """
+import os, sys, warnings
+warnings.filterwarnings("ignore"); os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True)
+if not tokenizer.is_fast: sys.exit("it has no fast version (tokenizer.json)")
+tokenizer.save_pretrained(sys.argv[2])
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseTokenizer:
+    """A tokenizer and what belongs to it. `backend` is never changed once this object exists."""
+
+    backend: Tokenizer
+    config: dict[str, Any]
+    chat_template: str | None
+    added: tuple[str, ...] = ()
+
+    @property
+    def vocabulary_size(self) -> int:
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def special(self, name: str) -> str | None:
+        """The text of bos_token, eos_token, ... or None."""
+        token = self.config.get(name)
+        return token.get("content") if isinstance(token, dict) else token
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether this tokenizer itself puts its BOS before a text."""
+        bos = self.special("bos_token")
+        if bos is None:
+            return False
+        if isinstance(flag := self.config.get("add_bos_token"), bool):
+            return flag
+        ids = self.backend.encode("a", add_special_tokens=True).ids
+        return bool(ids) and ids[0] == self.backend.token_to_id(bos)
+
+    def special_texts(self) -> frozenset[str]:
+        """The texts of all tokens that are matched as a whole and never appear in ordinary text."""
+        texts = {token.content for token in self.backend.get_added_tokens_decoder().values() if token.special}
+        return frozenset(texts | {text for text in (self.special("bos_token"), self.special("eos_token")) if text})
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides ids: vocabulary, merges, normalisation, added and special tokens. Not of names or places."""
+        pipeline = json.loads(self.backend.to_str())
+        pipeline.pop("truncation"), pipeline.pop("padding"), pipeline.pop("post_processor")
+        pipeline["special"] = {name: self.special(name) for name in ("bos_token", "eos_token")}
+        return hashlib.sha256(json.dumps(pipeline, sort_keys=True).encode()).hexdigest()
+
+    def extended(self, tokens: tuple[str, ...]) -> BaseTokenizer:
+        """The same with `tokens` added as special tokens, those it knows already left as they are."""
+        missing = [token for token in dict.fromkeys(tokens) if self.backend.token_to_id(token) is None]
+        if not missing:
+            return self
+        backend = Tokenizer.from_str(self.backend.to_str())
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
+        return replace(self, backend=backend, added=self.added + tuple(missing))
+
+    def save(self, folder: Path, chat_template: str | None) -> None:
+        """A folder that AutoTokenizer reads back to the same ids: tokenizer.json is used as it stands."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend.save(str(folder / "tokenizer.json"))
+        config = {key: value for key, value in self.config.items() if key not in ("chat_template", "auto_map", "added_tokens_decoder")}
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        if chat_template is not None:
+            (folder / "chat_template.jinja").write_text(chat_template)
+
+
+def load_tokenizer(path: str) -> BaseTokenizer:
+    """The tokenizer of a Hugging Face folder or Hub id."""
+    folder = Path(path) if Path(path).is_dir() else _from_hub(path)
+    config = _read_json(folder / "tokenizer_config.json")
+    if not _is_verbatim(folder, config):
+        with tempfile.TemporaryDirectory(prefix="tokenizer-") as scratch:
+            _convert(folder, Path(scratch))
+            return _read(Path(scratch), fallback_template=_read_template(folder, config))
+    return _read(folder)
+
+
+def _read(folder: Path, fallback_template: str | None = None) -> BaseTokenizer:
+    try:
+        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"{folder}/tokenizer.json cannot be read ({error}): save the tokenizer again with save_pretrained") from error
+    backend.no_truncation()
+    backend.no_padding()
+    config = {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / "tokenizer_config.json")}
+    return BaseTokenizer(backend=backend, config=config, chat_template=_read_template(folder, config) or fallback_template)
+
+
+def _is_verbatim(folder: Path, config: dict[str, Any]) -> bool:
+    if not (folder / "tokenizer.json").exists() or config.get("tokenizer_class") not in _VERBATIM_CLASSES:
+        return False
+    known = {token["content"] for token in _read_json(folder / "tokenizer.json").get("added_tokens", [])}
+    declared = [token["content"] for token in config.get("added_tokens_decoder", {}).values()]
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    declared += list(extra.values()) if isinstance(extra, dict) else [t["content"] if isinstance(t, dict) else t for t in extra]
+    return known.issuperset(declared)
+
+
+def _convert(folder: Path, out: Path) -> None:
+    command = [sys.executable, "-c", _CONVERT, str(folder), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0 and (out / "tokenizer.json").exists():
+        return
+    reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    reason = re.sub(r"^\w+(\.\w+)*: ", "", reason)
+    raise UserError(f"transformers cannot load the tokenizer in {folder}: {reason[:300]}")
+
+
+def _from_hub(path: str) -> Path:
+    from huggingface_hub import snapshot_download  # slow to import, and only needed for Hub ids
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=_WANTED_FILES))
+    except Exception as error:  # many kinds: no network, no such model, no right to read it
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"the tokenizer of '{path}' is neither a folder nor to be had from the Hub ({type(error).__name__}: {reason}): "
+            "check the name and `hf auth login`, or give a local folder as --checkpoint"
+        ) from error
+
+
+def _read_template(folder: Path, config: dict[str, Any]) -> str | None:
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text()
+    template = config.get("chat_template") or _read_json(folder / "chat_template.json").get("chat_template")
+    if isinstance(template, list):  # several named ones: the default is for chat
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} is not valid JSON ({error}): fetch the base model again") from error
+    assert isinstance(content, dict), file
+    return content
