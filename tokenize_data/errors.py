@@ -12,6 +12,9 @@ EXIT_USER_ERROR = 2
 class UserError(Exception):
     """A mistake in what the user gave. Its message is the whole output: no traceback, exit code 2."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())  # a row's own text may hold half characters
+
 
 class RowError(UserError):
     """One row cannot be used. Raised without a place; whoever knows file and line adds it with `at`."""

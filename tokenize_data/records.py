@@ -135,7 +135,7 @@ class RowReader:
             if not isinstance(turn, dict):
                 raise RowError(f"{place} is {_kind(turn)}, not an object with '{role_key}' and '{content_key}'")
             name = turn.get(role_key)
-            if name not in roles:
+            if not isinstance(name, str) or name not in roles:
                 raise RowError(f"{place} has {role_key} {shorten(name)}: use one of {', '.join(roles)}")
             if turn.get("tool_calls"):
                 raise RowError(f"{place} has tool_calls, which cannot be trained on: write them into its {content_key}")

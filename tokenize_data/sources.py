@@ -209,6 +209,7 @@ def _load(source: Source, loader: str) -> Any:
     import datasets  # slow to import, and only needed for what is not JSONL
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is said below, once
     name = str(Path(source.name).expanduser())
     try:
         if loader == "disk":
