@@ -92,7 +92,7 @@ def build(plan: Plan, folder: Path, prefix: str, say: Say) -> Manifest:
         num_cut=tally.cut, num_with_special_text=tally.injected, num_open=tally.open, num_double_bos=tally.double_bos,
         num_without_bos=tally.without_bos, seq=plan.seq, id_type=str(plan.id_type), batch_documents=BATCH_DOCUMENTS,
         tokenizer={
-            "fingerprint": tokenizer.fingerprint(), "folder": f"{prefix}-tokenizer", "added": list(tokenizer.added),
+            "fingerprint": tokenizer.fingerprint, "folder": f"{prefix}-tokenizer", "added": list(tokenizer.added),
             "vocabulary_size": tokenizer.vocabulary_size, "bos": _id(tokenizer, tokenizer.special("bos_token")),
             "adds_bos": tokenizer.adds_bos, "stop_ids": _stop_ids(tokenizer, template, formats),
         },
@@ -110,7 +110,7 @@ def _converter(plan: Plan, formats: Sequence[str]) -> Converter:
     return Converter(
         readers=[RowReader(spec, name) for spec, name, group in pairs for _ in group],
         choices=[choice for spec, _, group in pairs for choice in choose_rows(spec, group, plan.seed)],
-        template=plan.template, encoder=Encoder(tokenizer.backend, plan.fast), seq=plan.seq, id_type=plan.id_type,
+        template=plan.template, encoder=Encoder(tokenizer, plan.fast), seq=plan.seq, id_type=plan.id_type,
         bos=bos if bos and tokenizer.adds_bos else "", bos_id=_id(tokenizer, bos), eos=tokenizer.special("eos_token") or "",
         stop_ids=_stop_ids(tokenizer, plan.template, formats), special_ids=[number for number in special if number is not None],
     )  # fmt: skip

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from tokenize_data import fast_bpe
 from tokenize_data.chat import ASSISTANT, Rendered
 from tokenize_data.errors import RowError, shorten
+from tokenize_data.tokenizer import BaseTokenizer
 
 _ANCHORS = ("\n", "0", ".", "\x01")  # one of them does not grow together with what follows
 _CHECK_EVERY = 128  # with the fast tokenizer, every so manieth document is done again with the slow one
@@ -55,10 +55,10 @@ class Encoded:
 class Encoder:
     """Bound to one tokenizer. `fast` asks for tiktoken where the tokenizer's kind allows it."""
 
-    def __init__(self, backend: Tokenizer, fast: bool = True) -> None:
-        self._backend = backend
-        self._fast = fast_bpe.build(backend) if fast else None
-        self._table, self._prefix = _lengths_in_bytes(backend)
+    def __init__(self, tokenizer: BaseTokenizer, fast: bool = True) -> None:
+        self._backend = backend = tokenizer.backend
+        self._fast = fast_bpe.build(tokenizer.pipeline) if fast else None
+        self._table, self._prefix = _lengths_in_bytes(tokenizer)
         self._is_added = np.zeros(len(self._table), dtype=bool)
         self._is_added[list(backend.get_added_tokens_decoder())] = True
         self._count = 0
@@ -214,9 +214,9 @@ def _with_runs(tokens: np.ndarray, positions: list[int], roles: list[int]) -> En
     return Encoded(tokens, lengths, kept)
 
 
-def _lengths_in_bytes(backend: Tokenizer) -> tuple[np.ndarray, str]:
+def _lengths_in_bytes(tokenizer: BaseTokenizer) -> tuple[np.ndarray, str]:
     """How many bytes of text each token stands for, and whether spaces are put before texts: 'none', 'first' or 'always'."""
-    pipeline = json.loads(backend.to_str())
+    backend, pipeline = tokenizer.backend, tokenizer.pipeline
     described = json.dumps([pipeline["normalizer"], pipeline["pre_tokenizer"]])
     byte_level = '"ByteLevel"' in described
     fallback = bool(pipeline["model"].get("byte_fallback"))

@@ -7,7 +7,6 @@ Ranks follow the order of the merges; a table leads from ranks to the vocabulary
 from __future__ import annotations
 
 import itertools
-import json
 import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,9 +30,8 @@ _NO_TOKEN = np.iinfo(np.uint32).max  # a byte that the vocabulary lacks: the Hug
 Encode = Callable[[str], np.ndarray]
 
 
-def build(backend: Tokenizer) -> Encode | None:
-    """A function from text to ids, or None where the tokenizer is of another kind."""
-    pipeline = json.loads(backend.to_str())
+def build(pipeline: dict[str, Any]) -> Encode | None:
+    """A function from text to ids, or None where the tokenizer is of another kind. `pipeline` is what tokenizer.json says."""
     pattern = _pattern(pipeline["pre_tokenizer"])
     model, added = pipeline["model"], pipeline["added_tokens"]
     normal_form = _normal_form(pipeline["normalizer"])

@@ -15,7 +15,7 @@ import pyarrow as pa
 from tokenize_data import manifest as manifests
 from tokenize_data.chat import ASSISTANT
 from tokenize_data.errors import UserError
-from tokenize_data.shards import FileInfo
+from tokenize_data.shards import FileInfo, as_numpy
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ShardReader:
         batch = self._open(info).get_batch(0)
         if len(batch) != self.manifest.documents:
             raise UserError(f"{self.folder / info.file} lists {len(batch):,} documents, the manifest {self.manifest.documents:,}")
-        return {name: batch.column(name).to_numpy(zero_copy_only=True) for name in batch.schema.names}
+        return {name: as_numpy(batch.column(name)) for name in batch.schema.names}
 
     @property
     def lengths(self) -> np.ndarray:
@@ -130,7 +130,7 @@ class ShardReader:
             raise UserError(f"{path} is damaged ({error}): tokenise again with --retokenize") from error
         ids, lengths, roles = (columns.column(name) for name in ("ids", "run_lengths", "run_roles"))
         buffers = (ids.values, ids.offsets, lengths.values, roles.values, lengths.offsets)
-        return tuple(buffer.to_numpy(zero_copy_only=True) for buffer in buffers)
+        return tuple(as_numpy(buffer) for buffer in buffers)
 
 
 def _check_size(folder: Path, info: FileInfo) -> None:

@@ -98,7 +98,7 @@ class ShardWriter:
         self._finish_shard()
         name = f"{self._prefix}-index.arrow"
         columns = {key: np.concatenate(parts) for key, parts in self._index.items()}
-        batch = pa.record_batch({key: pa.array(values) for key, values in columns.items()})
+        batch = pa.record_batch({key: as_array(values) for key, values in columns.items()})
         file = _HashedFile(self._folder / name)
         with pa.ipc.new_file(file, batch.schema) as writer:
             writer.write_batch(batch)
@@ -135,17 +135,28 @@ class ShardWriter:
         self._file, self._documents = None, 0
 
 
+def as_array(values: np.ndarray) -> Any:
+    """numpy to Arrow over the same memory. pa.array would do, but imports pandas at first use, which takes a quarter of a second."""
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def as_numpy(array: Any) -> np.ndarray:
+    """Arrow to numpy over the same memory; no nulls."""
+    values = np.frombuffer(array.buffers()[1], dtype=array.type.to_pandas_dtype())
+    return values[array.offset : array.offset + len(array)]
+
+
 def _lists(lengths: list[int], values: np.ndarray) -> pa.ListArray:
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    return pa.ListArray.from_arrays(as_array(offsets), as_array(values))
 
 
 def _compact(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Offsets that begin at 0 over values of just this batch, so that a reader can take slices without a look at the parent."""
     columns = []
     for column in batch.columns:
-        offsets = column.offsets.to_numpy()
+        offsets = as_numpy(column.offsets)
         values = column.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
-        columns.append(pa.ListArray.from_arrays(pa.array(offsets - offsets[0]), values))
+        columns.append(pa.ListArray.from_arrays(as_array(offsets - offsets[0]), values))
     return pa.record_batch(columns, schema=batch.schema)

@@ -17,7 +17,7 @@ from tokenize_data.tokenizer import BaseTokenizer
 def refuse_other_tokenizer(manifest: Manifest, tokenizer: BaseTokenizer, template: ChatTemplate, folder: Path) -> None:
     """Ids of another vocabulary, or text of another template, are never what a run wants."""
     for what, made, now in (
-        ("tokenizer", manifest.tokenizer["fingerprint"], tokenizer.fingerprint()),
+        ("tokenizer", manifest.tokenizer["fingerprint"], tokenizer.fingerprint),
         ("template", manifest.template["fingerprint"], template.fingerprint()),
     ):
         if made != now:

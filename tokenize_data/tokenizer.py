@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,15 @@ class BaseTokenizer:
     chat_template: str | None
     added: tuple[str, ...] = ()
 
-    @property
+    @cached_property
+    def pipeline(self) -> dict[str, Any]:
+        """What tokenizer.json says: normalizer, pre_tokenizer, model, added_tokens, ... Not to be changed."""
+        content: dict[str, Any] = json.loads(self.backend.to_str())
+        return content
+
+    @cached_property
     def vocabulary_size(self) -> int:
-        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+        return int(max(self.backend.get_vocab(with_added_tokens=True).values())) + 1
 
     def special(self, name: str) -> str | None:
         """The text of bos_token, eos_token, ... or None."""
@@ -67,10 +74,11 @@ class BaseTokenizer:
         texts = {token.content for token in self.backend.get_added_tokens_decoder().values() if token.special}
         return frozenset(texts | {text for text in (self.special("bos_token"), self.special("eos_token")) if text})
 
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what decides ids: vocabulary, merges, normalisation, added and special tokens. Not of names or places."""
-        pipeline = json.loads(self.backend.to_str())
-        pipeline.pop("truncation"), pipeline.pop("padding"), pipeline.pop("post_processor")
+        kept = ("normalizer", "pre_tokenizer", "model", "added_tokens", "decoder")
+        pipeline = {key: self.pipeline[key] for key in kept}
         pipeline["special"] = {name: self.special(name) for name in ("bos_token", "eos_token")}
         return hashlib.sha256(json.dumps(pipeline, sort_keys=True).encode()).hexdigest()
 

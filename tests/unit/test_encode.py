@@ -34,7 +34,7 @@ def prepared(family, tmp_path_factory):
         template, tokenizer = choose_template(FAMILIES[name][4], load_tokenizer(str(family(name))))
         folder = tmp_path_factory.mktemp(f"stored-{name}")
         tokenizer.save(folder, template.source)
-        return template, tokenizer, Encoder(tokenizer.backend), AutoTokenizer.from_pretrained(folder)
+        return template, tokenizer, Encoder(tokenizer), AutoTokenizer.from_pretrained(folder)
 
     return prepare
 
@@ -101,7 +101,7 @@ def test_roles_equal_those_from_the_tokenizers_own_offsets(prepared, name, quest
 @pytest.mark.parametrize("name", ["gpt2", "digits", "llama3", "qwen"])
 def test_fast_tokenizer_gives_the_same_ids(family, name):
     tokenizer = load_tokenizer(str(family({"digits": "smollm"}.get(name, name))))
-    encode = fast_bpe.build(tokenizer.backend)
+    encode = fast_bpe.build(tokenizer.pipeline)
     assert encode is not None
     rng = np.random.default_rng(0)
     alphabet = [*"ab1 9\n\t.'sé日🙂-", "<|im_start|>", "don't", "  ", "\r\n", "2024"]
@@ -111,11 +111,11 @@ def test_fast_tokenizer_gives_the_same_ids(family, name):
 
 def test_fast_tokenizer_is_not_built_for_other_kinds(family):
     for name in ("gemma", "llama2", "phi"):
-        assert fast_bpe.build(load_tokenizer(str(family(name))).backend) is None
+        assert fast_bpe.build(load_tokenizer(str(family(name))).pipeline) is None
 
 
 def test_fast_tokenizer_that_differs_is_not_used(family, monkeypatch):
-    encoder = Encoder(load_tokenizer(str(family("gpt2"))).backend)
+    encoder = Encoder(load_tokenizer(str(family("gpt2"))))
     right = encoder._fast
     encoder._fast = lambda text: right(text)[:-1] if "patient" in text else right(text)
     assert encoder.prove(["a text", "the patient"]) == "the patient"
@@ -123,7 +123,7 @@ def test_fast_tokenizer_that_differs_is_not_used(family, monkeypatch):
 
 
 def test_fast_tokenizer_that_differs_later_is_an_error_for_the_stage_to_start_again(family):
-    encoder = Encoder(load_tokenizer(str(family("gpt2"))).backend)
+    encoder = Encoder(load_tokenizer(str(family("gpt2"))))
     right = encoder._fast
     encoder._fast = lambda text: right(text)[:-1]
     with pytest.raises(FastPathError):
@@ -131,7 +131,7 @@ def test_fast_tokenizer_that_differs_later_is_an_error_for_the_stage_to_start_ag
 
 
 def test_a_token_that_straddles_two_roles_has_the_first_ones(family):
-    encoder = Encoder(load_tokenizer(str(family("gpt2"))).backend)
+    encoder = Encoder(load_tokenizer(str(family("gpt2"))))
     (encoded,) = encoder.encode([Rendered("patient", [0, 3], [TEMPLATE, ASSISTANT], [])])
     assert encoded.run_roles[0] == TEMPLATE
     (split,) = encoder.encode([Rendered("patient", [0, 3], [TEMPLATE, ASSISTANT], [3])])
@@ -141,7 +141,7 @@ def test_a_token_that_straddles_two_roles_has_the_first_ones(family):
 
 
 def test_cut_keeps_runs_and_ids_together(family):
-    encoder = Encoder(load_tokenizer(str(family("gpt2"))).backend)
+    encoder = Encoder(load_tokenizer(str(family("gpt2"))))
     (whole,) = encoder.encode([Rendered("a b c d", [0, 3], [TEMPLATE, ASSISTANT], [])])
     for limit in range(1, len(whole.ids) + 1):
         cut = whole.cut(limit)
@@ -155,7 +155,7 @@ def test_the_real_tokenizers(smollm2, mistral_v1, mistral_v3):
     for folder, choice in ((smollm2, "auto"), (mistral_v1, "mistral"), (mistral_v3, "mistral_v3")):
         template, tokenizer = choose_template(choice, load_tokenizer(str(folder)))
         theirs = AutoTokenizer.from_pretrained(folder)
-        encoder = Encoder(tokenizer.backend)
+        encoder = Encoder(tokenizer)
         assert encoder.is_fast == (folder == smollm2)
         for question in texts:
             if not question.strip():

@@ -159,7 +159,7 @@ def test_megatron_adds_its_tokens_and_bos_where_the_tokenizer_has_one(family):
     template, tokenizer = template_of(family, "megatron")
     assert tokenizer.added == ("<|im_start|>", "<|im_end|>")
     (document,) = template.documents([USER, ANSWER])
-    (encoded,) = Encoder(tokenizer.backend).encode([document])
+    (encoded,) = Encoder(tokenizer).encode([document])
     bos = tokenizer.backend.token_to_id("<s>")
     assert encoded.ids.tolist().count(bos) == 1
     assert encoded.ids[0] == bos
