@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import logging
 import re
 import zlib
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ class Source:
     size: int = 0
     sha256: str = ""
     _loader: str | None = field(default=None, repr=False)
+    _rows: Any = field(default=None, repr=False)
 
     def place(self, number: int) -> str:
         return f"{self.name} {self.unit} {number}"
@@ -185,7 +187,9 @@ def _jsonl_chunks(source: Source, index: int) -> Iterator[Chunk]:
 
 
 def _dataset_chunks(source: Source, index: int, loader: str) -> Iterator[Chunk]:
-    rows = _load(source, loader)
+    if source._rows is None:
+        source._rows = _load(source, loader)
+    rows = source._rows
     digest = hashlib.sha256()
     lines: list[bytes] = []
     length, first, number = 0, 1, 0
@@ -209,7 +213,8 @@ def _load(source: Source, loader: str) -> Any:
     import datasets  # slow to import, and only needed for what is not JSONL
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is said below, once
+    for name in ("datasets", "huggingface_hub"):  # what goes wrong is said below, once
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     name = str(Path(source.name).expanduser())
     try:
         if loader == "disk":

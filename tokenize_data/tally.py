@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ class Tally:
             self._file = self._path.open("w")
         row = {"file": source.name, source.unit: reject.line, "reason": reject.reason, "row": reject.raw.decode(errors="replace")}
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.reasons[reject.reason.split(":")[0].split(" (")[0][:60]] += 1
+        self.reasons[_kind(reject.reason)] += 1
 
     def counts(self) -> str:
         return f"{self.read:,} rows read = {self.accepted:,} accepted + {self.rejected:,} rejected"
@@ -78,3 +79,8 @@ class Tally:
     @property
     def rejects_file(self) -> Path | None:
         return self._path if self.rejected else None
+
+
+def _kind(reason: str) -> str:
+    """A reason without its values, to count by."""
+    return re.sub(r"\d[\d,.]*", "N", re.split(r": | \(|; ", reason)[0])[:60]

@@ -66,6 +66,8 @@ def _show(reader, arguments: argparse.Namespace) -> int:  # type: ignore[no-unty
     if arguments.chart is not None:
         lengths.write_chart(reader.lengths, reader.trained, reader.manifest.seq, arguments.chart)
         console.print(f"length histogram written to {arguments.chart}")
-    for warning in describe.warnings(reader.manifest):
+    without = int((reader.trained == 0).sum())
+    nothing = [f"{without:,} documents have no trained token: they cost time and teach nothing"] if without else []
+    for warning in [*nothing, *describe.warnings(reader.manifest)]:
         console.print(f"warning: {warning}", style="yellow")
     return 0

@@ -15,12 +15,14 @@ _WIDTH = 48
 
 
 def bins(lengths: np.ndarray, num_bins: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """(counts, edges) with round edges."""
-    longest = max(int(lengths.max()), num_bins)
-    step = -(-longest // num_bins)
+    """(counts, edges) with round edges; from 0 unless the lengths lie close together."""
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    first = shortest if shortest > longest // 2 else 0
+    step = max(-(-(longest + 1 - first) // num_bins), 1)
     magnitude = 10 ** max(len(str(step)) - 2, 0)
     step = -(-step // magnitude) * magnitude
-    edges = np.arange(0, longest + step, step)
+    first -= first % step
+    edges = np.arange(first, longest + step + 1, step)
     counts, _ = np.histogram(lengths, bins=edges)
     return counts, edges
 

@@ -110,3 +110,38 @@ def test_unknown_command(bench):
     with pytest.raises(SystemExit) as stop:
         entry(["inspcet"])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 1), (1, 2), (55, 66), (3, 2048), (100, 5000), (1000, 1001)])
+def test_histogram_counts_every_document_once(low, high):
+    import numpy as np
+
+    from sft.observe.lengths import bins
+
+    lengths = np.arange(low, high + 1)
+    counts, edges = bins(lengths)
+    assert counts.sum() == len(lengths)
+    assert len(counts) <= 18
+    assert edges[0] <= low
+    assert edges[-1] > high
+
+
+def test_reasons_of_rejected_rows_are_counted(bench):
+    bench.tokenize(
+        "--data", bench.jsonl([pair(), "x", "y", pair(answer=""), pair("a " * 80), pair("a " * 90)]), "--max_bad_rows", "9", "--seq", "64"
+    )
+    shown = " ".join(bench.inspect().out.split())
+    for fragment in (
+        "2 rejected: not valid JSON",
+        "1 rejected: 'gold' is empty",
+        "2 rejected: N tokens, and none of the first N is trained",
+    ):
+        assert fragment in shown
+
+
+def test_documents_without_a_trained_token_are_named(bench, monkeypatch):
+    from tokenize_data.reader import ShardReader
+
+    bench.tokenize("--data", bench.jsonl([pair(), pair()]))
+    monkeypatch.setattr(ShardReader, "trained", property(lambda reader: reader._index["trained"] * [0, 1]))
+    assert "1 documents have no trained token" in bench.inspect().out
