@@ -1,20 +1,25 @@
 """A base model's tokenizer as plain data: the `tokenizers` object, its special tokens, its chat template.
 
 A folder whose tokenizer.json is used as it stands by transformers is read directly. Any other (SentencePiece, tekken, a class that
-rebuilds the tokenizer from its vocabulary) is converted by transformers itself in a process of its own: so ids are those that
+rebuilds the tokenizer from its vocabulary) is converted once by transformers itself, in a process of its own: so ids are those that
 `AutoTokenizer` gives at generation time, and this process stays free of torch.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import hashlib
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +28,7 @@ from tokenizers import AddedToken, Tokenizer
 from tokenize_data.errors import UserError
 
 _VERBATIM_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
-_WANTED_FILES = ["*.json", "*.model", "*.jinja", "*.txt", "tokenizer*"]
+_WANTED_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
 _CONVERT = """
 import os, sys, warnings
 warnings.filterwarnings("ignore"); os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -107,9 +112,7 @@ def load_tokenizer(path: str) -> BaseTokenizer:
     folder = Path(path) if Path(path).is_dir() else _from_hub(path)
     config = _read_json(folder / "tokenizer_config.json")
     if not _is_verbatim(folder, config):
-        with tempfile.TemporaryDirectory(prefix="tokenizer-") as scratch:
-            _convert(folder, Path(scratch))
-            return _read(Path(scratch), fallback_template=_read_template(folder, config))
+        return _read(_converted(folder), fallback_template=_read_template(folder, config))
     return _read(folder)
 
 
@@ -134,11 +137,36 @@ def _is_verbatim(folder: Path, config: dict[str, Any]) -> bool:
     return known.issuperset(declared)
 
 
+def _converted(folder: Path) -> Path:
+    """The folder as transformers saves it: made once for these contents and this version of transformers, and kept."""
+    names = {file for pattern in _WANTED_FILES for file in folder.glob(pattern) if file.is_file()}
+    digest = hashlib.sha256(metadata.version("transformers").encode())
+    for file in sorted(names):
+        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sft" / "tokenizers"
+    kept = cache / digest.hexdigest()
+    if (kept / "tokenizer.json").exists():
+        return kept
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=cache))
+    except OSError:  # a home that cannot be written: converted again each time
+        kept = scratch = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    _convert(folder, scratch)
+    if scratch != kept:
+        with contextlib.suppress(OSError):  # another process was first: its result is the same
+            scratch.rename(kept)
+        shutil.rmtree(scratch, ignore_errors=True)
+    return kept
+
+
 def _convert(folder: Path, out: Path) -> None:
     command = [sys.executable, "-c", _CONVERT, str(folder), str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0 and (out / "tokenizer.json").exists():
         return
+    shutil.rmtree(out, ignore_errors=True)
     reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
     reason = re.sub(r"^\w+(\.\w+)*: ", "", reason)
     raise UserError(f"transformers cannot load the tokenizer in {folder}: {reason[:300]}")
@@ -148,7 +176,7 @@ def _from_hub(path: str) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, and only needed for Hub ids
 
     try:
-        return Path(snapshot_download(path, allow_patterns=_WANTED_FILES))
+        return Path(snapshot_download(path, allow_patterns=list(_WANTED_FILES)))
     except Exception as error:  # many kinds: no network, no such model, no right to read it
         reason = " ".join(str(error).split())[:160]
         raise UserError(
