@@ -1,0 +1,5 @@
+"""What a run will do, from the shards' index alone: iterations, which documents make each, and how they are packed into rows.
+
+In reading order: sampler (documents of an iteration), packing (rows, micro-batches, replicas). Pure arithmetic: no torch, no files, no
+state; every process computes the same plan. Does not belong here: anything that needs a token id or a tensor.
+"""
