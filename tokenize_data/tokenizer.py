@@ -109,6 +109,7 @@ class BaseTokenizer:
 
 def load_tokenizer(path: str) -> BaseTokenizer:
     """The tokenizer of a Hugging Face folder or Hub id."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our workers are the parallelism; threads and forks do not mix
     folder = Path(path) if Path(path).is_dir() else _from_hub(path)
     config = _read_json(folder / "tokenizer_config.json")
     if not _is_verbatim(folder, config):
