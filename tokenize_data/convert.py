@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -86,7 +86,7 @@ class Converter:
         self._is_special[list(special_ids)] = True
 
     def __call__(self, chunk: Chunk) -> Converted:
-        result = Converted(chunk)
+        result = Converted(replace(chunk, data=b""))  # the lines need not travel back to the process that writes
         rows: list[tuple[int, bytes, int, list[Rendered]]] = []  # line, raw, copies, documents
         for line, size in chunk.too_long:
             result.read += 1

@@ -225,27 +225,16 @@ def test_no_permission(bench, smollm2):
         assert fragment in done.stderr
 
 
-def test_a_full_disk(bench, smollm2):
-    """A file size limit stands for it: the write fails half-way, and nothing is left."""
-    data = bench.jsonl([pair(f"Is {number} a number?", "Yes. " * 50) for number in range(3000)])
+@pytest.mark.parametrize(("rows", "limit"), [(3000, 200_000), (3, 1_000_000)])
+def test_a_full_disk(bench, smollm2, rows, limit):
+    """A file size limit stands for it: the write of a shard, or of the tokenizer, fails half-way, and nothing is left."""
+    data = bench.jsonl([pair(f"Is {number} a number?", "Yes. " * 50) for number in range(rows)])
     script = (
         "import resource, sys; from tokenize_data.cli import entry; "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); sys.exit(entry(sys.argv[1:]))"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); sys.exit(entry(sys.argv[1:]))"
     )
-    command = [
-        sys.executable,
-        "-c",
-        script,
-        "--run_name",
-        "r",
-        "--data",
-        data,
-        "--checkpoint",
-        smollm2,
-        "--tokenized_data_dir",
-        bench.tokenized,
-    ]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    arguments = ["--run_name", "r", "--data", data, "--checkpoint", smollm2, "--tokenized_data_dir", bench.tokenized]
+    done = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "file size limit" in done.stderr
     assert sorted(bench.tokenized.iterdir()) == []
