@@ -1,5 +1,5 @@
 """The fine-tuner. In reading order: cli (argv to one command), commands (one file each, thin), plan (iterations and rows, from the index),
-observe (what people see).
+model (a Hugging Face model taken apart into stages), observe (what people see).
 
 Belongs here: what happens from shards to a tuned model. Does not belong here: how rows become shards, which is `tokenize_data`.
 """

@@ -1,0 +1,62 @@
+"""Attention within each document of a packed row, as a function that transformers calls in place of its own.
+
+Shapes: query_BHTD, key_BGTD, value_BGTD with B = 1 row, H query heads, G key-value heads, T tokens, D head size. `document_lengths` add up
+to T. There is no mask to build: a document is a slice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+NAME = "sft_packed"
+# What an attention module may pass on without changing the result of a causal, dropout-free forward pass.
+_HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "cache_position", "is_causal", "layer_idx", "position_bias"})
+
+
+def packed_attention(
+    module: nn.Module, query_BHTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, attention_mask: Tensor | None, *,
+    document_lengths: list[int], scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None,
+    softcap: float | None = None, **further: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """(output_BTHD, None), as transformers' attention functions return it."""
+    unknown = [name for name, value in further.items() if value is not None and name not in _HARMLESS]
+    if unknown or dropout:
+        raise NotImplementedError(f"attention with {', '.join(unknown) or 'dropout'}")
+    documents = zip(*(t.split(document_lengths, 2) for t in (query_BHTD, key_BGTD, value_BGTD)), strict=True)
+    outputs = [_one_document(q, k, v, scaling, sliding_window, softcap) for q, k, v in documents]
+    return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+def _one_document(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, softcap: float | None) -> Tensor:
+    length = query.size(2)
+    grouped = query.size(1) != key.size(1)
+    if softcap is not None:
+        return _softcapped(query, key, value, scaling, window, softcap)
+    if window is None or window >= length:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=_band(length, window, query), scale=scaling, enable_gqa=grouped)
+
+
+def _softcapped(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, softcap: float) -> Tensor:
+    """Gemma 2: scores are squashed before the softmax, which no fused kernel of torch does."""
+    groups = query.size(1) // key.size(1)
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * (query.size(-1) ** -0.5 if scaling is None else scaling)
+    scores = torch.tanh(scores / softcap) * softcap
+    length = query.size(2)
+    scores = scores.masked_fill(~_band(length, window or length, query), torch.finfo(scores.dtype).min)
+    return torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype) @ value
+
+
+def _band(length: int, window: int, like: Tensor) -> Tensor:
+    """True where token i may look at token j: i - window < j <= i."""
+    ones = torch.ones(length, length, dtype=torch.bool, device=like.device)
+    return ones.tril() & ones.triu(1 - window)
+
+
+AttentionInterface.register(NAME, packed_attention)

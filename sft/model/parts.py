@@ -1,0 +1,105 @@
+"""What a pipeline stage is made of: the embedding, blocks, the head. Each takes and returns plain tensors.
+
+ids_RT are token ids, positions_RT count from 0 in each document (R = 1 packed row, T tokens), hidden_RTE hidden states, logits_RTV logits.
+The modules are the Hugging Face model's own; nothing is copied, so parameter names and objects are theirs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sft.model.anatomy import Anatomy
+
+
+class Embedding(nn.Module):
+    """Ids to the first hidden states. It is the model's own trunk without its layers, so scalings and learned positions are as there."""
+
+    def __init__(self, model: Any, anatomy: Anatomy) -> None:
+        super().__init__()
+        self.trunk = model.get_submodule(anatomy.trunk)
+        for name in anatomy.final:
+            setattr(self.trunk, name.rpartition(".")[2], None if name.endswith("project_out") else nn.Identity())
+        setattr(self.trunk, anatomy.layers.rpartition(".")[2], nn.ModuleList())
+
+    def forward(self, ids_RT: Tensor, positions_RT: Tensor) -> Tensor:
+        hidden_RTE: Tensor = self.trunk(input_ids=ids_RT, position_ids=positions_RT, use_cache=False).last_hidden_state
+        return hidden_RTE
+
+
+class Block(nn.Module):
+    """One decoder layer."""
+
+    def __init__(self, layer: nn.Module, rotary: nn.Module | None, layer_type: str | None, rotary_by_type: bool) -> None:
+        super().__init__()
+        self.layer = layer
+        self._rotary = (rotary,)  # in a tuple: it has no parameters, and belongs to no stage
+        self._layer_type = layer_type if rotary_by_type else None
+        self._accepts = frozenset(inspect.signature(layer.forward).parameters)
+
+    def forward(self, hidden_RTE: Tensor, positions_RT: Tensor, document_lengths: list[int]) -> Tensor:
+        options: dict[str, Any] = {"attention_mask": None, "position_ids": positions_RT, "use_cache": False}
+        rotary = self._rotary[0]
+        if rotary is not None:
+            arguments = (hidden_RTE, positions_RT) + ((self._layer_type,) if self._layer_type else ())
+            options["position_embeddings"] = rotary(*arguments)
+        if "alibi" in self._accepts:
+            options |= {"alibi": None, "attention_mask": block_diagonal_mask(document_lengths, hidden_RTE)}
+        else:
+            options["document_lengths"] = document_lengths
+        output = self.layer(hidden_RTE, **options)
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+
+class Head(nn.Module):
+    """Last hidden states to logits."""
+
+    def __init__(self, final: list[nn.Module], head: nn.Module, softcap: float | None, multiplier: float) -> None:
+        super().__init__()
+        self.final = nn.ModuleList(final)
+        self.head = head
+        self._softcap, self._multiplier = softcap, multiplier
+
+    def forward(self, hidden_RTE: Tensor) -> Tensor:
+        return self.logits(self.normalised(hidden_RTE))
+
+    def normalised(self, hidden_RTE: Tensor) -> Tensor:
+        for module in self.final:
+            hidden_RTE = module(hidden_RTE)
+        return hidden_RTE
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Any leading shape: rows whose tokens are not trained may be left out before."""
+        logits: Tensor = self.head(hidden)
+        if self._multiplier != 1.0:
+            logits = logits * self._multiplier
+        return torch.tanh(logits / self._softcap) * self._softcap if self._softcap else logits
+
+
+def take_apart(model: Any, anatomy: Anatomy) -> tuple[Embedding, list[Block], Head]:
+    """The model's parts, in order. The model itself is not usable afterwards."""
+    rotary = model.get_submodule(anatomy.rotary) if anatomy.rotary else None
+    layers = list(model.get_submodule(anatomy.layers))
+    blocks = [Block(layer, rotary, kind, anatomy.rotary_by_type) for layer, kind in zip(layers, anatomy.layer_types, strict=True)]
+    final = [model.get_submodule(name) for name in anatomy.final]
+    head = Head(final, model.get_submodule(anatomy.head), anatomy.logit_softcap, anatomy.logit_multiplier)
+    return Embedding(model, anatomy), blocks, head
+
+
+def lengths_of(positions_RT: Tensor) -> list[int]:
+    """Document lengths of a packed row: positions begin at 0 in each."""
+    starts = [*(positions_RT[0] == 0).nonzero().flatten().tolist(), positions_RT.size(1)]
+    return [end - start for start, end in itertools.pairwise(starts)]
+
+
+def block_diagonal_mask(document_lengths: list[int], like: Tensor) -> Tensor:
+    """mask_11TT, 0 where a token may look and the smallest number elsewhere: for attention that knows no documents."""
+    blocks = [torch.ones(length, length, dtype=torch.bool, device=like.device).tril() for length in document_lengths]
+    allowed = torch.block_diag(*blocks).bool()
+    mask = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill_(~allowed, torch.finfo(like.dtype).min)
+    return mask[None, None]

@@ -1,0 +1,98 @@
+"""A model taken apart gives transformers' logits, gradients too, for every family; what is not understood is refused by name."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sft.model import attention, parts
+from sft.model.anatomy import find_anatomy
+from sft.model.parts import block_diagonal_mask, lengths_of, take_apart
+from sft.model.selfcheck import self_check
+from tests.models import FAMILIES, tiny_config
+from tokenize_data.errors import UserError
+
+LENGTHS = (9, 4, 14)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_parts_give_transformers_logits_on_a_packed_row(name):
+    assert self_check(tiny_config(name)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_equal_those_of_separate_documents(name):
+    torch.manual_seed(1)
+    theirs = AutoModelForCausalLM.from_config(tiny_config(name), attn_implementation="eager", dtype=torch.float32)
+    ours = copy.deepcopy(theirs)
+    anatomy = find_anatomy(ours)
+    names = {id(parameter): key for key, parameter in ours.named_parameters()}
+    ours.set_attn_implementation(attention.NAME)
+    embedding, blocks, head = take_apart(ours, anatomy)
+    documents = [torch.randint(3, theirs.config.vocab_size, (1, length)) for length in LENGTHS]
+    for ids in documents:
+        torch.logsumexp(theirs(input_ids=ids, use_cache=False).logits, -1).sum().backward()
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
+    hidden = embedding(torch.cat(documents, 1), positions)
+    for block in blocks:
+        hidden = block(hidden, positions, lengths_of(positions))
+    torch.logsumexp(head(hidden), -1).sum().backward()
+    found = {names[id(p)]: p.grad for module in (embedding, *blocks, head) for p in module.parameters()}
+    expected = {key: parameter.grad for key, parameter in theirs.named_parameters()}
+    assert found.keys() == expected.keys()
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()) + 1e-6, msg=key)
+
+
+def test_every_parameter_belongs_to_exactly_one_part():
+    for name in FAMILIES:
+        model = AutoModelForCausalLM.from_config(tiny_config(name))
+        expected = {id(parameter) for parameter in model.parameters()}
+        tied = {id(model.get_output_embeddings().weight)} if model.config.tie_word_embeddings else set()
+        embedding, blocks, head = take_apart(model, find_anatomy(model))
+        owners = [id(p) for module in (embedding, *blocks, head) for p in module.parameters()]
+        assert set(owners) == expected
+        assert len(owners) == len(expected) + len(tied), name
+
+
+def test_anatomy_on_the_meta_device_needs_no_memory():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_config("llama"))
+    anatomy = find_anatomy(model)
+    assert (anatomy.trunk, anatomy.layers, anatomy.embedding, anatomy.final, anatomy.head, anatomy.num_layers) == (
+        "model", "model.layers", "model.embed_tokens", ("model.norm",), "lm_head", 4,
+    )  # fmt: skip
+
+
+def test_a_mistake_is_found_by_the_self_check(monkeypatch):
+    right = parts.Head.logits
+    monkeypatch.setattr(parts.Head, "logits", lambda self, hidden: right(self, hidden) * 1.001)
+    with pytest.raises(UserError, match="LlamaForCausalLM taken apart into stages does not give transformers' logits"):
+        self_check(tiny_config("llama"))
+
+
+def test_alibi_is_refused_by_name():
+    config = tiny_config("falcon")
+    config.alibi = True
+    with pytest.raises(UserError, match="FalconForCausalLM with alibi"):
+        find_anatomy(AutoModelForCausalLM.from_config(config))
+
+
+def test_unknown_attention_features_are_refused():
+    tensors = [torch.zeros(1, 2, 3, 4)] * 3
+    with pytest.raises(NotImplementedError, match="s_aux"):
+        attention.packed_attention(torch.nn.Identity(), *tensors, None, document_lengths=[3], s_aux=torch.zeros(1))
+    with pytest.raises(NotImplementedError, match="dropout"):
+        attention.packed_attention(torch.nn.Identity(), *tensors, None, document_lengths=[3], dropout=0.1)
+
+
+def test_block_diagonal_mask():
+    mask = block_diagonal_mask([2, 1], torch.zeros(1))[0, 0]
+    assert (mask == 0).tolist() == [[True, False, False], [True, True, False], [False, False, True]]
+
+
+def test_lengths_of_positions():
+    assert lengths_of(torch.tensor([[0, 1, 2, 0, 0, 1]])) == [3, 1, 2]
