@@ -26,6 +26,7 @@ from tokenize_data.errors import RowError, UserError, shorten
 TEMPLATE, SYSTEM, USER, ASSISTANT = range(4)
 ROLE_NAMES = ("template", "system", "user", "assistant")
 _ROLE_OF = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "assistant": ASSISTANT}
+_MOST_KEPT = 4096
 _PLACEHOLDER = re.compile("(\\s*)\ue000(\\d+)\ue001(\\s*)")
 
 Message = dict[str, Any]
@@ -99,6 +100,9 @@ class ChatTemplate:
         key = _key(messages)
         plan = self._plans.get(key)
         if plan is None:
+            if len(self._plans) >= _MOST_KEPT:  # rows whose messages carry keys of their own, such as a time
+                self._plans.clear()
+                self._skeletons.clear()
             plan = self._plans[key] = self._plan(messages, key)
         return [self._document(messages[:count], trained) for count, trained in plan]
 
@@ -124,6 +128,8 @@ class ChatTemplate:
 
     def _plan(self, messages: Sequence[Message], key: tuple[Any, ...]) -> list[tuple[int, frozenset[int]]]:
         turns = [i for i, (role, trained, _) in enumerate(key) if role == "assistant" and trained]
+        if not turns:
+            raise RowError("every assistant message has weight 0, so there is nothing to learn: leave the row out")
         hollow = _hollow(key)
         whole = self.render(hollow)
         together, alone = set(), []
@@ -202,7 +208,7 @@ class ChatTemplate:
         return _Skeleton(tuple(parts) if complete else None, suffixes, stops, len(self._special.findall(text)))
 
     def _by_prefixes(self, text: str, messages: Sequence[Message], trained: frozenset[int], suffixes: dict[int, str]) -> Rendered:
-        turns = {turn: self._turn_by_prefix(text, messages, turn, suffixes.get(turn, "")) for turn in sorted(trained)}
+        turns = {turn: self._turn_by_prefix(text, messages, turn, suffixes.get(turn)) for turn in sorted(trained)}
         marks: list[tuple[int, int, int]] = []  # (start, end, role), in order
         cursor = 0
         for index, message in enumerate(messages):
@@ -221,12 +227,12 @@ class ChatTemplate:
             roles += [role, TEMPLATE]
         return Rendered(text, starts, roles, [start for start, _, role in marks if role == ASSISTANT])
 
-    def _turn_by_prefix(self, text: str, messages: Sequence[Message], turn: int, suffix: str) -> tuple[int, int]:
+    def _turn_by_prefix(self, text: str, messages: Sequence[Message], turn: int, suffix: str | None) -> tuple[int, int]:
         """From the end of the generation prompt to the end of turn."""
         prompt = self.render(messages[:turn], True)
         whole = self.render(messages[: turn + 1])
         end = whole.rfind(suffix) + len(suffix) if suffix else len(whole.rstrip())
-        if not text.startswith(whole[:end]) or not whole.startswith(prompt) or not len(prompt) < end:
+        if suffix is None or not text.startswith(whole[:end]) or not whole.startswith(prompt) or not len(prompt) < end:
             raise RowError(
                 f"template '{self.name}' rewrites message {turn + 1}, {shorten(messages[turn]['content'])}, so that it cannot be told "
                 "which tokens the model has to write; change the row, or use another --template"

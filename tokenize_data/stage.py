@@ -66,6 +66,8 @@ def ensure(request: Request, say: Say, warn: Say) -> Manifest:
             if after is not None:
                 return after
             return _make(plan, folder, request.retokenize, say)
+    except BrokenPipeError:  # whoever read our output went away
+        raise
     except OSError as error:
         raise _disk_error(error, request.root) from error
 

@@ -92,6 +92,7 @@ def test_own_keys_and_system(bench):
     ("row", "message"),
     [
         ({"messages": [{"role": "user", "content": "a"}]}, "no assistant message"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}, "has weight 0"),
         ({"messages": "a"}, "'messages' is text, not a list"),
         ({"messages": ["a"]}, "message 1 is text, not an object"),
         ({"messages": [{"role": "usr", "content": "a"}]}, "role 'usr': use one of system"),
@@ -261,3 +262,10 @@ def test_prompt_templates_know_braces_and_name_missing_fields():
     assert reader.messages({"a": "1", "b": "2"})[0]["content"] == "{1}"
     with pytest.raises(UserError, match="no key 'a'"):
         reader.messages({"A1": "1", "b": "2"})
+
+
+def test_messages_with_keys_of_their_own(bench, monkeypatch):
+    monkeypatch.setattr("tokenize_data.chat._MOST_KEPT", 3)
+    rows = [{"messages": [{**CHAT["messages"][0], "time": number}, CHAT["messages"][1]]} for number in range(10)]
+    assert bench.tokenize("--data", bench.jsonl(rows)).code == 0
+    assert [trained for _, trained in texts(bench)] == ["Yes.<|im_end|>"] * 10
