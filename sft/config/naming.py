@@ -1,0 +1,49 @@
+"""The run's folder: its name says which settings differ from the defaults, so that a run is found again, and not mixed up."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sft.config.train import TrainConfig
+from tokenize_data.errors import UserError
+
+_LAYOUT = re.compile(r"-tp(\d+)-pp(\d+)(?=[-/.]|$)")
+
+
+def run_folder(config: TrainConfig, base_family: str) -> Path:
+    """<save_checkpoint_dir>/<base>-<size>-<checkpoint>-<run_name><suffixes>; `base_family` is the model's own type, such as llama."""
+    checkpoint = Path(config.checkpoint).name
+    size = config.size if config.size is not None else "7" if checkpoint == config.checkpoint else None
+    parts = [base_family, *([size] if size else []), checkpoint, config.run_name]
+    return Path(config.save_checkpoint_dir) / ("-".join(parts) + _suffixes(config))
+
+
+def layout_of_path(path: str) -> tuple[int, int] | None:
+    """(tp, pp) from `-tpN-ppM` in a base model's path, as converted Megatron checkpoints are named."""
+    found = _LAYOUT.search(path)
+    return (int(found.group(1)), int(found.group(2))) if found else None
+
+
+def intermediate_name(pattern: str | None, iteration: int, where: str) -> str:
+    """The revision or subfolder of an early release of the base model."""
+    if pattern is None:
+        raise UserError(
+            f"{where} has no 'intermediate' pattern, so --intermediate_iter {iteration} names nothing: add one, or leave it out"
+        )
+    try:
+        return pattern.format(iter=iteration)
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{where}: intermediate = {pattern!r} cannot be filled with iter={iteration}: write it as iter_{{iter:07d}}"
+        ) from error
+
+
+def _suffixes(config: TrainConfig) -> str:
+    suffixes = [f"it{config.intermediate_iter:07d}"] if config.intermediate_iter is not None else []
+    defaults = TrainConfig(run_name="x")
+    for name, label in (("epochs", "ep"), ("seq", "seq"), ("loss_mask", "loss")):
+        if (value := getattr(config, name)) != getattr(defaults, name):
+            suffixes.append(f"{label}{value:g}" if isinstance(value, float) else f"{label}{value}")
+    suffixes += [config.id] if config.id else []
+    return "".join(f"-{suffix}" for suffix in suffixes)

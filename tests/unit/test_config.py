@@ -1,0 +1,102 @@
+"""The configuration: flags, checks, the run's name."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+
+from sft.config.flags import add_flags, typed_values
+from sft.config.naming import intermediate_name, layout_of_path, run_folder
+from sft.config.train import TrainConfig
+from tokenize_data.errors import UserError
+
+
+def parse(*argv: str) -> TrainConfig:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return TrainConfig(**typed_values(parser.parse_args(argv)))
+
+
+def test_every_field_is_a_flag_and_defaults_are_the_dataclass_s():
+    assert parse("--run_name", "r") == TrainConfig(run_name="r")
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    text = parser.format_help()
+    assert all(f"--{entry.name}" in text for entry in fields(TrainConfig))
+
+
+def test_values_that_users_scripts_give():
+    config = parse(
+        "--checkpoint", "meditron", "--size", "70", "--run_name", "pubmedqa", "--data", "a.jsonl", "b.jsonl", "--val", "--epochs", "1.5",
+        "--tp", "8",
+        "--loss_mask", "0.5", "--no_autoaccept_iters", "--no_tensorboard", "--no_sequence_parallel", "--lr", "1e-5", "--addr", "10.0.0.1",
+    )  # fmt: skip
+    assert (config.checkpoint, config.size, config.data, config.val) == ("meditron", "70", ("a.jsonl", "b.jsonl"), ())
+    assert (config.epochs, config.tp, config.loss_mask, config.lr, config.addr) == (1.5, 8, 0.5, 1e-5, "10.0.0.1")
+    assert config.no_autoaccept_iters
+    assert not config.tensorboard
+    assert config.sequence_parallel is False
+    assert TrainConfig(run_name="r").sequence_parallel is None
+
+
+def test_it_is_frozen():
+    with pytest.raises(FrozenInstanceError):
+        TrainConfig(run_name="r").lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"run_name": "a/b"}, "--run_name 'a/b'"),
+        ({"id": "../x"}, "letters, digits"),
+        ({"seq": 1}, "--seq 1 must be at least 2"),
+        ({"epochs": 0.0}, "--epochs 0.0 must be above 0"),
+        ({"epochs": float("nan")}, "--epochs nan is not a finite number"),
+        ({"lr": float("inf")}, "not a finite number"),
+        ({"loss_mask": 1.5}, "--loss_mask 1.5 must be at most 1"),
+        ({"schedule": "cosin"}, "--schedule cosin: use one of cosine, linear, constant"),
+        ({"optimizer": "adam"}, "use one of adamw"),
+        ({"dtype": "fp16"}, "use one of bf16, fp32"),
+        ({"rank": 2, "nodes": 2}, "--rank 2 with --nodes 2: nodes are counted from 0, so use 0 to 1"),
+        ({"min_lr": 1e-3}, "--min_lr 0.001 is above --lr 2e-05"),
+        ({"global_batch": 0}, "--global_batch 0 must be at least 1"),
+        ({"port": 70000}, "--port 70000 must be at most 65535"),
+    ],
+)
+def test_values_that_make_no_sense(values, message):
+    with pytest.raises(UserError) as error:
+        TrainConfig(**{"run_name": "r", **values})
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({}, "llama-7-baseline-r"),
+        ({"checkpoint": "meditron", "size": "70"}, "llama-70-meditron-r"),
+        ({"checkpoint": "models/tiny"}, "llama-tiny-r"),
+        ({"epochs": 5.0, "seq": 4096, "loss_mask": 0.5}, "llama-7-baseline-r-ep5-seq4096-loss0.5"),
+        ({"intermediate_iter": 800, "epochs": 1.5, "id": "again"}, "llama-7-baseline-r-it0000800-ep1.5-again"),
+        ({"lr": 1e-4, "save_interval": 5}, "llama-7-baseline-r"),
+    ],
+)
+def test_the_run_s_folder(values, name):
+    assert run_folder(TrainConfig(run_name="r", save_checkpoint_dir="out", **values), "llama") == Path("out") / name
+
+
+@pytest.mark.parametrize(
+    ("path", "layout"),
+    [("/m/llama2-70b-tp8-pp4", (8, 4)), ("llama-tp2-pp1/hf", (2, 1)), ("/m/llama-tp8", None), ("plain", None), ("x-tp2-pp22b", None)],
+)
+def test_layouts_in_paths(path, layout):
+    assert layout_of_path(path) == layout
+
+
+def test_early_releases():
+    assert intermediate_name("iter_{iter:07d}", 800, "x.toml") == "iter_0000800"
+    for pattern, message in ((None, "has no 'intermediate' pattern"), ("iter_{step}", "cannot be filled")):
+        with pytest.raises(UserError, match=message):
+            intermediate_name(pattern, 800, "x.toml")
