@@ -60,7 +60,6 @@ class _Part:
 class _Skeleton:
     parts: tuple[_Part, ...] | None  # None: contents do not appear once each, in order
     suffixes: dict[int, str]  # turn -> literal between its content and its end of turn, included
-    stops: bool
     num_special: int = 0
 
 
@@ -177,7 +176,7 @@ class ChatTemplate:
         writes_from = {turn: len(self.render(hollow[:turn], True)) for turn in trained}
         parts: list[_Part] = []
         suffixes: dict[int, str] = {}
-        cursor, order, stops, previous = 0, [], True, -1
+        cursor, order, previous = 0, [], -1
         for match in [*re.finditer("\ue000(\\d+)\ue001", text), None]:
             end = match.start() if match else len(text)
             index = int(match.group(1)) if match else -1
@@ -186,13 +185,12 @@ class ChatTemplate:
             if previous in trained:
                 found = self._special.search(literal)
                 tail = found.end() if found else 0
-                stops = stops and found is not None
                 suffixes[previous] = literal[:tail]
                 spans = [(0, ASSISTANT), (tail, TEMPLATE)]
             if index in trained:
                 split = writes_from[index] - cursor
                 if split < tail:
-                    return _Skeleton(None, suffixes, stops)
+                    return _Skeleton(None, suffixes)
                 spans.append((split, ASSISTANT))
             parts.append(_Part(literal=literal, spans=tuple(spans), split=split))
             if match:
@@ -205,7 +203,7 @@ class ChatTemplate:
                 cursor = match.end()
             previous = index
         complete = len(order) == len(set(order)) and trained.issubset(order)
-        return _Skeleton(tuple(parts) if complete else None, suffixes, stops, len(self._special.findall(text)))
+        return _Skeleton(tuple(parts) if complete else None, suffixes, len(self._special.findall(text)))
 
     def _by_prefixes(self, text: str, messages: Sequence[Message], trained: frozenset[int], suffixes: dict[int, str]) -> Rendered:
         turns = {turn: self._turn_by_prefix(text, messages, turn, suffixes.get(turn)) for turn in sorted(trained)}

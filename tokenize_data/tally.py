@@ -76,10 +76,6 @@ class Tally:
     def rows(self) -> dict[str, int]:
         return {"read": self.read, "accepted": self.accepted, "rejected": self.rejected, "left_out": self.left_out}
 
-    @property
-    def rejects_file(self) -> Path | None:
-        return self._path if self.rejected else None
-
 
 def _kind(reason: str) -> str:
     """A reason without its values, to count by."""

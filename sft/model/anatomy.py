@@ -12,7 +12,6 @@ from tokenize_data.errors import UserError
 
 # What comes after the layers, in the order in which models apply it.
 _FINAL_NAMES = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "project_out")
-_WITHOUT_PACKING = ("falcon",)  # their attention does not go through transformers' attention interface
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +64,6 @@ def find_anatomy(model: Any) -> Anatomy:
         is_tied=bool(config.tie_word_embeddings), logit_softcap=getattr(config, "final_logit_softcapping", None),
         logit_multiplier=_logit_multiplier(config),
     )  # fmt: skip
-
-
-def can_pack(config: Any) -> bool:
-    """Whether documents of a packed row can be kept apart in this model's attention."""
-    return config.model_type not in _WITHOUT_PACKING
 
 
 def _is_within_a_list(name: str) -> bool:

@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 
 NAME = "sft_packed"
 # What an attention module may pass on without changing the result of a causal, dropout-free forward pass.
-_HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "cache_position", "is_causal", "layer_idx", "position_bias"})
+_HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "cache_position", "layer_idx"})
 
 
 def packed_attention(

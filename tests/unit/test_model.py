@@ -85,6 +85,9 @@ def test_unknown_attention_features_are_refused():
     tensors = [torch.zeros(1, 2, 3, 4)] * 3
     with pytest.raises(NotImplementedError, match="s_aux"):
         attention.packed_attention(torch.nn.Identity(), *tensors, None, document_lengths=[3], s_aux=torch.zeros(1))
+    for name, value in (("position_bias", torch.zeros(1)), ("is_causal", False)):
+        with pytest.raises(NotImplementedError, match=name):
+            attention.packed_attention(torch.nn.Identity(), *tensors, None, document_lengths=[3], **{name: value})
     with pytest.raises(NotImplementedError, match="dropout"):
         attention.packed_attention(torch.nn.Identity(), *tensors, None, document_lengths=[3], dropout=0.1)
 
