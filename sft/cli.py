@@ -1,4 +1,4 @@
-"""`sft`: the first word of argv names a command, which is imported only when it is used."""
+"""`sft`: the first word of argv names a command, which is imported only when it is used. Flags alone mean `train`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from tokenize_data.errors import exit_code_of
 
 COMMANDS = {
+    "train": "fine-tune a model; `sft --checkpoint C --run_name R ...` is the same",
     "inspect": "documents with trained and masked tokens in colours, lengths, the manifest",
 }
 
@@ -16,18 +17,26 @@ COMMANDS = {
 def make_parser() -> argparse.ArgumentParser:
     listing = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
-        prog="sft", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="A distributed fine-tuner for language models.", epilog=f"commands:\n{listing}\n\n`sft COMMAND -h` explains one.",
+        prog="sft", formatter_class=argparse.RawDescriptionHelpFormatter, usage="sft [COMMAND] [flags]",
+        description="A distributed fine-tuner for language models.",
+        epilog=f"commands:\n{listing}\n\n`sft COMMAND -h` explains one.\n\nexample:\n"
+        "  sft --checkpoint meditron --size 70 --run_name pubmedqa --data train.jsonl --val val.jsonl",
     )  # fmt: skip
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", nargs="?", help="see below (default: train)")
     return parser
 
 
 def entry(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    name = make_parser().parse_args(argv[:1]).command
+    if not argv or argv[0] in ("-h", "--help"):
+        make_parser().print_help()
+        return 0 if argv else 2
+    is_named = not argv[0].startswith("-")
+    name = make_parser().parse_args(argv[:1]).command if is_named else "train"
+    flags = argv[1:] if is_named else argv
     command = importlib.import_module(f"sft.commands.{name}")
-    parser = argparse.ArgumentParser(prog=f"sft {name}", description=COMMANDS[name].capitalize() + ".")
+    parser = argparse.ArgumentParser(prog=f"sft {name}", description=COMMANDS[name].capitalize() + ".", allow_abbrev=False)
     command.add_flags(parser)
-    arguments = parser.parse_args(argv[1:])
+    arguments = parser.parse_args(flags)
+    arguments.argv = flags
     return exit_code_of(f"sft {name}", lambda: command.run(arguments))

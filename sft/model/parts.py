@@ -6,8 +6,11 @@ The modules are the Hugging Face model's own; nothing is copied, so parameter na
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,26 +34,49 @@ class Embedding(nn.Module):
         return hidden_RTE
 
 
+@dataclass(frozen=True)
+class Row:
+    """What all blocks of a stage need to know of a packed row."""
+
+    positions_RT: Tensor
+    document_lengths: list[int]
+    rotations: dict[str | None, Any]  # cosines and sines, for each kind of layer
+
+
+class Rotary(nn.Module):
+    """Rotary embeddings, computed once for a row. A copy of the model's own: it stays in float32 when the model is cast."""
+
+    def __init__(self, rotary: nn.Module | None, kinds: Sequence[str | None]) -> None:
+        super().__init__()
+        self._rotary = (copy.deepcopy(rotary),)  # in a tuple: not a submodule, so that no cast reaches it
+        self._kinds = tuple(dict.fromkeys(kinds))
+
+    def forward(self, positions_RT: Tensor, hidden_RTE: Tensor) -> Row:
+        rotary, rotations = self._rotary[0], {}
+        if rotary is not None:
+            rotary.to(hidden_RTE.device)
+            for kind in self._kinds:
+                rotations[kind] = rotary(hidden_RTE, positions_RT, *([kind] if kind else []))
+        return Row(positions_RT, lengths_of(positions_RT), rotations)
+
+
 class Block(nn.Module):
     """One decoder layer."""
 
-    def __init__(self, layer: nn.Module, rotary: nn.Module | None, layer_type: str | None, rotary_by_type: bool) -> None:
+    def __init__(self, layer: nn.Module, kind: str | None) -> None:
         super().__init__()
         self.layer = layer
-        self._rotary = (rotary,)  # in a tuple: it has no parameters, and belongs to no stage
-        self._layer_type = layer_type if rotary_by_type else None
+        self.kind = kind
         self._accepts = frozenset(inspect.signature(layer.forward).parameters)
 
-    def forward(self, hidden_RTE: Tensor, positions_RT: Tensor, document_lengths: list[int]) -> Tensor:
-        options: dict[str, Any] = {"attention_mask": None, "position_ids": positions_RT, "use_cache": False}
-        rotary = self._rotary[0]
-        if rotary is not None:
-            arguments = (hidden_RTE, positions_RT) + ((self._layer_type,) if self._layer_type else ())
-            options["position_embeddings"] = rotary(*arguments)
+    def forward(self, hidden_RTE: Tensor, row: Row) -> Tensor:
+        options: dict[str, Any] = {"attention_mask": None, "position_ids": row.positions_RT, "use_cache": False}
+        if self.kind in row.rotations:
+            options["position_embeddings"] = row.rotations[self.kind]
         if "alibi" in self._accepts:
-            options |= {"alibi": None, "attention_mask": block_diagonal_mask(document_lengths, hidden_RTE)}
+            options |= {"alibi": None, "attention_mask": block_diagonal_mask(row.document_lengths, hidden_RTE)}
         else:
-            options["document_lengths"] = document_lengths
+            options["document_lengths"] = row.document_lengths
         output = self.layer(hidden_RTE, **options)
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
@@ -81,14 +107,25 @@ class Head(nn.Module):
         return torch.tanh(logits / self._softcap) * self._softcap if self._softcap else logits
 
 
-def take_apart(model: Any, anatomy: Anatomy) -> tuple[Embedding, list[Block], Head]:
+@dataclass(frozen=True)
+class Parts:
+    """A whole model: what stages are made of."""
+
+    embedding: Embedding
+    rotary: Rotary
+    blocks: list[Block]
+    head: Head
+
+
+def take_apart(model: Any, anatomy: Anatomy) -> Parts:
     """The model's parts, in order. The model itself is not usable afterwards."""
-    rotary = model.get_submodule(anatomy.rotary) if anatomy.rotary else None
+    kinds = anatomy.layer_types if anatomy.rotary_by_type else (None,) * anatomy.num_layers
+    rotary = Rotary(model.get_submodule(anatomy.rotary) if anatomy.rotary else None, kinds)
     layers = list(model.get_submodule(anatomy.layers))
-    blocks = [Block(layer, rotary, kind, anatomy.rotary_by_type) for layer, kind in zip(layers, anatomy.layer_types, strict=True)]
+    blocks = [Block(layer, kind) for layer, kind in zip(layers, kinds, strict=True)]
     final = [model.get_submodule(name) for name in anatomy.final]
     head = Head(final, model.get_submodule(anatomy.head), anatomy.logit_softcap, anatomy.logit_multiplier)
-    return Embedding(model, anatomy), blocks, head
+    return Parts(Embedding(model, anatomy), rotary, blocks, head)
 
 
 def lengths_of(positions_RT: Tensor) -> list[int]:

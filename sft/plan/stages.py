@@ -9,6 +9,14 @@ from itertools import accumulate
 from tokenize_data.errors import UserError
 
 
+def layer_ranges(num_layers: int, stages: int, *, embedding_cost: float = 0.0, head_cost: float = 0.0) -> list[range]:
+    """The layers of each stage, at least one. The embedding goes with the first layer, the head with the last; costs are in layers."""
+    costs = [1.0] * num_layers
+    costs[0] += embedding_cost
+    costs[-1] += head_cost
+    return partition(costs, stages)
+
+
 def partition(costs: Sequence[float], stages: int) -> list[range]:
     """Cut `costs` (embedding, layers, head, in order) into `stages` runs of at least one, with the smallest possible greatest sum.
 

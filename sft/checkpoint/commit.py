@@ -1,0 +1,263 @@
+"""How a checkpoint becomes visible: whole, on every process, or not at all. Which ones there are, and which are dropped.
+
+Files are written into a hidden folder of their own; when all processes have theirs on the disk, rank 0 writes the manifest, renames the
+folder to `step-0000800` and points `latest` to it. A reader goes by the folders and their manifests; `latest` is for people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from sft.checkpoint.fragments import Checkpoint
+from sft.checkpoint.manifest import FileRecord, appears, damage, fsync_folder, iteration_of, step_name, write_manifest
+from tokenize_data.errors import UserError, shorten
+
+LATEST = "latest"
+_PATIENCE_SECONDS = 60.0
+_SCRATCH = re.compile(r"\.(writing|removing|damaged)-step-\d+@(?P<host>.*)@(?P<pid>\d+)@[0-9a-f]+")
+_STALE_SECONDS = 24 * 3600.0
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(UserError):
+    """A checkpoint was not written. The same on every process; the checkpoints before it are as they were."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peers:
+    """The processes that write together. `gather` returns every rank's object to every rank, and so is a barrier too."""
+
+    rank: int
+    size: int
+    gather: Callable[[Any], list[Any]]
+
+
+ALONE = Peers(rank=0, size=1, gather=lambda mine: [mine])
+
+
+def peers_of(group: dist.ProcessGroup | None = None) -> Peers:
+    """Over a group whose backend moves memory of the CPU: gloo."""
+
+    def gather(mine: Any) -> list[Any]:
+        everyone: list[Any] = [None] * dist.get_world_size(group)
+        try:
+            dist.all_gather_object(everyone, mine, group=group)
+        except RuntimeError as error:
+            raise CheckpointError(f"another process does not answer ({shorten(error, 120)}): see why it ended, then resume") from error
+        return everyone
+
+    return Peers(rank=dist.get_rank(group), size=dist.get_world_size(group), gather=gather)
+
+
+class PendingSave:
+    """A checkpoint that is being written by a thread. Constructor, `poll` and `finish` are collective calls of the main thread."""
+
+    def __init__(
+        self, root: Path, iteration: int, write: Callable[[Path], list[FileRecord]], content: Mapping[str, Any], peers: Peers
+    ) -> None:
+        """`write` fills a folder with this process's files. `content` is the manifest's, but for iteration and files."""
+        self.target = root / step_name(iteration)
+        self._iteration, self._write, self._content, self._peers = iteration, write, content, peers
+        self._report: dict[str, Any] = {"host": socket.gethostname(), "error": None, "files": []}
+        name, error = peers.gather(self._prepared() if peers.rank == 0 else None)[0]
+        if error is not None:
+            raise CheckpointError(_not_saved(iteration, error))
+        self.scratch: Path | None = root / name if name else None  # None: this iteration is there already
+        self._thread: threading.Thread | None = None
+        if self.scratch is not None:
+            self._thread = threading.Thread(target=self._work, args=(self.scratch,), name=f"save {iteration}", daemon=True)
+            self._thread.start()
+
+    def poll(self) -> Path | None:
+        """As `finish` when every process has written its files, until then None, at once."""
+        is_alive = self._thread is not None and self._thread.is_alive()
+        return None if any(self._peers.gather(is_alive)) else self.finish()
+
+    def finish(self) -> Path:
+        """Waits until everything is on the disk, and makes it visible. Raises CheckpointError on all processes where one failed."""
+        if self.scratch is None:
+            return self.target
+        if self._thread is not None:
+            self._thread.join()
+        reports = self._peers.gather(self._report)
+        error = _failures(reports)
+        if self._peers.rank == 0:
+            if error is None:
+                error = self._committed(self.scratch, [file for report in reports for file in report["files"]])
+            if error is not None:
+                shutil.rmtree(self.scratch, ignore_errors=True)
+        error = self._peers.gather(error)[0]
+        if error is not None:
+            raise CheckpointError(_not_saved(self._iteration, error))
+        return self.target
+
+    def _prepared(self) -> tuple[str | None, str | None]:
+        """Rank 0: (name of the scratch folder, why there is none)."""
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            if self.target.exists() and (reason := damage(self.target)) is None:
+                _log.info("%s is there already, and whole: it is left as it is", self.target)
+                return None, None
+            elif self.target.exists():
+                _log.warning("%s is damaged (%s): it is replaced", self.target, reason)
+            scratch = _hidden(self.target, "writing")
+            scratch.mkdir()
+        except OSError as error:
+            return None, _one_failure(0, socket.gethostname(), _reason(error))
+        return scratch.name, None
+
+    def _work(self, scratch: Path) -> None:
+        """In the thread. Any failure is one to report: the others wait."""
+        try:
+            if not appears(scratch, _PATIENCE_SECONDS):
+                raise UserError(f"{scratch} is not seen after {_PATIENCE_SECONDS:.0f} s, and has to be on storage that all hosts share")
+            self._report["files"] = self._write(scratch)
+            fsync_folder(scratch)
+        except Exception as error:
+            self._report["error"] = _reason(error)
+
+    def _committed(self, scratch: Path, files: list[FileRecord]) -> str | None:
+        """Rank 0: why it did not succeed."""
+        try:
+            for record in files:
+                if not appears(scratch / record["name"], _PATIENCE_SECONDS):
+                    raise UserError(f"{record['name']} is not seen here, the folder has to be on storage that all hosts share")
+            write_manifest(scratch, {**self._content, "iteration": self._iteration, "files": files})
+            fsync_folder(scratch)
+            if self.target.exists():
+                os.rename(self.target, _hidden(self.target, "damaged"))
+            os.rename(scratch, self.target)
+            fsync_folder(self.target.parent)
+            _point_to(self.target)
+        except (OSError, UserError, ValueError, TypeError) as error:
+            return _one_failure(0, socket.gethostname(), _reason(error))
+        return None
+
+
+def find_latest(root: Path, verify: bool = True, peers: Peers = ALONE) -> tuple[Checkpoint | None, list[str]]:
+    """(newest whole checkpoint, what was passed over and why). A collective call where there are peers: each hashes a share of the files.
+
+    None only where there is no checkpoint at all: where there are some but none is whole, that is an error.
+    """
+    names = peers.gather([folder.name for folder in step_folders(root)] if peers.rank == 0 else None)[0]
+    skipped: list[str] = []
+    for name in names:
+        folder = root / name
+        appears(folder, _PATIENCE_SECONDS)
+        reasons = peers.gather(damage(folder, verify=verify, share=(peers.rank, peers.size)))
+        reason = next((reason for reason in reasons if reason), None)
+        if reason is None:
+            return Checkpoint(folder), skipped
+        skipped.append(f"{name} is not used: {reason}")
+    if skipped:
+        some = "; ".join(skipped[:3])
+        raise UserError(f"no checkpoint in {root} is whole ({some}): bring one back, or give another folder to start from zero")
+    return None, []
+
+
+def step_folders(root: Path) -> list[Path]:
+    """The newest first."""
+    if not root.is_dir():
+        return []
+    numbered = [(number, folder) for folder in root.iterdir() if (number := iteration_of(folder)) is not None]
+    return [folder for _, folder in sorted(numbered, reverse=True)]
+
+
+def prune(root: Path, keep: int, best: int | None = None, in_use: Path | None = None) -> list[Path]:
+    """Rank 0: remove all but the newest `keep` checkpoints and that of iteration `best`, and what dead runs left. Returns what is gone.
+
+    Damaged checkpoints do not count among the newest, and stay. `in_use` is the scratch folder of a save that is under way.
+    """
+    assert keep >= 1, keep
+    whole = [folder for folder in step_folders(root) if damage(folder, verify=False) is None]
+    gone = [folder for folder in whole[keep:] if iteration_of(folder) != best]
+    for folder in gone:
+        hidden = _hidden(folder, "removing")  # first out of sight: half of a checkpoint is never seen
+        os.rename(folder, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+    leftover = [folder for folder in root.iterdir() if folder != in_use and _is_leftover(folder)] if root.is_dir() else []
+    for folder in leftover:
+        shutil.rmtree(folder, ignore_errors=True)
+    return gone + leftover
+
+
+def _is_leftover(folder: Path) -> bool:
+    """Of a process on this host that is no more, or of another host and untouched for a day."""
+    match = _SCRATCH.fullmatch(folder.name)
+    if match is None or folder.is_symlink():
+        return False
+    if match[1] in ("removing", "damaged"):
+        return True
+    if match["host"] == socket.gethostname():
+        return int(match["pid"]) == os.getpid() or not _is_alive(int(match["pid"]))
+    with contextlib.suppress(FileNotFoundError):
+        return abs(_now(folder) - folder.stat().st_mtime) > _STALE_SECONDS
+    return False
+
+
+def _now(folder: Path) -> float:
+    """By the clock of the file system, which may be another host's."""
+    probe = folder.parent / f".clock-{os.getpid()}"
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _hidden(target: Path, kind: str) -> Path:
+    return target.with_name(f".{kind}-{target.name}@{socket.gethostname()}@{os.getpid()}@{secrets.token_hex(4)}")
+
+
+def _point_to(target: Path) -> None:
+    new = target.with_name(f".{LATEST}.{os.getpid()}")
+    with new.open("w") as file:
+        file.write(f"{target.name}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, target.with_name(LATEST))
+    fsync_folder(target.parent)
+
+
+def _failures(reports: list[dict[str, Any]]) -> str | None:
+    failed = [_one_failure(rank, report["host"], report["error"]) for rank, report in enumerate(reports) if report["error"]]
+    more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+    return "; ".join(failed[:3]) + more if failed else None
+
+
+def _one_failure(rank: int, host: str, reason: str) -> str:
+    return f"rank {rank} on {host}: {reason}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    return shorten(error, 200) if isinstance(error, UserError) else f"{type(error).__name__}: {shorten(error, 200)}"
+
+
+def _not_saved(iteration: int, reason: str) -> str:
+    remedy = "free space or mend what it names; earlier checkpoints are as they were"
+    return f"the checkpoint of iteration {iteration} was not saved ({reason}): {remedy}"

@@ -1,0 +1,76 @@
+"""From the stages in memory to a Hugging Face folder: each stage writes its own files, one tensor at a time, no process sees the model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sft.checkpoint import hf_folder
+from sft.engine.pipeline import Pipeline
+from sft.model.collectives import TensorGroup
+from sft.model.tensor_parallel import Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origins:
+    """What the exported folder takes from elsewhere."""
+
+    config: Any  # of transformers
+    generation_config: Any | None
+    tokenizer_folder: Path
+    names: Mapping[str, str]  # a parameter's name in files, where it differs from the model's own
+    facts: Mapping[str, Any]  # for training.json
+
+
+def export(pipeline: Pipeline, target: Path, origins: Origins) -> None:
+    """A collective call. `target` appears when it is complete."""
+    scratch = target.with_name(f".{target.name}.part")
+    processes = pipeline.processes
+    if processes.rank == 0 and scratch.exists():
+        shutil.rmtree(scratch)
+    dist.barrier()
+    parts = _write_stage(pipeline, scratch, origins.names) if processes.replica == 0 else []
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, parts)
+    if processes.rank == 0:
+        hf_folder.finish(scratch, [part for parts in everyone for part in parts])
+        write_surroundings(scratch, origins, next(iter(pipeline.built.parameters.values())).dtype)
+        hf_folder.publish(scratch, target, overwrite=True)
+    dist.barrier()
+
+
+def write_surroundings(folder: Path, origins: Origins, dtype: torch.dtype) -> None:
+    """Everything but the weights."""
+    vocabulary = origins.config.get_text_config().vocab_size
+    hf_folder.write_config(folder, origins.config, origins.generation_config, dtype, vocabulary)
+    hf_folder.copy_tokenizer(origins.tokenizer_folder, folder)
+    hf_folder.write_training(folder, origins.facts)
+
+
+def _write_stage(pipeline: Pipeline, scratch: Path, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    processes, built = pipeline.processes, pipeline.built
+    writer = hf_folder.ShardWriter(scratch, processes.stage) if processes.tensor.rank == 0 else None
+    for name, parameter in built.parameters.items():
+        if name == built.tied_name and not processes.is_first_stage:
+            continue  # the first stage has it
+        whole = gathered(parameter.detach(), built.places[name], processes.tensor)
+        if writer is not None:
+            writer.add(names.get(name, name), whole)
+    return writer.close() if writer is not None else []
+
+
+def gathered(part: Tensor, place: Place, group: TensorGroup) -> Tensor:
+    """The whole of a parameter of which each rank has a part. Adding zeros changes no bit."""
+    if place.part is None:
+        return part
+    whole = torch.zeros(place.shape, dtype=part.dtype, device=part.device)
+    if place.part.is_owner:
+        place.part.put(whole, part)
+    return group.sum(whole)

@@ -1,0 +1,197 @@
+"""The files of a checkpoint: flat stretches of parameters' parts, as safetensors, in which any layout finds its own.
+
+A tensor's key is `<Hugging Face name>|<state>|<offset in the part>`; the file's metadata say which part of which whole that is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sft.checkpoint.manifest import FileRecord, read_manifest
+from sft.checkpoint.windows import Window, windows
+from sft.model.slices import Slice
+from tokenize_data.errors import UserError, shorten
+
+LIMIT_BYTES = 2_000_000_000
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8"}
+_CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fragment:
+    """A stretch of a part of a tensor, on the CPU."""
+
+    name: str
+    state: str
+    shape: tuple[int, ...]  # of the whole
+    part: Slice | None  # None: the part is the whole
+    offset: int
+    values: Tensor  # flat
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}|{self.state}|{self.offset}"
+
+
+def write_fragments(folder: Path, fragments: Sequence[Fragment], rank: int, world: int, limit_bytes: int = LIMIT_BYTES) -> list[FileRecord]:
+    """Files of at most `limit_bytes` (a single larger fragment gets one for itself), on the disk when this returns."""
+    records = []
+    for number, some in enumerate(_filled(fragments, limit_bytes)):
+        suffix = f"-{number}" if number else ""
+        records.append(_write_file(folder / f"rank-{rank:05d}-of-{world:05d}{suffix}.safetensors", some))
+    return records
+
+
+def _filled(fragments: Sequence[Fragment], limit_bytes: int) -> Iterator[list[Fragment]]:
+    waiting: list[Fragment] = []
+    size = 0
+    for fragment in fragments:
+        if waiting and size + fragment.values.nbytes > limit_bytes:
+            yield waiting
+            waiting, size = [], 0
+        waiting.append(fragment)
+        size += fragment.values.nbytes
+    if waiting:
+        yield waiting
+
+
+def _write_file(path: Path, fragments: Sequence[Fragment]) -> FileRecord:
+    """Written here, not by safetensors: hashed on the way, an error comes with the system's reason, and no memory is mapped."""
+    digest = hashlib.sha256()
+    with path.open("xb", buffering=0) as file, ThreadPoolExecutor(1) as hashing:
+        for chunk in _chunks(fragments):
+            hashed = hashing.submit(digest.update, chunk)
+            written = 0
+            while written < len(chunk):
+                written += file.write(chunk[written:]) or 0
+            hashed.result()
+        os.fsync(file.fileno())
+        return {"name": path.name, "bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+def _chunks(fragments: Sequence[Fragment]) -> Iterator[memoryview]:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "parts": json.dumps({f.name: _described(f) for f in fragments})}}
+    end = 0
+    for fragment in fragments:
+        values = fragment.values
+        assert values.dim() == 1 and values.is_contiguous() and values.device.type == "cpu" and fragment.key not in header, fragment.key
+        header[fragment.key] = {"dtype": _DTYPES[values.dtype], "shape": [values.numel()], "data_offsets": [end, end + values.nbytes]}
+        end += values.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield memoryview(len(text).to_bytes(8, "little") + text)
+    for fragment in fragments:
+        data = memoryview(fragment.values.view(torch.uint8).numpy())
+        for start in range(0, len(data), _CHUNK_BYTES):
+            yield data[start : start + _CHUNK_BYTES]
+
+
+def _described(fragment: Fragment) -> dict[str, Any]:
+    part = fragment.part
+    return {"shape": fragment.shape, "part": part and {"dim": part.dim, "pieces": part.pieces}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """A fragment in a file."""
+
+    file: Any
+    key: str
+    part: Slice | None
+    offset: int
+    length: int
+
+    def read(self, start: int, stop: int) -> Tensor:
+        tensor: Tensor = self.file.get_slice(self.key)[start:stop]
+        return tensor
+
+
+class Checkpoint:
+    """A committed checkpoint. Tensors are put together from the fragments of whatever layout wrote them; only headers are read at first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._stored: dict[tuple[str, str], list[_Stored]] = {}
+        for record in self.manifest["files"]:
+            path = folder / record["name"]
+            try:
+                self._note(safe_open(path, "pt"))
+            except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+                raise UserError(f"{path} is damaged ({shorten(error, 120)}): take another checkpoint") from error
+
+    @property
+    def iteration(self) -> int:
+        return int(self.manifest["iteration"])
+
+    def names(self) -> list[str]:
+        return list(self._shapes)
+
+    def states(self) -> list[str]:
+        return [str(state) for state in self.manifest["states"]]
+
+    def whole_shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def read(self, name: str, state: str, part: Slice | None = None) -> Tensor:
+        """A part, zero where it reaches past the whole; all of the tensor where none is given."""
+        shape = self._shapes[name]
+        if part is not None:
+            shape = part.shape_of(shape)
+        return self.read_stretch(name, state, part, 0, prod(shape)).view(shape)
+
+    def read_stretch(self, name: str, state: str, part: Slice | None, start: int, stop: int) -> Tensor:
+        """[start, stop) of a flat part. What lies elsewhere is not read, or only as far as it lies between."""
+        stored, shape = self._stored.get((name, state), []), self._shapes[name]
+        dims = {at.part.dim for at in stored if at.part is not None} | ({part.dim} if part is not None else set())
+        if len(dims) > 1:  # sliced otherwise than when it was written
+            assert part is not None
+            return part.take(self.read(name, state)).flatten()[start:stop].clone()
+        dim = next(iter(dims), 0)
+        result = torch.zeros(stop - start, dtype=stored[0].read(0, 0).dtype if stored else torch.float32)
+        wanted = list(windows(shape, dim, part, start, stop))
+        missing = sum(window.size for window in wanted)
+        for at in stored:
+            missing -= _copy_common(result, wanted, at, list(windows(shape, dim, at.part, at.offset, at.offset + at.length)))
+        if missing:
+            raise UserError(f"{self.folder} lacks {missing} of the values of {name} ({state}): take another checkpoint")
+        return result
+
+    def _note(self, file: Any) -> None:
+        parts = json.loads(file.metadata()["parts"])
+        for key in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
+            name, state, offset = key.split("|")
+            shape = tuple(int(size) for size in parts[name]["shape"])
+            given = parts[name]["part"]
+            part = given and Slice(dim=int(given["dim"]), pieces=tuple((int(start), int(stop)) for start, stop in given["pieces"]))
+            (length,) = file.get_slice(key).get_shape()
+            if self._shapes.setdefault(name, shape) != shape:
+                raise ValueError(f"{name} has two shapes")
+            if not 0 <= int(offset) <= int(offset) + length <= prod(part.shape_of(shape) if part else shape):
+                raise ValueError(f"{key} lies outside of its part")
+            self._stored.setdefault((name, state), []).append(_Stored(file=file, key=key, part=part, offset=int(offset), length=length))
+
+
+def _copy_common(result: Tensor, wanted: Sequence[Window], at: _Stored, given: Sequence[Window]) -> int:
+    """Copies what a stored fragment has of what is wanted, and returns how many elements that is."""
+    pairs = [(to, source) for one in wanted for other in given if (to := one.common(other)) and (source := other.common(one))]
+    if not pairs:
+        return 0
+    begin, end = min(source.offset for _, source in pairs), max(source.end for _, source in pairs)
+    values = at.read(begin, end)
+    for to, source in pairs:
+        to.of(result).copy_(source.of(values, begin))
+    return sum(to.size for to, _ in pairs)

@@ -1,0 +1,148 @@
+"""A pipeline's training state as it lies in this process: ZeRO-1's fragments of float32 weights and of the optimizer's states.
+
+What we rely on in DeepSpeed's two ZeRO-1 optimizers (for float32 and for bfloat16; 0.19) is named here, one function for each name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tokenize_data.errors import UserError
+
+if TYPE_CHECKING:
+    from sft.engine.pipeline import Pipeline
+
+MASTER = "master"  # the float32 weights, beside the optimizer's own names: exp_avg, exp_avg_sq
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of this process's part of a parameter, or of an optimizer state of it. `live` is the memory that training uses."""
+
+    name: str  # Hugging Face's
+    state: str
+    offset: int  # of the stretch in the part, flat
+    live: Tensor
+
+
+def pieces(pipeline: Pipeline) -> Iterator[Piece]:
+    """All that this process updates: of every trainable parameter the stretch that ZeRO-1 gave to this replica."""
+    create_states(pipeline)
+    for name, parameter in pipeline.built.parameters.items():
+        mapping = _mapping(parameter)
+        if mapping is None:
+            continue
+        offset = mapping.lp_fragment_address.start
+        yield Piece(name, MASTER, offset, mapping.get_hp_fragment().detach())
+        for state in mapping.get_optim_state_keys():
+            yield Piece(name, state, offset, mapping.get_hp_fragment(state).detach())
+
+
+def trainable(pipeline: Pipeline) -> list[str]:
+    return [name for name, parameter in pipeline.built.parameters.items() if parameter.requires_grad]
+
+
+def is_written_here(pipeline: Pipeline, name: str) -> bool:
+    """Of the ranks that hold the same, one writes: the owner of a slice, tensor rank 0, and of tied embedding and head the first stage."""
+    processes, part = pipeline.processes, pipeline.built.places[name].part
+    if name == pipeline.built.tied_name and not processes.is_first_stage:
+        return False
+    return part.is_owner if part is not None else processes.tensor.rank == 0
+
+
+def state_names(pipeline: Pipeline) -> list[str]:
+    """Of a parameter, the float32 weights first. The same on every process."""
+    create_states(pipeline)
+    optimizer = _torch_optimizer(pipeline)
+    names = {
+        key for flat in _flats(optimizer) for key, value in optimizer.state[flat].items()
+        if isinstance(value, Tensor) and value.shape == flat.shape
+    }  # fmt: skip
+    return [MASTER, *sorted(names)]
+
+
+def optimizer_step(pipeline: Pipeline) -> int:
+    """How many updates the optimizer counts; 0 where it does not."""
+    create_states(pipeline)
+    optimizer = _torch_optimizer(pipeline)
+    counts = [int(holder["step"]) for holder in _step_holders(optimizer)]
+    return max(counts, default=0)
+
+
+def set_optimizer_step(pipeline: Pipeline, count: int) -> None:
+    create_states(pipeline)
+    _set_steps(_torch_optimizer(pipeline), count)
+
+
+def create_states(pipeline: Pipeline) -> None:
+    """Before the first update an optimizer has no states: an update with rate 0 by no gradient makes them, in whatever way it does."""
+    optimizer = _torch_optimizer(pipeline)
+    _refuse_quantised(optimizer)
+    if _states_are_linked(pipeline):
+        return
+    kept = [(group["lr"], group.get("weight_decay", 0.0)) for group in optimizer.param_groups]
+    masters = [flat.detach().clone() for flat in _flats(optimizer)]
+    for group in optimizer.param_groups:
+        group["lr"], group["weight_decay"] = 0.0, 0.0
+    for flat in _flats(optimizer):
+        flat.grad = torch.zeros_like(flat)
+    optimizer.step()
+    for group, (lr, decay) in zip(optimizer.param_groups, kept, strict=True):
+        group["lr"], group["weight_decay"] = lr, decay
+    for flat, master in zip(_flats(optimizer), masters, strict=True):
+        flat.grad = None
+        flat.data.copy_(master)
+    _set_steps(optimizer, 0)
+    _link_states(pipeline)
+
+
+def refresh_parameters(pipeline: Pipeline) -> None:
+    """A collective call: the weights that the model computes with, anew from all replicas' float32 ones."""
+    pipeline.engine.optimizer.update_lp_params()
+
+
+def _mapping(parameter: Any) -> Any:
+    """DeepSpeed's link from a parameter to its fragment; None where other replicas hold all of it, or it is frozen."""
+    return getattr(parameter, "_hp_mapping", None)
+
+
+def _torch_optimizer(pipeline: Pipeline) -> torch.optim.Optimizer:
+    """The one that updates: its parameters are flat, one a group, this replica's share."""
+    optimizer: torch.optim.Optimizer = pipeline.engine.optimizer.optimizer
+    return optimizer
+
+
+def _states_are_linked(pipeline: Pipeline) -> bool:
+    return bool(pipeline.engine.optimizer._hp_optimizer_states_linked)
+
+
+def _link_states(pipeline: Pipeline) -> None:
+    pipeline.engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _flats(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [flat for group in optimizer.param_groups for flat in group["params"]]
+
+
+def _step_holders(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """torch counts a parameter's updates in its state, Apex in its group."""
+    places = [*(optimizer.state[flat] for flat in _flats(optimizer)), *optimizer.param_groups]
+    return [place for place in places if "step" in place]
+
+
+def _set_steps(optimizer: torch.optim.Optimizer, count: int) -> None:
+    for holder in _step_holders(optimizer):
+        if isinstance(holder["step"], Tensor):
+            holder["step"].fill_(count)
+        else:
+            holder["step"] = count
+
+
+def _refuse_quantised(optimizer: torch.optim.Optimizer) -> None:
+    if type(optimizer).__module__.startswith("bitsandbytes"):
+        raise UserError("--optimizer adamw8bit cannot be saved in a checkpoint yet: use --optimizer adamw, or save no checkpoints")

@@ -1,0 +1,109 @@
+"""From documents to what a stage takes: one packed row a micro-batch, without a token that has nothing to predict.
+
+A document of n tokens takes n - 1 places: each predicts the next token. kept_N are the places whose token counts in the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sft.plan.packing import BatchPlan, plan_batch
+from tokenize_data.chat import ASSISTANT, SYSTEM, TEMPLATE, USER
+from tokenize_data.reader import Document, ShardReader
+
+MicroBatch = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One iteration's documents, planned: the same on every process."""
+
+    numbers: np.ndarray  # of the documents
+    plan: BatchPlan
+    total_weight: float
+    num_trained: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Places, which are what is computed."""
+        return self.plan.num_tokens
+
+
+class Feed:
+    """Documents to micro-batches, for data-parallel rank `replica` of `replicas`."""
+
+    def __init__(
+        self, reader: ShardReader, *, capacity: int, replicas: int, replica: int, loss_mask: float, multiple: int = 1, pack: bool = True
+    ) -> None:
+        self._reader, self._capacity, self._pack = reader, capacity, pack
+        self._replicas, self._replica, self._multiple = replicas, replica, multiple
+        self._role_weights = np.zeros(4, np.float32)
+        self._role_weights[[SYSTEM, USER]] = loss_mask
+        self._role_weights[ASSISTANT] = 1.0
+        assert self._role_weights[TEMPLATE] == 0.0
+        self._loss_mask = loss_mask
+
+    def plan(self, numbers: np.ndarray) -> Batch:
+        lengths = self._reader.lengths[numbers].astype(np.int64) - 1
+        plan = plan_batch(lengths.tolist(), self._capacity, self._replicas, self._pack)
+        trained = int(self._reader.trained[numbers].sum())
+        return Batch(numbers=numbers, plan=plan, total_weight=self._total_weight(numbers, trained), num_trained=trained)
+
+    def micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
+        """This replica's rows. Losses are scaled so that the engine's mean over rows and replicas is the mean over trained tokens."""
+        scale = torch.tensor([batch.plan.num_micro_batches * self._replicas / max(batch.total_weight, 1e-30)], dtype=torch.float32)
+        for row in batch.plan.rows[self._replica]:
+            documents = [self._reader[int(batch.numbers[position])] for position in row]
+            inputs, labels = make_row(documents, self._role_weights, self._multiple)
+            yield inputs, (*labels, scale)
+
+    def plan_for_validation(self, numbers: np.ndarray, replicas: int) -> tuple[Batch, Iterator[MicroBatch]]:
+        """As `plan` and `micro_batches`. Where there are fewer documents than replicas, some are there again and count nothing."""
+        spare = max(0, replicas - len(numbers))
+        batch = self.plan(np.concatenate([numbers, np.resize(numbers, spare)]))
+        rows = self.micro_batches(batch)
+        if not spare:
+            return batch, rows
+        kept = [position for row in batch.plan.rows[self._replica] for position in row]
+        return batch, (row if kept[0] < len(numbers) else _without_weight(row) for row in rows)
+
+    def _total_weight(self, numbers: np.ndarray, trained: int) -> float:
+        if self._loss_mask == 0.0:
+            return float(trained)
+        return float(sum(_weights(self._reader[int(number)], self._role_weights).sum(dtype=np.float64) for number in numbers))
+
+
+def make_row(
+    documents: Sequence[Document], role_weights: np.ndarray, multiple: int = 1
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """((ids_1T, positions_1T), (kept_N, targets_N, weights_N)). Filled up to a `multiple` of places by a document that counts nothing."""
+    ids = [document.ids[:-1] for document in documents]
+    positions = [np.arange(len(part)) for part in ids]
+    targets = np.concatenate([document.ids[1:] for document in documents])
+    weights = np.concatenate([_weights(document, role_weights) for document in documents])
+    kept = np.flatnonzero(weights)
+    padding = -sum(map(len, ids)) % multiple
+    if padding:
+        ids.append(np.zeros(padding, ids[0].dtype))
+        positions.append(np.arange(padding))
+    inputs = (_row(np.concatenate(ids)), _row(np.concatenate(positions)))
+    return inputs, (torch.from_numpy(kept), torch.from_numpy(targets[kept].astype(np.int64)), torch.from_numpy(weights[kept]))
+
+
+def _without_weight(micro_batch: MicroBatch) -> MicroBatch:
+    inputs, (kept, targets, weights, scale) = micro_batch
+    return inputs, (kept[:0], targets[:0], weights[:0], scale)
+
+
+def _weights(document: Document, role_weights: np.ndarray) -> np.ndarray:
+    weights: np.ndarray = role_weights[document.roles()[1:]]
+    return weights
+
+
+def _row(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64))[None]

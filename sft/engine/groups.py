@@ -1,0 +1,123 @@
+"""The processes of a run: who shares tensors, who is in which pipeline stage, who has which share of the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from sft.model.collectives import TensorGroup
+from sft.plan.layout import Layout
+
+# torch 2.13 renamed both.
+_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_SUM_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A tensor-parallel group of one."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def maximum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def gather(self, tensor: Tensor, dim: int) -> Tensor:
+        return tensor
+
+    def sum_scatter(self, tensor: Tensor, dim: int) -> Tensor:
+        return tensor
+
+
+class Together:
+    """A tensor-parallel group of several processes."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return self._reduced(tensor, dist.ReduceOp.SUM)
+
+    def maximum(self, tensor: Tensor) -> Tensor:
+        return self._reduced(tensor, dist.ReduceOp.MAX)
+
+    def gather(self, tensor: Tensor, dim: int) -> Tensor:
+        first = tensor.movedim(dim, 0).contiguous()
+        whole = first.new_empty((first.size(0) * self.size, *first.shape[1:]))
+        _GATHER(whole, first, group=self._group)
+        return _moved_back(whole, dim)
+
+    def sum_scatter(self, tensor: Tensor, dim: int) -> Tensor:
+        first = tensor.movedim(dim, 0).contiguous()
+        own = first.new_empty((first.size(0) // self.size, *first.shape[1:]))
+        _SUM_SCATTER(own, first, group=self._group)
+        return _moved_back(own, dim)
+
+    def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
+        result = tensor.contiguous().clone()
+        dist.all_reduce(result, operation, group=self._group)
+        return result
+
+
+def _moved_back(first: Tensor, dim: int) -> Tensor:
+    """The first dimension back to its place, as a tensor of its own. Without a copy where the dimensions before it are 1: a row is one."""
+    shape = first.movedim(0, dim).shape
+    position = dim % first.dim()
+    if all(size == 1 for size in shape[:position]):
+        own: Tensor = first.new_empty(0)
+        strides = tuple(math.prod(shape[position:]) for position in range(1, len(shape) + 1))
+        return own.set_(first.untyped_storage(), 0, shape, strides)  # not a view: layers may change it in place
+    return first.movedim(0, dim).contiguous()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """This process among those of the run, and the groups it belongs to."""
+
+    layout: Layout
+    rank: int
+    stage: int
+    replica: int
+    tensor: TensorGroup
+    topology: Any  # DeepSpeed's
+    tied: Any  # the group of first and last stage that share an embedding with this process; None in stages between
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.stage == self.layout.pp - 1
+
+
+def form_groups(layout: Layout) -> Processes:
+    """A collective call: every process forms the same groups in the same order."""
+    from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+
+    rank = dist.get_rank()
+    topology = PipeModelDataParallelTopology(num_pp=layout.pp, num_mp=layout.tp, num_dp=layout.dp)
+    coordinates = topology.get_coord(rank)
+    tensor: TensorGroup = Alone()
+    for ranks in topology.get_axis_comm_lists("model") if layout.tp > 1 else ():
+        group = dist.new_group(ranks)
+        if rank in ranks:
+            tensor = Together(group)
+    tied = None
+    for ranks in topology.get_axis_comm_lists("pipe") if layout.pp > 1 else ():
+        ends = [ranks[0], ranks[-1]]
+        group = dist.new_group(ends)
+        if rank in ends:
+            tied = group
+    return Processes(
+        layout=layout, rank=rank, stage=coordinates.pipe, replica=coordinates.data, tensor=tensor, topology=topology, tied=tied
+    )  # fmt: skip

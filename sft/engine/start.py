@@ -1,0 +1,48 @@
+"""Starting a worker: its device, its threads, the connection to the others, and DeepSpeed without its noise."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+def start_worker(timeout_seconds: float = 1800) -> torch.device:
+    """Connect to the other processes, which RANK, WORLD_SIZE, MASTER_ADDR and so on in the environment name. Returns this one's device."""
+    local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(local_rank)
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        if "OMP_NUM_THREADS" not in os.environ or local_world > 1:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+    quieten()
+    import deepspeed
+    from deepspeed.comm import torch as deepspeed_torch
+
+    if not has_gpu:
+        # Otherwise it compiles a shared-memory reduction at first use: 20 to 150 seconds, and a compiler is needed (DeepSpeed 0.19).
+        deepspeed_torch.build_shm_op = lambda: None
+    device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
+    backend = "nccl" if has_gpu else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds), device_id=device if has_gpu else None)
+    deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(seconds=timeout_seconds))
+    return device
+
+
+def quieten() -> None:
+    """DeepSpeed and transformers log as if they were the program."""
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch|deepspeed")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+def stop_worker() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

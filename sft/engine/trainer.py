@@ -1,0 +1,72 @@
+"""Iterations and validations, as records. What is done with a record is for others to say."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from sft.engine.feed import Batch, Feed
+from sft.engine.pipeline import NotFiniteError, Pipeline
+from sft.plan.sampler import Sampler
+from tokenize_data.reader import ShardReader
+
+_VALIDATION_DOCUMENTS = 1024  # planned together
+_NAMED_DOCUMENTS = 10
+
+
+class TrainingError(Exception):
+    """Training cannot go on. The message is for a person: what happened, in which iteration, what to try."""
+
+
+def train(
+    pipeline: Pipeline, feed: Feed, sampler: Sampler, reader: ShardReader, *, rate: Callable[[int], float], start: int, iterations: int
+) -> Iterator[dict[str, Any]]:
+    """One record an iteration, from `start` + 1 to `iterations`."""
+    for number in range(start + 1, iterations + 1):
+        began = time.perf_counter()
+        batch = feed.plan(sampler.documents(number - 1))
+        lr = rate(number)
+        try:
+            result = pipeline.step(feed.micro_batches(batch), batch.plan.num_micro_batches, lr)
+        except NotFiniteError:
+            raise TrainingError(_not_finite(pipeline, batch, reader, number)) from None
+        seconds = time.perf_counter() - began
+        yield {
+            "iteration": number, "loss": result.loss, "lr": lr, "grad_norm": result.grad_norm, "documents": len(batch.numbers),
+            "tokens": batch.num_tokens, "trained_tokens": batch.num_trained, "seconds": round(seconds, 4),
+            "tokens_per_second": round(batch.num_tokens / seconds, 1), "micro_batches": batch.plan.num_micro_batches,
+            "fill": round(batch.plan.fill, 4), "balance": round(batch.plan.balance, 4),
+        }  # fmt: skip
+
+
+def validate(pipeline: Pipeline, feed: Feed, num_documents: int) -> dict[str, float]:
+    """The exact loss over the first documents of a validation set: the same on every process and every layout."""
+    began = time.perf_counter()
+    replicas = pipeline.processes.layout.dp
+    for first in range(0, num_documents, _VALIDATION_DOCUMENTS):
+        numbers = np.arange(first, min(first + _VALIDATION_DOCUMENTS, num_documents))
+        batch, micro_batches = feed.plan_for_validation(numbers, replicas)
+        pipeline.evaluate(micro_batches, batch.plan.num_micro_batches)
+    weighted, weight, right, tokens = pipeline.counts()
+    loss = weighted / max(weight, 1e-30)
+    return {
+        "val_loss": loss, "val_perplexity": math.exp(min(loss, 700.0)), "val_accuracy": right / max(tokens, 1.0),
+        "val_documents": num_documents, "val_seconds": round(time.perf_counter() - began, 4),
+    }  # fmt: skip
+
+
+def _not_finite(pipeline: Pipeline, batch: Batch, reader: ShardReader, iteration: int) -> str:
+    rows = pipeline.rows_not_finite()
+    positions = [position for replica, m in rows for position in batch.plan.rows[replica][m]]
+    numbers = sorted({int(batch.numbers[position]) for position in positions} or {int(number) for number in batch.numbers})
+    places = [f"{number} ({file} line {line})" for number in numbers[:_NAMED_DOCUMENTS] for file, line in [reader.place(number)]]
+    more = f" and {len(numbers) - _NAMED_DOCUMENTS} more" if len(numbers) > _NAMED_DOCUMENTS else ""
+    what = "loss" if rows else "gradient"
+    return (
+        f"the {what} is not a finite number in iteration {iteration}, which was not applied; documents {', '.join(places)}{more}: "
+        "look at them with `sft inspect --row`, or use a smaller --lr"
+    )

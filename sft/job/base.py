@@ -1,0 +1,102 @@
+"""The base model's facts, read without torch: its configuration, its size, and that it is there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from sft.config.naming import intermediate_name
+from sft.config.train import TrainConfig
+from sft.model.base_folder import gguf_file_in, resolve
+from tokenize_data.bases import Base, find_base
+from tokenize_data.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """Where the base model is, and what its files say of it."""
+
+    entry: Base
+    folder: Path
+    config: dict[str, Any]  # config.json
+    num_parameters: int
+    fingerprint: str  # of configuration and of the files' headers: names, shapes and sizes
+
+    @property
+    def family(self) -> str:
+        return str(self.config["model_type"])
+
+
+def find_base_model(config: TrainConfig) -> BaseModel:
+    """The base model that the flags name, fetched or converted if need be."""
+    entry = _entry(config)
+    inner = None
+    if config.intermediate_iter is not None:
+        inner = intermediate_name(entry.intermediate, config.intermediate_iter, f"the entry of {entry.name}")
+    if config.trust_remote_code and not Path(entry.path).expanduser().exists() and inner is None:
+        raise UserError(
+            f"--trust_remote_code runs code from {entry.path}, which may change: download a revision that you have read, give its folder"
+        )
+    folder = resolve(entry.path, inner)
+    content = _read_config(folder)
+    headers = [_header(file) for file in sorted(folder.glob("*.safetensors"))]
+    if not headers:
+        from sft.model.weights import WeightFiles  # it knows what to say
+
+        WeightFiles(folder)
+    sizes = {name: tensor["shape"] for header in headers for name, tensor in header.items() if name != "__metadata__"}
+    digest = hashlib.sha256(json.dumps([content, sizes], sort_keys=True).encode()).hexdigest()
+    total = sum(prod(shape) for shape in sizes.values())
+    return BaseModel(entry=entry, folder=folder, config=content, num_parameters=total, fingerprint=digest)
+
+
+def tokenizer_flags(config: TrainConfig, base: BaseModel) -> list[str]:
+    """How the data stage is told of the base model: as it was typed, or, where the files are elsewhere, by an entry written for it."""
+    if Path(base.entry.path).expanduser() == base.folder or (base.entry.path == config.checkpoint and config.intermediate_iter is None):
+        flags = ["--checkpoint", config.checkpoint]
+        flags += ["--size", config.size] if config.size else []
+        return [*flags, *(["--checkpoints_file", config.checkpoints_file] if config.checkpoints_file else [])]
+    handle, name = tempfile.mkstemp(prefix="sft-", suffix=".toml")
+    with os.fdopen(handle, "w") as file:
+        tokens = json.dumps(list(base.entry.add_tokens), ensure_ascii=False)
+        file.write(f"[resolved.base]\npath = {json.dumps(str(base.folder))}\nadd_tokens = {tokens}\n")
+    return ["--checkpoint", "resolved", "--size", "base", "--checkpoints_file", name]
+
+
+def _entry(config: TrainConfig) -> Base:
+    if gguf_file_in(config.checkpoint) is not None:
+        return Base(name=Path(config.checkpoint).stem, path=config.checkpoint)
+    return find_base(config.checkpoint, config.size, Path(config.checkpoints_file) if config.checkpoints_file else None)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}: give the folder of a Hugging Face model, with its config.json") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}): fetch the base model again") from error
+    if not isinstance(content, dict) or "model_type" not in content:
+        raise UserError(f"{file} has no model_type: give the folder of a Hugging Face model")
+    return content
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The JSON at the beginning of a safetensors file: names, types and shapes."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= file.stat().st_size - 8:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(stream.read(length))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as safetensors ({error}): fetch the base model again") from error
+    assert isinstance(header, dict)
+    return header

@@ -1,0 +1,175 @@
+"""What a run will do, decided before any process starts: base model, data, iterations, layout, batches, output folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft.config.naming import layout_of_path, run_folder
+from sft.config.train import TrainConfig
+from sft.job.base import BaseModel, find_base_model, tokenizer_flags
+from sft.observe.header import Facts
+from sft.plan.layout import Layout, ModelShape, choose_layout
+from sft.plan.packing import plan_batch
+from sft.plan.sampler import Sampler, num_iterations
+from sft.plan.stages import layer_ranges
+from tokenize_data.errors import UserError
+from tokenize_data.manifest import dataset_folder
+from tokenize_data.reader import ShardReader
+
+_GPU_ROW_TOKENS = 8192  # a row long enough to keep a GPU busy
+_SAMPLED_ITERATIONS = 20
+_PACKAGES = ("sft", "torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
+_DATA_FLAGS = ("question_key", "answer_key", "system_key", "text_key", "template", "seq", "max_bad_rows", "seed", "format")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that all processes of a run agree on."""
+
+    config: TrainConfig
+    base: BaseModel
+    reader: ShardReader
+    validation: ShardReader | None
+    iterations: int
+    layout: Layout
+    micro_batch: int
+    recompute: str
+    dtype: str
+    folder: Path
+
+    @property
+    def capacity(self) -> int:
+        """Tokens in a row."""
+        return self.micro_batch * self.config.seq
+
+    @property
+    def sampler(self) -> Sampler:
+        return Sampler(len(self.reader), self.config.global_batch, self.config.seed)
+
+
+def visible_gpus() -> int:
+    """Counted without torch."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return len([name for name in listed.split(",") if name.strip() not in ("", "-1")])
+    folder = Path("/proc/driver/nvidia/gpus")
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
+def tokenise(config: TrainConfig, base: BaseModel) -> int:
+    """Run the data stage, which says what it does. Returns its exit code."""
+    command = [sys.executable, "-m", "tokenize_data", "--run_name", config.run_name, "--tokenized_data_dir", config.tokenized_data_dir]
+    command += tokenizer_flags(config, base)
+    for name in _DATA_FLAGS:
+        value = getattr(config, name)
+        command += [f"--{name}", str(value)] if value is not None else []
+    command += ["--data", *config.data] if config.data else []
+    command += ["--val", *config.val] if config.val else []
+    command += ["--retokenize"] if config.retokenize else []
+    return subprocess.run(command).returncode
+
+
+def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | None = None) -> Job:
+    """The job, from shards that are there. Every process that is given the same flags makes the same one."""
+    base = base or find_base_model(config)
+    root = Path(config.tokenized_data_dir)
+    reader = ShardReader(dataset_folder(root, config.run_name))
+    validation = ShardReader(dataset_folder(root, f"{config.run_name}-val")) if config.val else None
+    for part in (reader, validation):
+        if part is not None and part.manifest.seq > config.seq:
+            raise UserError(
+                f"{part.folder} was tokenised with --seq {part.manifest.seq}, longer than --seq {config.seq}: "
+                f"use --seq {part.manifest.seq}, or --retokenize"
+            )
+    on_gpu = visible_gpus() > 0
+    if world is None:
+        world = config.nodes * (config.nproc_per_node or max(visible_gpus(), 1))
+    hint = layout_of_path(base.entry.path)
+    tp = config.tp or base.entry.tp or (hint[0] if hint else None)
+    pp = config.pp or base.entry.pp or (hint[1] if hint else None)
+    layout = choose_layout(
+        world, ModelShape.of_config(base.config), tp=tp, pp=pp, sequence_parallel=config.sequence_parallel, global_batch=config.global_batch
+    )
+    iterations = config.iters or num_iterations(len(reader), config.epochs, config.global_batch)
+    _check_context(reader, base)
+    return Job(
+        config=config, base=base, reader=reader, validation=validation, iterations=iterations, layout=layout,
+        micro_batch=config.micro_batch or (max(1, _GPU_ROW_TOKENS // config.seq) if on_gpu else 1),
+        recompute=config.recompute or "none", dtype=config.dtype or ("bf16" if on_gpu else "fp32"), folder=run_folder(config, base.family),
+    )  # fmt: skip
+
+
+def stage_layers(job: Job) -> list[range]:
+    """The layers of each pipeline stage. The head costs what it computes: trained tokens alone, against all tokens in a layer."""
+    config, manifest = job.base.config, job.reader.manifest
+    shape = ModelShape.of_config(config)
+    assert shape.layers is not None
+    vocabulary_weights = int(config.get("vocab_size", 0)) * int(config.get("hidden_size", 0))
+    is_tied = bool(config.get("tie_word_embeddings"))
+    layer_weights = max(job.base.num_parameters - vocabulary_weights * (1 if is_tied else 2), 1) / shape.layers
+    share = 1.0 if job.config.loss_mask else manifest.trained_tokens / max(manifest.tokens, 1)
+    return layer_ranges(shape.layers, job.layout.pp, head_cost=vocabulary_weights / layer_weights * share)
+
+
+def _check_context(reader: ShardReader, base: BaseModel) -> None:
+    """Learned positions end somewhere; rotary ones only get worse."""
+    limit = base.config.get("max_position_embeddings")
+    longest = int(reader.lengths.max())
+    if base.family == "opt" and isinstance(limit, int) and longest - 1 > limit:
+        raise UserError(f"{reader.folder} has documents of {longest:,} tokens, this model {limit:,} positions: tokenise with --seq {limit}")
+
+
+def facts_of(job: Job, start: int = 0) -> Facts:
+    """What the header shows, with the fill and balance of the first iterations' batches."""
+    config, manifest = job.config, job.reader.manifest
+    plans = []
+    for number in range(start, min(job.iterations, start + _SAMPLED_ITERATIONS)):
+        lengths = job.reader.lengths[job.sampler.documents(number)].astype(np.int64) - 1
+        plans.append(plan_batch(lengths.tolist(), job.capacity, job.layout.dp))
+    vocabulary = max(int(job.base.config.get("vocab_size", 0)), int(manifest.tokenizer["vocabulary_size"]))
+    return Facts(
+        family=f"{job.base.entry.name} ({job.base.family})", num_parameters=job.base.num_parameters, vocabulary_size=vocabulary,
+        tp=job.layout.tp, pp=job.layout.pp, dp=job.layout.dp, micro_batch=job.micro_batch, seq=config.seq,
+        sequence_parallel=job.layout.sequence_parallel, recompute=job.recompute, dtype=job.dtype, num_documents=len(job.reader),
+        num_tokens=manifest.tokens, num_trained_tokens=manifest.trained_tokens,
+        num_val_documents=len(job.validation) if job.validation else 0, fill=_mean([plan.fill for plan in plans]),
+        balance=_mean([plan.balance for plan in plans]), epochs=None if config.iters else config.epochs, global_batch=config.global_batch,
+        iterations=job.iterations, start=start, folder=job.folder, expected_seconds=None,
+    )  # fmt: skip
+
+
+def resolved_facts(job: Job) -> dict[str, Any]:
+    """What run.toml records besides the configuration."""
+    return {
+        "base": job.base.entry.path, "base_folder": str(job.base.folder.resolve()), "base_fingerprint": job.base.fingerprint,
+        "model_type": job.base.family, "iterations": job.iterations, "documents": len(job.reader),
+        "data": job.reader.manifest.fingerprint(), "data_folder": str(job.reader.folder.resolve()),
+        "tp": job.layout.tp, "pp": job.layout.pp, "dp": job.layout.dp,
+        "sequence_parallel": job.layout.sequence_parallel, "micro_batch": job.micro_batch, "recompute": job.recompute, "dtype": job.dtype,
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def config_values(config: TrainConfig) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,130 @@
+"""What each process of a run does, from connecting to the others to the exported model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sft.checkpoint.export import Origins, export
+from sft.engine.feed import Feed
+from sft.engine.groups import Processes, form_groups
+from sft.engine.optimizers import OptimizerSettings
+from sft.engine.pipeline import Pipeline
+from sft.engine.start import start_worker, stop_worker
+from sft.engine.trainer import train, validate
+from sft.job.prepare import Job, config_values, resolved_facts, stage_layers, versions
+from sft.job.watch import Watch, watched
+from sft.model.build import BuiltStage, build_stage
+from sft.model.selfcheck import self_check
+from sft.model.weights import WeightFiles, load, match_names
+from sft.plan.schedule import learning_rate
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedBase:
+    """The base model as transformers describes it, grown to the tokenizer's size."""
+
+    config: Any
+    generation_config: Any | None
+
+
+def work(job: Job) -> None:
+    """Train and export. Every process of the run calls this."""
+    device = start_worker()
+    with watched(job, is_first=dist.get_rank() == 0) as watch:
+        processes = form_groups(job.layout)
+        base = read_base(job)
+        self_check(base.config, processes.tensor, job.layout.sequence_parallel)
+        built, names = load_stage(job, base, processes, device)
+        pipeline = Pipeline(
+            built, processes, optimizer=_optimizer_settings(job), clip=job.config.clip, dtype=_DTYPES[job.dtype], device=device,
+            vocabulary_size=base.config.vocab_size,
+        )  # fmt: skip
+        summary = _iterate(job, pipeline, watch)
+        target = job.folder / "hf"
+        export(pipeline, target, _origins(job, base, names, built, summary))
+        watch.finish(target)
+    stop_worker()
+
+
+def read_base(job: Job) -> LoadedBase:
+    from transformers import AutoConfig, GenerationConfig
+
+    trust = job.config.trust_remote_code
+    config = AutoConfig.from_pretrained(job.base.folder, trust_remote_code=trust)
+    config.vocab_size = max(config.vocab_size, int(job.reader.manifest.tokenizer["vocabulary_size"]))
+    has_generation = (job.base.folder / "generation_config.json").exists()
+    generation = GenerationConfig.from_pretrained(job.base.folder) if has_generation else None
+    return LoadedBase(config=config, generation_config=generation)
+
+
+def load_stage(job: Job, base: LoadedBase, processes: Processes, device: torch.device) -> tuple[BuiltStage, dict[str, str]]:
+    """This process's stage with the base model's weights, and each parameter's name in the base's files."""
+    layers = stage_layers(job)[processes.stage]
+    built = build_stage(
+        base.config, layers, processes.tensor, sequence_parallel=job.layout.sequence_parallel, recompute=job.recompute,
+        dtype=_DTYPES[job.dtype], device=device,
+    )  # fmt: skip
+    files = WeightFiles(job.base.folder)
+    anatomy = built.anatomy
+    head, embedding = f"{anatomy.head}.weight", f"{anatomy.embedding}.weight"
+    grown = {name: base.config.vocab_size for name in (embedding, head, f"{anatomy.head}.bias") if name in built.all_places}
+    names = match_names(
+        {name: place.shape for name, place in built.all_places.items()}, files, base_prefix=built.base_prefix,
+        tied={head: embedding} if built.tied_name else {}, ignore=built.ignored, grown=grown, renames=built.renames,
+    )  # fmt: skip
+    load({name: (parameter, built.places[name].part) for name, parameter in built.parameters.items()}, files, names, grown=grown)
+    return built, names
+
+
+def _optimizer_settings(job: Job) -> OptimizerSettings:
+    config = job.config
+    return OptimizerSettings(
+        name=config.optimizer, lr=config.lr, beta1=config.beta1, beta2=config.beta2, eps=config.eps, weight_decay=config.weight_decay
+    )  # fmt: skip
+
+
+def _iterate(job: Job, pipeline: Pipeline, watch: Watch) -> dict[str, Any]:
+    """All iterations with their validations. Returns what training.json says of the result."""
+    config, processes = job.config, pipeline.processes
+    make_feed = partial(
+        Feed, capacity=job.capacity, replicas=job.layout.dp, replica=processes.replica, loss_mask=config.loss_mask,
+        multiple=job.layout.tp if job.layout.sequence_parallel else 1,
+    )  # fmt: skip
+    feed = make_feed(job.reader)
+    validation = make_feed(job.validation) if job.validation else None
+    rate = partial(
+        learning_rate, iterations=job.iterations, lr=config.lr, min_lr=config.min_lr, warmup_fraction=config.warmup_fraction,
+        schedule=config.schedule,
+    )  # fmt: skip
+    last: dict[str, Any] = {}
+    began = time.perf_counter()
+    for record in train(pipeline, feed, job.sampler, job.reader, rate=rate, start=0, iterations=job.iterations):
+        number = record["iteration"]
+        if validation is not None and job.validation is not None and (number % config.eval_interval == 0 or number == job.iterations):
+            record |= validate(pipeline, validation, len(job.validation))
+            last |= {key: record[key] for key in ("val_loss", "val_perplexity", "val_accuracy")}
+        last["loss"] = record["loss"]
+        watch.record(record)
+    return {"iterations": job.iterations, "seconds": round(time.perf_counter() - began, 1), **last}
+
+
+def _origins(job: Job, base: LoadedBase, names: Mapping[str, str], built: BuiltStage, summary: Mapping[str, Any]) -> Origins:
+    manifest = job.reader.manifest
+    facts = {
+        "base": job.base.entry.path, "base_fingerprint": job.base.fingerprint, "data": manifest.fingerprint(),
+        "tokenizer": manifest.tokenizer["fingerprint"], "template": manifest.template, "run_name": job.config.run_name,
+        "config": config_values(job.config), "resolved": resolved_facts(job), "result": dict(summary), "versions": versions(),
+    }  # fmt: skip
+    return Origins(
+        config=base.config, generation_config=base.generation_config, tokenizer_folder=job.reader.folder / manifest.tokenizer["folder"],
+        names={name: names[name] for name in built.all_places}, facts=facts,
+    )  # fmt: skip

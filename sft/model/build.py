@@ -1,0 +1,119 @@
+"""From a configuration to this rank's stage: made on the meta device, cut to size, given memory. Weights come later."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+
+from sft.model import attention
+from sft.model.anatomy import Anatomy, find_anatomy
+from sft.model.collectives import TensorGroup
+from sft.model.parts import take_apart
+from sft.model.stage import Stage
+from sft.model.tensor_parallel import Place, parallelise
+from tokenize_data.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltStage:
+    """A stage, and what is known of its parameters by their Hugging Face names."""
+
+    stage: Stage
+    parameters: dict[str, nn.Parameter]
+    places: dict[str, Place]
+    anatomy: Anatomy
+    all_places: dict[str, Place]  # of the whole model, not of this stage alone
+    tied_name: str | None  # the parameter that is both embedding and head
+    base_prefix: str
+    ignored: tuple[str, ...]  # patterns of tensors in files that the model has no use for
+    renames: tuple[tuple[str, str], ...]  # (pattern, replacement) from names in files to the model's own
+
+
+def build_stage(
+    config: Any, layers: range, group: TensorGroup, *, sequence_parallel: bool, recompute: str, dtype: torch.dtype, device: torch.device
+) -> BuiltStage:
+    """This rank's `layers` of the model that `config` describes, with memory on `device` that holds no weights yet."""
+    model = make_on_meta(config, dtype)
+    anatomy = find_anatomy(model)
+    all_places = parallelise(model, anatomy, group, sequence_parallel)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    head, embedding = model.get_submodule(anatomy.head), model.get_submodule(anatomy.embedding)
+    tied_name = f"{anatomy.embedding}.weight" if head.weight is embedding.weight else None
+    ignored = tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
+    renames = _renames(model)
+    stage = Stage(take_apart(model, anatomy), layers, group, sequence_parallel=sequence_parallel, recompute=recompute)
+    parameters = _give_memory(stage, names, device)
+    places = {name: all_places[name] for name in parameters}
+    for name, parameter in parameters.items():
+        part = places[name].part
+        parameter.tensor_model_parallel = part is not None and part.is_owner  # type: ignore[attr-defined]  # how DeepSpeed counts a norm
+    return BuiltStage(
+        stage=stage, parameters=parameters, places=places, anatomy=anatomy, all_places=all_places, tied_name=tied_name,
+        base_prefix=model.base_model_prefix, ignored=ignored, renames=renames,
+    )  # fmt: skip
+
+
+def make_on_meta(config: Any, dtype: torch.dtype) -> Any:
+    """The whole model without memory for its parameters. Buffers are real: they are small, and computed, not loaded."""
+    kind = (config.architectures or [config.model_type])[0]
+    config = without_dropout(config)
+    try:
+        with _parameters_on_meta():
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
+    except ValueError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"{kind} is no causal language model that transformers knows ({reason}): it cannot be trained here") from error
+    model.set_attn_implementation(attention.NAME)
+    return model
+
+
+def without_dropout(config: Any) -> Any:
+    """Fine-tuning drops nothing: the loss would depend on how the model is laid out."""
+    config = copy.deepcopy(config)
+    for name, value in vars(config).items():
+        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, name, 0.0)
+    config.use_cache = False
+    return config
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters registered within lose their memory at once. (`torch.device("meta")` would take the buffers' values too.)"""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    with mock.patch.object(nn.Module, "register_parameter", on_meta):
+        yield
+
+
+def _renames(model: Any) -> tuple[tuple[str, str], ...]:
+    """Where transformers has renamed parameters since files were written: GPT-NeoX's head, for one."""
+    conversions = [entry for entry in get_model_conversion_mapping(model) if type(entry).__name__ == "WeightRenaming"]
+    return tuple((entry.source_patterns[0], entry.target_patterns[0]) for entry in conversions)
+
+
+def _give_memory(stage: Stage, names: dict[int, str], device: torch.device) -> dict[str, nn.Parameter]:
+    """Replace the stage's parameters on meta by real ones, one object for those that are tied."""
+    made: dict[int, nn.Parameter] = {}
+    parameters: dict[str, nn.Parameter] = {}
+    for module in stage.modules():
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) not in made:
+                made[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device=device))
+                parameters[names[id(parameter)]] = made[id(parameter)]
+            setattr(module, key, made[id(parameter)])
+    return parameters

@@ -1,0 +1,151 @@
+"""What crosses tensor-parallel ranks, forward and backward. The group itself is handed in: this folder starts no communication of its own.
+
+Inside a region (attention, MLP) every rank sees all tokens and computes its share of the features. Outside, tokens are either on all
+ranks, or, with sequence parallelism, each rank has its stretch of them. Token dimensions are -2, feature dimensions -1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.autograd import Function
+
+
+class TensorGroup(Protocol):
+    """The ranks that share a model's tensors."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def sum(self, tensor: Tensor) -> Tensor: ...
+
+    def maximum(self, tensor: Tensor) -> Tensor: ...
+
+    def gather(self, tensor: Tensor, dim: int) -> Tensor:
+        """All ranks' tensors, one behind the other along `dim`."""
+
+    def sum_scatter(self, tensor: Tensor, dim: int) -> Tensor:
+        """The sum over ranks, of which each gets its stretch of `dim`."""
+
+
+def own_stretch(tensor: Tensor, group: TensorGroup, dim: int) -> Tensor:
+    return tensor.chunk(group.size, dim)[group.rank].contiguous()
+
+
+class _Enter(Function):
+    """Tokens that all ranks have, into a region: their gradients are parts of a sum."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
+        context.group = group
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return context.group.sum(gradient), None
+
+
+class _Leave(Function):
+    """Parts of a sum, out of a region, to all ranks."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
+        return group.sum(tensor)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class _EnterFromStretch(Function):
+    """Each rank's stretch of the tokens, into a region that sees them all."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
+        context.group = group
+        return group.gather(tensor, -2)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return context.group.sum_scatter(gradient, -2), None
+
+
+class _LeaveToStretch(Function):
+    """Parts of a sum, out of a region, each rank keeping its stretch of the tokens."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
+        context.group = group
+        return group.sum_scatter(tensor, -2)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return context.group.gather(gradient, -2), None
+
+
+class _Gather(Function):
+    """Each rank's stretch of `dim`, to all of it, on ranks that then all compute the same."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor, group: TensorGroup, dim: int) -> Tensor:
+        context.group, context.dim = group, dim
+        return group.gather(tensor, dim)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return own_stretch(gradient, context.group, context.dim), None, None
+
+
+class _Split(Function):
+    """What all ranks have, to each rank's stretch of `dim`."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor, group: TensorGroup, dim: int) -> Tensor:
+        context.group, context.dim = group, dim
+        return own_stretch(tensor, group, dim)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return context.group.gather(gradient, context.dim), None, None
+
+
+def enter_region(hidden: Tensor, group: TensorGroup, sequence_parallel: bool) -> Tensor:
+    return _applied((_EnterFromStretch if sequence_parallel else _Enter), hidden, group)
+
+
+def leave_region(partial_sum: Tensor, group: TensorGroup, sequence_parallel: bool) -> Tensor:
+    return _applied((_LeaveToStretch if sequence_parallel else _Leave), partial_sum, group)
+
+
+def gather(stretch: Tensor, group: TensorGroup, dim: int) -> Tensor:
+    return _applied(_Gather, stretch, group, dim)
+
+
+def split(whole: Tensor, group: TensorGroup, dim: int) -> Tensor:
+    return _applied(_Split, whole, group, dim)
+
+
+class _SumOfParts(Function):
+    """A sum that every rank goes on computing with, each for its own features: gradients are summed as well."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
+        context.group = group
+        return group.sum(tensor)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return context.group.sum(gradient), None
+
+
+def sum_of_parts(tensor: Tensor, group: TensorGroup) -> Tensor:
+    return _applied(_SumOfParts, tensor, group)
+
+
+def _applied(function: Any, *arguments: Any) -> Tensor:
+    output: Tensor = function.apply(*arguments)
+    return output

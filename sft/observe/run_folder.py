@@ -1,0 +1,124 @@
+"""The files of a run that say what it is and how it stands: run.toml and status.json. Rank 0 alone writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tokenize_data.errors import UserError
+
+State = Literal["running", "preempted", "failed", "finished"]
+STATES: tuple[str, ...] = get_args(State)
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r"}
+_TO_ESCAPE = re.compile(r'["\\\x00-\x1f\x7f]')
+
+
+def write_status(folder: Path, *, state: State, iteration: int, iterations: int, reason: str = "") -> None:
+    """How the run stands. A reader sees the old status or the new one, never a part."""
+    assert state in STATES, state
+    status = {
+        "state": state,
+        "iteration": iteration,
+        "iterations": iterations,
+        "reason": reason.encode("utf-8", "backslashreplace").decode(),
+        "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    replace_file(folder / "status.json", json.dumps(status, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """None where there is none, or a damaged one."""
+    try:
+        status = json.loads((folder / "status.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    usable = (
+        isinstance(status, dict) and status.get("state") in STATES and all(_is_count(status.get(k)) for k in ("iteration", "iterations"))
+    )
+    return status if usable else None
+
+
+def is_finished(folder: Path) -> bool:
+    """The exported model, or adapter, is there."""
+    return (folder / "hf").is_dir() or (folder / "adapter").is_dir()
+
+
+def write_run_toml(folder: Path, *, config: Mapping[str, Any], resolved: Mapping[str, Any], versions: Mapping[str, str]) -> None:
+    """run.toml. An older one that says something else (other than versions) stays beside it as run-1.toml, run-2.toml, ..."""
+    text = to_toml({"config": config, "resolved": resolved, "versions": versions})
+    path = folder / "run.toml"
+    if path.exists() and _differ(path, text):
+        number = 1
+        while (kept := folder / f"run-{number}.toml").exists():
+            number += 1
+        try:
+            os.replace(path, kept)
+        except OSError as error:
+            raise UserError(f"cannot rename {path} to {kept.name}: {error.strerror}: check that the folder can be written") from error
+    replace_file(path, text)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a whole file, or leave the old one as it is."""
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(text.encode())
+        os.replace(scratch, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}: check the folder and the room on the disk") from error
+
+
+def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Tables of strings, numbers, booleans, lists and further tables, as TOML. What is None is left out."""
+    return "\n".join(block for name, table in tables.items() for block in _blocks(_key(name), table))
+
+
+def _blocks(name: str, table: Mapping[str, Any]) -> list[str]:
+    """The table's own block, and one for each table in it."""
+    filled = {key: value for key, value in table.items() if value is not None}
+    plain = [f"{_key(key)} = {_value(value)}\n" for key, value in filled.items() if not isinstance(value, Mapping)]
+    nested = [block for key, value in filled.items() if isinstance(value, Mapping) for block in _blocks(f"{name}.{_key(key)}", value)]
+    return [f"[{name}]\n" + "".join(plain), *nested]
+
+
+def _key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else _string(key)
+
+
+def _value(value: Any) -> str:
+    value = value.item() if hasattr(value, "item") else value  # numpy's numbers have a repr of their own
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)  # nan, inf and 1e-05 are TOML too
+    if isinstance(value, str | Path):
+        return _string(str(value))
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return f"[{', '.join(_value(item) for item in value)}]"
+    raise TypeError(f"{type(value).__name__} has no place in run.toml")
+
+
+def _string(text: str) -> str:
+    text = text.encode("utf-8", "backslashreplace").decode()  # a file name may hold half characters, TOML may not
+    return '"' + _TO_ESCAPE.sub(lambda found: _ESCAPES.get(found[0]) or f"\\u{ord(found[0]):04x}", text) + '"'
+
+
+def _differ(path: Path, text: str) -> bool:
+    try:
+        old, new = tomllib.loads(path.read_bytes().decode()), tomllib.loads(text)
+    except (OSError, ValueError):
+        return True
+    return any(old.get(name) != new.get(name) for name in ("config", "resolved"))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,0 +1,161 @@
+"""What each process of a distributed test runs: a list of cases, one after the other, each with the result of every rank in a file."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sft.engine.start import start_worker, stop_worker
+from sft.plan.layout import Layout
+from sft.plan.sampler import Sampler
+from sft.plan.stages import partition
+from tests.distributed import plain
+from tests.distributed.data import MemoryReader
+from tests.models import tiny_config
+from tokenize_data.errors import UserError
+
+DOCUMENTS, SEQ, SEED = 40, 32, 7
+GLOBAL_BATCH, ITERATIONS, VALIDATION_DOCUMENTS = 12, 8, 6
+GRACE_SECONDS = 3  # between writing stacks and ending, so that all ranks get to write theirs
+
+
+@dataclass
+class Run:
+    """One case's model and data, ready to train."""
+
+    case: dict[str, Any]
+    built: Any
+    processes: Any
+    pipeline: Any
+    feed: Any
+    sampler: Sampler
+    reader: Any
+
+    def train(self, lr: float = plain.LR) -> Iterator[dict[str, Any]]:
+        from sft.engine.trainer import train
+
+        iterations = self.case.get("iterations", ITERATIONS)
+        return train(self.pipeline, self.feed, self.sampler, self.reader, rate=lambda _: lr, start=0, iterations=iterations)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.built.parameters.items()}
+
+
+
+
+@lru_cache(maxsize=None)
+def form_groups_once(layout: Layout) -> Any:
+    from sft.engine.groups import form_groups
+
+    return form_groups(layout)
+
+
+def prepare(case: dict[str, Any], device: torch.device) -> Run:
+    from sft.engine.feed import Feed
+    from sft.engine.optimizers import OptimizerSettings
+    from sft.engine.pipeline import Pipeline
+    from sft.model.build import build_stage
+
+    config, dtype = config_of(case), getattr(torch, case.get("dtype", "float32"))
+    layout = layout_of(case)
+    processes = form_groups_once(layout)
+    layers = partition(case.get("costs", [1.0] * config.num_hidden_layers), layout.pp)[processes.stage]
+    built = build_stage(
+        config, layers, processes.tensor, sequence_parallel=layout.sequence_parallel, recompute=case.get("recompute", "none"), dtype=dtype,
+        device=device,
+    )  # fmt: skip
+    whole = dict(plain.make_model(config).named_parameters())
+    with torch.no_grad():
+        for name, parameter in built.parameters.items():
+            part = built.places[name].part
+            parameter.copy_(part.take(whole[name]) if part else whole[name])
+    settings = OptimizerSettings(
+        name="adamw", lr=plain.LR, beta1=plain.BETAS[0], beta2=plain.BETAS[1], eps=plain.EPS, weight_decay=plain.DECAY
+    )  # fmt: skip
+    pipeline = Pipeline(
+        built, processes, optimizer=settings, clip=plain.CLIP, dtype=dtype, device=device, vocabulary_size=config.vocab_size
+    )  # fmt: skip
+    reader: Any = MemoryReader(DOCUMENTS, config.vocab_size, SEQ)
+    feed = Feed(
+        reader, capacity=case.get("micro_batch", 2) * SEQ, replicas=layout.dp, replica=processes.replica,
+        loss_mask=case.get("loss_mask", 0.0), multiple=layout.tp if layout.sequence_parallel else 1, pack=case.get("pack", True),
+    )  # fmt: skip
+    return Run(case, built, processes, pipeline, feed, Sampler(DOCUMENTS, case.get("global_batch", GLOBAL_BATCH), SEED), reader)
+
+
+def config_of(case: dict[str, Any]) -> Any:
+    """The family's tiny configuration, with as many of its layers as the case wants."""
+    config = tiny_config(case["family"])
+    config.num_hidden_layers = case.get("layers", config.num_hidden_layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: config.num_hidden_layers]
+    return config
+
+
+def layout_of(case: dict[str, Any]) -> Layout:
+    sequence_parallel = case.get("sequence_parallel", False)
+    return Layout(tp=case.get("tp", 1), pp=case.get("pp", 1), dp=case.get("dp", 1), sequence_parallel=sequence_parallel)
+
+
+def train_and_validate(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    from sft.engine.trainer import validate
+
+    run = prepare(case, device)
+    records = [(record["loss"], record["grad_norm"]) for record in run.train()]
+    validation = validate(run.pipeline, run.feed, case.get("val_documents", VALIDATION_DOCUMENTS))
+    weights = {name: (run.built.places[name].part, weight) for name, weight in run.weights().items()}
+    return {"records": records, "validation": validation, "weights": weights}
+
+
+def arm(out: Path, seconds: float) -> Callable[[], None]:
+    """Where the process has not called the result after `seconds`, it writes its stacks to a file and ends."""
+    file = (out / f"stack-{dist.get_rank()}.txt").open("w")
+    faulthandler.dump_traceback_later(seconds, file=file)
+    timer = threading.Timer(seconds + GRACE_SECONDS, os._exit, [3])
+    timer.daemon = True
+    timer.start()
+
+    def disarm() -> None:
+        faulthandler.cancel_dump_traceback_later()
+        timer.cancel()
+        file.close()
+
+    return disarm
+
+
+def main(cases_file: str, out: str, seconds: str) -> None:
+    from tests.distributed import trouble
+
+    kinds = {
+        "train": train_and_validate, "not_finite": trouble.not_finite, "masters": trouble.masters, "self_check": trouble.check,
+        "hang": lambda case, device: time.sleep(600 * dist.get_rank()),
+    }  # fmt: skip
+    device = start_worker(timeout_seconds=120)
+    for number, case in enumerate(json.loads(Path(cases_file).read_text())):
+        disarm = arm(Path(out), float(seconds))
+        began = time.perf_counter()
+        try:
+            result = kinds[case.get("kind", "train")](case, device) or {}
+        except UserError as error:
+            result = {"refusal": str(error)}
+        torch.save(result | {"seconds": time.perf_counter() - began}, Path(out) / f"{number}-{dist.get_rank()}.pt")
+        dist.barrier()
+        disarm()
+    stop_worker()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])
