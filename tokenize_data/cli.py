@@ -77,7 +77,7 @@ def requests_of(arguments: argparse.Namespace):  # type: ignore[no-untyped-def] 
     from dataclasses import replace
 
     from tokenize_data.bases import find_base
-    from tokenize_data.manifest import check_run_name
+    from tokenize_data.names import check_run_name
     from tokenize_data.recipe import read_datasets
     from tokenize_data.records import DatasetSpec
     from tokenize_data.stage import Request

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from tokenize_data.errors import UserError
+from tokenize_data.names import check_run_name
 from tokenize_data.shards import FileInfo
 
 NAME = "manifest.json"
 VERSION = 1
-_RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +56,6 @@ class Manifest:
 
     def all_files(self) -> list[FileInfo]:
         return [*self.shards, self.index, *self.files]
-
-
-def check_run_name(run_name: str) -> str:
-    if not _RUN_NAME.fullmatch(run_name):
-        raise UserError(f"--run_name {run_name!r}: use letters, digits, '.', '_' and '-' only, and no '.' at the beginning")
-    return run_name
 
 
 def dataset_folder(root: Path, run_name: str) -> Path:

@@ -18,6 +18,7 @@ from tokenize_data.chat import ChatTemplate
 from tokenize_data.encode import FastPathError
 from tokenize_data.errors import UserError
 from tokenize_data.manifest import Manifest
+from tokenize_data.names import check_run_name
 from tokenize_data.records import DatasetSpec
 from tokenize_data.sources import open_source
 from tokenize_data.templates import choose_template
@@ -43,7 +44,7 @@ class Request:
     fast: bool = True
 
     def __post_init__(self) -> None:
-        manifest.check_run_name(self.run_name)
+        check_run_name(self.run_name)
         for name, value, least in (("seq", self.seq, 2), ("workers", self.workers, 1), ("max_bad_rows", self.max_bad_rows, 0)):
             if value < least:
                 raise UserError(f"--{name} {value} must be at least {least}")

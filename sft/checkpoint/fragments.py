@@ -26,6 +26,7 @@ from tokenize_data.errors import UserError, shorten
 
 LIMIT_BYTES = 2_000_000_000
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8"}
+_TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 _CHUNK_BYTES = 64 * 2**20
 
 
@@ -86,14 +87,15 @@ def _chunks(fragments: Sequence[Fragment]) -> Iterator[memoryview]:
     end = 0
     for fragment in fragments:
         values = fragment.values
-        assert values.dim() == 1 and values.is_contiguous() and values.device.type == "cpu" and fragment.key not in header, fragment.key
+        assert values.dim() == 1, fragment.key
+        assert fragment.key not in header, fragment.key
         header[fragment.key] = {"dtype": _DTYPES[values.dtype], "shape": [values.numel()], "data_offsets": [end, end + values.nbytes]}
         end += values.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     yield memoryview(len(text).to_bytes(8, "little") + text)
     for fragment in fragments:
-        data = memoryview(fragment.values.view(torch.uint8).numpy())
+        data = fragment.values.view(torch.uint8).numpy().data
         for start in range(0, len(data), _CHUNK_BYTES):
             yield data[start : start + _CHUNK_BYTES]
 
@@ -109,6 +111,7 @@ class _Stored:
 
     file: Any
     key: str
+    dtype: torch.dtype
     part: Slice | None
     offset: int
     length: int
@@ -161,7 +164,7 @@ class Checkpoint:
             assert part is not None
             return part.take(self.read(name, state)).flatten()[start:stop].clone()
         dim = next(iter(dims), 0)
-        result = torch.zeros(stop - start, dtype=stored[0].read(0, 0).dtype if stored else torch.float32)
+        result = torch.zeros(stop - start, dtype=stored[0].dtype if stored else torch.float32)
         wanted = list(windows(shape, dim, part, start, stop))
         missing = sum(window.size for window in wanted)
         for at in stored:
@@ -175,14 +178,19 @@ class Checkpoint:
         for key in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
             name, state, offset = key.split("|")
             shape = tuple(int(size) for size in parts[name]["shape"])
-            given = parts[name]["part"]
-            part = given and Slice(dim=int(given["dim"]), pieces=tuple((int(start), int(stop)) for start, stop in given["pieces"]))
-            (length,) = file.get_slice(key).get_shape()
+            part = _part_of(parts[name]["part"])
+            given = file.get_slice(key)
+            (length,), dtype = given.get_shape(), _TORCH_DTYPES[given.get_dtype()]
             if self._shapes.setdefault(name, shape) != shape:
                 raise ValueError(f"{name} has two shapes")
             if not 0 <= int(offset) <= int(offset) + length <= prod(part.shape_of(shape) if part else shape):
                 raise ValueError(f"{key} lies outside of its part")
-            self._stored.setdefault((name, state), []).append(_Stored(file=file, key=key, part=part, offset=int(offset), length=length))
+            stored = _Stored(file=file, key=key, dtype=dtype, part=part, offset=int(offset), length=length)
+            self._stored.setdefault((name, state), []).append(stored)
+
+
+def _part_of(given: Any) -> Slice | None:
+    return None if given is None else Slice(dim=int(given["dim"]), pieces=tuple((int(start), int(stop)) for start, stop in given["pieces"]))
 
 
 def _copy_common(result: Tensor, wanted: Sequence[Window], at: _Stored, given: Sequence[Window]) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sft.checkpoint import state
 from sft.checkpoint.commit import CheckpointError, Peers, PendingSave
 from sft.checkpoint.fragments import LIMIT_BYTES, Checkpoint, Fragment, write_fragments
-from tokenize_data.errors import UserError
+from tokenize_data.errors import UserError, shorten
 
 if TYPE_CHECKING:
     from sft.engine.pipeline import Pipeline
@@ -35,11 +35,10 @@ def snapshot(pipeline: Pipeline) -> Snapshot:
     for piece in state.pieces(pipeline):
         if state.is_written_here(pipeline, piece.name):
             place = pipeline.built.places[piece.name]
-            fragments.append(
-                Fragment(
-                    name=piece.name, state=piece.state, shape=place.shape, part=place.part, offset=piece.offset, values=_copied(piece.live)
-                )  # fmt: skip
-            )
+            fragment = Fragment(
+                name=piece.name, state=piece.state, shape=place.shape, part=place.part, offset=piece.offset, values=_copied(piece.live)
+            )  # fmt: skip
+            fragments.append(fragment)
     if pipeline.device.type == "cuda":
         torch.cuda.synchronize(pipeline.device)
     layout = pipeline.processes.layout
@@ -66,7 +65,8 @@ def save(pipeline: Pipeline, root: Path, *, iteration: int, facts: Mapping[str, 
 
 def restore(pipeline: Pipeline, checkpoint: Checkpoint, peers: Peers) -> int:
     """A collective call: weights, optimizer states and step count. Returns the iteration after which the checkpoint was taken."""
-    error = None
+    error: str | None = None
+    cause: Exception | None = None
     try:
         _refuse_other_states(pipeline, checkpoint)
         _refuse_other_shapes(pipeline, checkpoint)
@@ -74,12 +74,12 @@ def restore(pipeline: Pipeline, checkpoint: Checkpoint, peers: Peers) -> int:
             part = pipeline.built.places[piece.name].part
             piece.live.copy_(checkpoint.read_stretch(piece.name, piece.state, part, piece.offset, piece.offset + piece.live.numel()))
         state.set_optimizer_step(pipeline, int(checkpoint.manifest["optimizer_step"]))
-    except (UserError, OSError) as caught:
-        error = str(caught)
+    except Exception as caught:  # the others wait for this one
+        error, cause = str(caught) if isinstance(caught, UserError) else f"{type(caught).__name__}: {shorten(caught, 200)}", caught
     reports = peers.gather((error, state.trainable(pipeline)))
     failed = [f"rank {rank}: {reason}" for rank, (reason, _) in enumerate(reports) if reason]
     if failed:
-        raise CheckpointError(failed[0])
+        raise CheckpointError(failed[0]) from cause
     superfluous = sorted(set(checkpoint.names()) - {name for _, names in reports for name in names})
     if superfluous:
         what = f"{len(superfluous)} parameters that are not trained now, such as {superfluous[0]}"

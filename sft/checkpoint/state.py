@@ -33,14 +33,16 @@ class Piece:
 def pieces(pipeline: Pipeline) -> Iterator[Piece]:
     """All that this process updates: of every trainable parameter the stretch that ZeRO-1 gave to this replica."""
     create_states(pipeline)
+    optimizer = _torch_optimizer(pipeline)
+    flats = _flats(optimizer)
     for name, parameter in pipeline.built.parameters.items():
-        mapping = _mapping(parameter)
-        if mapping is None:
+        found = _address(parameter)
+        if found is None:
             continue
-        offset = mapping.lp_fragment_address.start
-        yield Piece(name, MASTER, offset, mapping.get_hp_fragment().detach())
-        for state in mapping.get_optim_state_keys():
-            yield Piece(name, state, offset, mapping.get_hp_fragment(state).detach())
+        group, start, length, offset = found
+        yield Piece(name, MASTER, offset, flats[group].detach().narrow(0, start, length))
+        for state in _flat_states(optimizer, flats[group]):
+            yield Piece(name, state, offset, optimizer.state[flats[group]][state].narrow(0, start, length))
 
 
 def trainable(pipeline: Pipeline) -> list[str]:
@@ -59,23 +61,16 @@ def state_names(pipeline: Pipeline) -> list[str]:
     """Of a parameter, the float32 weights first. The same on every process."""
     create_states(pipeline)
     optimizer = _torch_optimizer(pipeline)
-    names = {
-        key for flat in _flats(optimizer) for key, value in optimizer.state[flat].items()
-        if isinstance(value, Tensor) and value.shape == flat.shape
-    }  # fmt: skip
-    return [MASTER, *sorted(names)]
+    return [MASTER, *sorted({name for flat in _flats(optimizer) for name in _flat_states(optimizer, flat)})]
 
 
 def optimizer_step(pipeline: Pipeline) -> int:
     """How many updates the optimizer counts; 0 where it does not."""
-    create_states(pipeline)
-    optimizer = _torch_optimizer(pipeline)
-    counts = [int(holder["step"]) for holder in _step_holders(optimizer)]
+    counts = [int(holder["step"]) for holder in _step_holders(_torch_optimizer(pipeline))]
     return max(counts, default=0)
 
 
 def set_optimizer_step(pipeline: Pipeline, count: int) -> None:
-    create_states(pipeline)
     _set_steps(_torch_optimizer(pipeline), count)
 
 
@@ -83,7 +78,7 @@ def create_states(pipeline: Pipeline) -> None:
     """Before the first update an optimizer has no states: an update with rate 0 by no gradient makes them, in whatever way it does."""
     optimizer = _torch_optimizer(pipeline)
     _refuse_quantised(optimizer)
-    if _states_are_linked(pipeline):
+    if all(optimizer.state[flat] for flat in _flats(optimizer)):
         return
     kept = [(group["lr"], group.get("weight_decay", 0.0)) for group in optimizer.param_groups]
     masters = [flat.detach().clone() for flat in _flats(optimizer)]
@@ -98,7 +93,6 @@ def create_states(pipeline: Pipeline) -> None:
         flat.grad = None
         flat.data.copy_(master)
     _set_steps(optimizer, 0)
-    _link_states(pipeline)
 
 
 def refresh_parameters(pipeline: Pipeline) -> None:
@@ -106,9 +100,16 @@ def refresh_parameters(pipeline: Pipeline) -> None:
     pipeline.engine.optimizer.update_lp_params()
 
 
-def _mapping(parameter: Any) -> Any:
-    """DeepSpeed's link from a parameter to its fragment; None where other replicas hold all of it, or it is frozen."""
-    return getattr(parameter, "_hp_mapping", None)
+def _address(parameter: Any) -> tuple[int, int, int, int] | None:
+    """(group, where the fragment begins in its flat tensor, its length, where it begins in the parameter). None where there is none here.
+
+    The states that DeepSpeed links to it are not used: it links them after the first group's update, when the second has none (0.19.8).
+    """
+    mapping = getattr(parameter, "_hp_mapping", None)
+    if mapping is None:
+        return None
+    within = mapping.get_hp_fragment_address()
+    return mapping.param_group_index, within.start, within.numel, mapping.lp_fragment_address.start
 
 
 def _torch_optimizer(pipeline: Pipeline) -> torch.optim.Optimizer:
@@ -117,16 +118,12 @@ def _torch_optimizer(pipeline: Pipeline) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _states_are_linked(pipeline: Pipeline) -> bool:
-    return bool(pipeline.engine.optimizer._hp_optimizer_states_linked)
-
-
-def _link_states(pipeline: Pipeline) -> None:
-    pipeline.engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-
 def _flats(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [flat for group in optimizer.param_groups for flat in group["params"]]
+
+
+def _flat_states(optimizer: torch.optim.Optimizer, flat: Tensor) -> list[str]:
+    return [name for name, value in optimizer.state[flat].items() if isinstance(value, Tensor) and value.shape == flat.shape]
 
 
 def _step_holders(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokenize_data.errors import UserError
-from tokenize_data.manifest import check_run_name
+from tokenize_data.names import check_run_name
 from tokenize_data.records import FORMATS
 
 SCHEDULES = ("cosine", "linear", "constant")
@@ -91,7 +91,7 @@ class TrainConfig:
         for name, facts in self._facts().items():
             _check(name, getattr(self, name), facts)
         if self.id is not None:
-            check_run_name(self.id)
+            check_run_name(self.id, "id")
         if self.rank >= self.nodes:
             raise UserError(f"--rank {self.rank} with --nodes {self.nodes}: nodes are counted from 0, so use 0 to {self.nodes - 1}")
         if self.min_lr > self.lr:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import warnings
@@ -11,17 +13,25 @@ import torch
 import torch.distributed as dist
 
 
-def start_worker(timeout_seconds: float = 1800) -> torch.device:
+def prepare_environment() -> None:
+    """Before DeepSpeed is imported: it looks for its device, and sets up its logging, while being imported."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch|deepspeed")
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+def start_worker(timeout_seconds: float = 1800, use_gpu: bool = True) -> torch.device:
     """Connect to the other processes, which RANK, WORLD_SIZE, MASTER_ADDR and so on in the environment name. Returns this one's device."""
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    has_gpu = torch.cuda.is_available()
+    has_gpu = use_gpu and torch.cuda.is_available()
     if has_gpu:
         torch.cuda.set_device(local_rank)
-    else:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        if "OMP_NUM_THREADS" not in os.environ or local_world > 1:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
-    quieten()
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+    prepare_environment()
     import deepspeed
     from deepspeed.comm import torch as deepspeed_torch
 
@@ -31,16 +41,10 @@ def start_worker(timeout_seconds: float = 1800) -> torch.device:
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     backend = "nccl" if has_gpu else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds), device_id=device if has_gpu else None)
-    deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(seconds=timeout_seconds))
-    return device
-
-
-def quieten() -> None:
-    """DeepSpeed and transformers log as if they were the program."""
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch|deepspeed")
+    with contextlib.redirect_stdout(io.StringIO()):  # it says that it built what it was kept from building
+        deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(seconds=timeout_seconds))
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return device
 
 
 def stop_worker() -> None:

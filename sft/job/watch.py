@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from sft.engine.trainer import TrainingError
 from sft.job.prepare import Job, config_values, resolved_facts, versions
+from sft.job.processes import reason_of
 from sft.observe import chart, metrics, run_folder
 from sft.observe.progress import Progress, duration
 from sft.observe.trackers import Tracker, open_trackers
-from tokenize_data.errors import UserError
 
 
 class Watch:
@@ -89,11 +85,3 @@ def watched(job: Job, is_first: bool) -> Iterator[Watch]:
         except BaseException as error:
             watch.status("failed", reason=reason_of(error))
             raise
-
-
-def reason_of(error: BaseException) -> str:
-    if isinstance(error, TrainingError | UserError):
-        return str(error)
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return "out of GPU memory: use a smaller --micro_batch, --recompute full, or a larger --tp or --pp"
-    return f"{type(error).__name__} on {platform.node()} (process {os.getpid()}): {' '.join(str(error).split())[:500]}"

@@ -64,7 +64,7 @@ def self_check(config: Any, group: TensorGroup, sequence_parallel: bool, toleran
     return worst
 
 
-def tiny(config: Any) -> Any:
+def tiny(config: Any, least_layers: int = 2) -> Any:
     """The same class and structure (heads, kinds of layers, norms, biases, caps), small."""
     config = without_dropout(config)
     heads = config.num_attention_heads
@@ -78,7 +78,7 @@ def tiny(config: Any) -> Any:
     elif hasattr(config, "word_embed_proj_dim"):
         sizes["word_embed_proj_dim"] = heads * _HEAD_SIZE
     kinds = list(getattr(config, "layer_types", None) or [])
-    layers = min(config.num_hidden_layers, max(2, *(kinds.index(kind) + 1 for kind in set(kinds))) if kinds else 2)
+    layers = min(config.num_hidden_layers, max([least_layers, *(kinds.index(kind) + 1 for kind in set(kinds))]))
     for name, value in sizes.items():
         if vars(config).get(name) is not None:  # some families compute head_dim
             setattr(config, name, value)

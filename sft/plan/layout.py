@@ -7,7 +7,6 @@ from typing import Any
 
 from tokenize_data.errors import UserError
 
-
 # Families whose layers fuse keys with queries, or norm over all heads: a key-value head cannot be on several ranks.
 _UNSHARED = ("phi3", "olmo2", "falcon")
 

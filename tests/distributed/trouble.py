@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sft.model import parallel_layers, selfcheck, stage, tensor_parallel
 from sft.model import loss as losses
-from tests.distributed.worker import Run, form_groups_once, layout_of, prepare
+from tests.distributed.worker import Run, layout_of, prepare
 from tests.models import tiny_config
 
 POISONED_RANK = 1
@@ -79,7 +79,9 @@ def masters(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 def check(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The self-check by all ranks together, as it is or with a mistake put in."""
-    group = form_groups_once(layout_of(case)).tensor
+    from sft.engine.groups import form_groups
+
+    group = form_groups(layout_of(case)).tensor
     with _MISTAKES[case.get("mistake", "none")]():
         return {"worst": selfcheck.self_check(tiny_config(case["family"]), group, case.get("sequence_parallel", False))}
 

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +54,16 @@ class Run:
 
 
 
-@lru_cache(maxsize=None)
-def form_groups_once(layout: Layout) -> Any:
-    from sft.engine.groups import form_groups
-
-    return form_groups(layout)
-
-
 def prepare(case: dict[str, Any], device: torch.device) -> Run:
     from sft.engine.feed import Feed
+    from sft.engine.groups import form_groups
     from sft.engine.optimizers import OptimizerSettings
     from sft.engine.pipeline import Pipeline
     from sft.model.build import build_stage
 
     config, dtype = config_of(case), getattr(torch, case.get("dtype", "float32"))
     layout = layout_of(case)
-    processes = form_groups_once(layout)
+    processes = form_groups(layout)
     layers = partition(case.get("costs", [1.0] * config.num_hidden_layers), layout.pp)[processes.stage]
     built = build_stage(
         config, layers, processes.tensor, sequence_parallel=layout.sequence_parallel, recompute=case.get("recompute", "none"), dtype=dtype,
@@ -119,6 +112,19 @@ def train_and_validate(case: dict[str, Any], device: torch.device) -> dict[str, 
     return {"records": records, "validation": validation, "weights": weights}
 
 
+def reuse_groups() -> None:
+    """Of groups with the same ranks make one: each has threads of its own, and many cases make many groups."""
+    new_group, made = dist.new_group, {}
+
+    def once(ranks: Any = None, *arguments: Any, **options: Any) -> Any:
+        key = (tuple(ranks or ()), repr(arguments), repr(options))
+        if key not in made:
+            made[key] = new_group(ranks, *arguments, **options)
+        return made[key]
+
+    dist.new_group = once
+
+
 def arm(out: Path, seconds: float) -> Callable[[], None]:
     """Where the process has not called the result after `seconds`, it writes its stacks to a file and ends."""
     file = (out / f"stack-{dist.get_rank()}.txt").open("w")
@@ -143,6 +149,7 @@ def main(cases_file: str, out: str, seconds: str) -> None:
         "hang": lambda case, device: time.sleep(600 * dist.get_rank()),
     }  # fmt: skip
     device = start_worker(timeout_seconds=120)
+    reuse_groups()
     for number, case in enumerate(json.loads(Path(cases_file).read_text())):
         disarm = arm(Path(out), float(seconds))
         began = time.perf_counter()

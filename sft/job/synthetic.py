@@ -1,0 +1,35 @@
+"""A data set in memory with the reader's face: ragged made-up documents with roles, for comparing layouts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tokenize_data.chat import ASSISTANT, SYSTEM, TEMPLATE, USER
+from tokenize_data.reader import Document
+
+
+class SyntheticReader:
+    """What training needs of a ShardReader."""
+
+    def __init__(self, num_documents: int, vocabulary_size: int, longest: int, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.documents = [_document(rng, vocabulary_size, int(rng.integers(5, longest + 1))) for _ in range(num_documents)]
+        self.lengths = np.array([len(document.ids) for document in self.documents], np.uint32)
+        self.trained = np.array([document.trained().sum() for document in self.documents], np.uint32)
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, number: int) -> Document:
+        return self.documents[number]
+
+    def place(self, number: int) -> tuple[str, int]:
+        return "synthetic", number
+
+
+def _document(rng: np.random.Generator, vocabulary_size: int, length: int) -> Document:
+    """Template, a system message, a question, an answer, the rest template."""
+    cuts = np.sort(rng.choice(np.arange(1, length), size=4, replace=False))
+    lengths = np.diff(np.concatenate([[0], cuts, [length]])).astype(np.uint16)
+    roles = np.array([TEMPLATE, SYSTEM, USER, ASSISTANT, TEMPLATE], np.uint8)
+    return Document(rng.integers(3, vocabulary_size, length).astype(np.uint16), lengths, roles)
