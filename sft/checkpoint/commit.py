@@ -75,7 +75,7 @@ class PendingSave:
         name, error = peers.gather(self._prepared() if peers.rank == 0 else None)[0]
         if error is not None:
             raise CheckpointError(_not_saved(iteration, error))
-        self.scratch: Path | None = root / name if name else None  # None: this iteration is there already
+        self.scratch: Path | None = root / name if name else None  # None: the checkpoint is there, now or from before, or it failed
         self._thread: threading.Thread | None = None
         if self.scratch is not None:
             self._thread = threading.Thread(target=self._work, args=(self.scratch,), name=f"save {iteration}", daemon=True)
@@ -83,8 +83,10 @@ class PendingSave:
 
     def poll(self) -> Path | None:
         """As `finish` when every process has written its files, until then None, at once."""
-        is_alive = self._thread is not None and self._thread.is_alive()
-        return None if any(self._peers.gather(is_alive)) else self.finish()
+        if self.scratch is None:
+            return self.target
+        is_writing = self._thread is not None and self._thread.is_alive()
+        return None if any(self._peers.gather(is_writing)) else self.finish()
 
     def finish(self) -> Path:
         """Waits until everything is on the disk, and makes it visible. Raises CheckpointError on all processes where one failed."""
@@ -92,13 +94,14 @@ class PendingSave:
             return self.target
         if self._thread is not None:
             self._thread.join()
+        scratch, self.scratch = self.scratch, None
         reports = self._peers.gather(self._report)
         error = _failures(reports)
         if self._peers.rank == 0:
             if error is None:
-                error = self._committed(self.scratch, [file for report in reports for file in report["files"]])
+                error = self._committed(scratch, [file for report in reports for file in report["files"]])
             if error is not None:
-                shutil.rmtree(self.scratch, ignore_errors=True)
+                shutil.rmtree(scratch, ignore_errors=True)
         error = self._peers.gather(error)[0]
         if error is not None:
             raise CheckpointError(_not_saved(self._iteration, error))

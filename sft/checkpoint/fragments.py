@@ -83,7 +83,10 @@ def _write_file(path: Path, fragments: Sequence[Fragment]) -> FileRecord:
 
 
 def _chunks(fragments: Sequence[Fragment]) -> Iterator[memoryview]:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", "parts": json.dumps({f.name: _described(f) for f in fragments})}}
+    parts = {fragment.name: (fragment.shape, fragment.part) for fragment in fragments}
+    assert all(parts[fragment.name] == (fragment.shape, fragment.part) for fragment in fragments), "a rank has one part of a parameter"
+    described = {name: {"shape": shape, "part": part and {"dim": part.dim, "pieces": part.pieces}} for name, (shape, part) in parts.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "parts": json.dumps(described)}}
     end = 0
     for fragment in fragments:
         values = fragment.values
@@ -98,11 +101,6 @@ def _chunks(fragments: Sequence[Fragment]) -> Iterator[memoryview]:
         data = fragment.values.view(torch.uint8).numpy().data
         for start in range(0, len(data), _CHUNK_BYTES):
             yield data[start : start + _CHUNK_BYTES]
-
-
-def _described(fragment: Fragment) -> dict[str, Any]:
-    part = fragment.part
-    return {"shape": fragment.shape, "part": part and {"dim": part.dim, "pieces": part.pieces}}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sft.engine.adafactor import Adafactor
 from tokenize_data.errors import UserError
 
 
@@ -29,6 +30,8 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSe
         return _adamw8bit(groups, settings, betas)
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr)
+    if settings.name == "adafactor":
+        return Adafactor(groups, lr=settings.lr, eps=settings.eps)
     assert settings.name == "adamw", settings.name
     if device.type == "cuda" and (fused := nvidia_fused_adam()) is not None:
         optimizer: torch.optim.Optimizer = fused(groups, lr=settings.lr, betas=betas, eps=settings.eps, adam_w_mode=True)

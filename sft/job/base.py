@@ -58,7 +58,8 @@ def find_base_model(config: TrainConfig) -> BaseModel:
 
 def tokenizer_flags(config: TrainConfig, base: BaseModel) -> list[str]:
     """How the data stage is told of the base model: as it was typed, or, where the files are elsewhere, by an entry written for it."""
-    if Path(base.entry.path).expanduser() == base.folder or (base.entry.path == config.checkpoint and config.intermediate_iter is None):
+    given = Path(base.entry.path).expanduser()
+    if given == base.folder or (config.intermediate_iter is None and not given.exists()):  # a folder, or a Hub id
         flags = ["--checkpoint", config.checkpoint]
         flags += ["--size", config.size] if config.size else []
         return [*flags, *(["--checkpoints_file", config.checkpoints_file] if config.checkpoints_file else [])]

@@ -15,6 +15,7 @@ import numpy as np
 from sft.config.naming import layout_of_path, run_folder
 from sft.config.train import TrainConfig
 from sft.job.base import BaseModel, find_base_model, tokenizer_flags
+from sft.job.speed import expected_seconds
 from sft.observe.header import Facts
 from sft.plan.layout import Layout, ModelShape, choose_layout
 from sft.plan.packing import plan_batch
@@ -134,6 +135,8 @@ def facts_of(job: Job, start: int = 0) -> Facts:
     for number in range(start, min(job.iterations, start + _SAMPLED_ITERATIONS)):
         lengths = job.reader.lengths[job.sampler.documents(number)].astype(np.int64) - 1
         plans.append(plan_batch(lengths.tolist(), job.capacity, job.layout.dp))
+    mean_length = manifest.tokens / max(len(job.reader), 1)
+    tokens_left = (job.iterations - start) * config.global_batch * mean_length
     vocabulary = max(int(job.base.config.get("vocab_size", 0)), int(manifest.tokenizer["vocabulary_size"]))
     return Facts(
         family=f"{job.base.entry.name} ({job.base.family})", num_parameters=job.base.num_parameters, vocabulary_size=vocabulary,
@@ -142,7 +145,8 @@ def facts_of(job: Job, start: int = 0) -> Facts:
         num_tokens=manifest.tokens, num_trained_tokens=manifest.trained_tokens,
         num_val_documents=len(job.validation) if job.validation else 0, fill=_mean([plan.fill for plan in plans]),
         balance=_mean([plan.balance for plan in plans]), epochs=None if config.iters else config.epochs, global_batch=config.global_batch,
-        iterations=job.iterations, start=start, folder=job.folder, expected_seconds=None,
+        iterations=job.iterations, start=start, folder=job.folder,
+        expected_seconds=expected_seconds(job.base.num_parameters, tokens_left, visible_gpus() > 0),
     )  # fmt: skip
 
 

@@ -25,10 +25,12 @@ class Died:
     report: str
 
 
-def run_cases(world: int, cases: list[dict[str, Any]], folder: Path, case_seconds: float = CASE_SECONDS) -> list[list[Any] | Died]:
+def run_cases(
+    world: int, cases: list[dict[str, Any]], folder: Path, case_seconds: float = CASE_SECONDS, starts: int = MOST_STARTS
+) -> list[list[Any] | Died]:
     """For each case, the results of ranks 0, 1, ..."""
     results: list[list[Any] | Died] = []
-    for start in range(MOST_STARTS):
+    for start in range(starts):
         out = folder / f"world-{world}-start-{start}"
         report = _start(world, cases[len(results) :], out, case_seconds)
         for number in range(len(cases) - len(results)):
@@ -39,7 +41,23 @@ def run_cases(world: int, cases: list[dict[str, Any]], folder: Path, case_second
             results.append([torch.load(file, weights_only=False) for file in files])
         if len(results) == len(cases):
             return results
-    return results + [Died(f"not run after {MOST_STARTS} starts that died")] * (len(cases) - len(results))
+    return results + [Died(f"not run after {starts} starts that died")] * (len(cases) - len(results))
+
+
+def run_chosen(request: pytest.FixtureRequest, cases: dict[str, dict[str, Any]], folder: Path) -> dict[str, list[Any] | Died]:
+    """The results of a file's cases that its chosen tests have as parameters: one start for all that need as many processes."""
+    items = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    values = [value for item in items for value in item.callspec.params.values()]
+    chosen = list(dict.fromkeys(value for value in values if isinstance(value, str) and value in cases))
+    found: dict[str, list[Any] | Died] = {}
+    for world in sorted({world_of(cases[name]) for name in chosen}):
+        names = [name for name in chosen if world_of(cases[name]) == world]
+        found |= zip(names, run_cases(world, [cases[name] for name in names], folder), strict=True)
+    return found
+
+
+def world_of(case: dict[str, Any]) -> int:
+    return case.get("tp", 1) * case.get("pp", 1) * case.get("dp", 1)
 
 
 def results_of(result: list[Any] | Died) -> list[Any]:

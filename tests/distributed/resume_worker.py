@@ -1,117 +1,107 @@
-"""What each process of a resume test runs: cases that train, save after a while, or go on from what another case saved."""
+"""What each process of a resume test runs: cases that train and save on the way, and cases that go on from what another case saved."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-import traceback
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 
+from sft.checkpoint import state
+from sft.checkpoint.commit import find_latest, peers_of
+from sft.checkpoint.fragments import Checkpoint
+from sft.checkpoint.resume import restore, save, snapshot, start_saving
 from sft.engine.start import start_worker, stop_worker
 from tests.distributed import plain
-from tests.distributed.data import MemoryReader
-from tests.models import tiny_config
+from tests.distributed.worker import Run, prepare, reuse_groups
 
-ITERATIONS, SAVED_AFTER, GLOBAL_BATCH, DOCUMENTS, SEQ, SEED = 8, 4, 12, 40, 32, 7
+ITERATIONS, SAVED_AFTER = 8, 4
+PATIENCE_SECONDS = 200  # for a case that processes of another world save
 
 
-class Case:
-    """A pipeline of its own, with weights that do not matter where it resumes."""
-
-    def __init__(self, case: dict[str, Any], device: torch.device) -> None:
-        from sft.engine.feed import Feed
-        from sft.engine.groups import form_groups
-        from sft.engine.optimizers import OptimizerSettings
-        from sft.engine.pipeline import Pipeline
-        from sft.model.build import build_stage
-        from sft.plan.layout import Layout
-        from sft.plan.sampler import Sampler
-        from sft.plan.stages import partition
-
-        config = tiny_config(case["family"])
-        dtype = torch.bfloat16 if case.get("bf16") else torch.float32
-        layout = Layout(tp=case["tp"], pp=case["pp"], dp=case["dp"], sequence_parallel=case.get("sequence_parallel", False))
-        processes = form_groups(layout)
-        layers = partition([1.0] * config.num_hidden_layers, layout.pp)[processes.stage]
-        self.built = build_stage(
-            config, layers, processes.tensor, sequence_parallel=layout.sequence_parallel, recompute="none", dtype=dtype, device=device
-        )  # fmt: skip
-        whole = dict(plain.make_model(config, seed=1 if case.get("resume") else 0).named_parameters())
-        with torch.no_grad():
-            for name, parameter in self.built.parameters.items():
-                part = self.built.places[name].part
-                parameter.copy_(part.take(whole[name]) if part else whole[name])
-        settings = OptimizerSettings(
-            name=case.get("optimizer", "adamw"), lr=plain.LR, beta1=plain.BETAS[0], beta2=plain.BETAS[1], eps=plain.EPS, weight_decay=plain.DECAY
-        )  # fmt: skip
-        self.pipeline = Pipeline(
-            self.built, processes, optimizer=settings, clip=plain.CLIP, dtype=dtype, device=device, vocabulary_size=config.vocab_size
-        )  # fmt: skip
-        self.reader: Any = MemoryReader(DOCUMENTS, config.vocab_size, SEQ)
-        self.feed = Feed(
-            self.reader, capacity=2 * SEQ, replicas=layout.dp, replica=processes.replica, loss_mask=0.0,
-            multiple=layout.tp if layout.sequence_parallel else 1,
-        )  # fmt: skip
-        self.sampler = Sampler(DOCUMENTS, GLOBAL_BATCH, SEED)
-
-    def train(self, start: int, iterations: int) -> list[list[float]]:
-        from sft.engine.trainer import train
-
-        records = train(
-            self.pipeline, self.feed, self.sampler, self.reader, rate=lambda k: plain.LR / k, start=start, iterations=iterations
-        )  # fmt: skip
-        return [[record["loss"], record["grad_norm"]] for record in records]
-
-    def everything(self) -> dict[str, torch.Tensor]:
-        """What the model computes with, and what the optimizer knows, in this process."""
-        from sft.checkpoint import state
-
-        found = {f"{piece.name}|{piece.state}": piece.live.clone() for piece in state.pieces(self.pipeline)}
-        found |= {name: parameter.detach().clone() for name, parameter in self.built.parameters.items()}
-        return found | {"step": torch.tensor(state.optimizer_step(self.pipeline))}
+def saved(root: Path, name: str, iteration: int = SAVED_AFTER) -> Path:
+    folder = root / name if iteration == SAVED_AFTER else root / f"{name}-end"
+    return folder / f"step-{iteration:07d}"
 
 
 def run_case(case: dict[str, Any], device: torch.device, root: Path) -> dict[str, Any]:
-    """{losses and gradient norms, whether parameters, moments and step were bit by bit those of the run without interruption}."""
-    from sft.checkpoint.commit import find_latest, peers_of
-    from sft.checkpoint.fragments import Checkpoint
-    from sft.checkpoint.resume import restore, save, snapshot, start_saving
-
-    peers = peers_of()
-    run = Case(case, device)
+    """{losses and gradient norms; names of what is not bit by bit as without interruption}. Leaves a checkpoint of the last iteration."""
+    run = _prepare(case, device)
     if case.get("resume"):
-        start = restore(run.pipeline, Checkpoint(root / case["resume"] / f"step-{SAVED_AFTER:07d}"), peers)
-        result: dict[str, Any] = {"losses": run.train(start, ITERATIONS)}
-        if case.get("same"):
-            kept = torch.load(root / f"{case['resume']}-{dist.get_rank()}.pt")
-            now = run.everything()
-            result["differ"] = [name for name in kept.keys() | now.keys() if not torch.equal(kept[name], now[name])]
+        result = _go_on(run, case, root)
     elif case.get("unsaved"):
-        result = {"losses": run.train(0, ITERATIONS)}
+        result = {"losses": _train(run, 0, ITERATIONS)}
     else:
-        folder = root / case["name"]
-        first = run.train(0, SAVED_AFTER)
-        taken = snapshot(run.pipeline)
-        pending = start_saving(taken, folder, iteration=SAVED_AFTER, facts={"case": case["name"]}, peers=peers, limit_bytes=20_000)
-        rest = run.train(SAVED_AFTER, SAVED_AFTER + 1)
-        while pending.poll() is None:
-            pass
-        result = {"losses": first + rest + run.train(SAVED_AFTER + 1, ITERATIONS)}
-        torch.save(run.everything(), root / f"{case['name']}-{dist.get_rank()}.pt")
-        found, skipped = find_latest(folder, peers=peers)
-        assert found is not None
-        assert found.iteration == SAVED_AFTER
-        assert not skipped
-    save(run.pipeline, root / f"{case['name']}-end", iteration=ITERATIONS, facts={}, peers=peers)
+        result = _save_on_the_way(run, root / case["name"])
+        torch.save(_everything(run), root / f"{case['name']}-{dist.get_rank()}.pt")
+    save(run.pipeline, saved(root, case["name"], ITERATIONS).parent, iteration=ITERATIONS, facts={}, peers=peers_of())
     return result
 
 
+def _save_on_the_way(run: Run, folder: Path) -> dict[str, Any]:
+    """As a run does it: training goes on while a thread writes, in files of which each rank has several."""
+    first = _train(run, 0, SAVED_AFTER)
+    pending = start_saving(
+        snapshot(run.pipeline), folder, iteration=SAVED_AFTER, facts={"next": "ab"}, peers=peers_of(), limit_bytes=20_000
+    )  # fmt: skip
+    rest = []
+    for number in range(SAVED_AFTER, ITERATIONS):
+        rest += _train(run, number, number + 1)
+        pending.poll()
+    assert pending.finish() == saved(folder.parent, folder.name)
+    found, skipped = find_latest(folder, peers=peers_of())
+    assert found is not None
+    assert (found.iteration, found.manifest["facts"], skipped) == (SAVED_AFTER, {"next": "ab"}, [])
+    return {"losses": first + rest}
+
+
+def _go_on(run: Run, case: dict[str, Any], root: Path) -> dict[str, Any]:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not saved(root, case["resume"], ITERATIONS).exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for piece in state.pieces(run.pipeline):
+        piece.live.fill_(7.0)  # to be overwritten, all of it
+    start = restore(run.pipeline, Checkpoint(saved(root, case["resume"])), peers_of())
+    result: dict[str, Any] = {"losses": _train(run, start, ITERATIONS)}
+    if case.get("same"):
+        kept, now = torch.load(root / f"{case['resume']}-{dist.get_rank()}.pt"), _everything(run)
+        result["differ"] = [name for name in kept.keys() | now.keys() if not torch.equal(kept[name], now[name])]
+    return result
+
+
+def _everything(run: Run) -> dict[str, torch.Tensor]:
+    """What the model computes with, and what the optimizer knows, in this process."""
+    found = {f"{piece.name}|{piece.state}": piece.live.clone() for piece in state.pieces(run.pipeline)}
+    return found | run.weights() | {"step": torch.tensor(state.optimizer_step(run.pipeline))}
+
+
+def _train(run: Run, start: int, iterations: int) -> list[list[float]]:
+    from sft.engine.trainer import train
+
+    records = train(run.pipeline, run.feed, run.sampler, run.reader, rate=lambda k: plain.LR / k, start=start, iterations=iterations)
+    return [[record["loss"], record["grad_norm"]] for record in records]
+
+
+def _prepare(case: dict[str, Any], device: torch.device) -> Run:
+    from sft.engine import optimizers, pipeline
+
+    def sgd(parameters: Any, settings: Any, device: torch.device) -> Any:
+        return optimizers.make_optimizer(parameters, replace(settings, name="sgd"), device)
+
+    with mock.patch.object(pipeline, "make_optimizer", sgd) if case.get("sgd") else contextlib.nullcontext():
+        return prepare(case, device)
+
+
 def main(cases_file: str, root: str) -> None:
-    device = start_worker(timeout_seconds=120)
+    device = start_worker(timeout_seconds=300)
+    reuse_groups()
     for case in json.loads(Path(cases_file).read_text()):
         result = run_case(case, device, Path(root))
         (Path(root) / f"{case['name']}-{dist.get_rank()}.json").write_text(json.dumps(result))
@@ -120,8 +110,4 @@ def main(cases_file: str, root: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    try:
-        main(*sys.argv[1:])
-    except BaseException:
-        traceback.print_exc()
-        raise
+    main(*sys.argv[1:])

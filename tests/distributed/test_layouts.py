@@ -12,7 +12,7 @@ import torch
 from sft.plan.sampler import Sampler
 from tests.distributed import plain, worker
 from tests.distributed.data import MemoryReader
-from tests.distributed.launch import Died, results_of, run_cases
+from tests.distributed.launch import Died, results_of, run_chosen
 from tests.models import FAMILIES
 
 TOLERANCE = 1e-5
@@ -21,7 +21,7 @@ NO_TP4 = ("falcon-new", "olmo2", "phi3")
 FAMILY: dict[str, Any] = {"layers": 2, "iterations": 4}
 
 ONE: dict[str, Any] = {"recompute": "selective"}
-REPLICAS: dict[str, Any] = {"pp": 2, "dp": 2, "pack": False}
+REPLICAS: dict[str, Any] = {"pp": 2, "dp": 2, "pack": False, "val_documents": 5}
 STRETCHES: dict[str, Any] = {"tp": 2, "pp": 2, "sequence_parallel": True, "loss_mask": 0.5, "recompute": "full"}
 WHOLE: dict[str, Any] = {"tp": 4}
 WHOLE_REPLICAS: dict[str, Any] = {"tp": 2, "dp": 2}
@@ -59,14 +59,7 @@ CASES = _cases()
 
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any] | Died]:
-    """Of the chosen tests' cases: one start for all that need as many processes."""
-    chosen = [item.callspec.params["name"] for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
-    found: dict[str, list[Any] | Died] = {}
-    for world in (1, 4):
-        names = [name for name in chosen if worker.layout_of(CASES[name]).world == world]
-        if names:
-            found |= zip(names, run_cases(world, [CASES[name] for name in names], tmp_path_factory.mktemp("layouts")), strict=True)
-    return found
+    return run_chosen(request, CASES, tmp_path_factory.mktemp("layouts"))
 
 
 @lru_cache(maxsize=None)

@@ -40,7 +40,7 @@ def not_finite(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
 def _poison_parameter(run: Run) -> Any:
     if dist.get_rank() == POISONED_RANK:
         with torch.no_grad():
-            next(iter(run.built.parameters.values())).view(-1)[0] = float("nan")
+            next(parameter for name, parameter in run.built.parameters.items() if "q_proj" in name).view(-1)[0] = float("nan")
     return mock.MagicMock()
 
 
@@ -103,6 +103,11 @@ def _halves_cut_as_one() -> Any:
     return mock.patch.dict(tensor_parallel._OUR_PLANS, {"phi3": plan})
 
 
+def _wrong_on_one_rank() -> Any:
+    return mock.patch.object(selfcheck, "_difference", lambda *_: 1.0) if dist.get_rank() == 0 else mock.MagicMock()
+
+
 _MISTAKES: dict[str, Callable[[], Any]] = {
     "none": mock.MagicMock, "norm": _norm_in_a_region_taken_for_whole, "bias": _bias_added_by_every_rank, "halves": _halves_cut_as_one,
+    "one rank": _wrong_on_one_rank,
 }  # fmt: skip

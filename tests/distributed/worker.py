@@ -112,6 +112,12 @@ def train_and_validate(case: dict[str, Any], device: torch.device) -> dict[str, 
     return {"records": records, "validation": validation, "weights": weights}
 
 
+def hang(case: dict[str, Any], device: torch.device) -> None:
+    """One rank, while the others wait for it."""
+    if dist.get_rank() == 1:
+        time.sleep(600)
+
+
 def reuse_groups() -> None:
     """Of groups with the same ranks make one: each has threads of its own, and many cases make many groups."""
     new_group, made = dist.new_group, {}
@@ -146,7 +152,7 @@ def main(cases_file: str, out: str, seconds: str) -> None:
 
     kinds = {
         "train": train_and_validate, "not_finite": trouble.not_finite, "masters": trouble.masters, "self_check": trouble.check,
-        "hang": lambda case, device: time.sleep(600 * dist.get_rank()),
+        "hang": hang,
     }  # fmt: skip
     device = start_worker(timeout_seconds=120)
     reuse_groups()

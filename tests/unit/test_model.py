@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from sft.engine.groups import Alone
 from sft.model import attention, parts
 from sft.model.anatomy import find_anatomy
-from sft.model.parts import block_diagonal_mask, lengths_of, take_apart
+from sft.model.parts import Parts, block_diagonal_mask, lengths_of, take_apart
 from sft.model.selfcheck import self_check
 from tests.models import FAMILIES, tiny_config
 from tokenize_data.errors import UserError
@@ -20,7 +21,7 @@ LENGTHS = (9, 4, 14)
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_parts_give_transformers_logits_on_a_packed_row(name):
-    assert self_check(tiny_config(name)) <= 1e-5
+    assert self_check(tiny_config(name), Alone(), False) <= 1e-5
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -31,16 +32,18 @@ def test_gradients_equal_those_of_separate_documents(name):
     anatomy = find_anatomy(ours)
     names = {id(parameter): key for key, parameter in ours.named_parameters()}
     ours.set_attn_implementation(attention.NAME)
-    embedding, blocks, head = take_apart(ours, anatomy)
+    apart = take_apart(ours, anatomy)
     documents = [torch.randint(3, theirs.config.vocab_size, (1, length)) for length in LENGTHS]
     for ids in documents:
         torch.logsumexp(theirs(input_ids=ids, use_cache=False).logits, -1).sum().backward()
     positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
-    hidden = embedding(torch.cat(documents, 1), positions)
-    for block in blocks:
-        hidden = block(hidden, positions, lengths_of(positions))
-    torch.logsumexp(head(hidden), -1).sum().backward()
-    found = {names[id(p)]: p.grad for module in (embedding, *blocks, head) for p in module.parameters()}
+    hidden = apart.embedding(torch.cat(documents, 1), positions)
+    row = apart.rotary(positions, hidden)
+    assert row.document_lengths == list(LENGTHS)
+    for block in apart.blocks:
+        hidden = block(hidden, row)
+    torch.logsumexp(apart.head(hidden), -1).sum().backward()
+    found = {names[id(p)]: p.grad for module in _modules(apart) for p in module.parameters()}
     expected = {key: parameter.grad for key, parameter in theirs.named_parameters()}
     assert found.keys() == expected.keys()
     for key, gradient in expected.items():
@@ -52,8 +55,8 @@ def test_every_parameter_belongs_to_exactly_one_part():
         model = AutoModelForCausalLM.from_config(tiny_config(name))
         expected = {id(parameter) for parameter in model.parameters()}
         tied = {id(model.get_output_embeddings().weight)} if model.config.tie_word_embeddings else set()
-        embedding, blocks, head = take_apart(model, find_anatomy(model))
-        owners = [id(p) for module in (embedding, *blocks, head) for p in module.parameters()]
+        apart = take_apart(model, find_anatomy(model))
+        owners = [id(p) for module in _modules(apart) for p in module.parameters()]
         assert set(owners) == expected
         assert len(owners) == len(expected) + len(tied), name
 
@@ -70,8 +73,18 @@ def test_anatomy_on_the_meta_device_needs_no_memory():
 def test_a_mistake_is_found_by_the_self_check(monkeypatch):
     right = parts.Head.logits
     monkeypatch.setattr(parts.Head, "logits", lambda self, hidden: right(self, hidden) * 1.001)
-    with pytest.raises(UserError, match="LlamaForCausalLM taken apart into stages does not give transformers' logits"):
-        self_check(tiny_config("llama"))
+    with pytest.raises(UserError, match=r"llama taken apart into stages does not compute what transformers computes \(.*: off by [\d.e-]+\): it"):
+        self_check(tiny_config("llama"), Alone(), False)
+
+
+def test_rotary_embeddings_stay_in_float32_when_the_model_is_cast():
+    model = AutoModelForCausalLM.from_config(tiny_config("llama"))
+    rotary = take_apart(model, find_anatomy(model)).rotary.to(torch.bfloat16)
+    positions = torch.arange(300)[None]
+    cosines, sines = rotary(positions, torch.zeros(1, 300, 48)).rotations[None]
+    expected = positions[0, :, None] / 10000.0 ** (torch.arange(0, 12, 2) / 12)
+    torch.testing.assert_close(cosines[0, :, :6], expected.cos(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sines[0, :, :6], expected.sin(), rtol=1e-4, atol=1e-4)
 
 
 def test_alibi_is_refused_by_name():
@@ -99,3 +112,7 @@ def test_block_diagonal_mask():
 
 def test_lengths_of_positions():
     assert lengths_of(torch.tensor([[0, 1, 2, 0, 0, 1]])) == [3, 1, 2]
+
+
+def _modules(apart: Parts) -> list[torch.nn.Module]:
+    return [apart.embedding, apart.rotary, *apart.blocks, apart.head]
