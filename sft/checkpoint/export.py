@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sft.checkpoint import hf_folder
+from sft.checkpoint.fragments import Checkpoint
+from sft.checkpoint.state import MASTER
 from sft.engine.pipeline import Pipeline
 from sft.model.collectives import TensorGroup
 from sft.model.tensor_parallel import Place
@@ -44,6 +46,20 @@ def export(pipeline: Pipeline, target: Path, origins: Origins) -> None:
         write_surroundings(scratch, origins, next(iter(pipeline.built.parameters.values())).dtype)
         hf_folder.publish(scratch, target, overwrite=True)
     dist.barrier()
+
+
+def export_checkpoint(checkpoint: Checkpoint, target: Path, origins: Origins, dtype: torch.dtype, done: Callable[[int, int], None]) -> None:
+    """In one process and one tensor at a time, from the files of a checkpoint. `done` is told (tensors written, tensors in all)."""
+    scratch = target.with_name(f".{target.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    writer = hf_folder.ShardWriter(scratch, 0)
+    names = checkpoint.names()
+    for number, name in enumerate(names, 1):
+        writer.add(origins.names.get(name, name), checkpoint.read(name, MASTER).to(dtype))
+        done(number, len(names))
+    hf_folder.finish(scratch, writer.close())
+    write_surroundings(scratch, origins, dtype)
+    hf_folder.publish(scratch, target)
 
 
 def write_surroundings(folder: Path, origins: Origins, dtype: torch.dtype) -> None:

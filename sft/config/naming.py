@@ -11,10 +11,13 @@ from tokenize_data.errors import UserError
 _LAYOUT = re.compile(r"-tp(\d+)-pp(\d+)(?=[-/.]|$)")
 
 
-def run_folder(config: TrainConfig, base_family: str) -> Path:
-    """<save_checkpoint_dir>/<base>-<size>-<checkpoint>-<run_name><suffixes>; `base_family` is the model's own type, such as llama."""
+def run_folder(config: TrainConfig, base_family: str, is_entry: bool) -> Path:
+    """<save_checkpoint_dir>/<base>-<size>-<checkpoint>-<run_name><suffixes>; `base_family` is the model's own type.
+
+    `is_entry` says that the checkpoint is a name of checkpoints.toml, not a path: then it has a size, 7 unless another is given.
+    """
     checkpoint = Path(config.checkpoint).name
-    size = config.size if config.size is not None else "7" if checkpoint == config.checkpoint else None
+    size = (config.size or "7") if is_entry else config.size
     parts = [base_family, *([size] if size else []), checkpoint, config.run_name]
     return Path(config.save_checkpoint_dir) / ("-".join(parts) + _suffixes(config))
 

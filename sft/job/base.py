@@ -26,6 +26,7 @@ class BaseModel:
     folder: Path
     config: dict[str, Any]  # config.json
     num_parameters: int
+    is_entry: bool  # of checkpoints.toml; otherwise a path was given
     fingerprint: str  # of configuration and of the files' headers: names, shapes and sizes
 
     @property
@@ -53,7 +54,7 @@ def find_base_model(config: TrainConfig) -> BaseModel:
     sizes = {name: tensor["shape"] for header in headers for name, tensor in header.items() if name != "__metadata__"}
     digest = hashlib.sha256(json.dumps([content, sizes], sort_keys=True).encode()).hexdigest()
     total = sum(prod(shape) for shape in sizes.values())
-    return BaseModel(entry=entry, folder=folder, config=content, num_parameters=total, fingerprint=digest)
+    return BaseModel(entry=entry, folder=folder, config=content, num_parameters=total, is_entry=_is_entry(config), fingerprint=digest)
 
 
 def tokenizer_flags(config: TrainConfig, base: BaseModel) -> list[str]:
@@ -68,6 +69,10 @@ def tokenizer_flags(config: TrainConfig, base: BaseModel) -> list[str]:
         tokens = json.dumps(list(base.entry.add_tokens), ensure_ascii=False)
         file.write(f"[resolved.base]\npath = {json.dumps(str(base.folder))}\nadd_tokens = {tokens}\n")
     return ["--checkpoint", "resolved", "--size", "base", "--checkpoints_file", name]
+
+
+def _is_entry(config: TrainConfig) -> bool:
+    return os.sep not in config.checkpoint and not Path(config.checkpoint).expanduser().exists()
 
 
 def _entry(config: TrainConfig) -> Base:

@@ -104,7 +104,8 @@ def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | No
     return Job(
         config=config, base=base, reader=reader, validation=validation, iterations=iterations, layout=layout,
         micro_batch=config.micro_batch or (max(1, _GPU_ROW_TOKENS // config.seq) if on_gpu else 1),
-        recompute=config.recompute or "none", dtype=config.dtype or ("bf16" if on_gpu else "fp32"), folder=run_folder(config, base.family),
+        recompute=config.recompute or "none", dtype=config.dtype or ("bf16" if on_gpu else "fp32"),
+        folder=run_folder(config, base.family, base.is_entry),
     )  # fmt: skip
 
 

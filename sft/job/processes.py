@@ -89,7 +89,8 @@ def free_port() -> int:
 
 
 def _as_line(error: BaseException) -> tuple[int, str]:
-    code = EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILED
+    is_given = isinstance(error, UserError) and type(error).__name__ != "CheckpointError"
+    code = EXIT_USER_ERROR if is_given else EXIT_FAILED
     return code, " ".join(reason_of(error).splitlines())
 
 

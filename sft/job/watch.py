@@ -20,23 +20,47 @@ from sft.observe.trackers import Tracker, open_trackers
 class Watch:
     """What a process tells the world: the first one everything, the others nothing."""
 
+    def start(self, iteration: int) -> None:
+        """Training begins after `iteration`."""
+
     def record(self, record: dict[str, Any]) -> None:
         """An iteration is done."""
+
+    def say(self, text: str) -> None:
+        """A line for a person."""
+
+    def warn(self, text: str) -> None:
+        """A line that should not be missed."""
 
     def finish(self, target: Path) -> None:
         """The model is exported."""
 
 
 class _FirstWatch(Watch):
-    def __init__(self, job: Job, progress: Progress, console: Console, trackers: list[Tracker]) -> None:
-        self._job, self._progress, self._console, self._trackers = job, progress, console, trackers
+    def __init__(self, job: Job, console: Console, stack: ExitStack) -> None:
+        self._job, self._console, self._stack = job, console, stack
         self._file = metrics.MetricsFile(job.folder / "metrics.jsonl")
-        self._file.rewind(0)
+        self._progress: Progress | None = None
+        self._trackers: list[Tracker] = []
         self._said = 0.0
         self._began = time.monotonic()
         self.iteration = 0
 
+    def start(self, iteration: int) -> None:
+        job, config = self._job, self._job.config
+        self.iteration = iteration
+        self._file.rewind(iteration)
+        self._progress = self._stack.enter_context(Progress(self._console, job.iterations, iteration))
+        self._trackers = open_trackers(
+            job.folder, tensorboard=config.tensorboard, wandb=config.wandb, trackio=config.trackio, run_name=job.folder.name,
+            config=config_values(config), warn=self.warn, start=iteration,
+        )  # fmt: skip
+        for tracker in self._trackers:
+            self._stack.callback(tracker.close)
+        self._began = time.monotonic()
+
     def record(self, record: dict[str, Any]) -> None:
+        assert self._progress is not None
         self.iteration = record["iteration"]
         written = self._file.append(record)
         self._progress.update(written)
@@ -46,6 +70,12 @@ class _FirstWatch(Watch):
             self._said = time.monotonic()
             self.status("running")
 
+    def say(self, text: str) -> None:
+        self._progress.say(text) if self._progress is not None else self._console.print(text)
+
+    def warn(self, text: str) -> None:
+        self._progress.warn(text) if self._progress is not None else self._console.print(f"warning: {text}", style="yellow")
+
     def status(self, state: run_folder.State, reason: str = "") -> None:
         run_folder.write_status(self._job.folder, state=state, iteration=self.iteration, iterations=self._job.iterations, reason=reason)
 
@@ -53,11 +83,11 @@ class _FirstWatch(Watch):
         self.status("finished")
         folder = self._job.folder
         drawn = chart.write_loss_chart(metrics.read(folder / "metrics.jsonl"), folder / "loss.png")
-        self._progress.say(f"done in {duration(time.monotonic() - self._began)}")
-        self._progress.say(f"model     {target}")
-        self._progress.say(f"metrics   {folder / 'metrics.jsonl'}" + (f", {folder / 'loss.png'}" if drawn else ""))
+        self.say(f"done in {duration(time.monotonic() - self._began)}")
+        self.say(f"model     {target}")
+        self.say(f"metrics   {folder / 'metrics.jsonl'}" + (f", {folder / 'loss.png'}" if drawn else ""))
         if not drawn:
-            self._progress.warn("loss.png was not drawn: it needs matplotlib (pip install 'sft[plots]')")
+            self.warn("loss.png was not drawn: it needs matplotlib (pip install 'sft[plots]')")
 
 
 @contextmanager
@@ -66,19 +96,10 @@ def watched(job: Job, is_first: bool) -> Iterator[Watch]:
     if not is_first:
         yield Watch()
         return
-    console = Console(highlight=False)
-    folder = job.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_run_toml(folder, config=config_values(job.config), resolved=resolved_facts(job), versions=versions())
+    job.folder.mkdir(parents=True, exist_ok=True)
+    run_folder.write_run_toml(job.folder, config=config_values(job.config), resolved=resolved_facts(job), versions=versions())
     with ExitStack() as stack:
-        progress = stack.enter_context(Progress(console, job.iterations))
-        trackers = open_trackers(
-            folder, tensorboard=job.config.tensorboard, wandb=job.config.wandb, trackio=job.config.trackio, run_name=folder.name,
-            config=config_values(job.config), warn=progress.warn,
-        )  # fmt: skip
-        for tracker in trackers:
-            stack.callback(tracker.close)
-        watch = _FirstWatch(job, progress, console, trackers)
+        watch = _FirstWatch(job, Console(highlight=False), stack)
         watch.status("running")
         try:
             yield watch

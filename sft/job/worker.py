@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from sft.checkpoint.commit import peers_of
 from sft.checkpoint.export import Origins, export
-from sft.engine.feed import Feed
 from sft.engine.groups import Processes, form_groups
 from sft.engine.optimizers import OptimizerSettings
 from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
-from sft.engine.trainer import train, validate
-from sft.job.prepare import Job, config_values, resolved_facts, stage_layers, versions
-from sft.job.watch import Watch, watched
+from sft.job.loop import iterate
+from sft.job.prepare import Job, stage_layers
+from sft.job.saving import Saver, facts_for, go_on, training_facts
+from sft.job.watch import watched
 from sft.model.build import BuiltStage, build_stage
 from sft.model.selfcheck import self_check
 from sft.model.weights import WeightFiles, load, match_names
-from sft.plan.schedule import learning_rate
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -48,9 +46,14 @@ def work(job: Job) -> None:
             built, processes, optimizer=_optimizer_settings(job), clip=job.config.clip, dtype=_DTYPES[job.dtype], device=device,
             vocabulary_size=base.config.vocab_size,
         )  # fmt: skip
-        summary = _iterate(job, pipeline, watch)
+        peers = peers_of(dist.new_group(backend="gloo") if device.type == "cuda" else None)
+        start = go_on(job, pipeline, peers, watch.say, watch.warn)
+        watch.start(start)
+        file_names = {name: names[name] for name in built.all_places}
+        saver = Saver(job, pipeline, peers, facts_for(job, file_names, base.config.vocab_size), watch.warn)
+        result = iterate(job, pipeline, watch, saver, peers, start)
         target = job.folder / "hf"
-        export(pipeline, target, _origins(job, base, names, built, summary))
+        export(pipeline, target, _origins(job, base, file_names, result))
         watch.finish(target)
     stop_worker()
 
@@ -92,39 +95,10 @@ def _optimizer_settings(job: Job) -> OptimizerSettings:
     )  # fmt: skip
 
 
-def _iterate(job: Job, pipeline: Pipeline, watch: Watch) -> dict[str, Any]:
-    """All iterations with their validations. Returns what training.json says of the result."""
-    config, processes = job.config, pipeline.processes
-    make_feed = partial(
-        Feed, capacity=job.capacity, replicas=job.layout.dp, replica=processes.replica, loss_mask=config.loss_mask,
-        multiple=job.layout.tp if job.layout.sequence_parallel else 1,
-    )  # fmt: skip
-    feed = make_feed(job.reader)
-    validation = make_feed(job.validation) if job.validation else None
-    rate = partial(
-        learning_rate, iterations=job.iterations, lr=config.lr, min_lr=config.min_lr, warmup_fraction=config.warmup_fraction,
-        schedule=config.schedule,
-    )  # fmt: skip
-    last: dict[str, Any] = {}
-    began = time.perf_counter()
-    for record in train(pipeline, feed, job.sampler, job.reader, rate=rate, start=0, iterations=job.iterations):
-        number = record["iteration"]
-        if validation is not None and job.validation is not None and (number % config.eval_interval == 0 or number == job.iterations):
-            record |= validate(pipeline, validation, len(job.validation))
-            last |= {key: record[key] for key in ("val_loss", "val_perplexity", "val_accuracy")}
-        last["loss"] = record["loss"]
-        watch.record(record)
-    return {"iterations": job.iterations, "seconds": round(time.perf_counter() - began, 1), **last}
-
-
-def _origins(job: Job, base: LoadedBase, names: Mapping[str, str], built: BuiltStage, summary: Mapping[str, Any]) -> Origins:
+def _origins(job: Job, base: LoadedBase, names: Mapping[str, str], result: Mapping[str, Any]) -> Origins:
     manifest = job.reader.manifest
-    facts = {
-        "base": job.base.entry.path, "base_fingerprint": job.base.fingerprint, "data": manifest.fingerprint(),
-        "tokenizer": manifest.tokenizer["fingerprint"], "template": manifest.template, "run_name": job.config.run_name,
-        "config": config_values(job.config), "resolved": resolved_facts(job), "result": dict(summary), "versions": versions(),
-    }  # fmt: skip
+    facts = training_facts(facts_for(job, names, base.config.vocab_size), result)
     return Origins(
         config=base.config, generation_config=base.generation_config, tokenizer_folder=job.reader.folder / manifest.tokenizer["folder"],
-        names={name: names[name] for name in built.all_places}, facts=facts,
+        names=names, facts=facts,
     )  # fmt: skip

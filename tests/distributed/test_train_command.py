@@ -128,7 +128,7 @@ def test_the_validation_loss_is_that_of_the_exported_model(site: Site, alone: st
         ids, trained = torch.tensor([document["ids"]]), torch.tensor(document["trained"][1:]).bool()
         logits = model(input_ids=ids).logits[0, :-1][trained]
         targets = ids[0, 1:][trained]
-        total += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+        total += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum").detach())
         right += int((logits.argmax(-1) == targets).sum())
         weight += len(targets)
     last = site.metrics(alone)[-1]

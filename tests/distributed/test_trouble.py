@@ -67,7 +67,6 @@ def test_bfloat16_gives_like_losses_on_any_layout(name, alone, results):
     expected = torch.tensor(one["records"])
     assert torch.isfinite(expected).all()
     for rank in results_of(results[name]):
-        print((torch.tensor(rank["records"])/expected-1).abs().amax(0), expected)
         torch.testing.assert_close(torch.tensor(rank["records"]), expected, rtol=BFLOAT16_TOLERANCE, atol=0.0)
         assert all(weight.dtype is torch.bfloat16 for _, weight in rank["weights"].values())
 

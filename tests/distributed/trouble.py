@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sft.model import parallel_layers, selfcheck, stage, tensor_parallel
 from sft.model import loss as losses
+from sft.model import parallel_layers, selfcheck, stage, tensor_parallel
 from tests.distributed.worker import Run, layout_of, prepare
 from tests.models import tiny_config
 
@@ -87,7 +87,7 @@ def check(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def _norm_in_a_region_taken_for_whole() -> Any:
-    return mock.patch.object(tensor_parallel._LayerBuilder, "_note_partial", lambda *_: None)
+    return mock.patch.object(tensor_parallel._LayerBuilder, "_note_partial", return_value=None)
 
 
 def _bias_added_by_every_rank() -> Any:
@@ -104,7 +104,7 @@ def _halves_cut_as_one() -> Any:
 
 
 def _wrong_on_one_rank() -> Any:
-    return mock.patch.object(selfcheck, "_difference", lambda *_: 1.0) if dist.get_rank() == 0 else mock.MagicMock()
+    return mock.patch.object(selfcheck, "_difference", return_value=1.0) if dist.get_rank() == 0 else mock.MagicMock()
 
 
 _MISTAKES: dict[str, Callable[[], Any]] = {

@@ -52,8 +52,6 @@ class Run:
         return {name: parameter.detach().clone() for name, parameter in self.built.parameters.items()}
 
 
-
-
 def prepare(case: dict[str, Any], device: torch.device) -> Run:
     from sft.engine.feed import Feed
     from sft.engine.groups import form_groups

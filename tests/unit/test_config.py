@@ -84,7 +84,8 @@ def test_values_that_make_no_sense(values, message):
     ],
 )
 def test_the_run_s_folder(values, name):
-    assert run_folder(TrainConfig(run_name="r", save_checkpoint_dir="out", **values), "llama") == Path("out") / name
+    is_entry = "/" not in values.get("checkpoint", "")
+    assert run_folder(TrainConfig(run_name="r", save_checkpoint_dir="out", **values), "llama", is_entry) == Path("out") / name
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,15 @@ from tokenize_data.errors import UserError
 LENGTHS = (9, 4, 14)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Tensors are tiny: threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_parts_give_transformers_logits_on_a_packed_row(name):
     assert self_check(tiny_config(name), Alone(), False) <= 1e-5
@@ -73,7 +82,7 @@ def test_anatomy_on_the_meta_device_needs_no_memory():
 def test_a_mistake_is_found_by_the_self_check(monkeypatch):
     right = parts.Head.logits
     monkeypatch.setattr(parts.Head, "logits", lambda self, hidden: right(self, hidden) * 1.001)
-    with pytest.raises(UserError, match=r"llama taken apart into stages does not compute what transformers computes \(.*: off by [\d.e-]+\): it"):
+    with pytest.raises(UserError, match=r"llama taken apart into stages does not compute what transformers computes \(.+: off by "):
         self_check(tiny_config("llama"), Alone(), False)
 
 

@@ -1,0 +1,102 @@
+"""`sft export RUN_DIR`: a Hugging Face folder from a checkpoint, in one process, one tensor at a time."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run's folder, such as checkpoints/llama-70-meditron-pubmedqa")
+    parser.add_argument("--iteration", type=int, default=None, metavar="K", help="which checkpoint (default: the newest whole one)")
+    parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="where to (default: RUN_DIR/hf)")
+    parser.add_argument("--dtype", default=None, choices=["fp32", "bf16"], help="of the weights (default: as it was trained)")
+    parser.add_argument("--push_to_hub", default=None, metavar="ID", help="upload the folder as this model; needs `hf auth login`")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from tokenize_data.errors import UserError
+
+    target = arguments.out or arguments.run_dir / "hf"
+    console = Console(highlight=False)
+    if target.exists() and arguments.push_to_hub is None:
+        raise UserError(f"{target} exists: give another --out, or remove it first")
+    if not target.exists():
+        import torch
+
+        from sft.checkpoint.export import export_checkpoint
+
+        checkpoint = _checkpoint(arguments, console)
+        facts = checkpoint.manifest["facts"]
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[arguments.dtype or facts["resolved"]["dtype"]]
+        with Progress(console=console) as progress:
+            task = progress.add_task(f"iteration {checkpoint.iteration:,}", total=None)
+            export_checkpoint(
+                checkpoint, target, _origins(facts), dtype, lambda done, total: progress.update(task, completed=done, total=total)
+            )  # fmt: skip
+        console.print(f"model of iteration {checkpoint.iteration:,}: {target}")
+    if arguments.push_to_hub is not None:
+        _push(target, arguments.push_to_hub, console)
+    return 0
+
+
+def _checkpoint(arguments: argparse.Namespace, console: Any) -> Any:
+    from sft.checkpoint.commit import find_latest, step_folders
+    from sft.checkpoint.fragments import Checkpoint
+    from sft.checkpoint.manifest import damage, step_name
+    from tokenize_data.errors import UserError
+
+    folders = [folder.name for folder in step_folders(arguments.run_dir)]
+    if not folders:
+        raise UserError(f"{arguments.run_dir} has no checkpoint (step-...): give the folder of a run that has saved one")
+    if arguments.iteration is None:
+        checkpoint, skipped = find_latest(arguments.run_dir)
+        for line in skipped:
+            console.print(f"warning: {line}", style="yellow")
+        return checkpoint
+    name = step_name(arguments.iteration)
+    if name not in folders:
+        raise UserError(f"{arguments.run_dir} has no {name}: it has {', '.join(sorted(folders))}")
+    if (reason := damage(arguments.run_dir / name)) is not None:
+        raise UserError(f"{arguments.run_dir / name} is damaged ({reason}): choose another --iteration")
+    return Checkpoint(arguments.run_dir / name)
+
+
+def _origins(facts: dict[str, Any]) -> Any:
+    """The same surroundings as those of the model that a run exports at its end."""
+    from transformers import AutoConfig, GenerationConfig
+
+    from sft.checkpoint.export import Origins
+    from sft.job.saving import training_facts
+    from tokenize_data.errors import UserError
+
+    base, tokenizer = Path(facts["resolved"]["base_folder"]), Path(facts["tokenizer_folder"])
+    for folder, what in ((base, "base model"), (tokenizer, "tokenised data")):
+        if not folder.is_dir():
+            raise UserError(f"the {what} of this run was in {folder}, which is gone: bring it back")
+    config = AutoConfig.from_pretrained(base, trust_remote_code=facts["config"].get("trust_remote_code", False))
+    config.get_text_config().vocab_size = facts["vocabulary_size"]
+    generation = GenerationConfig.from_pretrained(base) if (base / "generation_config.json").exists() else None
+    return Origins(
+        config=config, generation_config=generation, tokenizer_folder=tokenizer, names=facts["names"],
+        facts=training_facts(facts, facts["result"]),
+    )  # fmt: skip
+
+
+def _push(folder: Path, model_id: str, console: Any) -> None:
+    from huggingface_hub import HfApi
+
+    from tokenize_data.errors import UserError
+
+    try:
+        api = HfApi()
+        api.create_repo(model_id, exist_ok=True, private=True)
+        api.upload_folder(repo_id=model_id, folder_path=folder)
+    except Exception as error:  # many kinds: no network, no token, no right
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder} could not be uploaded as {model_id} ({reason}): see `hf auth login`, then try again") from error
+    console.print(f"uploaded as {model_id} (private)")

@@ -1,0 +1,85 @@
+"""All iterations of a run: training, validations, checkpoints, early stopping, in their order."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+from sft.checkpoint import resume
+from sft.checkpoint.commit import Peers
+from sft.checkpoint.fragments import Checkpoint
+from sft.checkpoint.manifest import step_name
+from sft.engine.feed import Feed
+from sft.engine.pipeline import Pipeline
+from sft.engine.trainer import train, validate
+from sft.job.prepare import Job
+from sft.job.saving import Saver
+from sft.job.watch import Watch
+from sft.plan.schedule import learning_rate
+
+_VALIDATION_KEYS = ("val_loss", "val_perplexity", "val_accuracy")
+
+
+def iterate(job: Job, pipeline: Pipeline, watch: Watch, saver: Saver, peers: Peers, start: int) -> dict[str, Any]:
+    """From `start` to the end. Returns what training.json says of the result."""
+    config = job.config
+    make_feed = partial(
+        Feed, capacity=job.capacity, replicas=job.layout.dp, replica=pipeline.processes.replica, loss_mask=config.loss_mask,
+        multiple=job.layout.tp if job.layout.sequence_parallel else 1,
+    )  # fmt: skip
+    validation = make_feed(job.validation) if job.validation else None
+    rate = partial(
+        learning_rate, iterations=job.iterations, lr=config.lr, min_lr=config.min_lr, warmup_fraction=config.warmup_fraction,
+        schedule=config.schedule,
+    )  # fmt: skip
+    result: dict[str, Any] = {"iterations": start}
+    best = _Best(config.early_stopping)
+    began = time.perf_counter()
+    for record in train(pipeline, make_feed(job.reader), job.sampler, job.reader, rate=rate, start=start, iterations=job.iterations):
+        number = record["iteration"]
+        is_last = number == job.iterations
+        is_better = False
+        if validation is not None and job.validation is not None and (number % config.eval_interval == 0 or is_last):
+            record |= validate(pipeline, validation, len(job.validation))
+            result |= {key: record[key] for key in _VALIDATION_KEYS}
+            is_better = best.is_better(number, record["val_loss"])
+        result |= {"loss": record["loss"], "iterations": number}
+        watch.record(record)
+        if is_better and config.early_stopping:
+            saver.best = number
+        if number % config.save_interval == 0 or is_last or (is_better and config.early_stopping):
+            saver.save(number, result)
+        saver.poll()
+        if best.is_enough:
+            watch.say(
+                f"stopped early: no better validation loss than {best.loss:.4f} of iteration {best.iteration:,} in {best.patience} more"
+            )
+            break
+    saver.finish()
+    if config.early_stopping and best.iteration is not None and best.iteration != result["iterations"]:
+        resume.restore(pipeline, Checkpoint(job.folder / step_name(best.iteration)), peers)
+        watch.say(f"the model of iteration {best.iteration:,} is exported, with the best validation loss, {best.loss:.4f}")
+        result |= {"iterations": best.iteration, "val_loss": best.loss}
+    return {**result, "seconds": round(time.perf_counter() - began, 1)}
+
+
+class _Best:
+    """The best validation so far, and how many have passed since."""
+
+    def __init__(self, patience: int | None) -> None:
+        self.patience, self.loss, self.iteration = patience, float("inf"), None
+        self._worse = 0
+
+    iteration: int | None
+
+    def is_better(self, iteration: int, loss: float) -> bool:
+        if loss < self.loss:
+            self.loss, self.iteration, self._worse = loss, iteration, 0
+            return True
+        self._worse += 1
+        return False
+
+    @property
+    def is_enough(self) -> bool:
+        return self.patience is not None and self._worse >= self.patience

@@ -1,0 +1,126 @@
+"""When a run saves, what it writes down with a checkpoint, and what has to be the same for going on from one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sft.checkpoint import commit, resume
+from sft.checkpoint.commit import CheckpointError, Peers, PendingSave
+from sft.checkpoint.fragments import Checkpoint
+from sft.engine.pipeline import Pipeline
+from sft.job.prepare import Job, config_values, resolved_facts, versions
+from tokenize_data.errors import UserError
+
+# What decides the order and the content of the data, and what the optimizer's states mean.
+_RESOLVED = ("data", "base_fingerprint")
+_CONFIGURED = ("global_batch", "seed", "optimizer", "loss_mask")
+
+
+class Saver:
+    """Saves in the background, one checkpoint at a time. All methods are collective calls."""
+
+    def __init__(self, job: Job, pipeline: Pipeline, peers: Peers, facts: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+        self._job, self._pipeline, self._peers, self._facts, self._warn = job, pipeline, peers, facts, warn
+        self._pending: PendingSave | None = None
+        self.best: int | None = None  # the iteration whose checkpoint is kept besides
+        self.can_save = job.config.optimizer != "adamw8bit"
+        if not self.can_save:
+            warn("no checkpoints are saved with --optimizer adamw8bit: a run that is interrupted starts anew")
+
+    def save(self, iteration: int, result: Mapping[str, Any]) -> None:
+        """Begin. One that is still being written is finished first."""
+        if not self.can_save:
+            return
+        self.finish()
+        facts = {**self._facts, "result": dict(result), "next_batch": next_batch(self._job, iteration)}
+        try:
+            taken = resume.snapshot(self._pipeline)
+            self._pending = resume.start_saving(taken, self._job.folder, iteration=iteration, facts=facts, peers=self._peers)
+        except CheckpointError as error:
+            self._warn(str(error))
+
+    def poll(self) -> None:
+        """Between iterations: make visible what has been written."""
+        if self._pending is not None:
+            self._settled(self._pending.poll)
+
+    def finish(self) -> None:
+        if self._pending is not None:
+            self._settled(self._pending.finish)
+
+    def _settled(self, step: Callable[[], Path | None]) -> None:
+        """A save that fails is no reason to stop: the one before is there, and training goes on."""
+        try:
+            if step() is None:
+                return
+        except CheckpointError as error:
+            self._warn(str(error))
+        self._pending = None
+        if self._peers.rank == 0:
+            commit.prune(self._job.folder, self._job.config.keep, self.best)
+
+
+def facts_for(job: Job, names: Mapping[str, str], vocabulary_size: int) -> dict[str, Any]:
+    """What a checkpoint says of its run: enough to refuse another one, and to export without it."""
+    manifest = job.reader.manifest
+    return {
+        "config": config_values(job.config), "resolved": resolved_facts(job), "versions": versions(), "names": dict(names),
+        "vocabulary_size": vocabulary_size, "tokenizer_folder": str((job.reader.folder / manifest.tokenizer["folder"]).resolve()),
+        "tokenizer": manifest.tokenizer["fingerprint"], "template": manifest.template,
+    }  # fmt: skip
+
+
+def training_facts(facts: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """What training.json says, beside an exported model."""
+    resolved = facts["resolved"]
+    short = {name: resolved[name] for name in ("base", "base_fingerprint", "data")}
+    kept = {name: facts[name] for name in ("tokenizer", "template", "config", "resolved", "versions")}
+    return {**short, "run_name": facts["config"]["run_name"], **kept, "result": dict(result)}
+
+
+def next_batch(job: Job, iteration: int) -> str:
+    """A hash of the documents that the iteration after `iteration` takes."""
+    return hashlib.sha256(job.sampler.documents(iteration).tobytes()).hexdigest()
+
+
+def go_on(job: Job, pipeline: Pipeline, peers: Peers, say: Callable[[str], None], warn: Callable[[str], None]) -> int:
+    """A collective call: the iteration after which the run continues, its state restored. 0 where it begins."""
+    checkpoint, skipped = commit.find_latest(job.folder, peers=peers)
+    for line in skipped:
+        warn(line)
+    if checkpoint is None:
+        return 0
+    check(job, checkpoint)
+    iteration = resume.restore(pipeline, checkpoint, peers)
+    epoch = job.sampler.epoch(iteration)
+    layout = checkpoint.manifest["layout"]
+    made = f"made with tp {layout['tp']} x pp {layout['pp']} x dp {layout['dp']}"
+    say(f"resumed after iteration {iteration:,}, epoch {epoch:.2f}, from {checkpoint.folder}, {made}")
+    return iteration
+
+
+def check(job: Job, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint of other data or of another optimizer, with both values."""
+    facts = checkpoint.manifest["facts"]
+    here = {**{name: resolved_facts(job)[name] for name in _RESOLVED}, **{name: getattr(job.config, name) for name in _CONFIGURED}}
+    there = {**facts["resolved"], **facts["config"]}
+    for name, value in here.items():
+        if there.get(name) != value:
+            raise UserError(
+                f"{checkpoint.folder} was made with {name} {_short(there.get(name))}, this run has {_short(value)}: "
+                "use the same, or start another run with --id"
+            )
+    if checkpoint.iteration > job.iterations:
+        raise UserError(
+            f"{checkpoint.folder} is past the {job.iterations:,} iterations of this run: raise --epochs or --iters, or use --id"
+        )
+    if checkpoint.iteration < job.iterations and facts["next_batch"] != next_batch(job, checkpoint.iteration):
+        raise UserError(f"{checkpoint.folder} would go on with other documents than this run: numpy's permutations differ; use its version")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:16]}..."

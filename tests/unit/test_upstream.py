@@ -1,0 +1,162 @@
+"""What we rely on in DeepSpeed, transformers and torch beyond their documented interfaces: here it is seen first when they change.
+
+Where one of these fails, look at the module of `sft` that the test names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils import checkpoint
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+
+from sft.engine.start import prepare_environment
+from sft.model import stage, tensor_parallel
+from sft.model.build import make_on_meta
+from tests.models import FAMILIES, tiny_config
+
+STEPS_BEFORE_UPDATE = ["ReduceTiedGrads", "ReduceGrads", "OptimizerStep"]
+
+
+@pytest.fixture(scope="module")
+def deepspeed():
+    prepare_environment()
+    return importlib.import_module("deepspeed")
+
+
+@pytest.mark.parametrize(("stages", "micro_batches"), [(1, 1), (1, 3), (2, 1), (2, 4), (4, 3)])
+def test_tied_gradients_are_asked_for_once_after_the_last_backward(deepspeed, stages, micro_batches):
+    """engine.pipeline completes its gradients there."""
+    schedule = importlib.import_module("deepspeed.runtime.pipe.schedule")
+    for stage_id in range(stages):
+        steps = schedule.TrainSchedule(micro_batches=micro_batches, stages=stages, stage_id=stage_id).steps()
+        names = [type(command).__name__ for commands in steps for command in commands]
+        assert names[-3:] == STEPS_BEFORE_UPDATE
+        assert [names.count(name) for name in (*STEPS_BEFORE_UPDATE, "BackwardPass")] == [1, 1, 1, micro_batches]
+
+
+def test_tied_gradients_are_asked_for_under_this_name(deepspeed):
+    engine_class = deepspeed.runtime.pipe.engine.PipelineEngine
+    assert engine_class._INSTRUCTION_MAP[deepspeed.runtime.pipe.schedule.ReduceTiedGrads] is engine_class._exec_reduce_tied_grads
+    module = mock.Mock(get_tied_weights_and_groups=mock.Mock(return_value=[]))
+    engine = SimpleNamespace(module=module, zero_optimization_partition_gradients=lambda: False, using_bf16_optimizer=False)
+    engine_class._exec_reduce_tied_grads(engine)
+    module.get_tied_weights_and_groups.assert_called_once_with()
+
+
+def test_where_float32_gradients_of_bfloat16_are(deepspeed):
+    """engine.pipeline sums those that ranks hold parts of."""
+    optimizer_class = importlib.import_module("deepspeed.runtime.bf16_optimizer").BF16_Optimizer
+    assert "_hp_grad" in inspect.unwrap(optimizer_class._update_hp_grad).__code__.co_names
+    assert "using_bf16_optimizer" in deepspeed.runtime.pipe.engine.PipelineEngine.__init__.__code__.co_names
+
+
+def test_how_a_norm_counts_parameters(deepspeed):
+    """model.build marks what is sharded, engine.pipeline what a second stage has too."""
+    is_sharded = importlib.import_module("deepspeed.runtime.utils").is_model_parallel_parameter
+    parameter = nn.Parameter(torch.zeros(1))
+    for value in (True, False):
+        parameter.tensor_model_parallel = value
+        assert is_sharded(parameter) is value
+    assert importlib.import_module("deepspeed.runtime.constants").PIPE_REPLICATED == "ds_pipe_replicated"
+    zero = importlib.import_module("deepspeed.runtime.zero.stage_1_and_2").DeepSpeedZeroOptimizer
+    for norm in (zero.get_grad_norm_direct, importlib.import_module("deepspeed.runtime.bf16_optimizer").BF16_Optimizer.get_grads_for_norm):
+        assert {"ds_pipe_replicated", "is_model_parallel_parameter"} <= set(inspect.unwrap(norm).__code__.co_names)
+
+
+def test_process_numbers_count_tensor_ranks_first_then_replicas_then_stages(deepspeed):
+    """engine.groups and plan.layout say so."""
+    topology = importlib.import_module("deepspeed.runtime.pipe.topology").PipeModelDataParallelTopology(num_pp=2, num_mp=2, num_dp=3)
+    assert topology.get_axis_comm_lists("model")[0] == [0, 1]
+    assert topology.get_axis_comm_lists("data")[0] == [0, 2, 4]
+    assert topology.get_axis_comm_lists("pipe")[0] == [0, 6]
+    coordinates = topology.get_coord(9)
+    assert (coordinates.pipe, coordinates.data, coordinates.model) == (1, 1, 1)
+
+
+def test_names_of_arguments(deepspeed):
+    """Of engine.pipeline and engine.start."""
+    engine = deepspeed.runtime.pipe.engine.PipelineEngine
+    for function, names in {
+        deepspeed.pipe.PipelineModule.__init__: {"layers", "topology", "loss_fn", "partition_method", "dynamic_shape"},
+        deepspeed.initialize: {"model", "optimizer", "config", "dist_init_required"},
+        deepspeed.init_distributed: {"dist_backend", "verbose", "timeout"},
+        engine.eval_batch: {"data_iter", "reduce_output", "bcast_loss", "num_micro_batches"},
+        engine.train_batch: {"data_iter"},
+        engine.set_train_batch_size: {"train_batch_size"},
+        engine.get_global_grad_norm: set(),
+    }.items():
+        assert names <= set(inspect.signature(function).parameters), function
+
+
+def test_what_engine_start_replaces_is_what_deepspeed_calls(deepspeed):
+    backend = importlib.import_module("deepspeed.comm.torch")
+    assert callable(backend.build_shm_op)
+    assert "build_shm_op" in backend.TorchBackend.__init__.__code__.co_names
+
+
+def test_starting_a_worker_compiles_nothing(tmp_path):
+    """engine.start: where there is no compiler, and no extension that was built before."""
+    program = "from sft.engine.start import start_worker, stop_worker; start_worker(60, use_gpu=False); stop_worker()"
+    environment = {
+        **os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"), "CXX": "/bin/false", "PATH": os.path.dirname(sys.executable),
+        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not list(tmp_path.rglob("*.cpp"))
+    assert not list(tmp_path.rglob("build.ninja"))
+
+
+def test_patterns_of_tensors_that_a_model_has_no_use_for():
+    """model.build hands them to model.weights."""
+    assert hasattr(PreTrainedModel, "_keys_to_ignore_on_load_unexpected")
+    assert hasattr(PreTrainedModel, "base_model_prefix")
+
+
+def test_parameters_that_transformers_has_renamed():
+    """model.build reads GPT-NeoX's."""
+    renames = [entry for entry in get_model_conversion_mapping(_on_meta("gpt-neox")) if type(entry).__name__ == "WeightRenaming"]
+    assert renames
+    assert all(isinstance(entry.source_patterns[0], str) and isinstance(entry.target_patterns[0], str) for entry in renames)
+
+
+def test_an_attention_function_of_ours_is_called():
+    """model.attention; families that compute attention themselves take a mask."""
+    assert "sft_packed" in AttentionInterface().valid_keys()
+    assert _on_meta("llama").config._attn_implementation == "sft_packed"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plans_name_layers_that_are_there_in_styles_that_are_known(family):
+    """model.tensor_parallel"""
+    config = tiny_config(family)
+    layer = next(module for module in _on_meta(family).modules() if isinstance(module, nn.ModuleList) and len(module) == 4)[0]
+    plan = tensor_parallel.layer_plan(config)
+    linears = {name for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+    assert linears == {name for name, style in plan.items() if style in (*tensor_parallel._COLUMN_STYLES, *tensor_parallel._ROW_STYLES)}
+    assert set(plan.values()) <= set(tensor_parallel._STYLES)
+
+
+def test_names_in_torch():
+    """engine.groups, engine.pipeline, model.stage"""
+    assert getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    assert getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    assert callable(torch.nn.utils.get_total_norm)
+    assert callable(checkpoint.create_selective_checkpoint_contexts)
+    assert all(isinstance(operation, torch._ops.OpOverload) for operation in stage._KEPT_OPERATIONS)
+
+
+def _on_meta(family):
+    return make_on_meta(tiny_config(family), torch.float32)
