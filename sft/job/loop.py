@@ -52,9 +52,8 @@ def iterate(job: Job, pipeline: Pipeline, watch: Watch, saver: Saver, peers: Pee
             saver.save(number, result)
         saver.poll()
         if best.is_enough:
-            watch.say(
-                f"stopped early: no better validation loss than {best.loss:.4f} of iteration {best.iteration:,} in {best.patience} more"
-            )
+            waited = f"{best.patience} validations without a better loss"
+            watch.say(f"stopped early: {waited} than {best.loss:.4f}, of iteration {best.iteration:,}")
             break
     saver.finish()
     if config.early_stopping and best.iteration is not None and best.iteration != result["iterations"]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
 import platform
+import signal
 import socket
 import sys
 import tempfile
@@ -51,8 +53,19 @@ def start(
     return EXIT_OK
 
 
+def end_with_launcher() -> None:
+    """In a worker of our launcher: be killed when that is killed. (Elastic workers have a session of their own, and would go on.)"""
+    if _ERRORS not in os.environ or sys.platform != "linux":
+        return
+    set_parent_death_signal = 1  # prctl's PR_SET_PDEATHSIG
+    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() == 1:  # it was quicker
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def guarded(command: str, work: Callable[[], int]) -> int:
     """Run `work` in a worker. What stops it is left for the launcher, or said, in one line."""
+    end_with_launcher()
     try:
         return work()
     except Exception as error:

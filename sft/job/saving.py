@@ -105,12 +105,12 @@ def go_on(job: Job, pipeline: Pipeline, peers: Peers, say: Callable[[str], None]
 def check(job: Job, checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint of other data or of another optimizer, with both values."""
     facts = checkpoint.manifest["facts"]
-    here = {**{name: resolved_facts(job)[name] for name in _RESOLVED}, **{name: getattr(job.config, name) for name in _CONFIGURED}}
-    there = {**facts["resolved"], **facts["config"]}
-    for name, value in here.items():
-        if there.get(name) != value:
+    compared = [(name, facts["resolved"].get(name), resolved_facts(job)[name]) for name in _RESOLVED]
+    compared += [(name, facts["config"].get(name), getattr(job.config, name)) for name in _CONFIGURED]
+    for name, there, here in compared:
+        if there != here:
             raise UserError(
-                f"{checkpoint.folder} was made with {name} {_short(there.get(name))}, this run has {_short(value)}: "
+                f"{checkpoint.folder} was made with {name} {_short(there)}, this run has {_short(here)}: "
                 "use the same, or start another run with --id"
             )
     if checkpoint.iteration > job.iterations:

@@ -10,58 +10,19 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.demo import make_rows
-
-_SIZES = {
-    "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "vocab_size": 49152, "max_position_embeddings": 256, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-
-
-@dataclass
-class Site:
-    """A folder with a tiny base model and data, and `sft` run in it as a person would."""
-
-    root: Path
-
-    def sft(self, *arguments: str | int, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "sft", *map(str, arguments)]
-        return subprocess.run(command, cwd=self.root, env=self.environment(env), capture_output=True, text=True, timeout=240)
-
-    def train(self, *arguments: str | int, run_name: str = "orders", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        fixed = ["--checkpoint", "base", "--run_name", run_name, "--data", "train.jsonl", "--val", "val.jsonl", "--global_batch", "12"]
-        return self.sft(*fixed, "--lr", "1e-3", "--seq", "256", *arguments, env=env)
-
-    def environment(self, further: dict[str, str] | None = None) -> dict[str, str]:
-        here = str(Path(__file__).resolve().parent.parent.parent)
-        return {**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **(further or {})}
-
-    def metrics(self, run: str) -> list[dict]:
-        return [json.loads(line) for line in (self.root / "checkpoints" / run / "metrics.jsonl").read_text().splitlines()]
-
-    def status(self, run: str) -> dict:
-        return json.loads((self.root / "checkpoints" / run / "status.json").read_text())
+from tests.distributed.site import Site, make_site
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Site:
-    root = tmp_path_factory.mktemp("site")
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**_SIZES), dtype=torch.float32)
-    model.save_pretrained(root / "base")
-    for file in smollm2.iterdir():
-        shutil.copy(file, root / "base")
-    for name, count, seed in (("train", 50, 1), ("val", 7, 2)):
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows(count, seed)))
-    return Site(root)
+    return make_site(tmp_path_factory.mktemp("site"), smollm2)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +113,7 @@ def test_a_finished_run_says_where_its_model_is(site: Site, alone: str):
         (["--pp", 5, "--nproc_per_node", 5], "--pp 5 is more stages than the 4 layers of this llama model: use --pp 1 to 4"),
         (["--nproc_per_node", 5], "global_batch 12 is not divisible by dp 5: use dp 1, 2, 3, 4, 6, 12, or a global_batch of 5, 10, ..."),
         (["--tp", 2, "--nproc_per_node", 3], "tp 2 x pp 1 = 2 processes for one copy of the model, of which 3 is no multiple"),
-        (["--no_autoaccept_iters"], "asks, and there is no terminal: ceil(3 epochs x 50 documents / 12) = 13 iterations; accept it with --iters"),
+        (["--no_autoaccept_iters"], "there is no terminal: ceil(3 epochs x 50 documents / 12) = 13 iterations; accept it with"),
         (["--zero", 3], "unrecognized arguments: --zero 3"),
         (["--schedule", "cosin"], "--schedule cosin: use one of cosine, linear, constant"),
     ],

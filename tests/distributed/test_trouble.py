@@ -11,8 +11,8 @@ from tests.distributed import worker
 from tests.distributed.data import MemoryReader
 from tests.distributed.launch import Died, results_of, run_cases, run_chosen
 
-# Against the same run on one process. Measured: 4e-3.
-BFLOAT16_TOLERANCE = 3e-2
+# Against the same run on one process. Measured: 2e-5 for losses, 6e-4 for gradient norms.
+BFLOAT16_TOLERANCE = 5e-3
 TINY_RATE = 2e-6
 
 _LLAMA: dict[str, Any] = {"family": "llama", "layers": 2}
