@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sft.cli import entry as sft_entry
 from tests import families, real_parts
 from tokenize_data.cli import entry as tokenize_entry
+
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 
 @pytest.fixture(scope="session")

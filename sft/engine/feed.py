@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -54,23 +55,20 @@ class Feed:
         trained = int(self._reader.trained[numbers].sum())
         return Batch(numbers=numbers, plan=plan, total_weight=self._total_weight(numbers, trained), num_trained=trained)
 
-    def micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
+    def micro_batches(self, batch: Batch, counted: int | None = None) -> Iterator[MicroBatch]:
         """This replica's rows. Losses are scaled so that the engine's mean over rows and replicas is the mean over trained tokens."""
         scale = torch.tensor([batch.plan.num_micro_batches * self._replicas / max(batch.total_weight, 1e-30)], dtype=torch.float32)
         for row in batch.plan.rows[self._replica]:
             documents = [self._reader[int(batch.numbers[position])] for position in row]
-            inputs, labels = make_row(documents, self._role_weights, self._multiple)
+            counts = [counted is None or position < counted for position in row]
+            inputs, labels = make_row(documents, self._role_weights, self._multiple, counts)
             yield inputs, (*labels, scale)
 
     def plan_for_validation(self, numbers: np.ndarray, replicas: int) -> tuple[Batch, Iterator[MicroBatch]]:
-        """As `plan` and `micro_batches`. Where there are fewer documents than replicas, some are there again and count nothing."""
-        spare = max(0, replicas - len(numbers))
+        """As `plan` and `micro_batches`. Some documents are there again and count nothing, so that replicas get equally many."""
+        spare = -len(numbers) % replicas
         batch = self.plan(np.concatenate([numbers, np.resize(numbers, spare)]))
-        rows = self.micro_batches(batch)
-        if not spare:
-            return batch, rows
-        kept = [position for row in batch.plan.rows[self._replica] for position in row]
-        return batch, (row if kept[0] < len(numbers) else _without_weight(row) for row in rows)
+        return batch, self.micro_batches(batch, counted=len(numbers))
 
     def _total_weight(self, numbers: np.ndarray, trained: int) -> float:
         if self._loss_mask == 0.0:
@@ -79,13 +77,15 @@ class Feed:
 
 
 def make_row(
-    documents: Sequence[Document], role_weights: np.ndarray, multiple: int = 1
+    documents: Sequence[Document], role_weights: np.ndarray, multiple: int = 1, counts: Sequence[bool] | None = None
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
     """((ids_1T, positions_1T), (kept_N, targets_N, weights_N)). Filled up to a `multiple` of places by a document that counts nothing."""
     ids = [document.ids[:-1] for document in documents]
     positions = [np.arange(len(part)) for part in ids]
     targets = np.concatenate([document.ids[1:] for document in documents])
-    weights = np.concatenate([_weights(document, role_weights) for document in documents])
+    weights = np.concatenate(
+        [_weights(document, role_weights) * np.float32(count) for document, count in zip(documents, counts or repeat(True), strict=False)]
+    )
     kept = np.flatnonzero(weights)
     padding = -sum(map(len, ids)) % multiple
     if padding:
@@ -93,11 +93,6 @@ def make_row(
         positions.append(np.arange(padding))
     inputs = (_row(np.concatenate(ids)), _row(np.concatenate(positions)))
     return inputs, (torch.from_numpy(kept), torch.from_numpy(targets[kept].astype(np.int64)), torch.from_numpy(weights[kept]))
-
-
-def _without_weight(micro_batch: MicroBatch) -> MicroBatch:
-    inputs, (kept, targets, weights, scale) = micro_batch
-    return inputs, (kept[:0], targets[:0], weights[:0], scale)
 
 
 def _weights(document: Document, role_weights: np.ndarray) -> np.ndarray:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import os
 import warnings
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,7 +35,8 @@ def start_worker(timeout_seconds: float = 1800, use_gpu: bool = True) -> torch.d
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
     prepare_environment()
     import deepspeed
-    from deepspeed.comm import torch as deepspeed_torch
+
+    deepspeed_torch: Any = importlib.import_module("deepspeed.comm.torch")  # `from deepspeed.comm import torch` is torch itself
 
     if not has_gpu:
         # Otherwise it compiles a shared-memory reduction at first use: 20 to 150 seconds, and a compiler is needed (DeepSpeed 0.19).

@@ -40,7 +40,7 @@ def work(job: Job) -> None:
     with watched(job, is_first=dist.get_rank() == 0) as watch:
         processes = form_groups(job.layout)
         base = read_base(job)
-        self_check(base.config, processes.tensor, job.layout.sequence_parallel)
+        self_check(base.config, processes.tensor, job.layout.sequence_parallel, recompute=job.recompute, device=device)
         built, names = load_stage(job, base, processes, device)
         pipeline = Pipeline(
             built, processes, optimizer=_optimizer_settings(job), clip=job.config.clip, dtype=_DTYPES[job.dtype], device=device,

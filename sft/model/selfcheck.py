@@ -24,17 +24,21 @@ _LENGTHS = (11, 5, 16)
 _HEAD_SIZE = 8
 
 
-def self_check(config: Any, group: TensorGroup, sequence_parallel: bool, tolerance: float = TOLERANCE) -> float:
+def self_check(
+    config: Any, group: TensorGroup, sequence_parallel: bool, *, recompute: str = "none", device: torch.device | None = None,
+    tolerance: float = TOLERANCE,
+) -> float:  # fmt: skip
     """The largest difference of a logit or gradient, relative to the largest of its tensor. Refuses a model that differs."""
     kind = (config.architectures or [config.model_type])[0]
+    device = device or torch.device("cpu")
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
-        reference = _reference(config, kind)
-        documents = [torch.randint(3, reference.config.vocab_size, (1, length)) for length in _LENGTHS]
+        reference = _reference(config, kind).to(device)
+        documents = [torch.randint(3, reference.config.vocab_size, (1, length)).to(device) for length in _LENGTHS]
     layers = range(reference.config.num_hidden_layers)
     built = build_stage(
-        reference.config, layers, group, sequence_parallel=sequence_parallel, recompute="none", dtype=torch.float32,
-        device=torch.device("cpu"),
+        reference.config, layers, group, sequence_parallel=sequence_parallel, recompute=recompute, dtype=torch.float32,
+        device=device,
     )  # fmt: skip
     whole = dict(reference.named_parameters())
     with torch.no_grad():
@@ -55,6 +59,7 @@ def self_check(config: Any, group: TensorGroup, sequence_parallel: bool, toleran
         difference = _difference(found, part.take(expected) if part else expected)
         if difference > _GRADIENT_SLACK * worst:
             worst, where = difference / _GRADIENT_SLACK, f"gradient of {name}"
+    worst = float(group.maximum(torch.tensor(worst, device=device)))  # so that no rank goes on alone
     if not worst <= tolerance:
         layout = f" at tp {group.size}" if group.size > 1 else ""
         raise UserError(
@@ -132,11 +137,12 @@ def _train(model: Any, documents: list[Tensor]) -> None:
 
 
 def _train_stage(stage: Any, documents: list[Tensor], vocabulary_size: int, group: TensorGroup) -> Tensor:
-    positions = torch.cat([torch.arange(ids.size(1)) for ids in documents])
-    padding = -positions.numel() % group.size
-    ids = torch.cat([*documents, torch.zeros(1, padding, dtype=torch.int64)], 1)
-    hidden = stage((ids, torch.cat([positions, torch.arange(padding)])[None]))
-    logits = stage.logits(hidden, torch.arange(positions.numel()))
+    device = documents[0].device
+    positions = torch.cat([torch.arange(ids.size(1), device=device) for ids in documents])
+    padding = torch.arange(-positions.numel() % group.size, device=device)
+    ids = torch.cat([*documents, torch.zeros_like(padding)[None]], 1)
+    hidden = stage((ids, torch.cat([positions, padding])[None]))
+    logits = stage.logits(hidden, torch.arange(positions.numel(), device=device))
     losses = negative_log_likelihood(logits, torch.cat([_targets(one) for one in documents]), vocabulary_size, group)
     losses.sum().backward()
     return losses.detach()

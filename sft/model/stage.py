@@ -20,7 +20,7 @@ from sft.model.parts import Parts
 
 # Results that selective recomputation keeps: what is dear to compute. Norms, rotations and activations are computed again.
 _KEPT_OPERATIONS = (
-    torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default,
+    torch.ops.aten.mm.default, torch.ops.aten.addmm.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default, torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 )  # fmt: skip
