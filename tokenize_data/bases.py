@@ -69,6 +69,19 @@ def read_checkpoints(checkpoints_file: Path | None = None) -> tuple[Path, dict[s
     return file, table
 
 
+def known_documents(run_name: str, checkpoints_file: Path | None = None) -> int | None:
+    """How many documents the [documents] table of checkpoints.toml says that a data set has."""
+    file = checkpoints_file or _default_file()
+    try:
+        with file.open("rb") as stream:
+            count = tomllib.load(stream).get("documents", {}).get(run_name)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return None  # a base model may be a folder: then nobody needs this file
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise UserError(f"{file}: [documents] {run_name} = {count!r} must be a whole number above 0")
+    return count
+
+
 def _default_file() -> Path:
     here = Path("checkpoints.toml")
     if here.exists():

@@ -24,7 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import os
 
-    from sft.job import processes
+    from sft.job import ending, processes
     from sft.plan.layout import ModelShape, choose_layout
 
     for name in ("tp", "pp", "dp", "iters"):
@@ -39,10 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
         sequence_parallel=not arguments.no_sequence_parallel, global_batch=world * 12,
     )  # fmt: skip
     if world > 1 and "RANK" not in os.environ:
-        return processes.start("parity", arguments.argv, per_node=world)
+        return processes.start("parity", arguments.argv, processes.Place(per_node=world), threads=1)
     if world == 1:
         processes.be_alone()
-    return processes.guarded("parity", lambda: _compare(arguments, config, layout))
+    return ending.guarded("parity", lambda: _compare(arguments, config, layout))
 
 
 def _compare(arguments: argparse.Namespace, config: Any, layout: Any) -> int:

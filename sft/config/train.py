@@ -76,6 +76,10 @@ class TrainConfig:
     port: int = setting(6020, "the first node's port", "layout", least=1, most=65535)
     nproc_per_node: int | None = setting(None, "processes on this node (default: visible GPUs, else 1)", "layout", metavar="N", least=1)
 
+    hang_timeout: float | None = setting(
+        None, "seconds without progress that end a run (default: ten usual iterations, at least 120)", "layout", metavar="S", above=0
+    )
+
     save_checkpoint_dir: str = setting("checkpoints", "root of the output", "output", metavar="D")
     save_interval: int = setting(800, "iterations between checkpoints", "output", metavar="K", least=1)
     keep: int = setting(2, "checkpoints that stay, the best one besides", "output", metavar="N", least=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +58,11 @@ class Pipeline:
 
     def __init__(
         self, built: BuiltStage, processes: Processes, *, optimizer: OptimizerSettings, clip: float, dtype: torch.dtype,
-        device: torch.device, vocabulary_size: int,
+        device: torch.device, vocabulary_size: int, is_interrupted: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self.built, self.processes, self.device = built, processes, device
+        self._is_interrupted = is_interrupted
+        self.should_stop = False  # a signal has reached some process; the same on every one, after a step
         self.loss = Loss(built.stage, vocabulary_size, processes.tensor)
         module = _OneStagePipeline(built.stage, processes, self.loss)
         module.before_reduction = self._complete_gradients
@@ -111,18 +113,20 @@ class Pipeline:
         return sorted(row for rows in everyone for row in rows)
 
     def _complete_gradients(self) -> None:
-        """Sum what ranks hold parts of; then stop on all processes where something is not a number."""
+        """Sum what ranks hold parts of; then stop on all processes where something is not a number, and agree on signals."""
         gradients = {name: self._gradient(parameter) for name, parameter in self.built.parameters.items() if parameter.requires_grad}
         sum_partial(gradients, self.built.places, self.processes.tensor)
         tied = self.built.tied_name
         if tied in gradients and self.processes.tied is not None:
             dist.all_reduce(gradients[tied], group=self.processes.tied)
         total = torch.nn.utils.get_total_norm(list(gradients.values()))
-        is_bad = (~torch.isfinite(total)).to(torch.int32).reshape(1)
+        is_bad = ~torch.isfinite(total)
         if self.loss.losses:
-            is_bad |= (~torch.isfinite(torch.stack(self.loss.losses).sum())).to(torch.int32)
-        dist.all_reduce(is_bad, dist.ReduceOp.MAX)
-        if bool(is_bad):
+            is_bad |= ~torch.isfinite(torch.stack(self.loss.losses).sum())
+        flags = torch.stack([is_bad, torch.tensor(self._is_interrupted(), device=self.device)]).to(torch.int32)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        found_bad, self.should_stop = (bool(flag) for flag in flags.tolist())
+        if found_bad:
             raise NotFiniteError
 
     def _gradient(self, parameter: nn.Parameter) -> Tensor:

@@ -7,16 +7,18 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 
 from sft.config.train import TrainConfig
-from sft.job import processes
+from sft.job import ending, lease, processes
 from sft.job.base import find_base_model
 from sft.job.prepare import Job, facts_of, make_job, tokenise, visible_gpus
 from sft.observe import run_folder
 from sft.observe.header import header, iterations_text
 from sft.observe.trackers import check_trackers
+from tokenize_data.bases import known_documents
 from tokenize_data.errors import UserError
 
 
@@ -32,6 +34,7 @@ def run(config: TrainConfig, argv: Sequence[str]) -> int:
     job = make_job(config, base)
     if _is_finished(job):
         return processes.EXIT_FINISHED
+    _compare_documents(job)
     facts = facts_of(job)
     header(Console(highlight=False), facts)
     if config.no_autoaccept_iters:
@@ -41,7 +44,8 @@ def run(config: TrainConfig, argv: Sequence[str]) -> int:
         config = replace(config, iters=accepted)
         argv = [*argv, "--iters", str(accepted)]
         job = replace(job, config=config, iterations=accepted)
-    return _start(job, argv)
+    with lease.held(job.folder):
+        return _start(job, argv)
 
 
 def _is_finished(job: Job) -> bool:
@@ -49,6 +53,14 @@ def _is_finished(job: Job) -> bool:
         return False
     sys.stderr.write(f"sft train: this run is finished: its model is in {job.folder / 'hf'}; --id NAME repeats it from scratch\n")
     return True
+
+
+def _compare_documents(job: Job) -> None:
+    file = job.config.checkpoints_file
+    known = known_documents(job.config.run_name, Path(file) if file else None)
+    if known is not None and known != len(job.reader):
+        counts = f"[documents] of checkpoints.toml says {known:,} for {job.config.run_name}, the shards have {len(job.reader):,}"
+        sys.stderr.write(f"sft train: warning: {counts}: the shards' number is used\n")
 
 
 def _ask(calculation: str, iterations: int) -> int | None:
@@ -75,10 +87,11 @@ def _start(job: Job, argv: Sequence[str]) -> int:
     if config.nodes * per_node == 1:
         processes.be_alone()
         return _work(job)
-    endpoint = f"{config.addr}:{config.port}" if config.nodes > 1 else None
-    return processes.start(
-        "train", argv, per_node=per_node, nodes=config.nodes, node=config.rank, endpoint=endpoint, use_gpu=visible_gpus() > 0
-    )  # fmt: skip
+    place = processes.Place(per_node=per_node)
+    if config.nodes > 1:
+        place = processes.Place(per_node=per_node, nodes=config.nodes, node=config.rank, address=config.addr, port=config.port)
+    threads = None if visible_gpus() else max(1, len(os.sched_getaffinity(0)) // per_node)
+    return processes.start("train", argv, place, stacks=job.folder / "stacks", threads=threads)
 
 
 def _run_as_worker(config: TrainConfig) -> int:
@@ -93,6 +106,8 @@ def _run_as_worker(config: TrainConfig) -> int:
         if _is_finished(job):
             return processes.EXIT_FINISHED
         header(Console(highlight=False), facts_of(job))
+        with lease.held(job.folder):
+            return _work(job)
     return _work(job)
 
 
@@ -104,4 +119,4 @@ def _work(job: Job) -> int:
         importlib.import_module("sft.job.worker").work(job)
         return processes.EXIT_OK
 
-    return processes.guarded("train", work)
+    return ending.guarded("train", work)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from sft.checkpoint import resume
-from sft.checkpoint.commit import Peers
+from sft.checkpoint.commit import CheckpointError, Peers
 from sft.checkpoint.fragments import Checkpoint
 from sft.checkpoint.manifest import step_name
 from sft.engine.feed import Feed
 from sft.engine.pipeline import Pipeline
 from sft.engine.trainer import train, validate
+from sft.job.ending import PreemptedError
 from sft.job.prepare import Job
 from sft.job.saving import Saver
 from sft.job.watch import Watch
@@ -21,7 +23,9 @@ from sft.plan.schedule import learning_rate
 _VALIDATION_KEYS = ("val_loss", "val_perplexity", "val_accuracy")
 
 
-def iterate(job: Job, pipeline: Pipeline, watch: Watch, saver: Saver, peers: Peers, start: int) -> dict[str, Any]:
+def iterate(
+    job: Job, pipeline: Pipeline, watch: Watch, saver: Saver, peers: Peers, start: int, beat: Callable[..., None]
+) -> dict[str, Any]:
     """From `start` to the end. Returns what training.json says of the result."""
     config = job.config
     make_feed = partial(
@@ -46,11 +50,15 @@ def iterate(job: Job, pipeline: Pipeline, watch: Watch, saver: Saver, peers: Pee
             is_better = best.is_better(number, record["val_loss"])
         result |= {"loss": record["loss"], "iterations": number}
         watch.record(record)
+        beat(is_iteration=True)
         if is_better and config.early_stopping:
             saver.best = number
-        if number % config.save_interval == 0 or is_last or (is_better and config.early_stopping):
+        if number % config.save_interval == 0 or is_last or pipeline.should_stop or (is_better and config.early_stopping):
             saver.save(number, result)
         saver.poll()
+        beat()
+        if pipeline.should_stop and not is_last:
+            _leave(saver, number)
         if best.is_enough:
             waited = f"{best.patience} validations without a better loss"
             watch.say(f"stopped early: {waited} than {best.loss:.4f}, of iteration {best.iteration:,}")
@@ -61,6 +69,13 @@ def iterate(job: Job, pipeline: Pipeline, watch: Watch, saver: Saver, peers: Pee
         watch.say(f"the model of iteration {best.iteration:,} is exported, with the best validation loss, {best.loss:.4f}")
         result |= {"iterations": best.iteration, "val_loss": best.loss}
     return {**result, "seconds": round(time.perf_counter() - began, 1)}
+
+
+def _leave(saver: Saver, iteration: int) -> None:
+    """A signal came: what was trained is saved, or it is said that it could not be."""
+    if not saver.finish():
+        raise CheckpointError(f"a signal asked to stop after iteration {iteration:,}, which could not be saved: see the warning above")
+    raise PreemptedError(f"stopped by a signal after iteration {iteration:,}, which is saved: the same command goes on from there")
 
 
 class _Best:

@@ -1,26 +1,42 @@
-"""Starting the processes of a command on this node, and turning the way they end into one line and an exit code."""
+"""Starting the processes of a command on this node, passing signals on, and turning the way they end into one line and an exit code.
+
+Not torch's elastic launcher: that one gives processes 30 seconds to save when a signal comes, ends them in an order of its own when one
+fails, keeps no stack of those that hang, and costs two seconds of importing torch. `torchrun -m sft` works all the same.
+"""
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import json
-import logging
 import os
-import platform
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tokenize_data.errors import UserError
-
-EXIT_OK, EXIT_FINISHED, EXIT_USER_ERROR, EXIT_FAILED = 0, 1, 2, 3
-_ERRORS = "SFT_ERRORS"  # a folder in which workers leave the reason why they stopped
+EXIT_OK, EXIT_FINISHED, EXIT_USER_ERROR, EXIT_FAILED, EXIT_PREEMPTED = 0, 1, 2, 3, 75
+NOTES = "SFT_NOTES"  # a folder in which workers leave why they stopped, and where they were
 PREPARED = "SFT_PREPARED"  # set in workers whose launcher has tokenised and asked
-TRACEBACK = "SFT_TRACEBACK"  # set by a person who wants more than a line
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SHOW_STACKS = signal.SIGUSR2
+_POLL_SECONDS, _GRACE_SECONDS, _STACK_SECONDS = 0.1, 4.0, 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the workers of a node are in the whole run."""
+
+    per_node: int
+    nodes: int = 1
+    node: int = 0
+    address: str = "127.0.0.1"
+    port: int | None = None  # None: a free one
 
 
 def be_alone() -> None:
@@ -29,70 +45,23 @@ def be_alone() -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
 
-def start(
-    command: str, argv: Sequence[str], *, per_node: int, nodes: int = 1, node: int = 0, endpoint: str | None = None, use_gpu: bool = False
-) -> int:
-    """Run `sft <command> <argv>` as `per_node` workers on this node, until all have ended."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it reports at length what a line says below
-    with tempfile.TemporaryDirectory(prefix="sft-") as errors:
-        os.environ |= {_ERRORS: errors, PREPARED: "1"}
-        if not use_gpu:
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // per_node)))
-        launch = LaunchConfig(
-            min_nodes=nodes, max_nodes=nodes, nproc_per_node=per_node, run_id="sft", rdzv_backend="static",
-            rdzv_endpoint=endpoint or f"127.0.0.1:{free_port()}", rdzv_configs={"rank": node, "timeout": 900}, max_restarts=0,
-            monitor_interval=0.2,
-        )  # fmt: skip
+def start(command: str, argv: Sequence[str], place: Place, *, stacks: Path | None = None, threads: int | None = None) -> int:
+    """Run `sft <command> <argv>` as workers until all have ended. Where one fails, the others do not outlive it for long."""
+    with tempfile.TemporaryDirectory(prefix="sft-") as scratch:
+        notes = Path(scratch)
+        environment = _environment(place, notes, threads)
+        workers = [_start_worker(command, argv, place, local_rank, environment) for local_rank in range(place.per_node)]
         try:
-            elastic_launch(launch, sys.executable)("-m", "sft", command, *argv)
-        except ChildFailedError as error:
-            return _told(command, Path(errors), [failure.exitcode for failure in error.failures.values()])
-    return EXIT_OK
-
-
-def end_with_launcher() -> None:
-    """In a worker of our launcher: be killed when that is killed. (Elastic workers have a session of their own, and would go on.)"""
-    if _ERRORS not in os.environ or sys.platform != "linux":
-        return
-    set_parent_death_signal = 1  # prctl's PR_SET_PDEATHSIG
-    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() == 1:  # it was quicker
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def guarded(command: str, work: Callable[[], int]) -> int:
-    """Run `work` in a worker. What stops it is left for the launcher, or said, in one line."""
-    end_with_launcher()
-    try:
-        return work()
-    except Exception as error:
-        if os.environ.get(TRACEBACK):
-            raise
-        code, message = _as_line(error)
-        folder = os.environ.get(_ERRORS)
-        if folder is None or not Path(folder).is_dir():
-            sys.stderr.write(f"sft {command}: {message}\n")
-        else:
-            entry = {"code": code, "message": message, "time": time.time()}
-            Path(folder, f"{os.environ['RANK']}.json").write_text(json.dumps(entry))
-        if int(os.environ["WORLD_SIZE"]) > 1:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)  # other threads of this process may hang in an exchange with those that went on
-        return code
-
-
-def reason_of(error: BaseException) -> str:
-    """What stopped a run, for a person."""
-    if isinstance(error, UserError) or type(error).__name__ in ("TrainingError", "CheckpointError"):
-        return str(error)
-    if type(error).__name__ == "OutOfMemoryError":
-        return "out of GPU memory: use a smaller --micro_batch, --recompute full, or a larger --tp or --pp"
-    where = f"{platform.node()}, process {os.getpid()}, rank {os.environ.get('RANK', '0')}"
-    return f"{type(error).__name__} ({where}): {' '.join(str(error).split())[:500]}; {TRACEBACK}=1 shows where"
+            with _passing_on(workers):
+                _wait(workers)
+        finally:
+            for worker in workers:
+                if worker.poll() is None:
+                    worker.kill()
+                worker.wait()
+            if stacks is not None:
+                _keep_stacks(notes, stacks)
+        return _told(command, notes, [worker.returncode for worker in workers], stacks)
 
 
 def free_port() -> int:
@@ -101,19 +70,93 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _as_line(error: BaseException) -> tuple[int, str]:
-    is_given = isinstance(error, UserError) and type(error).__name__ != "CheckpointError"
-    code = EXIT_USER_ERROR if is_given else EXIT_FAILED
-    return code, " ".join(reason_of(error).splitlines())
+def _environment(place: Place, notes: Path, threads: int | None) -> dict[str, str]:
+    """What all workers of this node find in theirs."""
+    environment = {
+        **os.environ, "WORLD_SIZE": str(place.nodes * place.per_node), "LOCAL_WORLD_SIZE": str(place.per_node),
+        "MASTER_ADDR": place.address, "MASTER_PORT": str(place.port or free_port()), NOTES: str(notes), PREPARED: "1",
+    }  # fmt: skip
+    if threads is not None:
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+    return environment
 
 
-def _told(command: str, errors: Path, codes: Sequence[int]) -> int:
+def _start_worker(command: str, argv: Sequence[str], place: Place, local_rank: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    environment = {**environment, "RANK": str(place.node * place.per_node + local_rank), "LOCAL_RANK": str(local_rank)}
+    # A session of its own: Ctrl-C reaches it through us alone, and once.
+    return subprocess.Popen([sys.executable, "-m", "sft", command, *argv], env=environment, start_new_session=True)
+
+
+@contextlib.contextmanager
+def _passing_on(workers: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Signals to this process go to the workers, which decide what to do."""
+
+    def pass_on(number: int, frame: object) -> None:
+        for worker in workers:
+            with contextlib.suppress(ProcessLookupError):
+                worker.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Until all have ended, or one has failed and the others had their time to say why, and where they were."""
+    while any(worker.poll() is None for worker in workers):
+        if any(worker.poll() not in (None, EXIT_OK) for worker in workers):
+            deadline = time.monotonic() + _GRACE_SECONDS
+            while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+            _ask_for_stacks([worker for worker in workers if worker.poll() is None])
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _ask_for_stacks(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            worker.send_signal(signal.SIGCONT)  # one that was stopped can say where
+            worker.send_signal(SHOW_STACKS)
+    if workers:
+        time.sleep(_STACK_SECONDS)
+
+
+def _keep_stacks(notes: Path, stacks: Path) -> None:
+    for file in notes.glob("*.stack"):
+        if file.stat().st_size:
+            stacks.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, stacks / f"rank-{file.stem}.txt")
+
+
+def _told(command: str, notes: Path, codes: Sequence[int], stacks: Path | None) -> int:
     """Say why the workers stopped: what the first of them left, or, where none could, how they ended."""
-    left = [json.loads(file.read_text()) for file in sorted(errors.glob("*.json"))]
+    if not any(codes):
+        return EXIT_OK
+    left = [json.loads(file.read_text()) for file in sorted(notes.glob("*.json"))]
+    killed = sorted({-code for code in codes if code < 0 and code != -signal.SIGKILL})
+    hint = f"; where each process was: {stacks}" if stacks is not None and stacks.is_dir() else ""
     if left:
-        first = min(left, key=lambda entry: (entry["code"] != EXIT_USER_ERROR, entry["time"]))
-        sys.stderr.write(f"sft {command}: {first['message']}\n")
+        # What a person gave comes before what it led to; a process that was left alone by another is not the reason.
+        order = {EXIT_USER_ERROR: 0, EXIT_FAILED: 1, EXIT_PREEMPTED: 2}
+        first = min(left, key=lambda entry: (entry["is_consequence"], order.get(entry["code"], 1), entry["time"]))
+        dead = _dead(codes)
+        if first["is_consequence"] and dead:
+            sys.stderr.write(f"sft {command}: {dead}{hint}\n")
+            return EXIT_FAILED
+        sys.stderr.write(f"sft {command}: {first['message']}{hint if first['code'] == EXIT_FAILED else ''}\n")
         return int(first["code"])
-    endings = ", ".join(f"signal {-code}" if code < 0 else f"exit code {code}" for code in codes)
-    sys.stderr.write(f"sft {command}: a process of this run ended without a word ({endings}): out of memory, or killed from outside?\n")
+    names = ", ".join(signal.Signals(number).name for number in killed) or f"exit codes {', '.join(map(str, codes))}"
+    sys.stderr.write(f"sft {command}: {_dead(codes) or f'the processes of this run ended without a word ({names})'}{hint}\n")
     return EXIT_FAILED
+
+
+def _dead(codes: Sequence[int]) -> str | None:
+    """Ranks that were ended by a signal. We kill the others in turn, but only after one has failed."""
+    killed = [f"{rank} ({signal.Signals(-code).name})" for rank, code in enumerate(codes) if code < 0]
+    if not killed:
+        return None
+    return f"processes were killed: rank {', '.join(killed)}: out of memory, or from outside?"

@@ -25,6 +25,7 @@ class Saver:
     def __init__(self, job: Job, pipeline: Pipeline, peers: Peers, facts: Mapping[str, Any], warn: Callable[[str], None]) -> None:
         self._job, self._pipeline, self._peers, self._facts, self._warn = job, pipeline, peers, facts, warn
         self._pending: PendingSave | None = None
+        self._is_whole = False
         self.best: int | None = None  # the iteration whose checkpoint is kept besides
         self.can_save = job.config.optimizer != "adamw8bit"
         if not self.can_save:
@@ -39,7 +40,9 @@ class Saver:
         try:
             taken = resume.snapshot(self._pipeline)
             self._pending = resume.start_saving(taken, self._job.folder, iteration=iteration, facts=facts, peers=self._peers)
+            self._is_whole = True
         except CheckpointError as error:
+            self._is_whole = False
             self._warn(str(error))
 
     def poll(self) -> None:
@@ -47,9 +50,11 @@ class Saver:
         if self._pending is not None:
             self._settled(self._pending.poll)
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
+        """Wait for the checkpoint that is being written. False where it, or the attempt to begin it, failed."""
         if self._pending is not None:
             self._settled(self._pending.finish)
+        return self._is_whole
 
     def _settled(self, step: Callable[[], Path | None]) -> None:
         """A save that fails is no reason to stop: the one before is there, and training goes on."""
@@ -57,6 +62,7 @@ class Saver:
             if step() is None:
                 return
         except CheckpointError as error:
+            self._is_whole = False
             self._warn(str(error))
         self._pending = None
         if self._peers.rank == 0:

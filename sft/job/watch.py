@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from sft.job.ending import PreemptedError, reason_of
 from sft.job.prepare import Job, config_values, resolved_facts, versions
-from sft.job.processes import reason_of
 from sft.observe import chart, metrics, run_folder
 from sft.observe.progress import Progress, duration
 from sft.observe.trackers import Tracker, open_trackers
@@ -103,6 +103,9 @@ def watched(job: Job, is_first: bool) -> Iterator[Watch]:
         watch.status("running")
         try:
             yield watch
+        except PreemptedError as error:
+            watch.status("preempted", reason=str(error))
+            raise
         except BaseException as error:
             watch.status("failed", reason=reason_of(error))
             raise

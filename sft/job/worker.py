@@ -15,6 +15,7 @@ from sft.engine.groups import Processes, form_groups
 from sft.engine.optimizers import OptimizerSettings
 from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
+from sft.job.ending import Interrupt, Watchdog
 from sft.job.loop import iterate
 from sft.job.prepare import Job, stage_layers
 from sft.job.saving import Saver, facts_for, go_on, training_facts
@@ -36,6 +37,8 @@ class LoadedBase:
 
 def work(job: Job) -> None:
     """Train and export. Every process of the run calls this."""
+    interrupt = Interrupt()
+    interrupt.listen()
     device = start_worker()
     with watched(job, is_first=dist.get_rank() == 0) as watch:
         processes = form_groups(job.layout)
@@ -44,14 +47,17 @@ def work(job: Job) -> None:
         built, names = load_stage(job, base, processes, device)
         pipeline = Pipeline(
             built, processes, optimizer=_optimizer_settings(job), clip=job.config.clip, dtype=_DTYPES[job.dtype], device=device,
-            vocabulary_size=base.config.vocab_size,
+            vocabulary_size=base.config.vocab_size, is_interrupted=lambda: interrupt.name is not None,
         )  # fmt: skip
         peers = peers_of(dist.new_group(backend="gloo") if device.type == "cuda" else None)
         start = go_on(job, pipeline, peers, watch.say, watch.warn)
         watch.start(start)
         file_names = {name: names[name] for name in built.all_places}
         saver = Saver(job, pipeline, peers, facts_for(job, file_names, base.config.vocab_size), watch.warn)
-        result = iterate(job, pipeline, watch, saver, peers, start)
+        watchdog = Watchdog(job.config.hang_timeout, watch.warn)
+        watchdog.start()
+        result = iterate(job, pipeline, watch, saver, peers, start, watchdog.beat)
+        watchdog.end()
         target = job.folder / "hf"
         export(pipeline, target, _origins(job, base, file_names, result))
         watch.finish(target)

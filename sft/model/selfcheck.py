@@ -28,9 +28,23 @@ def self_check(
     config: Any, group: TensorGroup, sequence_parallel: bool, *, recompute: str = "none", device: torch.device | None = None,
     tolerance: float = TOLERANCE,
 ) -> float:  # fmt: skip
-    """The largest difference of a logit or gradient, relative to the largest of its tensor. Refuses a model that differs."""
+    """The largest difference of a loss or gradient, relative to the largest of its tensor. Refuses a model that differs."""
     kind = (config.architectures or [config.model_type])[0]
-    device = device or torch.device("cpu")
+    try:
+        return _compare(config, kind, group, sequence_parallel, recompute, device or torch.device("cpu"), tolerance)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a model's own code raises when it is called in a way that is not its own
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{kind} cannot be taken apart into stages ({type(error).__name__}: {reason}): it cannot be trained here yet; "
+            "use a base model of another family"
+        ) from error
+
+
+def _compare(
+    config: Any, kind: str, group: TensorGroup, sequence_parallel: bool, recompute: str, device: torch.device, tolerance: float
+) -> float:
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         reference = _reference(config, kind).to(device)

@@ -1,0 +1,186 @@
+"""How a worker ends: by what stopped it, with one line and an exit code; with a stack where it hangs; saved, when a signal says so."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import json
+import os
+import platform
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from sft.job import processes
+from tokenize_data.errors import UserError
+
+TRACEBACK = "SFT_TRACEBACK"  # set by a person who wants more than a line
+_NEVER_LESS_SECONDS, _TIMES_USUAL, _BEFORE_TRAINING_SECONDS = 120.0, 10.0, 3600.0
+
+
+class PreemptedError(Exception):
+    """Stopped by a signal, after saving."""
+
+
+class Interrupt:
+    """Whether a signal has asked this process to save and leave. A second one is not waited for."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def listen(self) -> None:
+        for number in processes.PASSED_ON:
+            signal.signal(number, self._heard)
+
+    def _heard(self, number: int, frame: object) -> None:
+        if self.name is not None:
+            leave(processes.EXIT_FAILED, f"left at once by a second signal ({signal.Signals(number).name}); the newest checkpoint stays")
+        self.name = signal.Signals(number).name
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"sft: {self.name}: saving after this iteration, then leaving; once more to leave at once\n")
+
+
+class Watchdog(threading.Thread):
+    """Ends this process when it has made no progress for much longer than usual. The launcher then ends the others."""
+
+    def __init__(self, limit_seconds: float | None, say: Callable[[str], None]) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self._given, self._say = limit_seconds, say
+        self._usual: deque[float] = deque(maxlen=20)
+        self._last = time.monotonic()
+        self._is_training = False
+        self._has_ended = False
+
+    def beat(self, *, is_iteration: bool = False) -> None:
+        now = time.monotonic()
+        if is_iteration and self._is_training:
+            self._usual.append(now - self._last)
+        self._is_training |= is_iteration
+        self._last = now
+
+    @property
+    def limit(self) -> float:
+        """Seconds without progress that are too many."""
+        if not self._is_training:
+            return max(self._given or 0.0, _BEFORE_TRAINING_SECONDS)
+        if self._given is not None:
+            return self._given
+        return max(_NEVER_LESS_SECONDS, _TIMES_USUAL * (statistics.median(self._usual) if self._usual else 0.0))
+
+    def end(self) -> None:
+        """What follows takes as long as it takes."""
+        self._has_ended = True
+
+    def run(self) -> None:
+        while not self._has_ended:
+            time.sleep(min(1.0, self.limit / 4))
+            waited = time.monotonic() - self._last
+            if waited > self.limit:
+                where = f"rank {os.environ.get('RANK', '0')} of {platform.node()}"
+                reason = f"no progress for {waited:.0f} s on {where}: this process, or one that it waits for, hangs"
+                self._say(reason)
+                _write_stack()
+                leave(processes.EXIT_FAILED, reason, is_consequence=False)
+
+
+def guarded(command: str, work: Callable[[], int]) -> int:
+    """Run `work` in a worker. What stops it is left for the launcher, or said, in one line."""
+    _end_with_launcher()
+    stack = _register_stack()
+    try:
+        return work()
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        code = _code_of(error)
+        if int(os.environ["WORLD_SIZE"]) > 1:
+            leave(code, reason_of(error), is_consequence=_is_consequence(error))
+        _leave_note(code, reason_of(error), _is_consequence(error))
+        return code
+    finally:
+        if stack is not None:
+            faulthandler.unregister(processes.SHOW_STACKS)
+            stack.close()
+
+
+def leave(code: int, message: str, *, is_consequence: bool = False) -> None:
+    """End this process now: other threads of it may hang in an exchange with processes that are gone."""
+    _leave_note(code, message, is_consequence)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def reason_of(error: BaseException) -> str:
+    """What stopped a run, for a person."""
+    if isinstance(error, UserError | PreemptedError) or type(error).__name__ == "TrainingError":
+        return " ".join(str(error).splitlines())
+    if type(error).__name__ == "OutOfMemoryError":
+        return "out of GPU memory: use a smaller --micro_batch, --recompute full, or a larger --tp or --pp"
+    where = f"{platform.node()}, process {os.getpid()}, rank {os.environ.get('RANK', '0')}"
+    return f"{type(error).__name__} ({where}): {' '.join(str(error).split())[:500]}; {TRACEBACK}=1 shows where"
+
+
+def _code_of(error: Exception) -> int:
+    if isinstance(error, PreemptedError):
+        return processes.EXIT_PREEMPTED
+    is_given = isinstance(error, UserError) and type(error).__name__ != "CheckpointError"
+    return processes.EXIT_USER_ERROR if is_given else processes.EXIT_FAILED
+
+
+def _is_consequence(error: Exception) -> bool:
+    """A connection that broke says only that another process ended."""
+    text = str(error).lower()
+    words = ("connection", "socket", "gloo", "nccl", "peer")
+    return isinstance(error, RuntimeError | ConnectionError) and any(word in text for word in words)
+
+
+def _leave_note(code: int, message: str, is_consequence: bool) -> None:
+    folder = os.environ.get(processes.NOTES)
+    if folder is None or not Path(folder).is_dir():
+        sys.stderr.write(f"sft: {message}\n")
+        return
+    note = {"code": code, "message": message, "is_consequence": is_consequence, "time": time.time()}
+    file = Path(folder, f"{os.environ['RANK']}.json")
+    scratch = file.with_suffix(".part")
+    scratch.write_text(json.dumps(note))
+    scratch.rename(file)
+
+
+def _end_with_launcher() -> None:
+    """Be killed when the launcher is killed: a worker has a session of its own, and would go on."""
+    if processes.NOTES not in os.environ or sys.platform != "linux":
+        return
+    set_parent_death_signal = 1  # prctl's PR_SET_PDEATHSIG
+    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() == 1:  # it was quicker
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stack_file() -> Path | None:
+    folder = os.environ.get(processes.NOTES)
+    return Path(folder, f"{int(os.environ['RANK']):05d}.stack") if folder is not None and Path(folder).is_dir() else None
+
+
+def _register_stack() -> IO[str] | None:
+    """The launcher's signal writes the stacks of all threads, whatever this process waits for."""
+    file = _stack_file()
+    if file is None:
+        return None
+    stream = file.open("w")
+    faulthandler.register(processes.SHOW_STACKS, file=stream, all_threads=True)
+    return stream
+
+
+def _write_stack() -> None:
+    file = _stack_file()
+    if file is not None:
+        with contextlib.suppress(OSError), file.open("a") as stream:
+            faulthandler.dump_traceback(stream, all_threads=True)

@@ -1,0 +1,146 @@
+"""One run at a time in a folder: whoever trains there holds its lease, and renews it while alive."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenize_data.errors import UserError
+
+NAME = ".lease.json"
+RENEW_SECONDS, EXPIRY_SECONDS, WATCH_SECONDS = 10.0, 60.0, 25.0
+
+
+@contextlib.contextmanager
+def held(folder: Path, watch_seconds: float = WATCH_SECONDS) -> Iterator[None]:
+    """Refused where another run is alive in the folder; one that is dead leaves nothing in the way."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file, token = folder / NAME, secrets.token_hex(8)
+    _take(file, token, watch_seconds)
+    stop = threading.Event()
+    renewing = threading.Thread(target=_renew, args=(file, token, stop), name="lease", daemon=True)
+    renewing.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        renewing.join()
+        if (content := _read(file)) is not None and content.get("token") == token:
+            file.unlink(missing_ok=True)
+
+
+def _take(file: Path, token: str, watch_seconds: float) -> None:
+    while not _created(file, token):
+        content = _read(file)
+        if content is None:  # given up meanwhile, or half written by one that died
+            if file.exists() and _unchanged(file, 1.0):
+                _remove(file, None)
+            continue
+        reason = _why_alive(file, content, watch_seconds)
+        if reason is not None:
+            raise UserError(
+                f"{file.parent} is being trained by process {content['pid']} on {content['host']}, {reason}: "
+                "wait for it, stop it, or repeat the run beside it with --id NAME"
+            )
+        _remove(file, content["token"])
+
+
+def _why_alive(file: Path, content: dict[str, Any], watch_seconds: float) -> str | None:
+    """How it is known that the holder lives; None where it is dead."""
+    age = f"its lease is {max(0.0, time.time() - float(content['renewed'])):.0f} s old"
+    if content["host"] == platform.node() and content["boot"] == _boot():
+        return age if _start_of(int(content["pid"])) == content["started"] else None
+    if _age(file) < EXPIRY_SECONDS:
+        return age
+    return None if _unchanged(file, watch_seconds) else age  # clocks of two hosts may differ: what counts is that nobody renews it
+
+
+def _created(file: Path, token: str) -> bool:
+    """Whole or not at all, and only one of two that try: a hard link to a file that is written already."""
+    scratch = file.with_name(f"{NAME}.{token}")
+    scratch.write_text(_content(token))
+    try:
+        os.link(scratch, file)
+    except FileExistsError:
+        return False
+    finally:
+        scratch.unlink(missing_ok=True)
+    return True
+
+
+def _renew(file: Path, token: str, stop: threading.Event) -> None:
+    while not stop.wait(RENEW_SECONDS):
+        if (content := _read(file)) is None or content.get("token") != token:
+            return  # taken over by one that held us for dead
+        scratch = file.with_name(f"{NAME}.{token}")
+        with contextlib.suppress(OSError):  # a full disk is no reason to stop training; the next renewal may succeed
+            scratch.write_text(_content(token))
+            os.replace(scratch, file)
+
+
+def _remove(file: Path, token: str | None) -> None:
+    """Move it away first: of two that take over at once, one finds nothing."""
+    away = file.with_name(f"{NAME}.{secrets.token_hex(8)}")
+    try:
+        os.rename(file, away)
+    except FileNotFoundError:
+        return
+    moved = _read(away)
+    if moved is not None and token is not None and moved.get("token") != token:
+        with contextlib.suppress(FileExistsError):
+            os.link(away, file)  # it was another's, fresh: put it back
+    away.unlink(missing_ok=True)
+
+
+def _unchanged(file: Path, seconds: float) -> bool:
+    before, deadline = _read(file), time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, seconds))
+        if _read(file) != before:
+            return False
+    return True
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    keys = {"host", "boot", "pid", "started", "renewed", "token"}
+    return content if isinstance(content, dict) and keys <= content.keys() else None
+
+
+def _age(file: Path) -> float:
+    try:
+        return time.time() - file.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _content(token: str) -> str:
+    pid = os.getpid()
+    facts = {"host": platform.node(), "boot": _boot(), "pid": pid, "started": _start_of(pid), "renewed": time.time(), "token": token}
+    return json.dumps(facts)
+
+
+def _boot() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process began: numbers of processes are used again. None where there is none (or one that is only a name)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]

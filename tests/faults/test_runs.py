@@ -1,0 +1,172 @@
+"""What happens to a run from outside: signals, killed and stopped processes, a second run in the same folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sft.job import lease
+from tests.distributed.site import Site, make_site
+from tokenize_data.errors import UserError
+
+_LONG = ["--iters", "400", "--save_interval", "1000"]  # far longer than any test waits
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Site:
+    site = make_site(tmp_path_factory.mktemp("faults"), smollm2)
+    done = site.train("--iters", 1)
+    assert done.returncode == 0, done.stderr
+    return site
+
+
+@pytest.fixture
+def start(site: Site) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start a long run and wait for its third iteration."""
+    started = []
+
+    def begin(name: str, *flags: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "sft", "--checkpoint", "base", "--run_name", "orders", "--global_batch", "12", "--lr", "1e-3"]
+        command += ["--seq", "256", "--id", name, *_LONG, *flags]
+        process = subprocess.Popen(
+            command, cwd=site.root, env=site.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        _until(lambda: len(_metrics(site, name)) >= 3 or process.poll() is not None, 90)
+        assert process.poll() is None, process.communicate()[1]
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_saves_and_asks_to_be_started_again(site: Site, start: Callable, processes: int):
+    name = f"term{processes}"
+    process = start(name, "--nproc_per_node", str(processes))
+    process.send_signal(signal.SIGTERM if processes == 1 else signal.SIGUSR1)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 75, said
+    status = site.status(_run(name))
+    assert status["state"] == "preempted"
+    assert (site.root / "checkpoints" / _run(name) / f"step-{status['iteration']:07d}").is_dir()
+    assert f"stopped by a signal after iteration {status['iteration']}, which is saved" in said
+    assert "the same command goes on from there" in said
+    start(name, "--nproc_per_node", "1")
+    iterations = [record["iteration"] for record in _metrics(site, name)]
+    assert iterations == list(range(1, len(iterations) + 1))
+
+
+def test_a_killed_process_ends_the_others_soon(site: Site, start: Callable):
+    process = start("killed", "--nproc_per_node", "2")
+    workers = _workers(process.pid)
+    assert len(workers) == 2
+    began = time.monotonic()
+    os.kill(workers[1], signal.SIGKILL)
+    _, said = process.communicate(timeout=30)
+    assert time.monotonic() - began < 10
+    assert process.returncode == 3
+    assert "processes were killed: rank " in said
+    assert "1 (SIGKILL)" in said
+    assert said.count("\n") == 1
+    assert not [pid for pid in workers if _is_alive(pid)]
+
+
+def test_a_stopped_process_ends_the_run_with_everyone_s_stack(site: Site, start: Callable):
+    process = start("stopped", "--nproc_per_node", "2", "--hang_timeout", "4")
+    workers = _workers(process.pid)
+    os.kill(workers[1], signal.SIGSTOP)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "no progress for " in said
+    assert "where each process was: " in said
+    stacks = {file.name: file.read_text() for file in (site.root / "checkpoints" / _run("stopped") / "stacks").iterdir()}
+    assert stacks.keys() == {"rank-00000.txt", "rank-00001.txt"}
+    assert all("most recent call first" in text for text in stacks.values())
+    assert site.status(_run("stopped"))["state"] in ("failed", "running")
+
+
+def test_workers_do_not_outlive_their_launcher(site: Site, start: Callable):
+    process = start("orphans", "--nproc_per_node", "2")
+    workers = _workers(process.pid)
+    process.kill()
+    process.wait()
+    assert _until(lambda: not any(_is_alive(pid) for pid in workers), 10)
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_a_dead_one_s_lease_taken_over(site: Site, start: Callable):
+    process = start("twice")
+    second = site.train("--iters", 400, "--id", "twice", "--save_interval", 1000)
+    assert second.returncode == 2
+    assert f"is being trained by process {process.pid} on " in second.stderr
+    assert " s old: wait for it, stop it, or repeat the run beside it with --id NAME" in second.stderr
+    process.kill()
+    process.wait()
+    assert (site.root / "checkpoints" / _run("twice") / lease.NAME).exists()
+    start("twice")
+
+
+def test_a_lease_of_another_host_counts_while_it_is_renewed(tmp_path: Path):
+    file = tmp_path / lease.NAME
+    content = {"host": "elsewhere", "boot": "x", "pid": 7, "started": "1", "renewed": time.time(), "token": "t"}
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"is being trained by process 7 on elsewhere, its lease is \d s old"), lease.held(tmp_path):
+        pass
+    os.utime(file, (time.time() - 3600, time.time() - 3600))
+    with lease.held(tmp_path, watch_seconds=0.1):
+        assert json.loads(file.read_text())["pid"] == os.getpid()
+    assert not file.exists()
+
+
+def _run(name: str) -> str:
+    return f"llama-base-orders-seq256-{name}"
+
+
+def _metrics(site: Site, name: str) -> list[dict]:
+    file = site.root / "checkpoints" / _run(name) / "metrics.jsonl"
+    return site.metrics(_run(name)) if file.exists() else []
+
+
+def _workers(launcher: int) -> list[int]:
+    """Its child processes, by rank."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            if (folder / "stat").read_text().rpartition(")")[2].split()[1] != str(launcher):
+                continue
+            environment = dict(entry.split("=", 1) for entry in (folder / "environ").read_text().split("\0") if "=" in entry)
+        except OSError:
+            continue
+        if "RANK" in environment:
+            found[int(environment["RANK"])] = int(folder.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _until(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()
