@@ -74,11 +74,14 @@ class TrainConfig:
     nodes: int = setting(1, "number of nodes", "layout", metavar="N", least=1)
     addr: str = setting("localhost", "the first node's address", "layout")
     port: int = setting(6020, "the first node's port", "layout", least=1, most=65535)
+    node_timeout: float = setting(1800.0, "seconds that nodes wait for each other before the start", "layout", metavar="S", above=0)
     nproc_per_node: int | None = setting(None, "processes on this node (default: visible GPUs, else 1)", "layout", metavar="N", least=1)
 
     hang_timeout: float | None = setting(
         None, "seconds without progress that end a run (default: ten usual iterations, at least 120)", "layout", metavar="S", above=0
     )
+
+    max_restarts: int = setting(0, "start again from the latest checkpoint up to N times when a run fails", "layout", metavar="N", least=0)
 
     save_checkpoint_dir: str = setting("checkpoints", "root of the output", "output", metavar="D")
     save_interval: int = setting(800, "iterations between checkpoints", "output", metavar="K", least=1)

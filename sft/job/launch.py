@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from sft.config.train import TrainConfig
-from sft.job import ending, lease, processes
+from sft.job import ending, lease, nodes, processes
 from sft.job.base import find_base_model
 from sft.job.prepare import Job, facts_of, make_job, tokenise, visible_gpus
 from sft.observe import run_folder
@@ -27,6 +29,15 @@ def run(config: TrainConfig, argv: Sequence[str]) -> int:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return _run_as_worker(config)
     check_trackers(wandb=config.wandb, trackio=config.trackio)
+    start = partial(_start_here, argv=argv)
+    if config.nodes > 1:
+        return nodes.run_first(config, _decide, start) if config.rank == 0 else nodes.run_guest(config, start)
+    decided = _decide(config)
+    return decided if isinstance(decided, int) else start(decided, processes.Place(per_node=decided.layout.world), None)
+
+
+def _decide(config: TrainConfig) -> Job | int:
+    """The job, prepared and accepted, or the exit code where there is none to do."""
     base = find_base_model(config)
     code = tokenise(config, base)
     if code:
@@ -41,11 +52,8 @@ def run(config: TrainConfig, argv: Sequence[str]) -> int:
         accepted = _ask(iterations_text(facts), job.iterations)
         if accepted is None:
             return processes.EXIT_OK
-        config = replace(config, iters=accepted)
-        argv = [*argv, "--iters", str(accepted)]
-        job = replace(job, config=config, iterations=accepted)
-    with lease.held(job.folder):
-        return _start(job, argv)
+        job = replace(job, config=replace(config, iters=accepted), iterations=accepted)
+    return job
 
 
 def _is_finished(job: Job) -> bool:
@@ -80,18 +88,21 @@ def _ask(calculation: str, iterations: int) -> int | None:
             return int(answer)
 
 
-def _start(job: Job, argv: Sequence[str]) -> int:
-    """This node's processes. A single one is this process."""
+def _start_here(job: Job, place: processes.Place, end: processes.End | None, *, argv: Sequence[str]) -> int:
+    """This node's processes. A single one is this process. Only the first node holds the folder's lease."""
     config = job.config
-    per_node = config.nproc_per_node or max(visible_gpus(), 1)
-    if config.nodes * per_node == 1:
-        processes.be_alone()
-        return _work(job)
-    place = processes.Place(per_node=per_node)
-    if config.nodes > 1:
-        place = processes.Place(per_node=per_node, nodes=config.nodes, node=config.rank, address=config.addr, port=config.port)
-    threads = None if visible_gpus() else max(1, len(os.sched_getaffinity(0)) // per_node)
-    return processes.start("train", argv, place, stacks=job.folder / "stacks", threads=threads)
+    with lease.held(job.folder) if config.rank == 0 else contextlib.nullcontext():
+        if place.nodes * place.per_node == 1 and not config.max_restarts:
+            processes.be_alone()
+            return _work(job)
+        threads = None if visible_gpus() else max(1, len(os.sched_getaffinity(0)) // place.per_node)
+        flags = nodes.workers_flags(argv, job)
+        for attempt in range(config.max_restarts + 1):
+            code = processes.start("train", flags, place, stacks=job.folder / "stacks", threads=threads, end=end)
+            if code != processes.EXIT_FAILED or attempt == config.max_restarts or (end is not None and end.reason is not None):
+                break
+            sys.stderr.write(f"sft train: starting again from the latest checkpoint (restart {attempt + 1} of {config.max_restarts})\n")
+        return code
 
 
 def _run_as_worker(config: TrainConfig) -> int:

@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sft.job.network import interface_towards
+
 EXIT_OK, EXIT_FINISHED, EXIT_USER_ERROR, EXIT_FAILED, EXIT_PREEMPTED = 0, 1, 2, 3, 75
 NOTES = "SFT_NOTES"  # a folder in which workers leave why they stopped, and where they were
 PREPARED = "SFT_PREPARED"  # set in workers whose launcher has tokenised and asked
@@ -39,13 +41,25 @@ class Place:
     port: int | None = None  # None: a free one
 
 
+class End:
+    """Tells `start` from another thread to end its workers, and why."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def because(self, reason: str) -> None:
+        self.reason = self.reason or reason
+
+
 def be_alone() -> None:
     """Let this process be the only one of its run."""
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
 
-def start(command: str, argv: Sequence[str], place: Place, *, stacks: Path | None = None, threads: int | None = None) -> int:
+def start(
+    command: str, argv: Sequence[str], place: Place, *, stacks: Path | None = None, threads: int | None = None, end: End | None = None
+) -> int:
     """Run `sft <command> <argv>` as workers until all have ended. Where one fails, the others do not outlive it for long."""
     with tempfile.TemporaryDirectory(prefix="sft-") as scratch:
         notes = Path(scratch)
@@ -53,7 +67,7 @@ def start(command: str, argv: Sequence[str], place: Place, *, stacks: Path | Non
         workers = [_start_worker(command, argv, place, local_rank, environment) for local_rank in range(place.per_node)]
         try:
             with _passing_on(workers):
-                _wait(workers)
+                _wait(workers, end)
         finally:
             for worker in workers:
                 if worker.poll() is None:
@@ -61,7 +75,13 @@ def start(command: str, argv: Sequence[str], place: Place, *, stacks: Path | Non
                 worker.wait()
             if stacks is not None:
                 _keep_stacks(notes, stacks)
-        return _told(command, notes, [worker.returncode for worker in workers], stacks)
+        codes = [worker.returncode for worker in workers]
+        if end is not None and end.reason is not None and any(codes):
+            sys.stderr.write(
+                f"sft {command}: {end.reason}: the run has ended here too; the same command goes on from the latest checkpoint\n"
+            )
+            return EXIT_FAILED
+        return _told(command, notes, codes, stacks)
 
 
 def free_port() -> int:
@@ -76,6 +96,9 @@ def _environment(place: Place, notes: Path, threads: int | None) -> dict[str, st
         **os.environ, "WORLD_SIZE": str(place.nodes * place.per_node), "LOCAL_WORLD_SIZE": str(place.per_node),
         "MASTER_ADDR": place.address, "MASTER_PORT": str(place.port or free_port()), NOTES: str(notes), PREPARED: "1",
     }  # fmt: skip
+    if place.nodes > 1 and (interface := interface_towards(place.address)) is not None:
+        environment.setdefault("GLOO_SOCKET_IFNAME", interface)
+        environment.setdefault("NCCL_SOCKET_IFNAME", interface)
     if threads is not None:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     return environment
@@ -104,10 +127,11 @@ def _passing_on(workers: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+def _wait(workers: Sequence[subprocess.Popen[bytes]], end: End | None) -> None:
     """Until all have ended, or one has failed and the others had their time to say why, and where they were."""
     while any(worker.poll() is None for worker in workers):
-        if any(worker.poll() not in (None, EXIT_OK) for worker in workers):
+        is_over = end is not None and end.reason is not None
+        if is_over or any(worker.poll() not in (None, EXIT_OK) for worker in workers):
             deadline = time.monotonic() + _GRACE_SECONDS
             while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)

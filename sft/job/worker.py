@@ -43,7 +43,14 @@ def work(job: Job) -> None:
     with watched(job, is_first=dist.get_rank() == 0) as watch:
         processes = form_groups(job.layout)
         base = read_base(job)
-        self_check(base.config, processes.tensor, job.layout.sequence_parallel, recompute=job.recompute, device=device)
+        self_check(
+            base.config,
+            processes.tensor,
+            job.layout.sequence_parallel,
+            recompute=job.recompute,
+            device=device,
+            trust_remote_code=job.config.trust_remote_code,
+        )
         built, names = load_stage(job, base, processes, device)
         pipeline = Pipeline(
             built, processes, optimizer=_optimizer_settings(job), clip=job.config.clip, dtype=_DTYPES[job.dtype], device=device,
@@ -80,7 +87,7 @@ def load_stage(job: Job, base: LoadedBase, processes: Processes, device: torch.d
     layers = stage_layers(job)[processes.stage]
     built = build_stage(
         base.config, layers, processes.tensor, sequence_parallel=job.layout.sequence_parallel, recompute=job.recompute,
-        dtype=_DTYPES[job.dtype], device=device,
+        dtype=_DTYPES[job.dtype], device=device, trust_remote_code=job.config.trust_remote_code,
     )  # fmt: skip
     files = WeightFiles(job.base.folder)
     anatomy = built.anatomy

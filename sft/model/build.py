@@ -39,10 +39,11 @@ class BuiltStage:
 
 
 def build_stage(
-    config: Any, layers: range, group: TensorGroup, *, sequence_parallel: bool, recompute: str, dtype: torch.dtype, device: torch.device
-) -> BuiltStage:
+    config: Any, layers: range, group: TensorGroup, *, sequence_parallel: bool, recompute: str, dtype: torch.dtype, device: torch.device,
+    trust_remote_code: bool = False,
+) -> BuiltStage:  # fmt: skip
     """This rank's `layers` of the model that `config` describes, with memory on `device` that holds no weights yet."""
-    model = make_on_meta(config, dtype)
+    model = make_on_meta(config, dtype, trust_remote_code)
     anatomy = find_anatomy(model)
     all_places = parallelise(model, anatomy, group, sequence_parallel)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -62,13 +63,15 @@ def build_stage(
     )  # fmt: skip
 
 
-def make_on_meta(config: Any, dtype: torch.dtype) -> Any:
+def make_on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
     """The whole model without memory for its parameters. Buffers are real: they are small, and computed, not loaded."""
     kind = (config.architectures or [config.model_type])[0]
     config = without_dropout(config)
     try:
         with _parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
+            model = AutoModelForCausalLM.from_config(
+                config, attn_implementation="eager", dtype=dtype, trust_remote_code=trust_remote_code
+            )  # fmt: skip
     except ValueError as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(f"{kind} is no causal language model that transformers knows ({reason}): it cannot be trained here") from error

@@ -26,12 +26,13 @@ _HEAD_SIZE = 8
 
 def self_check(
     config: Any, group: TensorGroup, sequence_parallel: bool, *, recompute: str = "none", device: torch.device | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float = TOLERANCE, trust_remote_code: bool = False,
 ) -> float:  # fmt: skip
     """The largest difference of a loss or gradient, relative to the largest of its tensor. Refuses a model that differs."""
     kind = (config.architectures or [config.model_type])[0]
     try:
-        return _compare(config, kind, group, sequence_parallel, recompute, device or torch.device("cpu"), tolerance)
+        reference = _reference(config, kind, trust_remote_code)
+        return _compare(reference, kind, group, sequence_parallel, recompute, device or torch.device("cpu"), tolerance, trust_remote_code)
     except UserError:
         raise
     except Exception as error:  # whatever a model's own code raises when it is called in a way that is not its own
@@ -43,16 +44,17 @@ def self_check(
 
 
 def _compare(
-    config: Any, kind: str, group: TensorGroup, sequence_parallel: bool, recompute: str, device: torch.device, tolerance: float
-) -> float:
+    reference: Any, kind: str, group: TensorGroup, sequence_parallel: bool, recompute: str, device: torch.device, tolerance: float,
+    trust_remote_code: bool,
+) -> float:  # fmt: skip
+    reference = reference.to(device)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
-        reference = _reference(config, kind).to(device)
+        torch.manual_seed(1)
         documents = [torch.randint(3, reference.config.vocab_size, (1, length)).to(device) for length in _LENGTHS]
     layers = range(reference.config.num_hidden_layers)
     built = build_stage(
         reference.config, layers, group, sequence_parallel=sequence_parallel, recompute=recompute, dtype=torch.float32,
-        device=device,
+        device=device, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     whole = dict(reference.named_parameters())
     with torch.no_grad():
@@ -124,16 +126,20 @@ def _shorten_factors(rope: Any, ratio: float) -> None:
             rope[key] = 64
 
 
-def _reference(config: Any, kind: str) -> Any:
+def _reference(config: Any, kind: str, trust_remote_code: bool) -> Any:
     try:
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(tiny(config)), attn_implementation="eager", dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(
+            copy.deepcopy(tiny(config)), attn_implementation="eager", dtype=torch.float32, trust_remote_code=trust_remote_code
+        )  # fmt: skip
     except Exception as error:  # whatever a model's own constructor raises
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{kind} cannot be made small for the check before training ({type(error).__name__}: {reason}): it cannot be trained here yet"
         ) from error
-    for parameter in model.parameters():  # norms and biases begin as ones and zeros, and would hide a mistake
-        torch.nn.init.normal_(parameter, mean=0.05, std=0.15)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same on every rank
+        for parameter in model.parameters():  # norms and biases begin as ones and zeros, and would hide a mistake
+            torch.nn.init.normal_(parameter, mean=0.05, std=0.15)
     return model.train()
 
 

@@ -1,0 +1,31 @@
+"""Which network interface leads to the first node: gloo and NCCL otherwise go by the host's name, or by the first one that they find."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+import struct
+
+_GET_ADDRESS = 0x8915  # SIOCGIFADDR
+
+
+def interface_towards(address: str) -> str | None:
+    """Its name, such as eth0. None where that cannot be told."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    for _, name in socket.if_nameindex():
+        with contextlib.suppress(OSError):
+            if _address_of(name) == own:
+                return name
+    return None
+
+
+def _address_of(interface: str) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        answer = fcntl.ioctl(probe.fileno(), _GET_ADDRESS, struct.pack("256s", interface.encode()[:15]))
+    return socket.inet_ntoa(answer[20:24])
