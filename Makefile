@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test test-all check format bench clean
 
 demo: $(STAMP)
 	$(BIN)/python -m tests.demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q -n 2 tests/unit
+	$(BIN)/python -m pytest -q -m "not slow" tests/distributed tests/faults
+
+test-all: check  # the long proofs too: more than an hour on two cores
+	NUM_KILLS=50 NUM_MUTATIONS=5000 $(BIN)/python -m pytest
 
 check: $(STAMP)
 	$(BIN)/ruff check .

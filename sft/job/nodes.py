@@ -19,6 +19,7 @@ from tokenize_data.errors import UserError
 
 _OWN = (
     "rank",
+    "addr",
     "data",
     "val",
     "tokenized_data_dir",

@@ -20,6 +20,7 @@ from tokenize_data.errors import UserError, shorten
 _WANTED_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 _SECOND_COPIES = "consolidated*.safetensors"  # some repositories hold their weights twice
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
+_GGUF_PACKAGES = ("gguf", "accelerate")
 _HASHED_BYTES = 16 * 2**20
 # In a process of its own: a quantised model and what it was read with leave no trace in the memory of a worker.
 _CONVERT = """
@@ -103,8 +104,9 @@ def _from_gguf(file: Path) -> Path:
         kept = cache / _identity(file)
         if kept.is_dir():
             return kept
-        if importlib.util.find_spec("gguf") is None:
-            raise UserError(f"{file} is a GGUF file, which needs the package gguf: pip install 'sft[gguf]'")
+        missing = [name for name in _GGUF_PACKAGES if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UserError(f"{file} is a GGUF file, which needs {' and '.join(missing)}: pip install 'sft[gguf]'")
         cache.mkdir(parents=True, exist_ok=True)
         waits = f"{file.name} is being converted by %s: waiting for it"
         with lock.exclusive(kept.with_suffix(".lock"), lambda holder: logger.info(waits, holder)):

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,10 @@ pytestmark = pytest.mark.skipif(hosts.are_possible() is not None, reason=str(hos
 _FLAGS = ["--checkpoint", "base", "--run_name", "orders", "--global_batch", "12", "--lr", "1e-3", "--seq", "256", "--nodes", "2"]
 _DATA = ["--data", "train.jsonl", "--val", "val.jsonl"]
 _RUN = "llama-base-orders-seq256"
+
+
+def _slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +93,8 @@ def test_two_hosts_train_as_one_does(site: Site, node: Callable):
     [
         (["--rank", "1", "--lr", "1e-4"], "node 1 (sfthost1) has settings "),
         (["--rank", "1", "--tokenized_data_dir", "elsewhere"], "node 1 (sfthost1): elsewhere/orders does not exist"),
-        (["--rank", "1", "--save_checkpoint_dir", "local"], "is not the folder that node 0 calls "),
-        (["--rank", "1", "--checkpoint", "./missing"], "node 1 (sfthost1): --checkpoint ./missing: no such folder"),
+        _slow(["--rank", "1", "--save_checkpoint_dir", "local"], "is not the folder that node 0 calls "),
+        _slow(["--rank", "1", "--checkpoint", "./missing"], "node 1 (sfthost1): --checkpoint ./missing: no such folder"),
     ],
 )  # fmt: skip
 def test_what_differs_stops_all_with_the_host_s_name(site: Site, node: Callable, flags: list[str], message: str):
@@ -102,6 +107,7 @@ def test_what_differs_stops_all_with_the_host_s_name(site: Site, node: Callable,
     assert "Traceback" not in err + other_err
 
 
+@pytest.mark.slow
 def test_the_same_rank_twice(site: Site, node: Callable):
     first = node(0, *_DATA, "--iters", "4", "--id", "rank", "--node_timeout", "6")
     (code, _, err), (other_code, _, other_err) = _ended([first, node(1, "--iters", "4", "--id", "rank", "--rank", "0", "--port", "6030")])
@@ -123,7 +129,7 @@ def test_a_wrong_address_and_a_port_in_use(site: Site, node: Callable):
     _ended([first])
 
 
-@pytest.mark.parametrize("fault", ["killed", "cut"])
+@pytest.mark.parametrize("fault", ["killed", _slow("cut")])
 def test_a_lost_host_ends_the_run_on_the_other(site: Site, node: Callable, fault: str):
     flags = ["--iters", "600", "--id", fault, "--hang_timeout", "60"]
     first, second = node(0, *_DATA, *flags), node(1, *flags)

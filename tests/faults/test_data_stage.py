@@ -14,7 +14,8 @@ from tests.conftest import pair
 from tokenize_data import manifest
 from tokenize_data.reader import ShardReader
 
-NUM_KILLS = int(os.environ.get("NUM_KILLS", "12"))  # 50 in the long proof
+NUM_KILLS = int(os.environ.get("NUM_KILLS", "6"))  # 50 in the long proof
+NUM_MUTATIONS = int(os.environ.get("NUM_MUTATIONS", "1500"))  # 5000 in the long proof
 
 
 def test_kill_at_random_moments(bench, smollm2):
@@ -72,9 +73,9 @@ def mutate(rng: random.Random, line: bytes) -> bytes:
 def test_five_thousand_mutated_lines(bench):
     rng = random.Random(1)
     good = json.dumps(pair("Is it? é 日本", "Yes, " * 5), ensure_ascii=False).encode()
-    lines = [mutate(rng, good) for _ in range(5000)]
+    lines = [mutate(rng, good) for _ in range(NUM_MUTATIONS)]
     read = sum(1 for line in lines if line.strip())
-    outcome = bench.tokenize("--data", bench.write(b"\n".join(lines)), "--max_bad_rows", "5000")
+    outcome = bench.tokenize("--data", bench.write(b"\n".join(lines)), "--max_bad_rows", str(NUM_MUTATIONS))
     assert outcome.code == 0, outcome.err
     assert "Traceback" not in outcome.err
     rows = bench.manifest()["rows"]
