@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 
-from tokenize_data.errors import exit_code_of
+from tokenize_data.errors import OneLineParser, exit_code_of
 
 COMMANDS = {
     "train": "fine-tune a model; `sft --checkpoint C --run_name R ...` is the same",
@@ -18,7 +18,7 @@ COMMANDS = {
 
 def make_parser() -> argparse.ArgumentParser:
     listing = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="sft", formatter_class=argparse.RawDescriptionHelpFormatter, usage="sft [COMMAND] [flags]",
         description="A distributed fine-tuner for language models.",
         epilog=f"commands:\n{listing}\n\n`sft COMMAND -h` explains one.\n\nexample:\n"
@@ -37,7 +37,8 @@ def entry(argv: list[str] | None = None) -> int:
     name = make_parser().parse_args(argv[:1]).command if is_named else "train"
     flags = argv[1:] if is_named else argv
     command = importlib.import_module(f"sft.commands.{name}")
-    parser = argparse.ArgumentParser(prog=f"sft {name}", description=COMMANDS[name].capitalize() + ".", allow_abbrev=False)
+    text = COMMANDS[name]
+    parser = OneLineParser(prog=f"sft {name}", description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
     command.add_flags(parser)
     arguments = parser.parse_args(flags)
     arguments.argv = flags

@@ -38,7 +38,7 @@ def find_base(checkpoint: str, size: str | None, checkpoints_file: Path | None =
     sizes = table.get(checkpoint)
     if sizes is None:
         close = difflib.get_close_matches(checkpoint, table, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(sorted(table)) or 'none'}"
+        hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(sorted(table)) or 'none'}."
         raise UserError(
             f"{file} has no checkpoint '{checkpoint}' and no folder has that name: {hint} "
             "Give an entry's name or the path of a Hugging Face folder."

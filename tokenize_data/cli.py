@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tokenize_data.errors import EXIT_OK, UserError, exit_code_of
+from tokenize_data.errors import EXIT_OK, OneLineParser, UserError, exit_code_of
 
 _PROGRAM = "tokenize_data"
 
@@ -39,7 +39,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog=_PROGRAM, description="Question-answer files to token ids with roles, once, in Arrow shards that training maps.",
         epilog="Example: tokenize_data --run_name pubmedqa --data train.jsonl --val val.jsonl --checkpoint meditron --size 70",
     )  # fmt: skip
@@ -63,8 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
     for request in (training, validation):
         if request is None:
             continue
+        folder = manifest.dataset_folder(request.root, request.run_name)
+        before = manifest.read(folder)
         made = stage.ensure(request, say, warn)
-        for line in describe.summary(made, manifest.dataset_folder(request.root, request.run_name)):
+        for line in describe.summary(made, folder, is_new=before is None or before.created != made.created):
             say(line)
         for line in describe.warnings(made):
             warn(line)

@@ -9,8 +9,8 @@ from tokenize_data.manifest import Manifest
 MANY_CUT = 0.02
 
 
-def summary(manifest: Manifest, folder: Path) -> list[str]:
-    """A few lines: rows, documents, tokens, and where they are."""
+def summary(manifest: Manifest, folder: Path, is_new: bool = True) -> list[str]:
+    """A few lines: rows, documents, tokens, and, of new ones, where they are."""
     rows = manifest.rows
     lines = [f"{rows['read']:,} rows read = {rows['accepted']:,} accepted + {rows['rejected']:,} rejected"]
     if rows["left_out"]:
@@ -22,8 +22,7 @@ def summary(manifest: Manifest, folder: Path) -> list[str]:
         f"{manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.trained_tokens:,} trained ({share:.1%}), "
         f"{manifest.num_cut:,} cut at {manifest.seq:,} tokens"
     )
-    lines.append(f"written to {folder} in {manifest.seconds:.1f} s")
-    return lines
+    return [*lines, f"written to {folder} in {manifest.seconds:.1f} s"] if is_new else lines
 
 
 def warnings(manifest: Manifest) -> list[str]:

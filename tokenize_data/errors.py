@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
@@ -28,6 +30,13 @@ def shorten(value: object, limit: int = 60) -> str:
     text = repr(value) if isinstance(value, str) else str(value)
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A wrong flag is a line, as all that a user can cause."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USER_ERROR, f"{self.prog}: {message}: see {self.prog} -h\n")
 
 
 def exit_code_of(program: str, main: Callable[[], int]) -> int:

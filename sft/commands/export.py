@@ -19,8 +19,10 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
+    from sft.engine.start import prepare_environment
     from tokenize_data.errors import UserError
 
+    prepare_environment()
     target = arguments.out or arguments.run_dir / "hf"
     console = Console(highlight=False)
     if target.exists() and arguments.push_to_hub is None:

@@ -17,6 +17,8 @@ from sft.model.base_folder import gguf_file_in, resolve
 from tokenize_data.bases import Base, find_base
 from tokenize_data.errors import UserError
 
+_SAMPLES, _BLOCK_BYTES = 64, 4096
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
@@ -27,7 +29,7 @@ class BaseModel:
     config: dict[str, Any]  # config.json
     num_parameters: int
     is_entry: bool  # of checkpoints.toml; otherwise a path was given
-    fingerprint: str  # of configuration and of the files' headers: names, shapes and sizes
+    fingerprint: str  # of configuration, names and shapes, and of samples of the weights
 
     @property
     def family(self) -> str:
@@ -52,9 +54,13 @@ def find_base_model(config: TrainConfig) -> BaseModel:
 
         WeightFiles(folder)
     sizes = {name: tensor["shape"] for header in headers for name, tensor in header.items() if name != "__metadata__"}
-    digest = hashlib.sha256(json.dumps([content, sizes], sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([content, sizes], sort_keys=True).encode())
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(_sample(file))
     total = sum(prod(shape) for shape in sizes.values())
-    return BaseModel(entry=entry, folder=folder, config=content, num_parameters=total, is_entry=_is_entry(config), fingerprint=digest)
+    return BaseModel(
+        entry=entry, folder=folder, config=content, num_parameters=total, is_entry=_is_entry(config), fingerprint=digest.hexdigest()
+    )
 
 
 def tokenizer_flags(config: TrainConfig, base: BaseModel) -> list[str]:
@@ -92,6 +98,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "model_type" not in content:
         raise UserError(f"{file} has no model_type: give the folder of a Hugging Face model")
     return content
+
+
+def _sample(file: Path) -> bytes:
+    """A few blocks from all over a file: two models of one shape differ in them."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        blocks = []
+        for number in range(_SAMPLES):
+            stream.seek(max(0, size - _BLOCK_BYTES) * number // (_SAMPLES - 1))
+            blocks.append(stream.read(_BLOCK_BYTES))
+    return b"".join(blocks)
 
 
 def _header(file: Path) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def _is_consequence(error: Exception) -> bool:
 def _leave_note(code: int, message: str, is_consequence: bool) -> None:
     folder = os.environ.get(processes.NOTES)
     if folder is None or not Path(folder).is_dir():
-        sys.stderr.write(f"sft: {message}\n")
+        sys.stderr.write(f"sft {sys.argv[1] if len(sys.argv) > 1 and sys.argv[1].isalpha() else 'train'}: {message}\n")
         return
     note = {"code": code, "message": message, "is_consequence": is_consequence, "time": time.time()}
     file = Path(folder, f"{os.environ['RANK']}.json")

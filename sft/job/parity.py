@@ -21,7 +21,7 @@ from sft.job import plain
 from sft.job.plain import PlainStep
 from sft.job.synthetic import SyntheticReader
 from sft.model.build import BuiltStage, build_stage
-from sft.model.selfcheck import tiny
+from sft.model.selfcheck import self_check, tiny
 from sft.plan.layout import Layout
 from sft.plan.sampler import Sampler
 from sft.plan.stages import layer_ranges
@@ -64,6 +64,7 @@ def compare(config: Any, layout: Layout, *, iterations: int, loss_mask: float, r
     device = start_worker(timeout_seconds=300, use_gpu=False)
     processes = form_groups(layout)
     small = tiny(config, least_layers=layout.pp)
+    self_check(config, processes.tensor, layout.sequence_parallel, recompute=recompute)
     model = plain.make_model(small)
     built = build_stage(
         small, layer_ranges(small.num_hidden_layers, layout.pp)[processes.stage], processes.tensor,

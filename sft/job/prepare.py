@@ -99,6 +99,8 @@ def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | No
     layout = choose_layout(
         world, ModelShape.of_config(base.config), tp=tp, pp=pp, sequence_parallel=config.sequence_parallel, global_batch=config.global_batch
     )
+    if config.early_stopping and validation is None:
+        raise UserError(f"--early_stopping {config.early_stopping} needs a validation set: name one with --val")
     iterations = config.iters or num_iterations(len(reader), config.epochs, config.global_batch)
     _check_context(reader, base)
     return Job(

@@ -120,9 +120,7 @@ def check(job: Job, checkpoint: Checkpoint) -> None:
                 "use the same, or start another run with --id"
             )
     if checkpoint.iteration > job.iterations:
-        raise UserError(
-            f"{checkpoint.folder} is past the {job.iterations:,} iterations of this run: raise --epochs or --iters, or use --id"
-        )
+        raise UserError(f"{checkpoint.folder} is past the {job.iterations:,} iterations of this run: raise --iters, or use --id")
     if checkpoint.iteration < job.iterations and facts["next_batch"] != next_batch(job, checkpoint.iteration):
         raise UserError(f"{checkpoint.folder} would go on with other documents than this run: numpy's permutations differ; use its version")
 

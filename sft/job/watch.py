@@ -15,6 +15,7 @@ from sft.job.prepare import Job, config_values, resolved_facts, versions
 from sft.observe import chart, metrics, run_folder
 from sft.observe.progress import Progress, duration
 from sft.observe.trackers import Tracker, open_trackers
+from tokenize_data.errors import UserError
 
 
 class Watch:
@@ -44,12 +45,17 @@ class _FirstWatch(Watch):
         self._trackers: list[Tracker] = []
         self._said = 0.0
         self._began = time.monotonic()
-        self.iteration = 0
+        earlier = run_folder.read_status(job.folder)
+        self.iteration = int(earlier["iteration"]) if earlier else 0
+        self.has_started = False
 
     def start(self, iteration: int) -> None:
         job, config = self._job, self._job.config
         self.iteration = iteration
+        self.has_started = True
         self._file.rewind(iteration)
+        run_folder.write_run_toml(job.folder, config=config_values(config), resolved=resolved_facts(job), versions=versions())
+        self.status("running")
         self._progress = self._stack.enter_context(Progress(self._console, job.iterations, iteration))
         self._trackers = open_trackers(
             job.folder, tensorboard=config.tensorboard, wandb=config.wandb, trackio=config.trackio, run_name=job.folder.name,
@@ -97,15 +103,15 @@ def watched(job: Job, is_first: bool) -> Iterator[Watch]:
         yield Watch()
         return
     job.folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_run_toml(job.folder, config=config_values(job.config), resolved=resolved_facts(job), versions=versions())
     with ExitStack() as stack:
         watch = _FirstWatch(job, Console(highlight=False), stack)
-        watch.status("running")
         try:
             yield watch
         except PreemptedError as error:
             watch.status("preempted", reason=str(error))
             raise
         except BaseException as error:
+            if isinstance(error, UserError) and not watch.has_started:
+                raise  # what the folder says of an earlier attempt stays
             watch.status("failed", reason=reason_of(error))
             raise

@@ -23,6 +23,7 @@ from sft.job.watch import watched
 from sft.model.build import BuiltStage, build_stage
 from sft.model.selfcheck import self_check
 from sft.model.weights import WeightFiles, load, match_names
+from tokenize_data.errors import UserError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -75,7 +76,14 @@ def read_base(job: Job) -> LoadedBase:
     from transformers import AutoConfig, GenerationConfig
 
     trust = job.config.trust_remote_code
-    config = AutoConfig.from_pretrained(job.base.folder, trust_remote_code=trust)
+    try:
+        config = AutoConfig.from_pretrained(job.base.folder, trust_remote_code=trust)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(
+            f"{job.base.folder} has code of its own, which is not run: read it, then use --trust_remote_code, or use another base model"
+        ) from error
     config.vocab_size = max(config.vocab_size, int(job.reader.manifest.tokenizer["vocabulary_size"]))
     has_generation = (job.base.folder / "generation_config.json").exists()
     generation = GenerationConfig.from_pretrained(job.base.folder) if has_generation else None
