@@ -22,6 +22,7 @@ from sft.job import processes
 from tokenize_data.errors import UserError
 
 TRACEBACK = "SFT_TRACEBACK"  # set by a person who wants more than a line
+_SAME_SIGNAL_SECONDS = 3.0
 _NEVER_LESS_SECONDS, _TIMES_USUAL, _BEFORE_TRAINING_SECONDS = 120.0, 10.0, 3600.0
 
 
@@ -34,15 +35,18 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self._heard_at = 0.0
 
     def listen(self) -> None:
         for number in processes.PASSED_ON:
             signal.signal(number, self._heard)
 
     def _heard(self, number: int, frame: object) -> None:
+        if self.name is not None and time.monotonic() - self._heard_at < _SAME_SIGNAL_SECONDS:
+            return  # queues and launchers pass the same signal on by several ways
         if self.name is not None:
             leave(processes.EXIT_FAILED, f"left at once by a second signal ({signal.Signals(number).name}); the newest checkpoint stays")
-        self.name = signal.Signals(number).name
+        self.name, self._heard_at = signal.Signals(number).name, time.monotonic()
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"sft: {self.name}: saving after this iteration, then leaving; once more to leave at once\n")
 
