@@ -51,6 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from datetime import UTC, datetime
+
     from tokenize_data import describe, manifest, stage
 
     def say(line: str) -> None:
@@ -64,9 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
         if request is None:
             continue
         folder = manifest.dataset_folder(request.root, request.run_name)
-        before = manifest.read(folder)
+        began = datetime.now(UTC).isoformat(timespec="seconds")
         made = stage.ensure(request, say, warn)
-        for line in describe.summary(made, folder, is_new=before is None or before.created != made.created):
+        for line in describe.summary(made, folder, is_new=made.created >= began):
             say(line)
         for line in describe.warnings(made):
             warn(line)
