@@ -236,7 +236,7 @@ def _hidden(target: Path, kind: str) -> Path:
 
 
 def _point_to(target: Path) -> None:
-    new = target.with_name(f".{LATEST}.{os.getpid()}")
+    new = target.with_name(f".{LATEST}.part")  # the next save replaces what a dead one left
     with new.open("w") as file:
         file.write(f"{target.name}\n")
         file.flush()

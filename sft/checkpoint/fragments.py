@@ -5,6 +5,7 @@ A tensor's key is `<Hugging Face name>|<state>|<offset in the part>`; the file's
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -68,10 +69,22 @@ def _filled(fragments: Sequence[Fragment], limit_bytes: int) -> Iterator[list[Fr
         yield waiting
 
 
+def _reserve(handle: int, num_bytes: int) -> None:
+    """A disk that is too full says so now, and metrics and status still find room on it while this is written."""
+    try:
+        os.posix_fallocate(handle, 0, num_bytes)
+    except AttributeError:
+        return  # not on this system
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise  # anything else: a file system that reserves nothing
+
+
 def _write_file(path: Path, fragments: Sequence[Fragment]) -> FileRecord:
     """Written here, not by safetensors: hashed on the way, an error comes with the system's reason, and no memory is mapped."""
     digest = hashlib.sha256()
     with path.open("xb", buffering=0) as file, ThreadPoolExecutor(1) as hashing:
+        _reserve(file.fileno(), sum(fragment.values.nbytes for fragment in fragments))
         for chunk in _chunks(fragments):
             hashed = hashing.submit(digest.update, chunk)
             written = 0

@@ -19,6 +19,8 @@ from tokenize_data.errors import UserError
 
 _SAMPLES, _BLOCK_BYTES = 64, 4096
 
+_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
@@ -93,7 +95,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         content = json.loads(file.read_bytes())
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}: give the folder of a Hugging Face model, with its config.json") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON ({error}): fetch the base model again") from error
     if not isinstance(content, dict) or "model_type" not in content:
         raise UserError(f"{file} has no model_type: give the folder of a Hugging Face model")
@@ -116,10 +118,12 @@ def _header(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if not 0 < length <= file.stat().st_size - 8:
-                raise ValueError("its header is longer than the file")
+            if not 0 < length <= min(file.stat().st_size - 8, _MAX_HEADER_BYTES):
+                raise ValueError("its header is longer than the file, or than any header")
             header = json.loads(stream.read(length))
-    except (OSError, ValueError) as error:
+            if not all(isinstance(tensor["shape"], list) for name, tensor in header.items() if name != "__metadata__"):
+                raise ValueError("a tensor has no shape")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} cannot be read as safetensors ({error}): fetch the base model again") from error
     assert isinstance(header, dict)
     return header

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tokenize_data import lock
 from tokenize_data.errors import UserError
 
 NAME = ".lease.json"
@@ -58,7 +59,7 @@ def _why_alive(file: Path, content: dict[str, Any], watch_seconds: float) -> str
     age = f"its lease is {max(0.0, time.time() - float(content['renewed'])):.0f} s old"
     if content["host"] == platform.node() and content["boot"] == _boot():
         return age if _start_of(int(content["pid"])) == content["started"] else None
-    if _age(file) < EXPIRY_SECONDS:
+    if 0 <= _age(file) < EXPIRY_SECONDS:
         return age
     return None if _unchanged(file, watch_seconds) else age  # clocks of two hosts may differ: what counts is that nobody renews it
 
@@ -87,17 +88,11 @@ def _renew(file: Path, token: str, stop: threading.Event) -> None:
 
 
 def _remove(file: Path, token: str | None) -> None:
-    """Move it away first: of two that take over at once, one finds nothing."""
-    away = file.with_name(f"{NAME}.{secrets.token_hex(8)}")
-    try:
-        os.rename(file, away)
-    except FileNotFoundError:
-        return
-    moved = _read(away)
-    if moved is not None and token is not None and moved.get("token") != token:
-        with contextlib.suppress(FileExistsError):
-            os.link(away, file)  # it was another's, fresh: put it back
-    away.unlink(missing_ok=True)
+    """Of several that take over at once, each looks again when it is alone: what another has made meanwhile stays."""
+    with lock.exclusive(file.with_name(f"{NAME}.lock"), lambda holder: None), contextlib.suppress(FileNotFoundError):
+        content = _parsed(file.read_bytes())
+        if (content and content["token"]) == token:
+            file.unlink()
 
 
 def _unchanged(file: Path, seconds: float) -> bool:
@@ -111,8 +106,15 @@ def _unchanged(file: Path, seconds: float) -> bool:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        return _parsed(file.read_bytes())
+    except OSError:
+        return None
+
+
+def _parsed(data: bytes) -> dict[str, Any] | None:
+    try:
+        content = json.loads(data)
+    except ValueError:
         return None
     keys = {"host", "boot", "pid", "started", "renewed", "token"}
     return content if isinstance(content, dict) and keys <= content.keys() else None
