@@ -256,5 +256,5 @@ def _wrong(chain: Chain, codes: list[int | None], rank: int, begin: int, expecte
 def _some(targets: list[tuple[int, str, int]]) -> list[tuple[int, str, int]]:
     """One of each kind, without the many writes of one file."""
     kinds = {label: (rank, label, number) for rank, label, number in targets}
-    wanted = ("mkdir", "open .writing/manifest", "write .writing/rank", "fsync .writing", COMMIT, "rename .latest", "unlink")
+    wanted = ("write .writing/rank", "fsync .writing", COMMIT, "rename .latest", "unlink")
     return [next(target for label, target in kinds.items() if label.startswith(prefix)) for prefix in wanted]

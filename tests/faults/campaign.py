@@ -34,7 +34,7 @@ ROWS: dict[str, Callable[[Field], Row]] = {
     "hostile": hostile.hostile_inputs,
     "secrets": hostile.secrets,
 }
-NOT_SMALL = ("starts",)  # twenty times the start of the whole command
+NOT_SMALL = ("starts", "stops")  # twenty starts of the whole command; what test_runs.py tries already
 _WRONG_SHOWN, _WIDTH = 5, 400
 
 

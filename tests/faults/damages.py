@@ -13,7 +13,7 @@ import torch
 
 from sft.checkpoint.commit import ALONE, PendingSave, find_latest
 from sft.checkpoint.fragments import Fragment, write_fragments
-from tests.faults.rows import RUN, SEED, Field, Row, newest_step, run
+from tests.faults.rows import RUN, SEED, WHOLE, Field, Row, newest_step, run
 from tokenize_data.errors import UserError
 
 _CONTENT = {"optimizer_step": 3, "states": ["master"], "layout": {"tp": 1, "pp": 1, "dp": 2}, "facts": {"lr": 0.1}}
@@ -101,12 +101,12 @@ def _start_from_zero(run_folder: Path) -> str | None:
 
 def _whole_command(field: Field) -> str | None:
     """The newest damaged: named, and the one before taken. None whole: an error, exit code 2."""
-    field.whole(9)
+    field.whole()
     site, folder = field.site, field.site.root / "checkpoints" / f"{RUN}-damaged"
-    shutil.copytree(folder.with_name(f"{RUN}-whole9"), folder, ignore=shutil.ignore_patterns("hf"))
+    shutil.copytree(folder.with_name(f"{RUN}-whole{WHOLE}"), folder, ignore=shutil.ignore_patterns("hf"))
     steps = sorted(folder.glob("step-*"))
     _truncate(next(steps[-1].glob("*.safetensors")), folder)
-    flags = ["--id", "damaged", "--iters", 9, "--save_interval", 3]
+    flags = ["--id", "damaged", "--iters", WHOLE, "--save_interval", 3]
     if not field.small:
         code, said, errors = run(site, *flags)
         told = " ".join((said + errors).split())

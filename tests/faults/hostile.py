@@ -13,9 +13,9 @@ from pathlib import Path
 
 from sft.checkpoint import manifest
 from tests.distributed.site import Site
-from tests.faults.rows import CANARIES, FLAGS, RUN, Field, Row
+from tests.faults.rows import CANARIES, FLAGS, RUN, WHOLE, Field, Row
 
-SMALL = ("pickle named model.safetensors", "header of an absurd size", "manifest that points outside", "YAML tag", "run name ../x")
+SMALL = ("pickle named model.safetensors", "manifest that points outside", "YAML tag")
 REFUSED, RUNS = (2, 3), (0,)
 
 
@@ -37,7 +37,7 @@ class Lair:
     @property
     def run(self) -> Path:
         """A run that was not finished, with two checkpoints."""
-        whole = self.site.root / "checkpoints" / f"{RUN}-whole9"
+        whole = self.site.root / "checkpoints" / f"{RUN}-whole{WHOLE}"
         folder = self.folder / "checkpoints" / RUN
         if not folder.exists():
             shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("hf"))
@@ -186,7 +186,7 @@ CASES: dict[str, Case] = {
 
 def hostile_inputs(field: Field) -> Row:
     row = Row("malicious inputs")
-    field.whole(9)
+    field.whole()
     names = [name for name in CASES if not field.small or name in SMALL]
     with ThreadPoolExecutor(2) as pool:
         for name, wrong in zip(names, pool.map(lambda name: _outcome_is_wrong(field, name), names), strict=True):
@@ -203,7 +203,7 @@ def _outcome_is_wrong(field: Field, name: str) -> str | None:
     if further[:1] == ["tokenize_data"]:
         done = _python(lair, further)
     else:
-        flags = [*FLAGS, "--iters", "9", "--tokenized_data_dir", str(field.site.root / "tokenized"), *further]
+        flags = [*FLAGS, "--iters", str(WHOLE), "--tokenized_data_dir", str(field.site.root / "tokenized"), *further]
         done = _python(lair, ["sft", *flags])
     told = done[1]
     if lair.canary.exists() or list(lair.folder.glob("**/executed")):
@@ -233,7 +233,7 @@ def _python(lair: Lair, arguments: list[str]) -> tuple[int, str]:
 def secrets(field: Field) -> Row:
     """What stands in the environment of a run is in none of its files, nor in what it said."""
     row = Row("secrets in the environment")
-    _, said = field.whole(9)
+    _, said = field.whole()
     files = [path for path in field.site.root.rglob("*") if path.is_file()]
     for name, canary in CANARIES.items():
         found = [str(path) for path in files if canary.encode() in path.read_bytes()]

@@ -14,6 +14,7 @@ from tests.faults.rows import (
     RUN,
     SEED,
     TWO,
+    WHOLE,
     Field,
     Row,
     finish,
@@ -70,19 +71,19 @@ def _one_rank(launcher: int, rng: random.Random) -> None:
 def _killed(field: Field, name: str, fault: str, kill: Kill, tries: int) -> Row:
     """One run that is killed again and again, and in the end has the metrics of one that was not."""
     row, rng, site = Row(fault), random.Random(f"{SEED} {name}"), field.site
-    iterations = 9 if field.small else tries * ITERATIONS_A_LIFE
+    iterations = WHOLE if field.small else tries * ITERATIONS_A_LIFE + WHOLE
     folder = site.root / "checkpoints" / f"{RUN}-{name}"
     flags = ["--id", name, "--iters", iterations, *TWO]
     for number in range(1, tries + 1):
         begin = newest_step(folder)
-        if begin + ITERATIONS_A_LIFE >= iterations:
-            break
         process = start(site, *flags)
         _wait_for_a_moment(field, process, name, begin, rng)
         before = newest_step(folder)
         ranks = workers_of(process.pid)
-        kill(process.pid, rng)
-        wrong = _ended(process, ranks, name)
+        is_early = process.poll() is not None
+        if not is_early:
+            kill(process.pid, rng)
+        wrong = "it had ended by itself" if is_early else _ended(process, ranks, name)
         said, errors = process.communicate()
         after = newest_step(folder)
         lost = max(0, before - after)

@@ -15,7 +15,7 @@ from tests.faults.rows import Field, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUTS = ("111", "211", "121", "112", "411", "141", "114", "221", "212", "122")  # tp, pp, dp
-SMALL = ("111", "121", "112")
+SMALL = ("111", "112")
 LIMIT, LIMIT_SECONDS = 1e-6, 1500
 _FAMILY = {"family": "llama1"}  # as many heads for keys as for queries: tp may be 4
 

@@ -19,6 +19,7 @@ from tests.distributed.site import Site, make_site
 from tests.real_parts import smollm2_tokenizer
 
 SEED = 20
+WHOLE = 30  # iterations of the run that nothing disturbs
 CANARIES = {
     name: f"canary-{number}-7f3b1c" for number, name in enumerate(("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"))
 }
@@ -69,7 +70,7 @@ class Field:
         with self._lock:
             return self._site
 
-    def whole(self, iterations: int) -> tuple[list[dict[str, Any]], str]:
+    def whole(self, iterations: int = WHOLE) -> tuple[list[dict[str, Any]], str]:
         """(metrics, all that was said) of a run that nothing disturbs, with secrets in its environment."""
         site = self.site
         with self._lock:
