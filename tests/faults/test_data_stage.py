@@ -45,7 +45,7 @@ def test_kill_at_random_moments(bench, smollm2):
         named = {info.file.split("/")[0] for info in ShardReader(bench.tokenized / "r").manifest.all_files()}
         if found is None:
             assert {entry.name for entry in (bench.tokenized / "r").iterdir()} == named | {"manifest.json"}
-    assert killed > NUM_KILLS // 2
+    assert killed >= NUM_KILLS // 3  # some are finished before their moment comes
 
 
 def mutate(rng: random.Random, line: bytes) -> bytes:
