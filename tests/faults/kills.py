@@ -64,8 +64,8 @@ def stop_ranks(field: Field) -> Row:
 
 
 def _one_rank(launcher: int, rng: random.Random) -> None:
-    ranks = workers_of(launcher)
-    os.kill(rng.choice(ranks), signal.SIGKILL)
+    if until(lambda: bool(workers_of(launcher)), END_SECONDS) and (ranks := workers_of(launcher)):
+        os.kill(rng.choice(ranks), signal.SIGKILL)  # else there is none to kill, which the end tells
 
 
 def _killed(field: Field, name: str, fault: str, kill: Kill, tries: int) -> Row:

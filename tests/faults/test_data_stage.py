@@ -70,7 +70,7 @@ def mutate(rng: random.Random, line: bytes) -> bytes:
     return bytes(data).replace(b"\n", b" ").replace(b"\r", b" ")
 
 
-def test_five_thousand_mutated_lines(bench):
+def test_mutated_lines(bench):
     rng = random.Random(1)
     good = json.dumps(pair("Is it? é 日本", "Yes, " * 5), ensure_ascii=False).encode()
     lines = [mutate(rng, good) for _ in range(NUM_MUTATIONS)]
@@ -81,7 +81,7 @@ def test_five_thousand_mutated_lines(bench):
     rows = bench.manifest()["rows"]
     assert rows["read"] == read == rows["accepted"] + rows["rejected"]
     assert rows["rejected"] > 0.3 * NUM_MUTATIONS
-    assert rows["accepted"] > 1000
+    assert rows["accepted"] > 0.2 * NUM_MUTATIONS
     assert len((bench.tokenized / "r" / "rejected.jsonl").read_text().splitlines()) == rows["rejected"]
     assert bench.inspect("--verify").code == 0
 
