@@ -111,6 +111,9 @@ def _wait_for_a_moment(field: Field, process: Any, name: str, begin: int, rng: r
         time.sleep(rng.uniform(0, 4))
         return
     done = begin + rng.randint(2 if begin else 4, ITERATIONS_A_LIFE)
+    file = field.site.root / "checkpoints" / f"{RUN}-{name}" / "metrics.jsonl"
+    before = file.stat().st_mtime_ns if file.exists() else 0  # it still has what the life before did after its last save
+    until(lambda: (file.exists() and file.stat().st_mtime_ns != before) or process.poll() is not None, 120)
     until(lambda: iterations_done(field.site, name) >= done or process.poll() is not None, 120)
     time.sleep(rng.uniform(0, 0.1))
 
