@@ -45,7 +45,7 @@ def intermediate_name(pattern: str | None, iteration: int, where: str) -> str:
 def _suffixes(config: TrainConfig) -> str:
     suffixes = [f"it{config.intermediate_iter:07d}"] if config.intermediate_iter is not None else []
     defaults = TrainConfig(run_name="x")
-    for name, label in (("epochs", "ep"), ("seq", "seq"), ("loss_mask", "loss")):
+    for name, label in (("epochs", "ep"), ("seq", "seq"), ("loss_mask", "loss"), ("lora", "lora")):
         if (value := getattr(config, name)) != getattr(defaults, name):
             suffixes.append(f"{label}{value:g}" if isinstance(value, float) else f"{label}{value}")
     suffixes += [config.id] if config.id else []

@@ -65,6 +65,16 @@ class TrainConfig:
     dtype: str | None = setting(None, "default: bf16 on GPUs, fp32 on the CPU", "optimizer", choices=DTYPES)
     seed: int = setting(1234, "of the order of the data", "optimizer", least=0)
 
+    lora: int | None = setting(None, "train adapters of this rank instead of the weights", "adapters", metavar="R", least=1)
+    lora_alpha: float | None = setting(None, "scale of the adapters: alpha / R (default: 2R)", "adapters", metavar="A", above=0)
+    lora_dropout: float = setting(0.0, "dropout before the adapters", "adapters", metavar="D", least=0, most=1)
+    lora_targets: tuple[str, ...] = setting(("all-linear",), "layers with adapters: all-linear, or names", "adapters", metavar="NAME")
+    lora_modules_to_save: tuple[str, ...] = setting((), "modules trained in full besides", "adapters", metavar="NAME")
+    adapter: str | None = setting(None, "start from this adapter, a folder in PEFT's format", "adapters", metavar="DIR")
+    load_in_4bit: bool = setting(False, "keep the base's frozen weights in 4 bits (NF4)", "adapters")
+    load_in_8bit: bool = setting(False, "keep the base's frozen weights in 8 bits", "adapters")
+    merge_at_end: bool = setting(False, "write the merged model to hf/ besides adapter/", "adapters")
+
     tp: int | None = setting(None, "tensor-parallel size (default: entry, path or plan)", "layout", metavar="T", least=1)
     pp: int | None = setting(None, "pipeline stages (default: entry, path or plan)", "layout", metavar="P", least=1)
     micro_batch: int | None = setting(None, "room of a packed row: B * seq tokens (default: from the plan)", "layout", metavar="B", least=1)

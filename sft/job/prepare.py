@@ -80,6 +80,8 @@ def tokenise(config: TrainConfig, base: BaseModel) -> int:
 
 def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | None = None) -> Job:
     """The job, from shards that are there. Every process that is given the same flags makes the same one."""
+    if config.lora or config.adapter or config.load_in_4bit or config.load_in_8bit:
+        raise UserError("adapters and quantised bases cannot be trained yet: leave --lora, --adapter and --load_in_* out")
     base = base or find_base_model(config)
     root = Path(config.tokenized_data_dir)
     reader = ShardReader(dataset_folder(root, config.run_name))
