@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from sft.engine.listen import listen
 from tokenize_data.errors import UserError
 
 PING_SECONDS, LOST_SECONDS = 2.0, 20.0
@@ -86,7 +87,7 @@ class Host:
         self._hosts = {0: platform.node()}
         self._arrived: queue.Queue[tuple[int, str, _Line]] = queue.Queue()
         try:
-            self._socket = socket.create_server((_bindable(address), port), backlog=nodes)
+            self._socket = listen(address, port, is_for_other_hosts=nodes > 1, backlog=nodes)
         except OSError as error:
             raise UserError(
                 f"node 0 cannot listen on {address}:{port} ({_reason(error)}): "
@@ -293,10 +294,6 @@ def table(nodes: list[Ready]) -> list[str]:
 
 def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
-
-
-def _bindable(address: str) -> str:
-    return "127.0.0.1" if address == "localhost" else address
 
 
 def _listing(nodes: list[int]) -> str:

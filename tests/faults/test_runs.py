@@ -15,6 +15,7 @@ import pytest
 
 from sft.job import lease
 from tests.distributed.site import Site, make_site
+from tests.faults.rows import is_alive, until, workers_of
 from tokenize_data.errors import UserError
 
 _LONG = ["--iters", "400", "--save_interval", "1000"]  # far longer than any test waits
@@ -40,7 +41,7 @@ def start(site: Site) -> Iterator[Callable[..., subprocess.Popen]]:
             command, cwd=site.root, env=site.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         started.append(process)
-        _until(lambda: len(_metrics(site, name)) >= 3 or process.poll() is not None, 90)
+        until(lambda: len(_metrics(site, name)) >= 3 or process.poll() is not None, 90)
         assert process.poll() is None, process.communicate()[1]
         return process
 
@@ -69,9 +70,16 @@ def test_a_signal_saves_and_asks_to_be_started_again(site: Site, start: Callable
     assert iterations == list(range(1, len(iterations) + 1))
 
 
+def test_no_other_host_can_reach_a_run_on_one_node(start: Callable):
+    process = start("listening", "--nproc_per_node", "2")
+    addresses = [address for pid in [process.pid, *workers_of(process.pid)] for address in _listening(pid)]
+    assert addresses  # the first worker's, at which the others come
+    assert {address.split(".")[0] for address in addresses} == {"127"}, addresses
+
+
 def test_a_killed_process_ends_the_others_soon(site: Site, start: Callable):
     process = start("killed", "--nproc_per_node", "2")
-    workers = _workers(process.pid)
+    workers = workers_of(process.pid)
     assert len(workers) == 2
     began = time.monotonic()
     os.kill(workers[1], signal.SIGKILL)
@@ -81,12 +89,12 @@ def test_a_killed_process_ends_the_others_soon(site: Site, start: Callable):
     assert "processes were killed: rank " in said
     assert "1 (SIGKILL)" in said
     assert said.count("\n") == 1
-    assert not [pid for pid in workers if _is_alive(pid)]
+    assert not [pid for pid in workers if is_alive(pid)]
 
 
 def test_a_stopped_process_ends_the_run_with_everyone_s_stack(site: Site, start: Callable):
     process = start("stopped", "--nproc_per_node", "2", "--hang_timeout", "4")
-    workers = _workers(process.pid)
+    workers = workers_of(process.pid)
     os.kill(workers[1], signal.SIGSTOP)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 3
@@ -100,10 +108,10 @@ def test_a_stopped_process_ends_the_run_with_everyone_s_stack(site: Site, start:
 
 def test_workers_do_not_outlive_their_launcher(site: Site, start: Callable):
     process = start("orphans", "--nproc_per_node", "2")
-    workers = _workers(process.pid)
+    workers = workers_of(process.pid)
     process.kill()
     process.wait()
-    assert _until(lambda: not any(_is_alive(pid) for pid in workers), 10)
+    assert until(lambda: not any(is_alive(pid) for pid in workers), 10)
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_a_dead_one_s_lease_taken_over(site: Site, start: Callable):
@@ -139,34 +147,15 @@ def _metrics(site: Site, name: str) -> list[dict]:
     return site.metrics(_run(name)) if file.exists() else []
 
 
-def _workers(launcher: int) -> list[int]:
-    """Its child processes, by rank."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            if (folder / "stat").read_text().rpartition(")")[2].split()[1] != str(launcher):
-                continue
-            environment = dict(entry.split("=", 1) for entry in (folder / "environ").read_text().split("\0") if "=" in entry)
-        except OSError:
-            continue
-        if "RANK" in environment:
-            found[int(environment["RANK"])] = int(folder.name)
-    return [found[rank] for rank in sorted(found)]
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def _until(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return condition()
+def _listening(pid: int) -> list[str]:
+    """The addresses at which a process listens; those of IPv6 as they are in /proc."""
+    links = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+    sockets = {link[8:-1] for link in links if link.startswith("socket:[")}
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in sockets:  # 0A: it listens
+                address = fields[1].split(":")[0]
+                found.append(".".join(str(byte) for byte in reversed(bytes.fromhex(address))) if table == "tcp" else address)
+    return found
