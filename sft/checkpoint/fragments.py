@@ -25,7 +25,8 @@ from sft.checkpoint.windows import Window, windows
 from sft.model.slices import Slice
 from tokenize_data.errors import UserError, shorten
 
-LIMIT_BYTES = 2_000_000_000
+_SMALLEST_BYTES, _LARGEST_BYTES = 32 * 2**20, 2 * 10**9
+_FILES_A_RANK = 8  # so that several can be hashed at once when they are read
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8"}
 _TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 _CHUNK_BYTES = 64 * 2**20
@@ -47,13 +48,18 @@ class Fragment:
         return f"{self.name}|{self.state}|{self.offset}"
 
 
-def write_fragments(folder: Path, fragments: Sequence[Fragment], rank: int, world: int, limit_bytes: int = LIMIT_BYTES) -> list[FileRecord]:
+def write_fragments(folder: Path, fragments: Sequence[Fragment], rank: int, world: int, limit_bytes: int | None = None) -> list[FileRecord]:
     """Files of at most `limit_bytes` (a single larger fragment gets one for itself), on the disk when this returns."""
     records = []
+    limit_bytes = limit_bytes or _limit(sum(fragment.values.nbytes for fragment in fragments))
     for number, some in enumerate(_filled(fragments, limit_bytes)):
         suffix = f"-{number}" if number else ""
         records.append(_write_file(folder / f"rank-{rank:05d}-of-{world:05d}{suffix}.safetensors", some))
     return records
+
+
+def _limit(num_bytes: int) -> int:
+    return max(_SMALLEST_BYTES, min(_LARGEST_BYTES, -(-num_bytes // _FILES_A_RANK)))
 
 
 def _filled(fragments: Sequence[Fragment], limit_bytes: int) -> Iterator[list[Fragment]]:
@@ -169,20 +175,28 @@ class Checkpoint:
 
     def read_stretch(self, name: str, state: str, part: Slice | None, start: int, stop: int) -> Tensor:
         """[start, stop) of a flat part. What lies elsewhere is not read, or only as far as it lies between."""
-        stored, shape = self._stored.get((name, state), []), self._shapes[name]
+        stored = self._stored.get((name, state), [])
+        result = torch.empty(stop - start, dtype=stored[0].dtype if stored else torch.float32)
+        self.read_into(result, name, state, part, start)
+        return result
+
+    def read_into(self, result: Tensor, name: str, state: str, part: Slice | None, start: int) -> None:
+        """The stretch of a flat part that begins at `start` and is as long as `result`, which may be of another type, or on a GPU."""
+        stored, shape, stop = self._stored.get((name, state), []), self._shapes[name], start + result.numel()
         dims = {at.part.dim for at in stored if at.part is not None} | ({part.dim} if part is not None else set())
         if len(dims) > 1:  # sliced otherwise than when it was written
             assert part is not None
-            return part.take(self.read(name, state)).flatten()[start:stop].clone()
+            result.copy_(part.take(self.read(name, state)).flatten()[start:stop])
+            return
         dim = next(iter(dims), 0)
-        result = torch.zeros(stop - start, dtype=stored[0].dtype if stored else torch.float32)
         wanted = list(windows(shape, dim, part, start, stop))
         missing = sum(window.size for window in wanted)
+        if missing < result.numel():
+            result.zero_()  # where the part reaches past the whole
         for at in stored:
             missing -= _copy_common(result, wanted, at, list(windows(shape, dim, at.part, at.offset, at.offset + at.length)))
         if missing:
             raise UserError(f"{self.folder} lacks {missing} of the values of {name} ({state}): take another checkpoint")
-        return result
 
     def _note(self, file: Any) -> None:
         parts = json.loads(file.metadata()["parts"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from sft.checkpoint import state
 from sft.checkpoint.commit import CheckpointError, Peers, PendingSave
-from sft.checkpoint.fragments import LIMIT_BYTES, Checkpoint, Fragment, write_fragments
+from sft.checkpoint.fragments import Checkpoint, Fragment, write_fragments
 from tokenize_data.errors import UserError, shorten
 
 if TYPE_CHECKING:
     from sft.engine.pipeline import Pipeline
+
+_READERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ def snapshot(pipeline: Pipeline) -> Snapshot:
 
 
 def start_saving(
-    taken: Snapshot, root: Path, *, iteration: int, facts: Mapping[str, Any], peers: Peers, limit_bytes: int = LIMIT_BYTES
+    taken: Snapshot, root: Path, *, iteration: int, facts: Mapping[str, Any], peers: Peers, limit_bytes: int | None = None
 ) -> PendingSave:
     """A collective call that returns at once: a thread writes. `facts` are JSON, rank 0's are stored."""
     content = {"optimizer_step": taken.optimizer_step, "states": taken.states, "layout": taken.layout, "facts": dict(facts)}
@@ -70,9 +73,8 @@ def restore(pipeline: Pipeline, checkpoint: Checkpoint, peers: Peers) -> int:
     try:
         _refuse_other_states(pipeline, checkpoint)
         _refuse_other_shapes(pipeline, checkpoint)
-        for piece in state.pieces(pipeline):
-            part = pipeline.built.places[piece.name].part
-            piece.live.copy_(checkpoint.read_stretch(piece.name, piece.state, part, piece.offset, piece.offset + piece.live.numel()))
+        with ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(lambda piece: _read(pipeline, checkpoint, piece), state.pieces(pipeline)))
         state.set_optimizer_step(pipeline, int(checkpoint.manifest["optimizer_step"]))
     except Exception as caught:  # the others wait for this one
         error, cause = str(caught) if isinstance(caught, UserError) else f"{type(caught).__name__}: {shorten(caught, 200)}", caught
@@ -86,6 +88,11 @@ def restore(pipeline: Pipeline, checkpoint: Checkpoint, peers: Peers) -> int:
         raise CheckpointError(f"{checkpoint.folder} holds {what}: train what it was made with, or start another run from its export")
     state.refresh_parameters(pipeline)
     return checkpoint.iteration
+
+
+def _read(pipeline: Pipeline, checkpoint: Checkpoint, piece: state.Piece) -> None:
+    with torch.no_grad():  # each thread has its own
+        checkpoint.read_into(piece.live, piece.name, piece.state, pipeline.built.places[piece.name].part, piece.offset)
 
 
 def _copied(live: Tensor) -> Tensor:
