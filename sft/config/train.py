@@ -91,6 +91,10 @@ class TrainConfig:
         None, "seconds without progress that end a run (default: ten usual iterations, at least 120)", "layout", metavar="S", above=0
     )
 
+    replace_timeout: float = setting(
+        300.0, "seconds that the others wait for a lost node, before they go on with fewer replicas", "layout", metavar="S", above=0
+    )
+    hostfile: str | None = setting(None, "start on all hosts of this file over ssh: lines of `host slots=8`", "layout", metavar="F")
     max_restarts: int = setting(0, "start again from the latest checkpoint up to N times when a run fails", "layout", metavar="N", least=0)
 
     save_checkpoint_dir: str = setting("checkpoints", "root of the output", "output", metavar="D")

@@ -102,10 +102,10 @@ class Processes:
 
 def form_groups(layout: Layout) -> Processes:
     """A collective call: every process forms the same groups in the same order."""
-    from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+    from deepspeed.runtime.pipe.topology import ProcessTopology
 
     rank = dist.get_rank()
-    topology = PipeModelDataParallelTopology(num_pp=layout.pp, num_mp=layout.tp, num_dp=layout.dp)
+    topology = ProcessTopology(axes=["data", "pipe", "model"], dims=[layout.dp, layout.pp, layout.tp])
     coordinates = topology.get_coord(rank)
     tensor: TensorGroup = Alone()
     for ranks in topology.get_axis_comm_lists("model") if layout.tp > 1 else ():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from sft.engine.listen import listen_or_everywhere
+from sft.engine.rendezvous import connect
 
 
 def prepare_environment() -> None:
@@ -27,8 +27,11 @@ def prepare_environment() -> None:
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
-def start_worker(timeout_seconds: float = 1800, use_gpu: bool = True) -> torch.device:
-    """Connect to the other processes, which RANK, WORLD_SIZE, MASTER_ADDR and so on in the environment name. Returns this one's device."""
+def start_worker(timeout_seconds: float = 1800, use_gpu: bool = True, store: Any = None) -> torch.device:
+    """Connect to the other processes, which RANK, WORLD_SIZE, MASTER_ADDR and so on in the environment name. Returns this one's device.
+
+    `store` is where they have met already.
+    """
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     has_gpu = use_gpu and torch.cuda.is_available()
     if has_gpu:
@@ -48,26 +51,17 @@ def start_worker(timeout_seconds: float = 1800, use_gpu: bool = True) -> torch.d
     timeout = timedelta(seconds=timeout_seconds)
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group(
-        backend, store=_store(rank, world, timeout), rank=rank, world_size=world, timeout=timeout, device_id=device if has_gpu else None
+        backend,
+        store=store or connect(timeout_seconds),
+        rank=rank,
+        world_size=world,
+        timeout=timeout,
+        device_id=device if has_gpu else None,
     )
     with contextlib.redirect_stdout(io.StringIO()):  # it says that it built what it was kept from building
         deepspeed.init_distributed(backend, verbose=False, timeout=timeout)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return device
-
-
-def _store(rank: int, world: int, timeout: timedelta) -> Any:
-    """Where the processes meet, at MASTER_ADDR. Torch's own listens on every interface; under torchrun it is there already."""
-    c10d: Any = dist
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = c10d.TCPStore(address, port, world, False, timeout)
-        return c10d.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    if rank > 0:
-        return c10d.TCPStore(address, port, world, False, timeout)
-    several_hosts = world > int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    listening = listen_or_everywhere(address, port, is_for_other_hosts=several_hosts).detach()
-    return c10d.TCPStore(address, port, world, True, timeout, wait_for_workers=False, master_listen_fd=listening)
 
 
 def stop_worker() -> None:

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from sft.config.train import TrainConfig
-from sft.job import ending, lease, nodes, processes
+from sft.job import ending, hostfile, lease, nodes, processes, torchrun
 from sft.job.base import find_base_model
-from sft.job.prepare import Job, facts_of, make_job, tokenise, visible_gpus
+from sft.job.prepare import Job, facts_of, make_job, placement_warning, tokenise, visible_gpus
 from sft.observe import run_folder
 from sft.observe.header import header, iterations_text
 from sft.observe.trackers import check_trackers
@@ -28,6 +29,8 @@ def run(config: TrainConfig, argv: Sequence[str]) -> int:
     """`sft train`: launcher or worker, by what the environment says. `argv` are the flags as typed, for the workers."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return _run_as_worker(config)
+    if config.hostfile is not None:
+        return hostfile.run(config, argv)
     check_trackers(wandb=config.wandb, trackio=config.trackio)
     start = partial(_start_here, argv=argv)
     if config.nodes > 1:
@@ -48,6 +51,8 @@ def _decide(config: TrainConfig) -> Job | int:
     _compare_documents(job)
     facts = facts_of(job)
     header(Console(highlight=False), facts)
+    if (warning := placement_warning(job)) is not None:
+        sys.stderr.write(f"sft train: warning: {warning}\n")
     if config.no_autoaccept_iters:
         accepted = _ask(iterations_text(facts), job.iterations)
         if accepted is None:
@@ -106,28 +111,30 @@ def _start_here(job: Job, place: processes.Place, end: processes.End | None, *, 
 
 
 def _run_as_worker(config: TrainConfig) -> int:
+    if processes.PREPARED in os.environ:
+        return _work(make_job(config, find_base_model(config), world=int(os.environ["WORLD_SIZE"])))
+    if config.no_autoaccept_iters:
+        raise UserError("--no_autoaccept_iters asks, and a worker cannot: give --iters")
     base = find_base_model(config)
-    if processes.PREPARED not in os.environ:
-        if config.no_autoaccept_iters:
-            raise UserError("--no_autoaccept_iters asks, and a worker cannot: give --iters")
-        if os.environ["RANK"] == "0" and (code := tokenise(config, base)):
-            return code
-    job = make_job(config, base, world=int(os.environ["WORLD_SIZE"]))
-    if processes.PREPARED not in os.environ and os.environ["RANK"] == "0":
-        if _is_finished(job):
-            return processes.EXIT_FINISHED
-        header(Console(highlight=False), facts_of(job))
-        with lease.held(job.folder):
-            return _work(job)
-    return _work(job)
+    store = importlib.import_module("sft.engine.rendezvous").connect(config.node_timeout)
+    if code := torchrun.prepared(store, config, base, tokenise):
+        return code
+    job = torchrun.compare(store, config, lambda: make_job(config, base, world=int(os.environ["WORLD_SIZE"])))
+    if os.environ["RANK"] != "0":
+        return processes.EXIT_FINISHED if run_folder.is_finished(job.folder) else _work(job, store)
+    if _is_finished(job):
+        return processes.EXIT_FINISHED
+    header(Console(highlight=False), facts_of(job))
+    with lease.held(job.folder):
+        return _work(job, store)
 
 
-def _work(job: Job) -> int:
+def _work(job: Job, store: Any = None) -> int:
     """Be a worker. What is slow to import is imported here."""
 
     def work() -> int:
         importlib.import_module("sft.engine.start").prepare_environment()
-        importlib.import_module("sft.job.worker").work(job)
+        importlib.import_module("sft.job.worker").work(job, store)
         return processes.EXIT_OK
 
     return ending.guarded("train", work)

@@ -1,6 +1,7 @@
 """Nodes of a run meet before any process starts: node 0 decides, the others wait, compare what they have, and start together.
 
-The connections stay open while the run goes on: a node that is lost, or fails, ends the run on all nodes, with its name.
+The connections stay open while the run goes on: a node that is lost, or fails, ends the attempt on all nodes, with its name. Node 0 listens
+until the end, so that for another attempt the others, or others in their place, come back to it.
 """
 
 from __future__ import annotations
@@ -10,41 +11,21 @@ import json
 import os
 import platform
 import queue
-import shutil
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from sft.engine.listen import listen
+from sft.job.preflight import Ready
 from tokenize_data.errors import UserError
 
 PING_SECONDS, LOST_SECONDS = 2.0, 20.0
-_RETRY_SECONDS = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ready:
-    """What a node says of itself before the first collective."""
-
-    node: int
-    host: str
-    processes: int
-    free_gib: float
-    facts: Mapping[str, str]  # what has to be the same everywhere: versions, hashes
-    error: str | None = None  # why this node cannot take part
-
-    @classmethod
-    def of_this_node(cls, node: int, processes: int, facts: Mapping[str, str], error: str | None, folder: str) -> Ready:
-        try:
-            free = shutil.disk_usage(folder if os.path.isdir(folder) else ".").free / 2**30
-        except OSError:
-            free = 0.0
-        return cls(node=node, host=platform.node(), processes=processes, free_gib=round(free, 1), facts=dict(facts), error=error)
+_RETRY_SECONDS, _TELL_SECONDS = 0.5, 15.0
 
 
 class _Line:
@@ -95,19 +76,16 @@ class Host:
             ) from error
         threading.Thread(target=self._accept, name="meeting", daemon=True).start()
 
-    def gather(self, decision: Mapping[str, Any], mine: Ready, timeout_seconds: float) -> list[Ready]:
-        """Wait for all nodes, tell them the decision, and get what they say of themselves."""
+    def collect(self, timeout_seconds: float) -> list[int]:
+        """Wait for all the other nodes, but no longer than that. Returns the numbers of those that are here."""
         deadline = time.monotonic() + timeout_seconds
-        while len(self._lines) < self._nodes - 1:
-            missing = [node for node in range(1, self._nodes) if node not in self._lines]
+        while missing := [node for node in range(1, self._nodes) if node not in self._lines]:
+            left = deadline - time.monotonic()
             try:
-                node, host, line = self._arrived.get(timeout=max(0.01, min(15.0, deadline - time.monotonic())))
+                node, host, line = self._arrived.get(timeout=max(0.01, min(_TELL_SECONDS, left)))
             except queue.Empty:
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"node {_listing(missing)} did not come within {timeout_seconds:.0f} s: start the same command there with --rank "
-                        f"{missing[0]}, the same --addr and --port, and see that this host can be reached"
-                    ) from None
+                if left <= 0:
+                    break
                 self._say(f"waiting for node {_listing(missing)}")
                 continue
             if node in self._lines or not 0 < node < self._nodes:
@@ -116,9 +94,19 @@ class Host:
                 continue
             self._lines[node], self._hosts[node] = line, host
             self._say(f"node {node} is here: {host}")
-        for line in self._lines.values():
-            line.send({"decision": dict(decision)})
-        return [mine, *(self._ready(node, deadline) for node in sorted(self._lines))]
+        return sorted(self._lines)
+
+    def agree(self, decision: Mapping[str, Any], chosen: Sequence[int], mine: Ready, timeout_seconds: float) -> list[Ready]:
+        """Tell the chosen nodes the decision and their numbers, and get what they say of themselves. The others are sent away."""
+        deadline = time.monotonic() + timeout_seconds
+        for node in [node for node in self._lines if node not in chosen]:
+            with contextlib.suppress(OSError):
+                self._lines[node].send({"stop": f"the run goes on with {len(chosen) + 1} nodes, and node {node} would be one too many"})
+            self._lines.pop(node).close()
+        for number, node in enumerate(chosen, start=1):
+            with contextlib.suppress(OSError):  # one that has gone is noticed below
+                self._lines[node].send({"decision": {**decision, "rank": number, "nodes": len(chosen) + 1}})
+        return [mine, *(self._ready(node, deadline) for node in chosen)]
 
     def answer(self, stop: str | None) -> None:
         for line in self._lines.values():
@@ -128,9 +116,10 @@ class Host:
     def _ready(self, node: int, deadline: float) -> Ready:
         try:
             message = self._lines[node].receive(max(1.0, deadline - time.monotonic()))
-            return Ready(**message["ready"])
+            ready = Ready(**message["ready"])
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"node {node} ({self._hosts[node]}) went away before the start ({error}): see what it says there") from error
+        return replace(ready, clock_offset=ready.clock - time.time())
 
     def _accept(self) -> None:
         while True:
@@ -168,7 +157,7 @@ class Host:
             for line in self._lines.values():
                 with contextlib.suppress(OSError):
                     line.send({"bye": True})
-            self.close()
+            self._part()
 
     def farewell(self, reason: str) -> None:
         """This node has failed: the others need not wait to notice."""
@@ -178,8 +167,13 @@ class Host:
 
     def close(self) -> None:
         self._socket.close()
+        self._part()
+
+    def _part(self) -> None:
+        """From the nodes of this attempt."""
         for line in self._lines.values():
             line.close()
+        self._lines, self._hosts = {}, {0: self._hosts[0]}
 
 
 class Guest:
@@ -216,7 +210,7 @@ class Guest:
 
     def say_ready(self, ready: Ready, timeout_seconds: float) -> None:
         """Returns when the run starts."""
-        self._line.send({"ready": {**vars(ready), "facts": dict(ready.facts)}})
+        self._line.send({"ready": ready.as_json()})
         self._receive(timeout_seconds)
 
     def _receive(self, timeout_seconds: float) -> dict[str, Any]:
@@ -269,27 +263,6 @@ def _watch(line: _Line, name: str, stop: threading.Event, lost: Callable[[str], 
             if not stop.is_set():
                 lost(f"{name} is gone: its host or its `sft` ended")
             return
-
-
-def differences(nodes: list[Ready]) -> list[str]:
-    """One line for each node that cannot take part, or has something else than node 0."""
-    lines = []
-    first = nodes[0]
-    for node in nodes:
-        if node.error is not None:
-            lines.append(f"node {node.node} ({node.host}): {node.error}")
-            continue
-        for name, value in node.facts.items():
-            if first.facts.get(name) != value:
-                lines.append(f"node {node.node} ({node.host}) has {name} {value}, node 0 ({first.host}) {first.facts.get(name)}")
-    return lines
-
-
-def table(nodes: list[Ready]) -> list[str]:
-    """What came together."""
-    rows = [("node", "host", "processes", "free disk"), *((str(n.node), n.host, str(n.processes), f"{n.free_gib:,.0f} GiB") for n in nodes)]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _reason(error: OSError) -> str:

@@ -19,15 +19,17 @@ from sft.job.speed import expected_seconds
 from sft.observe.header import Facts
 from sft.plan.layout import Layout, ModelShape, choose_layout
 from sft.plan.packing import plan_batch
+from sft.plan.placement import Placement
 from sft.plan.sampler import Sampler, num_iterations
 from sft.plan.stages import layer_ranges
+from tokenize_data import __version__
 from tokenize_data.errors import UserError
 from tokenize_data.manifest import dataset_folder
 from tokenize_data.reader import ShardReader
 
 _GPU_ROW_TOKENS = 8192  # a row long enough to keep a GPU busy
 _SAMPLED_ITERATIONS = 20
-_PACKAGES = ("sft", "torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
+_PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
 _DATA_FLAGS = ("question_key", "answer_key", "system_key", "text_key", "template", "seq", "max_bad_rows", "seed", "format")
 
 
@@ -150,8 +152,23 @@ def facts_of(job: Job, start: int = 0) -> Facts:
         num_tokens=manifest.tokens, num_trained_tokens=manifest.trained_tokens,
         num_val_documents=len(job.validation) if job.validation else 0, fill=_mean([plan.fill for plan in plans]),
         balance=_mean([plan.balance for plan in plans]), epochs=None if config.iters else config.epochs, global_batch=config.global_batch,
-        iterations=job.iterations, start=start, folder=job.folder,
+        iterations=job.iterations, start=start, folder=job.folder, placement=placement_of(job).text() if config.nodes > 1 else "",
         expected_seconds=expected_seconds(job.base.num_parameters, tokens_left, visible_gpus() > 0),
+    )  # fmt: skip
+
+
+def placement_of(job: Job) -> Placement:
+    return Placement(layout=job.layout, per_node=-(-job.layout.world // job.config.nodes))
+
+
+def placement_warning(job: Job) -> str | None:
+    """What it costs that tensor groups span nodes."""
+    shape = ModelShape.of_config(job.base.config)
+    hidden = job.base.config.get("hidden_size")
+    if job.config.nodes == 1 or shape.layers is None or not isinstance(hidden, int):
+        return None
+    return placement_of(job).warning(
+        layers=shape.layers, hidden=hidden, row_tokens=job.capacity, bytes_per_value=2 if job.dtype == "bf16" else 4
     )  # fmt: skip
 
 
@@ -167,7 +184,7 @@ def resolved_facts(job: Job) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
+    found = {"python": sys.version.split()[0], "sft": __version__}
     for name in _PACKAGES:
         try:
             found[name] = metadata.version(name)

@@ -36,11 +36,11 @@ class LoadedBase:
     generation_config: Any | None
 
 
-def work(job: Job) -> None:
-    """Train and export. Every process of the run calls this."""
+def work(job: Job, store: Any = None) -> None:
+    """Train and export. Every process of the run calls this. `store` is where they have met already."""
     interrupt = Interrupt()
     interrupt.listen()
-    device = start_worker()
+    device = start_worker(store=store)
     with watched(job, is_first=dist.get_rank() == 0) as watch:
         processes = form_groups(job.layout)
         base = read_base(job)

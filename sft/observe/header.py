@@ -42,6 +42,7 @@ class Facts:
     iterations: int
     start: int = 0  # the iteration after which the run resumes
 
+    placement: str = ""  # of processes on nodes, where there are several
     folder: Path
     expected_seconds: float | None = None
 
@@ -57,6 +58,7 @@ def header(console: Console, facts: Facts) -> None:
     rows = [
         ("model", f"{facts.family}, {_rounded(facts.num_parameters)} parameters, vocabulary of {facts.vocabulary_size:,}"),
         ("layout", _layout(facts)),
+        ("", facts.placement),
         ("", _memory(facts)),
         ("data", _data(facts)),
         ("", _packing(facts)),

@@ -13,7 +13,7 @@ _UNSHARED = ("phi3", "olmo2", "falcon")
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The world is tp * pp * dp processes. A process number counts tensor ranks first, then data ranks, then stages."""
+    """The world is tp * pp * dp processes. A process number counts tensor ranks first, then stages, then data ranks."""
 
     tp: int = 1
     pp: int = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,44 @@ def command_on(name: str, command: list[str], private: Path | None = None) -> li
     hide = f"mount -t tmpfs none {private} && " if private is not None else ""
     script = f'hostname {name} && {hide}exec "$0" "$@"'
     return ["ip", "netns", "exec", name, *inner, script, *command]
+
+
+def ssh_is_possible() -> str | None:
+    """None, or why not."""
+    missing = [
+        program for program in ("sshd", "ssh", "ssh-keygen") if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin") is None
+    ]
+    return f"there is no {missing[0]}" if missing else None
+
+
+@contextlib.contextmanager
+def ssh_servers(names: list[str], folder: Path) -> Iterator[dict[str, str]]:
+    """A server on each host, for which a key is enough. Yields the environment in which `ssh` uses it."""
+    folder.mkdir()
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+    shutil.copyfile(folder / "user.pub", folder / "authorized")
+    Path("/run/sshd").mkdir(exist_ok=True)
+    options = {
+        "AuthorizedKeysFile": folder / "authorized",
+        "StrictModes": "no",
+        "PermitRootLogin": "yes",
+        "UsePAM": "no",
+        "PidFile": "none",
+    }
+    flags = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    server = [shutil.which("sshd", path="/usr/sbin:/usr/bin") or "sshd", "-D", "-f", "/dev/null", "-h", str(folder / "host"), *flags]
+    client = folder / "ssh"
+    known = f"-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -i {folder / 'user'}"
+    client.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} {known} "$@"\n')
+    client.chmod(0o755)
+    servers = [subprocess.Popen(command_on(name, server), stderr=subprocess.DEVNULL) for name in names]
+    try:
+        yield {"PATH": f"{folder}:{os.environ['PATH']}"}
+    finally:
+        for process in servers:
+            process.kill()
+            process.wait()
 
 
 def cut(number: int) -> None:

@@ -1,4 +1,4 @@
-"""Two hosts, as network namespaces: the same losses as on one, and a message that names the host when something is not right."""
+"""Hosts, as network namespaces: the same losses as on one, and a message that names the host when something is not right."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.distributed.site import Site, make_site
 
 pytestmark = pytest.mark.skipif(hosts.are_possible() is not None, reason=str(hosts.are_possible()))
 
-_FLAGS = ["--checkpoint", "base", "--run_name", "orders", "--global_batch", "12", "--lr", "1e-3", "--seq", "256", "--nodes", "2"]
+_FLAGS = ["--checkpoint", "base", "--run_name", "orders", "--global_batch", "12", "--lr", "1e-3", "--seq", "256"]
 _DATA = ["--data", "train.jsonl", "--val", "val.jsonl"]
 _RUN = "llama-base-orders-seq256"
 
@@ -37,7 +37,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Site:
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[list[str]]:
-    with hosts.hosts(2) as names:
+    with hosts.hosts(4) as names:
         yield names
 
 
@@ -49,8 +49,8 @@ def node(site: Site, network: list[str]) -> Iterator[Callable[..., subprocess.Po
     def start(
         number: int, *flags: str, private: Path | None = None, address: str | None = None, env: dict | None = None
     ) -> subprocess.Popen:
-        command = [sys.executable, "-m", "sft", *_FLAGS, "--addr", address or hosts.address(0), *flags]
-        command += [] if "--rank" in flags else ["--rank", str(number)]
+        command = [sys.executable, "-m", "sft", *_FLAGS, "--addr", address or hosts.address(0)]
+        command += ["--nodes", "2", "--rank", str(number), *flags]  # of a flag that is there twice, the last one counts
         whole = hosts.command_on(network[number], command, private)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(whole, cwd=site.root, env=site.environment(env), start_new_session=True, **pipes)
@@ -84,6 +84,14 @@ def test_two_hosts_train_as_one_does(site: Site, node: Callable):
     assert "waiting for node 0 at 10.77.0.1:6020" in other_err
     assert "waiting until it has prepared the data" in other_err
     assert other_out == ""
+    assert "2 nodes of 2, tensor groups inside a node, 2 replicas" in out
+    table = [line.removeprefix("sft train: ") for line in err.splitlines()]
+    columns = next(line for line in table if line.startswith("node  host"))
+    assert columns.split("  ")[:2] == ["node", "host"]
+    assert all(word in columns for word in ("processes", "devices", "free memory", "free disk", "clock"))
+    assert any(line.startswith("1     sfthost1  2          ") and line.endswith(" s") for line in table)
+    common = next(line for line in table if line.startswith("the same on all: "))
+    assert all(word in common for word in ("sft 0.1.0", "torch 2", "deepspeed 0", "transformers 5", "settings ", "data ", "base model "))
     for one, two in zip(site.metrics(_RUN), site.metrics(f"{_RUN}-two"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
@@ -105,6 +113,86 @@ def test_what_differs_stops_all_with_the_host_s_name(site: Site, node: Callable,
     assert message in err
     assert "sfthost1" in err
     assert "Traceback" not in err + other_err
+
+
+def test_what_only_one_host_has(site: Site, node: Callable):
+    """Other shards where they should be shared, another version of a library, a folder that cannot be written to."""
+    fake = site.root / "fake"
+    (fake / "transformers-4.99.dist-info").mkdir(parents=True)
+    (fake / "transformers-4.99.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.99\n")
+    environment = {"PYTHONPATH": f"{fake}:{site.environment()['PYTHONPATH']}"}
+    flags = ["--iters", "4", "--id", "only"]
+    (code, _, err), (other_code, _, other_err) = _ended([node(0, *_DATA, *flags), node(1, *flags, env=environment)])
+    assert (code, other_code) == (2, 2), err + other_err
+    assert "node 1 (sfthost1) has transformers 4.99, node 0 (sfthost0) 5." in err
+    hidden = site.root / "tokenized"
+    (code, _, err), (other_code, _, other_err) = _ended([node(0, *_DATA, *flags), node(1, *flags, private=hidden)])
+    assert (code, other_code) == (2, 2), err + other_err
+    assert "node 1 (sfthost1): tokenized/orders does not exist" in err
+    assert "tokenized/orders does not exist" in other_err
+
+
+@pytest.mark.slow
+def test_four_hosts_one_of_them_late(site: Site, node: Callable):
+    flags = ["--iters", "4", "--id", "four", "--tp", "2", "--pp", "2", "--nodes", "4"]
+    some = [node(0, *_DATA, *flags), node(1, *flags), node(2, *flags)]
+    time.sleep(20)
+    late = node(3, *flags)
+    (code, out, err), *others = _ended([*some, late])
+    assert [code, *(other[0] for other in others)] == [0, 0, 0, 0], err + "".join(other[2] for other in others)
+    assert "waiting for node 3" in err
+    assert "node 3 is here: sfthost3" in err
+    assert "4 nodes of 1, tensor groups over up to 2 nodes" in out
+    assert "warning: --tp 2 does not fit into nodes of 1 processes" in err
+    for one, four in zip(site.metrics(_RUN), site.metrics(f"{_RUN}-four"), strict=True):
+        assert four["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("end", ["replaced", _slow("fewer")])
+def test_after_a_loss_the_run_goes_on(site: Site, node: Callable, end: str):
+    """With a replacement that comes in time; without one, with half the replicas."""
+    flags = ["--iters", "60", "--id", end, "--save_interval", "5", "--max_restarts", "2"]
+    flags += ["--replace_timeout", "60" if end == "replaced" else "4"]
+    first, second = node(0, *_DATA, *flags), node(1, *flags)
+    _until_iteration(site, f"{_RUN}-{end}", 8)
+    os.killpg(second.pid, signal.SIGKILL)
+    if end == "replaced":
+        second = node(1, *flags)
+    code, out, err = _ended([first], 150)[0]
+    assert code == 0, err
+    assert "another attempt from the latest checkpoint (2 left): waiting for all 2 nodes" in err
+    assert "resumed after iteration " in out
+    if end == "replaced":
+        assert _ended([second])[0][0] == 0
+        assert err.count("node 1 is here: sfthost1") == 2
+    else:
+        assert "1 of 2 nodes came within 4 s: going on with 1: tp 1 x pp 1 x dp 1 in place of tp 1 x pp 1 x dp 2" in err
+    assert [record["iteration"] for record in site.metrics(f"{_RUN}-{end}")] == list(range(1, 61))
+
+
+@pytest.mark.slow
+def test_a_hostfile_starts_all_over_ssh(site: Site, network: list[str]):
+    """With a real ssh where there is a server; SIGTERM reaches all nodes."""
+    reason = hosts.ssh_is_possible()
+    if reason is not None:
+        pytest.skip(reason)
+    with hosts.ssh_servers(network[:2], site.root / "ssh") as environment:
+        (site.root / "hosts").write_text(f"# two\n{hosts.address(0)} slots=1\n{hosts.address(1)} slots=1\n")
+        command = [sys.executable, "-m", "sft", *_FLAGS, *_DATA, "--hostfile", "hosts", "--id", "ssh", "--iters", "4000"]
+        process = subprocess.Popen(
+            hosts.command_on(network[0], command), cwd=site.root, env=site.environment(environment), stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            _until_iteration(site, f"{_RUN}-ssh", 5)
+            process.send_signal(signal.SIGTERM)
+            ((code, out, err),) = _ended([process], 60)
+        finally:
+            process.kill()
+    assert code == 75, out + err
+    assert "2 processes = tp 1 x pp 1 x dp 2" in out
+    assert f"{hosts.address(1)}: sft train: connected to node 0 at {hosts.address(0)}:6020" in err
+    assert site.status(f"{_RUN}-ssh")["state"] == "preempted"
 
 
 @pytest.mark.slow
@@ -133,10 +221,7 @@ def test_a_wrong_address_and_a_port_in_use(site: Site, node: Callable):
 def test_a_lost_host_ends_the_run_on_the_other(site: Site, node: Callable, fault: str):
     flags = ["--iters", "600", "--id", fault, "--hang_timeout", "60"]
     first, second = node(0, *_DATA, *flags), node(1, *flags)
-    file = site.root / "checkpoints" / f"{_RUN}-{fault}" / "metrics.jsonl"
-    deadline = time.monotonic() + 90
-    while not (file.exists() and len(file.read_text().splitlines()) > 3) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    _until_iteration(site, f"{_RUN}-{fault}", 4)
     if fault == "killed":
         os.killpg(second.pid, signal.SIGKILL)
     else:
@@ -147,3 +232,11 @@ def test_a_lost_host_ends_the_run_on_the_other(site: Site, node: Callable, fault
     assert "node 1 (sfthost1) " in err
     assert "the same command goes on from the latest checkpoint" in err
     assert time.monotonic() - began < (15 if fault == "killed" else 40)
+
+
+def _until_iteration(site: Site, run: str, iteration: int, seconds: float = 120) -> None:
+    file = site.root / "checkpoints" / run / "metrics.jsonl"
+    deadline = time.monotonic() + seconds
+    while not (file.exists() and len(file.read_text().splitlines()) >= iteration):
+        assert time.monotonic() < deadline, f"{run} did not come to iteration {iteration}"
+        time.sleep(0.1)

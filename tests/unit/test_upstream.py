@@ -75,14 +75,14 @@ def test_how_a_norm_counts_parameters(deepspeed):
         assert {"ds_pipe_replicated", "is_model_parallel_parameter"} <= set(inspect.unwrap(norm).__code__.co_names)
 
 
-def test_process_numbers_count_tensor_ranks_first_then_replicas_then_stages(deepspeed):
+def test_process_numbers_count_tensor_ranks_first_then_stages_then_replicas(deepspeed):
     """engine.groups and plan.layout say so."""
-    topology = importlib.import_module("deepspeed.runtime.pipe.topology").PipeModelDataParallelTopology(num_pp=2, num_mp=2, num_dp=3)
+    topology = importlib.import_module("deepspeed.runtime.pipe.topology").ProcessTopology(axes=["data", "pipe", "model"], dims=[3, 2, 2])
     assert topology.get_axis_comm_lists("model")[0] == [0, 1]
-    assert topology.get_axis_comm_lists("data")[0] == [0, 2, 4]
-    assert topology.get_axis_comm_lists("pipe")[0] == [0, 6]
+    assert topology.get_axis_comm_lists("pipe")[0] == [0, 2]
+    assert topology.get_axis_comm_lists("data")[0] == [0, 4, 8]
     coordinates = topology.get_coord(9)
-    assert (coordinates.pipe, coordinates.data, coordinates.model) == (1, 1, 1)
+    assert (coordinates.pipe, coordinates.data, coordinates.model) == (0, 2, 1)
 
 
 def test_names_of_arguments(deepspeed):
