@@ -73,7 +73,10 @@ def run_guest(config: TrainConfig, run: Run) -> int:
                 raise
             sys.stderr.write(f"sft train: no other attempt: {error}\n")
             return processes.EXIT_FAILED
-        mine = replace(config, iters=int(decision["iters"]), nodes=int(decision["nodes"]), rank=int(decision["rank"]), max_restarts=0)
+        val = (config.val or ("as node 0",)) if decision["has_validation"] else ()  # the shards are there; the word only says so
+        mine = replace(
+            config, iters=int(decision["iters"]), nodes=int(decision["nodes"]), rank=int(decision["rank"]), max_restarts=0, val=val
+        )  # fmt: skip
         job, error_here = _job_here(mine, decision)
         folder = job.folder if job is not None else Path(config.save_checkpoint_dir)
         guest.say_ready(preflight.ready(mine.rank, _per_node(job), facts_to_compare(job, config), error_here, folder), config.node_timeout)
@@ -118,7 +121,8 @@ def _of_those_who_came(host: Host, decided: Job) -> tuple[Job, list[int]]:
 def _start_together(host: Host, config: TrainConfig, job: Job, chosen: Sequence[int], restarts_left: int) -> None:
     token = _leave_token(job.folder)
     decision = {
-        "iters": job.iterations, "folder": str(job.folder.resolve()), "token": token.name, "restarts_left": restarts_left,
+        "iters": job.iterations, "has_validation": bool(config.val), "folder": str(job.folder.resolve()), "token": token.name,
+        "restarts_left": restarts_left,
     }  # fmt: skip
     mine = preflight.ready(0, _per_node(job), facts_to_compare(job, config), None, job.folder)
     try:
@@ -166,6 +170,7 @@ def facts_to_compare(job: Job | None, config: TrainConfig) -> dict[str, str]:
         return facts
     settings = {name: value for name, value in config_values(config).items() if name not in _OWN}
     facts |= {"settings": _digest({**settings, "iters": job.iterations}), "data": job.reader.manifest.fingerprint()[:16]}
+    facts |= {"validation data": "none" if job.validation is None else job.validation.manifest.fingerprint()[:16]}
     return facts | {"base model": job.base.fingerprint[:16], "layout": str(job.layout)}
 
 
@@ -184,4 +189,4 @@ def _leave_token(folder: Path) -> Path:
 def workers_flags(argv: Sequence[str], job: Job) -> list[str]:
     """What the workers are started with: as typed, and what was decided since. Of a flag that is there twice, the last one counts."""
     flags = [*argv, "--iters", str(job.iterations)] if job.config.iters is not None else list(argv)
-    return [*flags, "--nodes", str(job.config.nodes), "--rank", str(job.config.rank)]
+    return [*flags, "--nodes", str(job.config.nodes), "--rank", str(job.config.rank), "--val", *job.config.val]
