@@ -20,10 +20,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from sft.engine.start import prepare_environment
     from tokenize_data.errors import UserError
 
-    prepare_environment()
     adapter = arguments.run_dir / "adapter"
     is_adapter_meant = arguments.push_to_hub is not None and not (arguments.run_dir / "hf").exists() and adapter.is_dir()
     target = arguments.out or (adapter if is_adapter_meant else arguments.run_dir / "hf")
@@ -33,6 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not target.exists():
         import torch
 
+        from sft.engine.start import prepare_environment
+
+        prepare_environment()
         from sft.checkpoint.export import export_checkpoint
 
         checkpoint = _checkpoint(arguments, console)

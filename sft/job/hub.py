@@ -70,4 +70,4 @@ def push(run: Path, folder: Path, model_id: str, *, public: bool, say: Callable[
             f"`sft export {run} --push_to_hub {model_id}`"
         ) from error
     replace_file(run / RECORD, json.dumps({"asked": model_id, "id": url.repo_id, "url": str(url), "commit": done.oid}, indent=2) + "\n")
-    say(f"uploaded  {url} ({'as it is there' if public else 'private, unless it was there before'})")
+    say(f"uploaded  {url}")

@@ -10,7 +10,8 @@ from typing import Any
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _SHOWN = (
-    ("val_loss", "validation loss", "{:.4f}"), ("val_perplexity", "perplexity", "{:,.2f}"), ("val_accuracy", "accuracy of answer tokens", "{:.1%}"),
+    ("val_loss", "validation loss", "{:.4f}"), ("val_perplexity", "perplexity", "{:,.2f}"),
+    ("val_accuracy", "accuracy of answer tokens", "{:.1%}"),
     ("loss", "training loss", "{:.4f}"), ("iterations", "iterations", "{:,}"), ("seconds", "seconds", "{:,.0f}"),
 )  # fmt: skip
 
@@ -25,10 +26,11 @@ def card(run: Path, model_id: str, *, is_adapter: bool, has_curve: bool) -> str:
     }  # fmt: skip
     if _HUB_ID.fullmatch(base) and not Path(base).exists():
         head["base_model"] = base
+    kind = "An adapter for" if is_adapter else "Fine-tuned from"
     parts = [
         "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in head.items()) + "---",
         f"# {model_id.split('/')[-1]}",
-        f"{'An adapter for' if is_adapter else 'Fine-tuned from'} `{_last(base)}` on the data set `{facts.get('run_name', run.name)}`, with sft.",
+        f"{kind} `{_last(base)}` on the data set `{facts.get('run_name', run.name)}`, with sft.",
         _results(facts.get("result", {})), _data(facts),
         "## Curve\n\n![training and validation loss](loss.png)" if has_curve else "",
         _use(model_id, is_adapter), _recipe(run), _versions(facts.get("versions", {})),

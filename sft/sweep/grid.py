@@ -145,7 +145,7 @@ def _trials(
     excluded = content.get("exclude") or {}
     if not isinstance(constraints, list) or not all(isinstance(text, str) for text in constraints):
         raise UserError(f"{file}: constraints must be a list of conditions, such as samples >= 120 or loss == 'full'")
-    if not isinstance(excluded, Mapping) or not all(isinstance(what, Mapping) and what for what in excluded.values()):
+    if not isinstance(excluded, Mapping) or not all(isinstance(picks, Mapping) and picks for picks in excluded.values()):
         raise UserError(f"{file}: exclude must map names to what they exclude, as in small: {{samples: 60}}")
     for what, picks in excluded.items():
         _check_picks(picks, axes, f"{file}: exclude: {what}")
@@ -179,7 +179,8 @@ def _trial(number: int, chosen: dict[str, Any], values: dict[str, Any], name: st
         decides["seed"] = values.get("seed")
     own = {
         "run_name": f"{values.get('run_name', name)}-{_digest(repr(sorted(decides.items())))}",
-        "tokenized_data_dir": values.get("tokenized_data_dir", str(folder / "tokenized")), "save_checkpoint_dir": str(folder / "runs" / slug),
+        "tokenized_data_dir": values.get("tokenized_data_dir", str(folder / "tokenized")),
+        "save_checkpoint_dir": str(folder / "runs" / slug),
     }  # fmt: skip
     return Trial(number=number, name=slug, labels=chosen, values={**values, **own})
 
