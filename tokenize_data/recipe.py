@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -73,6 +74,7 @@ def parse_dataset(entry: Any, where: str, number: int) -> DatasetSpec:
 
 
 def _typed(entry: dict[str, Any], types: dict[str, tuple[type, ...]], where: str) -> dict[str, Any]:
+    entry = {key: _number(value, types.get(key, ())) for key, value in entry.items()}
     for key, value in entry.items():
         if key not in types:
             close = difflib.get_close_matches(str(key), types, n=1)
@@ -84,3 +86,12 @@ def _typed(entry: dict[str, Any], types: dict[str, tuple[type, ...]], where: str
             wanted = " or ".join(kind.__name__ for kind in types[key])
             raise UserError(f"{where}: {key} must be {wanted}, not {value!r}")
     return {key: value for key, value in entry.items() if value is not None}
+
+
+def _number(value: Any, types: tuple[type, ...]) -> Any:
+    """A number from a variable comes as a text."""
+    if isinstance(value, str) and str not in types:
+        for kind in types:
+            with contextlib.suppress(ValueError, TypeError):
+                return kind(value) if kind in (int, float) else value
+    return value

@@ -107,7 +107,7 @@ def _read(file: Path, translate: Translate, flag: str, above: tuple[Path, ...]) 
         raise UserError(f"{file}: more than {_MOST_FILES} recipes extend each other: write them as fewer")
     content = _content(file, flag)
     extended = content.pop("extends", None)
-    names = [extended] if isinstance(extended, str) else extended or []
+    names = [extended] if isinstance(extended, str) else [] if extended is None else extended
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{file}: extends must be another recipe's path, not {extended!r}")
     lower: dict[str, Any] = {}

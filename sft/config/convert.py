@@ -15,7 +15,14 @@ from tokenize_data.recipe_file import read_recipe_file
 
 def convert(file: Path) -> tuple[str, str | None]:
     """(our recipe as text, why it cannot be run or None)."""
-    content = read_recipe_file(file, flag="recipe")
+    read: list[dict[str, Any]] = []  # the file itself comes last, and its nulls are still there
+
+    def keep(own: dict[str, Any], _: Path) -> dict[str, Any]:
+        read.append(own)
+        return {}
+
+    read_recipe_file(file, keep, flag="recipe")
+    content = read[-1]
     if not foreign.is_foreign(content):
         raise UserError(f"{file} has no key of another trainer's recipe: `sft --config {file}` runs it as it is")
     lines = foreign.lines_of(content, file)

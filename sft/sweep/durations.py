@@ -12,6 +12,7 @@ from sft.config.train import TrainConfig
 from sft.job.base import find_base_model
 from sft.job.prepare import visible_gpus
 from sft.job.speed import expected_seconds
+from sft.model.base_folder import gguf_file_in
 from sft.plan.sampler import num_iterations
 from tokenize_data.bases import find_base
 from tokenize_data.errors import UserError
@@ -26,14 +27,21 @@ _BYTES_PER_TOKEN = 4.0
 def expected(values: Mapping[str, Any], world: int) -> float | None:
     """Seconds, at most (a run may stop early). None where that is not known: on GPUs, or without the model or the data at hand."""
     config = make_config(values, world=world)
-    path = find_base(config.checkpoint, config.size, Path(config.checkpoints_file) if config.checkpoints_file else None).path
     rate = _seconds_per_operation(visible_gpus() > 0)
     size = _documents_and_tokens(config)
-    if rate is None or size is None or not Path(path).expanduser().exists():
+    if rate is None or size is None or not _is_here(config):
         return None
     documents, tokens = size
     iterations = config.iters or num_iterations(documents, config.epochs, config.global_batch)
     return _START_SECONDS + rate * find_base_model(config).num_parameters * iterations * config.global_batch * tokens / max(documents, 1)
+
+
+def _is_here(config: TrainConfig) -> bool:
+    """Nothing is fetched for an estimate."""
+    if gguf_file_in(config.checkpoint) is not None:
+        return True
+    file = Path(config.checkpoints_file) if config.checkpoints_file else None
+    return Path(find_base(config.checkpoint, config.size, file).path).expanduser().exists()
 
 
 @cache

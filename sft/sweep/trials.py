@@ -37,6 +37,10 @@ def recipe_file(sweep: Sweep, trial: Trial) -> Path:
     return sweep.folder / "trials" / f"{trial.name}.yaml"
 
 
+def train_command(recipe: Path) -> list[str]:
+    return [sys.executable, "-m", "sft", "train", "--config", str(recipe)]
+
+
 def run_of(trial: Trial) -> Path | None:
     """The run's folder, None before it has one."""
     root = Path(trial.values["save_checkpoint_dir"])
@@ -69,7 +73,7 @@ def prepare(sweep: Sweep, *, only: int | None = None, forget_failures: bool = Fa
     for trial in sweep.trials if only is None else [sweep.trials[only]]:
         file = recipe_file(sweep, trial)
         if file.exists() and run_of(trial) is not None and (before := read_recipe(file)) != dict(trial.values):
-            keys = [key for key in {**before, **trial.values} if before.get(key) != trial.values.get(key)]
+            keys = [key for key in {**before, **trial.values} if before.get(key) != trial.values.get(key) and key != "run_name"]
             raise UserError(f"{file} was run with another {', '.join(keys)}: give the sweep another name, or another --out")
         run_folder.replace_file(file, trial.recipe)
         record = record_of(sweep, trial)
@@ -108,7 +112,7 @@ class Runner:
         word = "goes on" if run is not None else "starts"
         self._say(f"{trial.name}: {word}")
         file = recipe_file(self._sweep, trial)
-        return Task(name=trial.name, command=[sys.executable, "-m", "sft", "train", "--config", str(file)], log=file.with_suffix(".log"))
+        return Task(name=trial.name, command=train_command(file), log=file.with_suffix(".log"))
 
     def _ended(self, task: Task, code: int, seconds: float) -> None:
         sweep, trial = self._sweep, self._trials[task.name]

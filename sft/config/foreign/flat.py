@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sft.config.foreign import data, shared
-from sft.config.foreign.rules import Line, Rule, Trainer, mapped, to, warned
+from sft.config.foreign import data, shared, trl
+from sft.config.foreign.rules import Line, Rule, Trainer, mapped, part_of, to, warned
 
 
 def _peft(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
@@ -23,8 +23,9 @@ def _rank(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
 
 
 RULES: dict[str, Rule] = {
-    **shared.RULES,
+    **trl.RULES,
     "model_name": to("checkpoint"),
+    "dataset_text_field": part_of("dataset_name"),
     "dataset_name": data.named,
     "batch_size": to("micro_batch", "room for so many documents of seq tokens"),
     "seq_length": to("seq"),

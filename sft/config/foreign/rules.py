@@ -120,8 +120,13 @@ def of_words(name: str, words: Mapping[str, Any], otherwise: str) -> Rule:
     return rule
 
 
-def part_of(other: str) -> Rule:
+def part_of(*others: str) -> Rule:
     """A key that is read together with another one, where it is said what became of both."""
-    return lambda key, value, recipe: (
-        mapped(key, value, {}, f"see {other}") if recipe.get(other) is not None else warned(key, value, f"no effect without {other}")
-    )
+
+    def rule(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
+        for other in others:
+            if recipe.get(other) is not None:
+                return mapped(key, value, {}, f"see {other}")
+        return warned(key, value, f"no effect without {' or '.join(others)}")
+
+    return rule
