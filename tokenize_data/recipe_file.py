@@ -123,6 +123,8 @@ def _read(file: Path, translate: Translate, flag: str, above: tuple[Path, ...]) 
 def _content(file: Path, flag: str) -> dict[str, Any]:
     if file.is_dir():
         raise UserError(f"{flag} {file}: is a directory: give the path of a YAML recipe")
+    if file.exists() and not file.is_file():
+        raise UserError(f"{flag} {file}: is not a regular file: give the path of a YAML recipe")
     try:
         if file.stat().st_size > _MOST_BYTES:
             raise UserError(f"{flag} {file} has {file.stat().st_size:,} bytes, more than any recipe: at most {_MOST_BYTES:,}")

@@ -116,6 +116,8 @@ def test_files_that_are_none(tmp_path, content, message):
         read_recipe(tmp_path / "r.yaml")
     with pytest.raises(UserError, match="is a directory"):
         read_recipe(tmp_path)
+    with pytest.raises(UserError, match="is not a regular file"):
+        read_recipe(Path("/dev/zero"))
     (tmp_path / "big.yaml").write_text("#" * 2_000_000)
     with pytest.raises(UserError, match="more than any recipe"):
         read_recipe(tmp_path / "big.yaml")
