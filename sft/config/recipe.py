@@ -13,14 +13,14 @@ from typing import Any
 
 from sft.config import foreign
 from sft.config.flags import WORDS, plain_type
-from sft.config.train import TrainConfig
+from sft.config.train import ONLY_FLAGS, TrainConfig
 from tokenize_data.errors import UserError, shorten
 from tokenize_data.recipe import dataset_values, parse_datasets
 from tokenize_data.recipe_file import escaped, merge, parse_yaml, read_recipe_file
 
 Warn = Callable[[str], None]
 # Of this start and this machine: a recipe that is handed on does not have them.
-NOT_IN_RECIPES = ("config", "rank", "addr", "port", "retokenize", "no_autoaccept_iters")
+_NOT_WRITTEN = (*ONLY_FLAGS, "addr", "port", "retokenize", "no_autoaccept_iters")
 _PLAIN = re.compile(r"[A-Za-z0-9_/.-]+")
 _LOSS_MASKS = {"completion": 0.0, "full": 1.0}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list of texts"}
@@ -28,7 +28,7 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 def known_keys() -> list[str]:
     """What may stand in a recipe."""
-    return ["extends", *(entry.name for entry in fields(TrainConfig) if entry.name != "config"), *WORDS]
+    return ["extends", *(entry.name for entry in fields(TrainConfig) if entry.name not in ONLY_FLAGS), *WORDS]
 
 
 def read_recipe(file: Path, warn: Warn = lambda _: None) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def recipe_text(config: TrainConfig) -> str:
     groups = list(dict.fromkeys(entry.metadata["group"] for entry in fields(TrainConfig)))
     for entry in sorted(fields(TrainConfig), key=lambda entry: groups.index(entry.metadata["group"])):
         value = getattr(config, entry.name)
-        if entry.name in NOT_IN_RECIPES or value is None or value == ():
+        if entry.name in _NOT_WRITTEN or value is None or value == ():
             continue
         if entry.metadata["group"] != group:
             group = entry.metadata["group"]

@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from sft.config.flags import WORDS, plain_type
-from sft.config.train import TrainConfig
+from sft.config.train import ONLY_FLAGS, TrainConfig
 from tokenize_data.records import FORMATS, Cleaning, DatasetSpec
 
 _TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
@@ -32,7 +32,7 @@ def schema() -> dict[str, Any]:
         "extends": {"description": "another recipe, or several, whose keys hold where this one has none", **_either("string")}
     }
     for entry in fields(TrainConfig):
-        if entry.name == "config":
+        if entry.name in ONLY_FLAGS:
             continue
         known = entry.metadata
         if entry.name in ("datasets", "val_datasets"):

@@ -12,6 +12,7 @@ from tokenize_data.records import FORMATS, DatasetSpec
 SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "sgd")
 DTYPES = ("bf16", "fp32")
+ONLY_FLAGS = ("config", "rank", "hostfile")  # no keys of a recipe: it is the same on all nodes
 RECOMPUTES = ("none", "selective", "full")
 
 

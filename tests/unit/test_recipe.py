@@ -85,6 +85,7 @@ def test_accumulated_rows(tmp_path):
     [
         ("lernrate: 1", "unknown key 'lernrate': `sft train -h` lists all keys"),
         ("warmup_fracton: 1", "unknown key 'warmup_fracton': did you mean 'warmup_fraction'?"),
+        ("hostfile: hosts", "unknown key 'hostfile'"), ("rank: 1", "unknown key 'rank'"),
         ("lr: fast", "lr must be a number, not 'fast'"), ("iters: 1.5", "iters must be a whole number, not 1.5"),
         ("iters: yes", "iters must be a whole number, not True"), ("tensorboard: 1", "tensorboard must be true or false, not 1"),
         ("id: no", "id must be text, not False: write it in quotes"), ("id: 1.10", "id must be text, not 1.1: write it in quotes"),

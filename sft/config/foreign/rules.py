@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sft.config.flags import WORDS
-from sft.config.train import TrainConfig
+from sft.config.train import ONLY_FLAGS, TrainConfig
 from tokenize_data.errors import shorten
 
 
@@ -52,7 +52,7 @@ class Trainer:
 
 
 def own_keys() -> frozenset[str]:
-    return frozenset({entry.name for entry in fields(TrainConfig)} | WORDS.keys()) - {"config"}
+    return frozenset({entry.name for entry in fields(TrainConfig)} | WORDS.keys()) - set(ONLY_FLAGS)
 
 
 def said_of(trainer: Trainer, key: str, recipe: Mapping[str, Any]) -> Line:
