@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -214,3 +216,17 @@ def test_scores_of_a_command_that_follows(folder: Path, capsys: pytest.CaptureFi
     row = results.rows(read_sweep(folder / "grid.yaml"))[3]
     assert (row["score_f1"], row["score_rouge_l"]) == (0.5, 0.25)
     assert "score_n" not in row
+
+
+@pytest.mark.parametrize("code", [0, 3, 75])
+def test_the_array_s_script(tmp_path: Path, code: int):
+    """With an `sft` and a `scontrol` that write down what they are told."""
+    for name, lines in (("sft", f"echo sft $@ >> said; exit {code}"), ("scontrol", "echo scontrol $@ >> said")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_JOB_ID": "12"}
+    script = Path(__file__).parents[2] / "launch" / "sweep.sbatch"
+    done = subprocess.run(["bash", str(script), "my sweep.yaml", "--out", "d"], cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == code
+    requeued = ["scontrol requeue 12_7"] if code == 75 else []
+    assert (tmp_path / "said").read_text().splitlines() == ["sft sweep my sweep.yaml --out d --trial 7", *requeued]
