@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from sft.checkpoint.commit import ALONE
 from sft.config.flags import add_flags, typed_values
 from sft.config.recipe import combined, make_config, read_recipe, recipe_text
 from sft.config.train import TrainConfig
+from sft.job import loop
 from sft.job.loop import _Best
 from sft.job.prepare import config_values
 from sft.observe.chart import best_of, series, write_loss_chart
@@ -145,6 +149,19 @@ def test_least_improvement():
     slow = _Best(2, 0.0)
     assert [slow.is_better(number, loss) for number, loss in enumerate([3.0, 2.99, 3.1], 1)] == [True, True, False]
     assert not slow.is_enough
+
+
+def test_a_resumed_run_remembers_its_validations(tmp_path, monkeypatch):
+    lines = [{"iteration": n, "loss": 1.0, "val_loss": loss} for n, loss in enumerate([3.0, 2.0, 2.5, 1.0], 1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    job = SimpleNamespace(config=TrainConfig(run_name="r", val=("v",), early_stopping=2), folder=tmp_path)
+    asked = []
+    monkeypatch.setattr(loop, "damage", lambda folder: asked.append(folder.name))
+    assert loop._earlier_validations(job, ALONE, 3) == [(1, 3.0), (2, 2.0), (3, 2.5)]
+    assert asked == ["step-0000002"]
+    monkeypatch.setattr(loop, "damage", lambda folder: "is not there")
+    assert loop._earlier_validations(job, ALONE, 3) == []  # its best could not be exported
+    assert loop._earlier_validations(job, ALONE, 0) == []
 
 
 def test_the_curve_shows_which_model_was_kept(tmp_path):
