@@ -10,6 +10,8 @@ from tokenize_data.errors import OneLineParser, exit_code_of
 
 COMMANDS = {
     "train": "fine-tune a model; `sft --checkpoint C --run_name R ...` is the same",
+    "sweep": "a grid of recipes, one run after another or several at once, with a table of the results",
+    "convert-recipe": "another trainer's recipe as one of ours, with a comment for each key",
     "export": "a Hugging Face folder from a checkpoint of a run",
     "parity": "train a small model of a base's shape on a layout and with plain transformers, and compare",
     "inspect": "documents with trained and masked tokens in colours, lengths, the manifest",
@@ -17,7 +19,7 @@ COMMANDS = {
 
 
 def make_parser() -> argparse.ArgumentParser:
-    listing = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    listing = "\n".join(f"  {name:<14} {text}" for name, text in COMMANDS.items())
     parser = OneLineParser(
         prog="sft", formatter_class=argparse.RawDescriptionHelpFormatter, usage="sft [COMMAND] [flags]",
         description="A distributed fine-tuner for language models.",
@@ -36,7 +38,7 @@ def entry(argv: list[str] | None = None) -> int:
     is_named = not argv[0].startswith("-")
     name = make_parser().parse_args(argv[:1]).command if is_named else "train"
     flags = argv[1:] if is_named else argv
-    command = importlib.import_module(f"sft.commands.{name}")
+    command = importlib.import_module(f"sft.commands.{name.replace('-', '_')}")
     text = COMMANDS[name]
     parser = OneLineParser(prog=f"sft {name}", description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
     command.add_flags(parser)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from tokenize_data.errors import EXIT_OK, OneLineParser, UserError, exit_code_of
 
 _PROGRAM = "tokenize_data"
+_RECIPE_KEYS = {
+    "run_name", "tokenized_data_dir", "data", "val", "checkpoint", "size", "checkpoints_file", "question_key", "answer_key", "system_key",
+    "text_key", "format", "template", "seq", "max_bad_rows", "samples", "seed",
+}  # fmt: skip
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say what data a run has; training has the same ones."""
-    parser.add_argument("--run_name", required=True, metavar="R", help="name of the data set: letters, digits, . _ -")
+    parser.add_argument("--run_name", default=None, metavar="R", help="name of the data set: letters, digits, . _ - (required)")
     parser.add_argument("--tokenized_data_dir", default="tokenized", metavar="D", help="root of the shards (default: tokenized)")
     parser.add_argument(
         "--data", nargs="+", default=[], metavar="FILE", help="JSONL (.gz, .zst), JSON, CSV, Parquet, a folder or a Hub data set"
@@ -34,6 +39,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_bad_rows", type=int, default=0, metavar="N", help="set up to N bad rows aside in rejected.jsonl (default: 0)"
     )
+    parser.add_argument("--samples", type=int, default=None, metavar="N", help="take N rows of --data, drawn by --seed (default: all)")
     parser.add_argument("--retokenize", action="store_true", help="make the shards anew, and replace the old ones at the end")
     parser.add_argument("--seed", type=int, default=1234, help="for samples and weights (default: 1234)")
 
@@ -44,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="Example: tokenize_data --run_name pubmedqa --data train.jsonl --val val.jsonl --checkpoint meditron --size 70",
     )  # fmt: skip
     add_data_flags(parser)
-    parser.add_argument("--config", type=Path, default=None, metavar="RECIPE", help="a YAML recipe with a `datasets:` list")
+    parser.add_argument("--config", type=Path, default=None, metavar="RECIPE", help="a YAML recipe; a flag wins over it")
     parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes (default: one for each core, at most 16)")
     parser.add_argument("--no_fast_tokenizer", action="store_true", help="never use tiktoken instead of the Hugging Face tokenizer")
     return parser
@@ -82,12 +88,17 @@ def requests_of(arguments: argparse.Namespace):  # type: ignore[no-untyped-def] 
 
     from tokenize_data.bases import find_base
     from tokenize_data.names import check_run_name
-    from tokenize_data.recipe import read_datasets
+    from tokenize_data.recipe import read_data
     from tokenize_data.records import DatasetSpec
     from tokenize_data.stage import Request
 
+    recipe = read_data(arguments.config) if arguments.config else None
+    if recipe is not None:
+        arguments = _with_recipe(arguments, recipe.others)
+    if arguments.run_name is None:
+        raise UserError("--run_name is missing: it names the data set, such as --run_name pubmedqa")
     check_run_name(arguments.run_name)
-    specs = read_datasets(arguments.config) if arguments.config else ()
+    specs, val_specs = (recipe.training, recipe.validation) if recipe is not None else ((), ())
     if specs and arguments.data:
         raise UserError(f"--data and the datasets of {arguments.config} both name the data: give one of them")
     base_spec = DatasetSpec(
@@ -95,7 +106,9 @@ def requests_of(arguments: argparse.Namespace):  # type: ignore[no-untyped-def] 
         system_key=arguments.system_key, text_key=arguments.text_key,
     )  # fmt: skip
     if arguments.data:
-        specs = (replace(base_spec, files=tuple(arguments.data)),)
+        specs = (replace(base_spec, files=tuple(arguments.data), samples=arguments.samples),)
+    elif specs and arguments.samples is not None:
+        raise UserError(f"--samples {arguments.samples} goes with --data: here, give each of the datasets its own 'samples'")
     cores = min(len(os.sched_getaffinity(0)), 16) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     training = Request(
         run_name=arguments.run_name, root=Path(arguments.tokenized_data_dir),
@@ -103,11 +116,24 @@ def requests_of(arguments: argparse.Namespace):  # type: ignore[no-untyped-def] 
         seq=arguments.seq, workers=arguments.workers if arguments.workers is not None else cores, max_bad_rows=arguments.max_bad_rows,
         retokenize=arguments.retokenize, seed=arguments.seed, fast=not arguments.no_fast_tokenizer,
     )  # fmt: skip
-    if not arguments.val:
-        return training, None
-    return training, replace(training, run_name=f"{arguments.run_name}-val", specs=(replace(base_spec, files=tuple(arguments.val)),))
+    if arguments.val:
+        val_specs = (replace(base_spec, files=tuple(arguments.val)),)
+    return training, replace(training, run_name=f"{arguments.run_name}-val", specs=val_specs) if val_specs else None
+
+
+def _with_recipe(arguments: argparse.Namespace, values: dict[str, Any]) -> argparse.Namespace:
+    """The flags that were not typed, from the recipe's keys of the same name. Its other keys belong to training."""
+    found = []
+    for name in _RECIPE_KEYS & values.keys() - arguments.typed:
+        value = values[name]
+        found += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return argparse.Namespace(**{**vars(make_parser().parse_args(found)), **{name: getattr(arguments, name) for name in arguments.typed}})
 
 
 def entry(argv: list[str] | None = None) -> int:
-    arguments = make_parser().parse_args(argv)
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    untyped = object()
+    marked = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(arguments), untyped)))
+    arguments.typed = {name for name, value in vars(marked).items() if value is not untyped}
     return exit_code_of(_PROGRAM, lambda: run(arguments))

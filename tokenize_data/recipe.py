@@ -1,15 +1,15 @@
-"""The `datasets:` list of a recipe: several data sets in one run, each read in its own way."""
+"""The `datasets:` and `val_datasets:` lists of a recipe: several data sets in one run, each read in its own way."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tokenize_data.errors import UserError
+from tokenize_data.recipe_file import read_recipe_file
 from tokenize_data.records import Cleaning, DatasetSpec
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -18,20 +18,42 @@ _TYPES: dict[str, tuple[type, ...]] = {
 _CLEAN_TYPES: dict[str, tuple[type, ...]] = {"drop": (str,), "lower": (bool,), "strip": (bool,)}
 
 
-def read_datasets(file: Path) -> tuple[DatasetSpec, ...]:
+@dataclass(frozen=True, kw_only=True)
+class RecipeData:
+    """What of a recipe is the data stage's: its lists of data sets, and the values of flags that were not typed."""
+
+    training: tuple[DatasetSpec, ...]
+    validation: tuple[DatasetSpec, ...]
+    others: dict[str, Any]
+
+
+def read_data(file: Path) -> RecipeData:
     """The data sets of a recipe, empty where it lists none. Other keys of the recipe belong to training."""
-    try:
-        content = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise UserError(f"--config {file}: {error.strerror}: give the path of a YAML recipe") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {file} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--config {file}: a recipe is a mapping of keys to values, not {type(content).__name__}")
-    entries = content.get("datasets", [])
+    content = read_recipe_file(file)
+    return RecipeData(
+        training=parse_datasets(content.pop("datasets", None), f"{file}: datasets"),
+        validation=parse_datasets(content.pop("val_datasets", None), f"{file}: val_datasets"), others=content,
+    )  # fmt: skip
+
+
+def parse_datasets(entries: Any, where: str) -> tuple[DatasetSpec, ...]:
+    """The value of `datasets:` or `val_datasets:`."""
+    if entries is None:
+        return ()
     if not isinstance(entries, list):
-        raise UserError(f"{file}: datasets must be a list, one entry a data set, not {type(entries).__name__}")
-    return tuple(parse_dataset(entry, f"{file}: datasets[{number}]", number) for number, entry in enumerate(entries))
+        raise UserError(f"{where} must be a list, one entry a data set, not {type(entries).__name__}")
+    return tuple(parse_dataset(entry, f"{where}[{number}]", number) for number, entry in enumerate(entries))
+
+
+def dataset_values(spec: DatasetSpec) -> dict[str, Any]:
+    """What to write into a recipe for it: what differs from the defaults."""
+    plain = DatasetSpec(files=spec.files)
+    values: dict[str, Any] = {"name": spec.name, "files": list(spec.files)}
+    for entry in fields(DatasetSpec):
+        value = getattr(spec, entry.name)
+        if entry.name not in values and value != getattr(plain, entry.name):
+            values[entry.name] = {k: v for k, v in asdict(value).items() if v} if isinstance(value, Cleaning) else value
+    return values
 
 
 def parse_dataset(entry: Any, where: str, number: int) -> DatasetSpec:
@@ -52,12 +74,24 @@ def parse_dataset(entry: Any, where: str, number: int) -> DatasetSpec:
 
 
 def _typed(entry: dict[str, Any], types: dict[str, tuple[type, ...]], where: str) -> dict[str, Any]:
+    entry = {key: _number(value, types.get(key, ())) for key, value in entry.items()}
     for key, value in entry.items():
         if key not in types:
             close = difflib.get_close_matches(str(key), types, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(types)}"
             raise UserError(f"{where}: unknown key '{key}': {hint}")
+        if value is None:
+            continue
         if not isinstance(value, types[key]) or (isinstance(value, bool) and bool not in types[key]):
             wanted = " or ".join(kind.__name__ for kind in types[key])
             raise UserError(f"{where}: {key} must be {wanted}, not {value!r}")
-    return dict(entry)
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def _number(value: Any, types: tuple[type, ...]) -> Any:
+    """A number from a variable comes as a text."""
+    if isinstance(value, str) and str not in types:
+        for kind in types:
+            with contextlib.suppress(ValueError, TypeError):
+                return kind(value) if kind in (int, float) else value
+    return value

@@ -45,6 +45,8 @@ def _find_source(choice: str, tokenizer: BaseTokenizer) -> tuple[str, str]:
         if tokenizer.chat_template is not None:
             return OWN, tokenizer.chat_template
         choice = "megatron"
+    if "{{" in choice or "{%" in choice:  # a recipe's own text
+        return "the recipe's own", choice
     if choice in packaged_templates():
         return choice, (resources.files("tokenize_data") / "jinja" / f"{choice}.jinja").read_text()
     try:

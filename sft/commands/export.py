@@ -13,23 +13,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="where to (default: RUN_DIR/hf)")
     parser.add_argument("--dtype", default=None, choices=["fp32", "bf16"], help="of the weights (default: as it was trained)")
     parser.add_argument("--push_to_hub", default=None, metavar="ID", help="upload the folder as this model; needs `hf auth login`")
+    parser.add_argument("--public", action="store_true", help="make a repository that is created public (default: private)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from sft.engine.start import prepare_environment
     from tokenize_data.errors import UserError
 
-    prepare_environment()
-    target = arguments.out or arguments.run_dir / "hf"
+    adapter = arguments.run_dir / "adapter"
+    is_adapter_meant = arguments.push_to_hub is not None and not (arguments.run_dir / "hf").exists() and adapter.is_dir()
+    target = arguments.out or (adapter if is_adapter_meant else arguments.run_dir / "hf")
     console = Console(highlight=False)
     if target.exists() and arguments.push_to_hub is None:
         raise UserError(f"{target} exists: give another --out, or remove it first")
     if not target.exists():
         import torch
 
+        from sft.engine.start import prepare_environment
+
+        prepare_environment()
         from sft.checkpoint.export import export_checkpoint
 
         checkpoint = _checkpoint(arguments, console)
@@ -42,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
             )  # fmt: skip
         console.print(f"model of iteration {checkpoint.iteration:,}: {target}")
     if arguments.push_to_hub is not None:
-        _push(target, arguments.push_to_hub, console)
+        from sft.job import hub
+
+        hub.push(arguments.run_dir, target, arguments.push_to_hub, public=arguments.public, say=console.print)
     return 0
 
 
@@ -87,18 +93,3 @@ def _origins(facts: dict[str, Any]) -> Any:
         config=config, generation_config=generation, tokenizer_folder=tokenizer, names=facts["names"],
         facts=training_facts(facts, facts["result"]),
     )  # fmt: skip
-
-
-def _push(folder: Path, model_id: str, console: Any) -> None:
-    from huggingface_hub import HfApi
-
-    from tokenize_data.errors import UserError
-
-    try:
-        api = HfApi()
-        api.create_repo(model_id, exist_ok=True, private=True)
-        api.upload_folder(repo_id=model_id, folder_path=folder)
-    except Exception as error:  # many kinds: no network, no token, no right
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder} could not be uploaded as {model_id} ({reason}): see `hf auth login`, then try again") from error
-    console.print(f"uploaded as {model_id} (private)")

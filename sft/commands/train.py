@@ -12,12 +12,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from sft.config.flags import typed_values
-    from sft.config.train import TrainConfig
     from sft.job import launch
-    from tokenize_data.errors import UserError
+    from sft.job.settings import config_of
 
-    values = typed_values(arguments)
-    if "run_name" not in values:
-        raise UserError("--run_name is missing: it names the data set and the run, such as --run_name pubmedqa")
-    return launch.run(TrainConfig(**values), arguments.argv)
+    return launch.run(config_of(arguments), arguments.argv)

@@ -10,26 +10,42 @@ from typing import Any
 
 from sft.config.train import TrainConfig
 
+# Other ways to say what a field says; `recipe.make_config` turns them into it.
+WORDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "loss": (
+        "data", "completion: learn the answers alone, as --loss_mask 0; full: questions and system messages too, as --loss_mask 1",
+        {"choices": ("completion", "full"), "metavar": "completion|full"},
+    ),
+    "gradient_accumulation": (
+        "duration", "rows of --micro_batch documents that each replica adds up in an iteration, instead of --global_batch",
+        {"type": int, "metavar": "A"},
+    ),
+}  # fmt: skip
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """One flag for each field. None of them has a default here, so that what was typed can be told from what was not."""
     hints = typing.get_type_hints(TrainConfig)
     groups: dict[str, Any] = {}
     for entry in fields(TrainConfig):
+        if entry.metadata.get("flag") is False:
+            continue
         name = entry.metadata["group"]
         group = groups.setdefault(name, None) or parser.add_argument_group(name)
         groups[name] = group
         _add_flag(group, entry, hints[entry.name])
+    for word, (group_name, text, options) in WORDS.items():
+        groups[group_name].add_argument(f"--{word}", default=argparse.SUPPRESS, help=text, **options)
 
 
 def typed_values(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was typed, by field."""
-    names = {entry.name for entry in fields(TrainConfig)}
+    """What was typed, by field or word."""
+    names = {entry.name for entry in fields(TrainConfig)} | WORDS.keys()
     return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(arguments).items() if name in names}
 
 
 def _add_flag(group: Any, entry: Field[Any], hint: Any) -> None:
-    kind, facts = _plain_type(hint), entry.metadata
+    kind, facts = plain_type(hint), entry.metadata
     shown = "" if entry.default in (MISSING, None, ()) or kind is bool else f" (default: {entry.default:g})" if kind is float else ""
     if kind in (int, str) and entry.default not in (MISSING, None):
         shown = f" (default: {entry.default})"
@@ -47,7 +63,7 @@ def _add_flag(group: Any, entry: Field[Any], hint: Any) -> None:
     group.add_argument(f"--{entry.name}", metavar=metavar, **options)
 
 
-def _plain_type(hint: Any) -> type:
+def plain_type(hint: Any) -> type:
     """int for int | None, tuple for tuple[str, ...], and so on."""
     if isinstance(hint, types.UnionType):
         (hint,) = [part for part in typing.get_args(hint) if part is not type(None)]

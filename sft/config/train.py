@@ -7,17 +7,18 @@ from typing import Any
 
 from tokenize_data.errors import UserError
 from tokenize_data.names import check_run_name
-from tokenize_data.records import FORMATS
+from tokenize_data.records import FORMATS, DatasetSpec
 
 SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "sgd")
 DTYPES = ("bf16", "fp32")
+ONLY_FLAGS = ("config", "rank", "hostfile")  # no keys of a recipe: it is the same on all nodes
 RECOMPUTES = ("none", "selective", "full")
 
 
 def setting(default: Any, text: str, group: str, **facts: Any) -> Any:
-    """A field with what help, recipes and checks need to know of it: metavar, choices, least, above, most."""
-    unknown = facts.keys() - {"metavar", "choices", "least", "above", "most"}
+    """A field with what help, recipes and checks need to know of it: metavar, choices, least, above, most, and flag=False for none."""
+    unknown = facts.keys() - {"metavar", "choices", "least", "above", "most", "flag"}
     assert not unknown, unknown
     return field(default=default, metadata={"text": text, "group": group, **facts})
 
@@ -26,6 +27,7 @@ def setting(default: Any, text: str, group: str, **facts: Any) -> Any:
 class TrainConfig:
     """What a run is. `None` stands for 'to be inferred'. Arithmetic checks only: no file is read here."""
 
+    config: str | None = setting(None, "a YAML recipe with any of these; a flag wins over it", "data", metavar="RECIPE")
     run_name: str = field(metadata={"text": "name of the data set: letters, digits, . _ -", "group": "data", "metavar": "R"})
     checkpoint: str = setting("baseline", "base model: an entry of checkpoints.toml, or a Hugging Face folder", "model", metavar="NAME")
     size: str | None = setting(None, "size of the entry (default: 7)", "model", metavar="S")
@@ -36,6 +38,9 @@ class TrainConfig:
     tokenized_data_dir: str = setting("tokenized", "root of the shards", "data", metavar="D")
     data: tuple[str, ...] = setting((), "files to train on; needed once", "data", metavar="FILE")
     val: tuple[str, ...] = setting((), "files for validation; becomes R-val", "data", metavar="FILE")
+    datasets: tuple[DatasetSpec, ...] = setting((), "data sets to train on, each with keys and a share of its own", "data", flag=False)
+    val_datasets: tuple[DatasetSpec, ...] = setting((), "the same for validation", "data", flag=False)
+    samples: int | None = setting(None, "take N rows of --data, drawn by --seed", "data", metavar="N", least=1)
     format: str | None = setting(None, "format of the rows (default: from the first ones)", "data", choices=FORMATS)
     question_key: str = setting("prompt", "key of the question", "data", metavar="K")
     answer_key: str = setting("gold", "key of the answer", "data", metavar="K")
@@ -55,6 +60,9 @@ class TrainConfig:
     lr: float = setting(2e-5, "highest learning rate", "optimizer", above=0)
     min_lr: float = setting(2e-6, "lowest learning rate at the end", "optimizer", least=0)
     warmup_fraction: float = setting(0.1, "share of the iterations with a rising learning rate", "optimizer", metavar="F", least=0, most=1)
+    warmup_iters: int | None = setting(
+        None, "iterations with a rising learning rate, instead of a share", "optimizer", metavar="N", least=0
+    )
     schedule: str = setting("cosine", "how the learning rate falls", "optimizer", choices=SCHEDULES)
     optimizer: str = setting("adamw", "optimizer", "optimizer", choices=OPTIMIZERS)
     beta1: float = setting(0.9, "AdamW's first decay rate", "optimizer", metavar="B", least=0, most=1)
@@ -103,6 +111,11 @@ class TrainConfig:
     id: str | None = setting(None, "repeat the same settings from scratch", "output")
     eval_interval: int = setting(100, "iterations between validations", "output", metavar="K", least=1)
     early_stopping: int | None = setting(None, "stop after N validations without a better loss", "output", metavar="N", least=1)
+    early_stopping_min_delta: float = setting(
+        0.0, "how much lower a validation loss has to be than the lowest that counted before", "output", metavar="D", least=0
+    )
+    push_to_hub: str | None = setting(None, "upload the model, with a card, to this repository when it is trained", "output", metavar="ID")
+    hub_public: bool = setting(False, "make a repository that --push_to_hub creates public", "output")
     tensorboard: bool = setting(True, "write TensorBoard files", "output")
     wandb: bool = setting(False, "log to Weights & Biases", "output")
     trackio: bool = setting(False, "log to Trackio", "output")
@@ -115,8 +128,17 @@ class TrainConfig:
             check_run_name(self.id, "id")
         if self.rank >= self.nodes:
             raise UserError(f"--rank {self.rank} with --nodes {self.nodes}: nodes are counted from 0, so use 0 to {self.nodes - 1}")
+        for one, other in (("data", "datasets"), ("val", "val_datasets")):
+            if getattr(self, one) and getattr(self, other):
+                raise UserError(f"--{one} and the recipe's {other} both name the data: give one of them")
+        if self.samples is not None and self.datasets:
+            raise UserError(f"--samples {self.samples} goes with --data: here, give each of the recipe's datasets its own 'samples'")
         if self.min_lr > self.lr:
             raise UserError(f"--min_lr {self.min_lr:g} is above --lr {self.lr:g}: lower min_lr, or raise lr")
+
+    @property
+    def has_validation(self) -> bool:
+        return bool(self.val or self.val_datasets)
 
     @classmethod
     def _facts(cls) -> dict[str, Any]:

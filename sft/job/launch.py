@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from sft.config.train import TrainConfig
-from sft.job import ending, hostfile, lease, nodes, processes, torchrun
+from sft.job import ending, hostfile, hub, lease, nodes, processes, torchrun
 from sft.job.base import find_base_model
 from sft.job.prepare import Job, facts_of, make_job, placement_warning, tokenise, visible_gpus
 from sft.observe import run_folder
@@ -32,6 +32,8 @@ def run(config: TrainConfig, argv: Sequence[str]) -> int:
     if config.hostfile is not None:
         return hostfile.run(config, argv)
     check_trackers(wandb=config.wandb, trackio=config.trackio)
+    if config.push_to_hub is not None and config.rank == 0:
+        hub.check_hub(config.push_to_hub)
     start = partial(_start_here, argv=argv)
     if config.nodes > 1:
         return nodes.run_first(config, _decide, start) if config.rank == 0 else nodes.run_guest(config, start)
@@ -46,8 +48,8 @@ def _decide(config: TrainConfig) -> Job | int:
     if code:
         return code
     job = make_job(config, base)
-    if _is_finished(job):
-        return processes.EXIT_FINISHED
+    if (finished := _code_if_finished(job)) is not None:
+        return finished
     _compare_documents(job)
     facts = facts_of(job)
     header(Console(highlight=False), facts)
@@ -61,11 +63,31 @@ def _decide(config: TrainConfig) -> Job | int:
     return job
 
 
-def _is_finished(job: Job) -> bool:
+def _code_if_finished(job: Job) -> int | None:
+    """The exit code where there is nothing left to train; an upload that is still owed is made up for."""
     if not run_folder.is_finished(job.folder):
-        return False
-    sys.stderr.write(f"sft train: this run is finished: its model is in {job.folder / 'hf'}; --id NAME repeats it from scratch\n")
-    return True
+        return None
+    if job.config.push_to_hub is not None and not hub.is_pushed(job.folder, job.config.push_to_hub):
+        _push(job, job.config.push_to_hub)
+        return processes.EXIT_OK
+    where = hub.model_folder(job.folder)
+    sys.stderr.write(f"sft train: this run is finished: its model is in {where}; --id NAME repeats it from scratch\n")
+    return processes.EXIT_FINISHED
+
+
+def _pushed(job: Job, code: int) -> int:
+    """After training. A failed upload is no failed training: it is said, and the same command repeats it."""
+    if code == processes.EXIT_OK and job.config.push_to_hub is not None and job.config.rank == 0:
+        try:
+            _push(job, job.config.push_to_hub)
+        except UserError as error:
+            sys.stderr.write(f"sft train: warning: {error}\n")
+    return code
+
+
+def _push(job: Job, model_id: str) -> None:
+    say = Console(highlight=False).print
+    hub.push(job.folder, hub.model_folder(job.folder), model_id, public=job.config.hub_public, say=say)
 
 
 def _compare_documents(job: Job) -> None:
@@ -99,7 +121,7 @@ def _start_here(job: Job, place: processes.Place, end: processes.End | None, *, 
     with lease.held(job.folder) if config.rank == 0 else contextlib.nullcontext():
         if place.nodes * place.per_node == 1 and not config.max_restarts:
             processes.be_alone()
-            return _work(job)
+            return _pushed(job, _work(job))
         threads = None if visible_gpus() else max(1, len(os.sched_getaffinity(0)) // place.per_node)
         flags = nodes.workers_flags(argv, job)
         for attempt in range(config.max_restarts + 1):
@@ -107,7 +129,7 @@ def _start_here(job: Job, place: processes.Place, end: processes.End | None, *, 
             if code != processes.EXIT_FAILED or attempt == config.max_restarts or (end is not None and end.reason is not None):
                 break
             sys.stderr.write(f"sft train: starting again from the latest checkpoint (restart {attempt + 1} of {config.max_restarts})\n")
-        return code
+        return _pushed(job, code)
 
 
 def _run_as_worker(config: TrainConfig) -> int:
@@ -122,11 +144,11 @@ def _run_as_worker(config: TrainConfig) -> int:
     job = torchrun.compare(store, config, lambda: make_job(config, base, world=int(os.environ["WORLD_SIZE"])))
     if os.environ["RANK"] != "0":
         return processes.EXIT_FINISHED if run_folder.is_finished(job.folder) else _work(job, store)
-    if _is_finished(job):
-        return processes.EXIT_FINISHED
+    if (finished := _code_if_finished(job)) is not None:
+        return finished
     header(Console(highlight=False), facts_of(job))
     with lease.held(job.folder):
-        return _work(job, store)
+        return _pushed(job, _work(job, store))
 
 
 def _work(job: Job, store: Any = None) -> int:

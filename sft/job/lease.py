@@ -38,6 +38,16 @@ def held(folder: Path, watch_seconds: float = WATCH_SECONDS) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
+def is_free(folder: Path, wait_seconds: float) -> bool:
+    """Whether no run is alive in the folder, or none any more within `wait_seconds`."""
+    deadline = time.monotonic() + wait_seconds
+    while (content := _read(folder / NAME)) is not None and _why_alive(folder / NAME, content, 0.0) is not None:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
 def _take(file: Path, token: str, watch_seconds: float) -> None:
     while not _created(file, token):
         content = _read(file)

@@ -24,8 +24,8 @@ from tokenize_data.errors import UserError
 
 # What may differ from node to node.
 _OWN = (
-    "rank", "nodes", "addr", "data", "val", "tokenized_data_dir", "checkpoint", "checkpoints_file", "save_checkpoint_dir",
-    "no_autoaccept_iters", "retokenize", "hostfile",
+    "rank", "nodes", "addr", "config", "data", "val", "datasets", "val_datasets", "tokenized_data_dir", "checkpoint", "checkpoints_file",
+    "save_checkpoint_dir", "no_autoaccept_iters", "retokenize", "hostfile",
 )  # fmt: skip
 _COMPARED = ("sft", "torch", "deepspeed", "transformers")
 Decide = Callable[[TrainConfig], Job | int]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,11 +28,13 @@ from tokenize_data import __version__
 from tokenize_data.errors import UserError
 from tokenize_data.manifest import dataset_folder
 from tokenize_data.reader import ShardReader
+from tokenize_data.recipe import dataset_values
+from tokenize_data.recipe_file import escaped
 
 _GPU_ROW_TOKENS = 8192  # a row long enough to keep a GPU busy
 _SAMPLED_ITERATIONS = 20
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
-_DATA_FLAGS = ("question_key", "answer_key", "system_key", "text_key", "template", "seq", "max_bad_rows", "seed", "format")
+_DATA_FLAGS = ("question_key", "answer_key", "system_key", "text_key", "template", "seq", "max_bad_rows", "seed", "format", "samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,13 @@ def tokenise(config: TrainConfig, base: BaseModel) -> int:
     command += ["--data", *config.data] if config.data else []
     command += ["--val", *config.val] if config.val else []
     command += ["--retokenize"] if config.retokenize else []
-    return subprocess.run(command).returncode
+    if not (config.datasets or config.val_datasets):
+        return subprocess.run(command).returncode
+    with tempfile.TemporaryDirectory(prefix="sft-") as scratch:  # the lists alone: everything else are flags here
+        file = Path(scratch, "datasets.yaml")
+        lists = {name: [dataset_values(spec) for spec in getattr(config, name)] for name in ("datasets", "val_datasets")}
+        file.write_text(json.dumps(escaped(lists)))
+        return subprocess.run([*command, "--config", str(file)]).returncode
 
 
 def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | None = None) -> Job:
@@ -87,7 +97,7 @@ def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | No
     base = base or find_base_model(config)
     root = Path(config.tokenized_data_dir)
     reader = ShardReader(dataset_folder(root, config.run_name))
-    validation = ShardReader(dataset_folder(root, f"{config.run_name}-val")) if config.val else None
+    validation = ShardReader(dataset_folder(root, f"{config.run_name}-val")) if config.has_validation else None
     for part in (reader, validation):
         if part is not None and part.manifest.seq > config.seq:
             raise UserError(

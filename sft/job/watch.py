@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from sft.config.recipe import recipe_text
 from sft.job.ending import PreemptedError, reason_of
 from sft.job.prepare import Job, config_values, resolved_facts, versions
 from sft.observe import chart, metrics, run_folder
@@ -55,6 +56,7 @@ class _FirstWatch(Watch):
         self.has_started = True
         self._file.rewind(iteration)
         run_folder.write_run_toml(job.folder, config=config_values(config), resolved=resolved_facts(job), versions=versions())
+        run_folder.replace_file(job.folder / "recipe.yaml", recipe_text(config))
         self.status("running")
         self._progress = self._stack.enter_context(Progress(self._console, job.iterations, iteration))
         self._trackers = open_trackers(
@@ -88,7 +90,8 @@ class _FirstWatch(Watch):
     def finish(self, target: Path) -> None:
         self.status("finished")
         folder = self._job.folder
-        drawn = chart.write_loss_chart(metrics.read(folder / "metrics.jsonl"), folder / "loss.png")
+        records, is_best_kept = metrics.read(folder / "metrics.jsonl"), self._job.config.early_stopping is not None
+        drawn = chart.write_loss_chart(records, folder / "loss.png", mark_best=is_best_kept)
         self.say(f"done in {duration(time.monotonic() - self._began)}")
         self.say(f"model     {target}")
         self.say(f"metrics   {folder / 'metrics.jsonl'}" + (f", {folder / 'loss.png'}" if drawn else ""))

@@ -16,8 +16,8 @@ _BLUE, _RED, _GREY = "#4c72b0", "#c44e52", "#8c8c8c"
 _LOWER = (("lr", "learning rate"), ("grad_norm", "gradient norm"))
 
 
-def write_loss_chart(records: Sequence[Mapping[str, Any]], path: Path) -> bool:
-    """False where matplotlib is missing, or no record has a finite loss: then no file is written."""
+def write_loss_chart(records: Sequence[Mapping[str, Any]], path: Path, mark_best: bool = False) -> bool:
+    """False where matplotlib is missing, or no record has a finite loss: then no file is written. Marked is the model that was kept."""
     train, val = series(records, "loss"), series(records, "val_loss")
     if not (np.isfinite(train[1]).any() or np.isfinite(val[1]).any()):
         return False
@@ -30,6 +30,8 @@ def write_loss_chart(records: Sequence[Mapping[str, Any]], path: Path) -> bool:
     figure = Figure(figsize=(9, 5.5 if lower else 4), layout="constrained")
     panels = figure.subplots(1 + len(lower), 1, sharex=True, squeeze=False, height_ratios=[3, 1][: 1 + len(lower)])[:, 0]
     _draw_losses(panels[0], train, val)
+    if mark_best and (best := best_of(val)) is not None:
+        _mark_best(panels, best, int(max(train[0].max(initial=0), best[0])))
     for axes, (label, points) in zip(panels[1:], lower, strict=True):
         axes.plot(*points, color=_GREY, linewidth=1, marker=_marker(points[1]))
         axes.set_ylabel(label)
@@ -49,6 +51,14 @@ def series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, 
     pairs = [(int(record["iteration"]), number(record, key)) for record in records if key in record and "iteration" in record]
     values = [np.nan if value is None else value for _, value in pairs]
     return np.array([iteration for iteration, _ in pairs], dtype=np.int64), np.array(values, dtype=np.float64)
+
+
+def best_of(val: tuple[np.ndarray, np.ndarray]) -> tuple[int, float] | None:
+    """(iteration, loss) of the lowest validation loss, the first of equal ones."""
+    if not np.isfinite(val[1]).any():
+        return None
+    at = int(np.nanargmin(val[1]))
+    return int(val[0][at]), float(val[1][at])
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -71,6 +81,15 @@ def _draw_losses(axes: Any, train: tuple[np.ndarray, np.ndarray], val: tuple[np.
         axes.plot(val[0][finite], val[1][finite], color=_RED, linewidth=1, marker="o", markersize=4, label="validation")
     axes.set_ylabel("loss")
     axes.legend(frameon=False)
+
+
+def _mark_best(panels: Any, best: tuple[int, float], last: int) -> None:
+    iteration, loss = best
+    for axes in panels:
+        axes.axvline(iteration, color=_RED, linewidth=0.8, linestyle="--")
+    end = f", stopped after {last:,}" if last > iteration else ""
+    panels[0].plot([iteration], [loss], color=_RED, marker="*", markersize=13, linestyle="", label=f"kept: iteration {iteration:,}{end}")
+    panels[0].legend(frameon=False)
 
 
 def _marker(values: np.ndarray) -> str:

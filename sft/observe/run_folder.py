@@ -102,6 +102,8 @@ def _value(value: Any) -> str:
         return repr(value)  # nan, inf and 1e-05 are TOML too
     if isinstance(value, str | Path):
         return _string(str(value))
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{_key(key)} = {_value(item)}' for key, item in value.items() if item is not None)} }}"
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return f"[{', '.join(_value(item) for item in value)}]"
     raise TypeError(f"{type(value).__name__} has no place in run.toml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import shutil
@@ -151,6 +152,23 @@ def _yaml(lair: Lair) -> list[str]:
     return ["tokenize_data", "--checkpoint", str(lair.base), "--run_name", "r", "--config", str(lair.folder / "recipe.yaml")]
 
 
+def _recipe(content: str) -> Callable[[Lair], list[str]]:
+    def put(lair: Lair) -> list[str]:
+        (lair.folder / "recipe.yaml").write_text(content.replace("CANARY", str(lair.canary)))
+        return ["--config", str(lair.folder / "recipe.yaml")]
+
+    return put
+
+
+_BOMB = "a: &a [x]\n" + "".join(f"{n}: &{n} [{', '.join([f'*{p}'] * 9)}]\n" for p, n in itertools.pairwise("abcdefghijk"))
+
+
+def _sweep(lair: Lair) -> list[str]:
+    text = f'axes: {{seed: [1]}}\nconstraints: [\'__import__("os").system("touch {lair.canary}")\']\n'
+    (lair.folder / "sweep.yaml").write_text(text)
+    return ["sft", "sweep", str(lair.folder / "sweep.yaml")]
+
+
 def _link_that_leaves(lair: Lair) -> list[str]:
     (lair.folder / "elsewhere").mkdir()
     (lair.folder / "tokenized").mkdir()
@@ -177,6 +195,15 @@ CASES: dict[str, Case] = {
     "tokenizer code in the base": (_own_tokenizer, REFUSED),
     "chat template that leaves its sandbox": (_template, REFUSED),
     "YAML tag": (_yaml, REFUSED),
+    "YAML tag in a recipe of training": (_recipe("data: !!python/object/apply:os.system ['touch CANARY']\n"), REFUSED),
+    "YAML bomb": (_recipe(_BOMB), REFUSED),
+    "recipe that extends itself": (_recipe("extends: recipe.yaml\n"), REFUSED),
+    "recipe that extends a device": (_recipe("extends: /dev/zero\n"), REFUSED),
+    "recipe of nested lists": (_recipe("data: " + "[" * 100_000), REFUSED),
+    "recipe whose template leaves its sandbox": (
+        _recipe("template: \"{{ cycler.__init__.__globals__.os.system('touch CANARY') }}\"\ndata: [x.jsonl]\nretokenize: true\n"), REFUSED
+    ),
+    "condition of a sweep that imports": (_sweep, REFUSED),
     "run name ../x": (lambda _: ["--run_name", "../x"], REFUSED),
     "run name ..": (lambda _: ["--run_name", ".."], REFUSED),
     "id a/b": (lambda _: ["--id", "a/b"], REFUSED),
@@ -200,7 +227,7 @@ def _outcome_is_wrong(field: Field, name: str) -> str | None:
     lair = Lair(Site(field.site.root), field.folder(f"hostile-{name.replace('/', '-')}").resolve())
     shutil.copytree(field.site.root / "base", lair.base)
     further = put(lair) or []
-    if further[:1] == ["tokenize_data"]:
+    if further[:1] in (["tokenize_data"], ["sft"]):
         done = _python(lair, further)
     else:
         flags = [*FLAGS, "--iters", str(WHOLE), "--tokenized_data_dir", str(field.site.root / "tokenized"), *further]

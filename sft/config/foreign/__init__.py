@@ -1,0 +1,73 @@
+"""Recipes of other trainers, each of their keys mapped, refused by name, or warned about. None is dropped without a word.
+
+In reading order: rules (what can be said of a key), shared (keys that both kinds have), trl (alignment-handbook, TRL), flat (the
+config.yml of notebook-style trainers, with TRL's keys besides), data (their data sets). Does not belong here: this project's own keys,
+which are `recipe`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sft.config.foreign import flat, trl
+from sft.config.foreign.rules import Kind, Line, Trainer, own_keys, said_of
+from tokenize_data.errors import UserError
+
+TRAINERS: tuple[Trainer, ...] = (trl.TRAINER, flat.TRAINER)
+_MOST_SHOWN = 6
+
+__all__ = ["Kind", "Line", "is_foreign", "lines_of", "refusal", "translated"]
+
+
+def is_foreign(content: Mapping[str, Any]) -> bool:
+    return _trainer(content) is not None
+
+
+def lines_of(content: Mapping[str, Any], file: Path) -> list[Line]:
+    """What becomes of each key, in their order; then what the other trainer does unless it is told otherwise, and this one does not."""
+    trainer = _trainer(content)
+    assert trainer is not None
+    lines = [said_of(trainer, key, content) for key in content]
+    if all("run_name" not in line.ours for line in lines):
+        name = Path(str(content.get("output_dir") or file.resolve().stem)).name
+        lines.append(
+            Line(key="run_name", kind=Kind.DEFAULT, ours={"run_name": trl.run_name_of(name)}, comment="named after output_dir or file")
+        )
+    said = {name for line in lines for name in line.ours}
+    for name, value in trainer.defaults(content).items():
+        if name not in said:
+            lines.append(Line(key=name, kind=Kind.DEFAULT, ours={name: value}, comment=f"{trainer.name}'s default"))
+    return lines
+
+
+def translated(content: dict[str, Any], file: Path, warn: Callable[[str], None]) -> dict[str, Any]:
+    """This project's recipe for it. What is refused is one error that names all of it."""
+    lines = lines_of(content, file)
+    if (reason := refusal(lines)) is not None:
+        raise UserError(f"{file}: {reason}")
+    for line in lines:
+        if line.kind is Kind.WARNED:
+            warn(f"{file}: {line.key}: {line.shown}: {line.comment}")
+    values: dict[str, Any] = {}
+    for line in lines:
+        values |= line.ours
+    return values
+
+
+def refusal(lines: list[Line]) -> str | None:
+    """Why a recipe cannot be run, all keys in one line."""
+    refused = [f"{line.key}: {line.shown}: {line.comment}" for line in lines if line.kind is Kind.REFUSED]
+    if not refused:
+        return None
+    more = f"; and {len(refused) - _MOST_SHOWN} more" if len(refused) > _MOST_SHOWN else ""
+    return f"cannot be run as it is: {'; '.join(refused[:_MOST_SHOWN])}{more}"
+
+
+def _trainer(content: Mapping[str, Any]) -> Trainer | None:
+    """Whose keys there are: the trainer of most of those that are not this project's own."""
+    known = own_keys()
+    counts = {trainer.name: sum(key in trainer.marks and key not in known for key in content) for trainer in TRAINERS}
+    best = max(TRAINERS, key=lambda trainer: counts[trainer.name])
+    return best if counts[best.name] else None

@@ -1,0 +1,132 @@
+"""What can be said of a key of another trainer's recipe, and the usual ways to say it."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from sft.config.flags import WORDS
+from sft.config.train import ONLY_FLAGS, TrainConfig
+from tokenize_data.errors import shorten
+
+
+class Kind(enum.Enum):
+    MAPPED = "mapped"
+    WARNED = "warned"  # it has no effect here, or another one
+    REFUSED = "refused"
+    OWN = "this project's own key"
+    DEFAULT = "not in the recipe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """What becomes of a key: settings of ours, and a word of why."""
+
+    key: str
+    value: Any = None
+    kind: Kind = Kind.MAPPED
+    ours: Mapping[str, Any] = field(default_factory=dict)
+    comment: str = ""
+
+    @property
+    def shown(self) -> str:
+        if self.value is None or isinstance(self.value, bool):
+            return str(self.value).lower().replace("none", "null")
+        return shorten(self.value)
+
+
+Rule = Callable[[str, Any, Mapping[str, Any]], Line]  # the key, its value, the whole recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """A kind of recipe. `marks` are keys that tell that a recipe is of this kind."""
+
+    name: str
+    rules: Mapping[str, Rule]
+    marks: frozenset[str]
+    defaults: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def own_keys() -> frozenset[str]:
+    return frozenset({entry.name for entry in fields(TrainConfig)} | WORDS.keys()) - set(ONLY_FLAGS)
+
+
+def said_of(trainer: Trainer, key: str, recipe: Mapping[str, Any]) -> Line:
+    value = recipe[key]
+    rule = trainer.rules.get(key)
+    if rule is None and key in own_keys():
+        return Line(key=key, value=value, kind=Kind.OWN, ours={key: value})
+    if rule is None:
+        close = difflib.get_close_matches(key, [*trainer.rules, *own_keys()], n=1)
+        hint = f"did you mean '{close[0]}'?" if close else "take it out"
+        return refused(key, value, f"not a key of {trainer.name}'s recipes that is known here: {hint}")
+    if value is None:
+        return Line(key=key, value=value, comment="not set")
+    return rule(key, value, recipe)
+
+
+def mapped(key: str, value: Any, ours: Mapping[str, Any], comment: str = "") -> Line:
+    return Line(key=key, value=value, ours=ours, comment=comment)
+
+
+def warned(key: str, value: Any, why: str, ours: Mapping[str, Any] | None = None) -> Line:
+    return Line(key=key, value=value, kind=Kind.WARNED, ours=ours or {}, comment=why)
+
+
+def refused(key: str, value: Any, why: str) -> Line:
+    return Line(key=key, value=value, kind=Kind.REFUSED, comment=why)
+
+
+# ---- rules
+
+
+def to(name: str, comment: str = "") -> Rule:
+    """The same under another name."""
+    return lambda key, value, recipe: mapped(key, value, {name: value}, comment)
+
+
+def no_effect(why: str) -> Rule:
+    return lambda key, value, recipe: warned(key, value, f"no effect: {why}")
+
+
+def only(*allowed: Any, why: str) -> Rule:
+    """These values are what happens here anyway; others are refused."""
+
+    def rule(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
+        return mapped(key, value, {}, "as it is here") if value in allowed else refused(key, value, why)
+
+    return rule
+
+
+def off(why: str) -> Rule:
+    """Something that is not done here: refused unless it is switched off."""
+    return only(False, 0, 0.0, "", "no", "none", [], {}, why=why)
+
+
+def of_words(name: str, words: Mapping[str, Any], otherwise: str) -> Rule:
+    """One word for another."""
+
+    def rule(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
+        word = str(value).lower()
+        if word not in words:
+            return refused(key, value, f"{otherwise}; known are {', '.join(words)}")
+        found = words[word]
+        return mapped(key, value, found if isinstance(found, dict) else {name: found})
+
+    return rule
+
+
+def part_of(*others: str) -> Rule:
+    """A key that is read together with another one, where it is said what became of both."""
+
+    def rule(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
+        for other in others:
+            if recipe.get(other) is not None:
+                return mapped(key, value, {}, f"see {other}")
+        return warned(key, value, f"no effect without {' or '.join(others)}")
+
+    return rule

@@ -1,0 +1,163 @@
+"""Recipes: a YAML file of settings, this project's or another trainer's, to a TrainConfig, and back."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from sft.config import foreign
+from sft.config.flags import WORDS, plain_type
+from sft.config.train import ONLY_FLAGS, TrainConfig
+from tokenize_data.errors import UserError, shorten
+from tokenize_data.recipe import dataset_values, parse_datasets
+from tokenize_data.recipe_file import escaped, merge, parse_yaml, read_recipe_file
+
+Warn = Callable[[str], None]
+# Of this start and this machine: a recipe that is handed on does not have them.
+_NOT_WRITTEN = (*ONLY_FLAGS, "addr", "port", "retokenize", "no_autoaccept_iters")
+_PLAIN = re.compile(r"[A-Za-z0-9_/.-]+")
+_LOSS_MASKS = {"completion": 0.0, "full": 1.0}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list of texts"}
+
+
+def known_keys() -> list[str]:
+    """What may stand in a recipe."""
+    return ["extends", *(entry.name for entry in fields(TrainConfig) if entry.name not in ONLY_FLAGS), *WORDS]
+
+
+def read_recipe(file: Path, warn: Warn = lambda _: None) -> dict[str, Any]:
+    """The settings of a recipe and of those that it extends, each by field or word. Another trainer's recipe is translated."""
+
+    def own(content: dict[str, Any], path: Path) -> dict[str, Any]:
+        if foreign.is_foreign(content):
+            content = foreign.translated(content, path, warn)
+        return checked(content, str(path))
+
+    return read_recipe_file(file, own)
+
+
+def checked(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The same, each value of its field's type. A null stays: it takes away what an extended recipe says."""
+    known, hints = known_keys(), typing.get_type_hints(TrainConfig)
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        if key not in known:
+            raise UserError(f"{where}: unknown key '{key}': {_suggestion(key, known)}")
+        if value is None:
+            values[key] = None
+        elif key in ("datasets", "val_datasets"):
+            values[key] = parse_datasets(value, f"{where}: {key}")
+        elif key == "loss":
+            values[key] = _one_of(value, tuple(_LOSS_MASKS), f"{where}: loss")
+        else:
+            kind = int if key in WORDS else plain_type(hints[key])
+            values[key] = _coerced(value, kind, f"{where}: {key}")
+    return values
+
+
+def make_config(values: Mapping[str, Any], *, world: int) -> TrainConfig:
+    """The configuration of settings that were typed or read. `world` is the number of processes, for --gradient_accumulation."""
+    values = {name: value for name, value in values.items() if value is not None}
+    if "loss" in values:
+        values["loss_mask"] = _LOSS_MASKS[values.pop("loss")]
+    if "gradient_accumulation" in values:
+        values["global_batch"] = _global_batch(values, world)
+    if "run_name" not in values:
+        raise UserError("--run_name is missing: it names the data set and the run, such as --run_name pubmedqa")
+    return TrainConfig(**values)
+
+
+def recipe_text(config: TrainConfig) -> str:
+    """The whole configuration as a recipe, which gives the same configuration when it is read."""
+    lines = ["# Every setting of this run: `sft --config recipe.yaml` does it again."]
+    group = ""
+    groups = list(dict.fromkeys(entry.metadata["group"] for entry in fields(TrainConfig)))
+    for entry in sorted(fields(TrainConfig), key=lambda entry: groups.index(entry.metadata["group"])):
+        value = getattr(config, entry.name)
+        if entry.name in _NOT_WRITTEN or value is None or value == ():
+            continue
+        if entry.metadata["group"] != group:
+            group = entry.metadata["group"]
+            lines += ["", f"# {group}"]
+        if entry.name in ("datasets", "val_datasets"):
+            value = [dataset_values(spec) for spec in value]
+        lines += key_lines(entry.name, value)
+    return "\n".join(lines) + "\n"
+
+
+def key_lines(key: str, value: Any, comment: str = "") -> list[str]:
+    """A key of a recipe with its value, as YAML; longer ones a line for each part."""
+    tail = f"  # {' '.join(comment.split())}" if comment else ""
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        lines = [f"{key}:{tail}"]
+        for item in value:
+            inner = [f"{name}: {_yaml(part)}" for name, part in item.items()]
+            lines += [f"  - {inner[0]}", *(f"    {line}" for line in inner[1:])]
+        return lines
+    return [f"{key}: {_yaml(value)}{tail}"]
+
+
+def _yaml(value: Any) -> str:
+    """JSON, which is YAML, but for words that read better without quotes and stay what they are."""
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and parse_yaml(value, "value") == value:
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        return f"[{', '.join(_yaml(part) for part in value)}]"
+    text = json.dumps(escaped(value), ensure_ascii=False)
+    return text.replace("e", ".0e") if isinstance(value, float) and "." not in text else text  # as YAML 1.1 wants it
+
+
+def _global_batch(values: dict[str, Any], world: int) -> int:
+    steps = values.pop("gradient_accumulation")
+    if steps < 1:
+        raise UserError(f"--gradient_accumulation {steps} must be at least 1")
+    if "global_batch" in values:
+        raise UserError("--global_batch and --gradient_accumulation say the same in two ways: give one of them")
+    replicas = max(1, world // (values.get("tp", 1) * values.get("pp", 1)))
+    return int(steps * values.get("micro_batch", 1) * replicas)
+
+
+def _coerced(value: Any, kind: type, where: str) -> Any:
+    if kind is tuple:
+        parts = value if isinstance(value, list) else [value]
+        return tuple(_coerced(part, str, where) for part in parts)
+    if kind is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # size: 70
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind in (int, float) and isinstance(value, str):
+        try:
+            return kind(value)  # in quotes, or from a variable
+        except ValueError:
+            pass
+    if kind is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        hint = f': write it in quotes, as "{value}"' if kind is str and isinstance(value, float | bool) else ""
+        raise UserError(f"{where} must be {_KINDS[kind]}, not {shorten(value)}{hint}")
+    return value
+
+
+def _one_of(value: Any, choices: tuple[str, ...], where: str) -> Any:
+    if value not in choices:
+        raise UserError(f"{where}: {shorten(value)}: use {' or '.join(choices)}")
+    return value
+
+
+def _suggestion(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else "`sft train -h` lists all keys; they are the flags' names"
+
+
+def combined(arguments_values: Mapping[str, Any], warn: Warn) -> dict[str, Any]:
+    """What was typed, on top of the recipe that it names."""
+    file = arguments_values.get("config")
+    return merge(read_recipe(Path(file), warn), arguments_values) if file else dict(arguments_values)

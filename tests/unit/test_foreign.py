@@ -1,0 +1,150 @@
+"""Recipes of other trainers: each key is mapped, refused by name, or warned about."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+from sft.config import foreign
+from sft.config.convert import convert
+from sft.config.foreign import flat, trl
+from sft.config.recipe import make_config, read_recipe
+from sft.config.train import TrainConfig
+from tests.conftest import Outcome
+from tokenize_data.errors import UserError
+from tokenize_data.recipe_file import parse_yaml
+
+FOLDER = Path(__file__).parents[1] / "foreign"
+
+
+def read(name: str, world: int = 1) -> tuple[TrainConfig, dict[str, str]]:
+    """(the configuration, what was warned of, by key)."""
+    warnings: list[str] = []
+    found = make_config(read_recipe(FOLDER / name, warnings.append), world=world)
+    return found, {line.split(": ")[1]: line for line in warnings}
+
+
+def test_a_full_fine_tune_of_the_handbook():
+    found, warned = read("handbook_full.yaml", world=8)
+    assert (found.checkpoint, found.dtype, found.seq, found.epochs, found.iters) == ("mistralai/Mistral-7B-v0.1", "bf16", 2048, 1.0, None)
+    assert (found.micro_batch, found.global_batch) == (16, 16 * 4 * 8)
+    assert [(spec.files, spec.weight) for spec in found.datasets] == [
+        (("some/chats:all:train_sft",), 1.0), (("others/orders:train_sft",), 0.25)
+    ]  # fmt: skip
+    assert [spec.files for spec in found.val_datasets] == [("some/chats:all:test_sft",), ("others/orders:test_sft",)]
+    assert found.template.startswith("{% for message in messages %}<|{{")
+    assert (found.lr, found.schedule, found.min_lr, found.warmup_fraction) == (2e-5, "cosine", 0.0, 0.1)
+    assert (found.beta2, found.eps, found.weight_decay, found.seed) == (0.999, 1e-8, 0.0, 42)
+    assert (found.recompute, found.loss_mask, found.lora) == ("full", 1.0, None)
+    assert (found.eval_interval, found.save_interval, found.keep) == (40, 100, 1)
+    assert (found.push_to_hub, found.hub_public, found.tensorboard, found.wandb) == ("me/mistral-sft", False, True, True)
+    assert (found.run_name, found.save_checkpoint_dir) == ("mistral-sft", "data/mistral-sft")
+    assert warned.keys() == {
+        "attn_implementation", "preprocessing_num_workers", "gradient_checkpointing_kwargs", "hub_strategy", "log_level", "logging_steps",
+        "logging_strategy", "overwrite_output_dir", "per_device_eval_batch_size", "remove_unused_columns",
+    }  # fmt: skip
+    assert "no effect: every iteration is logged" in warned["logging_steps"]
+
+
+def test_adapters_with_trl_s_names():
+    found, warned = read("handbook_lora.yaml", world=4)
+    assert (found.lora, found.lora_alpha, found.lora_dropout, found.lora_targets) == (8, 32.0, 0.05, ("q_proj", "v_proj"))
+    assert (found.lora_modules_to_save, found.load_in_4bit, found.dtype) == (("lm_head",), True, "bf16")
+    (spec,) = found.datasets
+    assert (spec.files, spec.text_key) == (("some/chats:small:train",), "content")
+    assert not found.has_validation
+    assert (found.seq, found.iters, found.epochs, found.global_batch) == (1024, 300, 2.0, 64)
+    assert (found.lr, found.schedule, found.warmup_iters, found.clip, found.weight_decay) == (2e-4, "constant", 20, 0.3, 0.01)
+    assert (found.recompute, found.loss_mask, found.optimizer, found.save_interval) == ("none", 0.0, "adamw", 50)
+    assert (found.push_to_hub, found.tensorboard, found.run_name) == (None, False, "gemma-adapters")
+    assert warned.keys() == {"packing", "save_strategy", "save_steps", "logging_first_step", "logging_dir", "hub_model_id"}
+
+
+def test_flat_files():
+    found, warned = read("flat_full.yml", world=2)
+    assert (found.checkpoint, found.lr, found.micro_batch, found.global_batch, found.seq) == ("facebook/opt-350m", 1.41e-5, 16, 128, 512)
+    assert [(spec.files, spec.text_key) for spec in found.datasets] == [(("owner/reviews:train",), "review")]
+    assert (found.save_interval, found.keep, found.recompute, found.push_to_hub) == (200, 5, "full", "me/opt-reviews")
+    assert (found.lora, found.loss_mask, found.schedule, found.run_name) == (None, 1.0, "linear", "output")
+    assert warned.keys() == {"logging_steps", "peft_lora_r", "peft_lora_alpha", "gradient_checkpointing_kwargs"}
+    found, warned = read("flat_lora.yml")
+    assert (found.lora, found.lora_alpha, found.load_in_8bit, found.load_in_4bit) == (16, 32.0, True, False)
+    assert (found.iters, found.trust_remote_code, found.push_to_hub, found.run_name) == (500, True, None, "llama")
+    assert found.datasets[0].files == ("./rows.jsonl",)
+    assert "adapters are on all linear layers here" in warned["use_peft"]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.iterdir()))
+def test_what_is_printed_has_each_key_and_runs_the_same(tmp_path, name):
+    text, refused = convert(FOLDER / name)
+    assert refused is None
+    keys = parse_yaml((FOLDER / name).read_text(), name)
+    assert [key for key in keys if f"{key}: " not in text and f"{key}:" not in text] == []
+    (tmp_path / "new.yaml").write_text(text)
+    assert make_config(read_recipe(tmp_path / "new.yaml"), world=2) == read(name, world=2)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("fp16: true", "fp16: true: float16 is not trained with: use bf16: true"),
+        ("neftune_noise_alpha: 5", "noise on embeddings is not added"),
+        ("lr_scheduler_type: polynomial", "there is no such schedule: use cosine, linear or constant"),
+        ("optim: lion_32bit", "no such optimizer"),
+        ("model_revision: abc", "download that revision"), ("use_dora: true", "there is LoRA, not DoRA"),
+        ("bnb_4bit_quant_type: fp4", "NF4"),
+        ("hub_token: hf_secret", "hub_token: '...': a secret does not belong into a recipe"), ("report_to: [mlflow]", "there is no mlflow"),
+        ("label_smoothing_factor: 0.1", "labels are not smoothed"), ("learning_rte: 1", "did you mean 'learning_rate'?"),
+        ("dataset_mixture: {datasets: [{id: a/b}], test_split_size: 5}", "make a file of the rows for validation"),
+        ("save_steps: 0.1", "write save_interval, a number of iterations"), ("metric_for_best_model: accuracy", "the lowest loss"),
+        ("chat_template_path: someone/model", "save its Jinja file"), ("lora_task_type: SEQ_CLS", "causal language models alone"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_by_name(tmp_path, change, message):
+    (tmp_path / "old.yaml").write_text(f"model_name_or_path: a/b\nper_device_train_batch_size: 1\n{change}\n")
+    with pytest.raises(UserError) as error:
+        read_recipe(tmp_path / "old.yaml")
+    assert message in str(error.value)
+    assert "hf_secret" not in str(error.value)
+    text, refused = convert(tmp_path / "old.yaml")
+    assert refused is not None
+    assert message in refused
+    assert "# refused: " in text
+
+
+def test_all_that_is_refused_is_said_at_once(tmp_path):
+    (tmp_path / "old.yaml").write_text("model_name: a/b\nfp16: true\nuse_dora: true\nbatch_size: 2\n")
+    with pytest.raises(UserError, match=r"cannot be run as it is: fp16: .*; use_dora: "):
+        read_recipe(tmp_path / "old.yaml")
+
+
+def test_our_own_keys_are_taken_beside_theirs(tmp_path):
+    (tmp_path / "old.yaml").write_text("model_name_or_path: a/b\nmax_seq_length: 512\ntp: 4\nsave_checkpoint_dir: out\n")
+    (tmp_path / "new.yaml").write_text("extends: old.yaml\nseq: 256\n")
+    found = make_config(read_recipe(tmp_path / "new.yaml"), world=4)
+    assert (found.tp, found.save_checkpoint_dir, found.seq, found.run_name) == (4, "out", 256, "old")
+    assert not foreign.is_foreign({"run_name": "r", "seed": 1, "lr": 1.0})
+
+
+def test_every_setting_of_transformers_is_known():
+    names = {entry.name for entry in dataclasses.fields(TrainingArguments)}
+    assert sorted(names - trl.RULES.keys()) == []
+    assert sorted(names - flat.RULES.keys()) == []
+
+
+def test_the_command(bench, tmp_path):
+    from sft.cli import entry
+
+    done: Outcome = bench._run(entry, ["convert-recipe", FOLDER / "flat_full.yml"])
+    assert done.code == 0, done.err
+    assert "micro_batch: 16  # was batch_size: 16; room for so many documents of seq tokens" in done.out
+    refused = bench._run(entry, ["convert-recipe", bench.write("model_name: a/b\nfp16: true\n", "old.yaml")])
+    assert refused.code == 2
+    assert "# refused: fp16: true: " in refused.out
+    assert "cannot be run as it is: fp16" in refused.err
+    ours = bench._run(entry, ["convert-recipe", bench.write("run_name: r\n", "ours.yaml")])
+    assert ours.code == 2
+    assert "has no key of another trainer's recipe" in ours.err
