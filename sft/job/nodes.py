@@ -73,10 +73,7 @@ def run_guest(config: TrainConfig, run: Run) -> int:
                 raise
             sys.stderr.write(f"sft train: no other attempt: {error}\n")
             return processes.EXIT_FAILED
-        val = (config.val or ("as node 0",)) if decision["has_validation"] else ()  # the shards are there; the word only says so
-        mine = replace(
-            config, iters=int(decision["iters"]), nodes=int(decision["nodes"]), rank=int(decision["rank"]), max_restarts=0, val=val
-        )  # fmt: skip
+        mine = _as_decided(config, decision)
         job, error_here = _job_here(mine, decision)
         folder = job.folder if job is not None else Path(config.save_checkpoint_dir)
         guest.say_ready(preflight.ready(mine.rank, _per_node(job), facts_to_compare(job, config), error_here, folder), config.node_timeout)
@@ -87,6 +84,15 @@ def run_guest(config: TrainConfig, run: Run) -> int:
             return code
         say_on_stderr("this attempt has ended: back to node 0 for the next one")
         patience, is_first = config.replace_timeout + 60.0, False
+
+
+def _as_decided(config: TrainConfig, decision: dict[str, Any]) -> TrainConfig:
+    """Whether there is validation is node 0's to say: it has made the shards, and names of files may be missing here."""
+    iters, nodes, rank = (int(decision[name]) for name in ("iters", "nodes", "rank"))
+    config = replace(config, iters=iters, nodes=nodes, rank=rank, max_restarts=0)
+    if config.has_validation == decision["has_validation"]:
+        return config
+    return replace(config, val=("as node 0",) if decision["has_validation"] else (), val_datasets=())
 
 
 def _await_all(host: Host, config: TrainConfig) -> None:
@@ -121,7 +127,7 @@ def _of_those_who_came(host: Host, decided: Job) -> tuple[Job, list[int]]:
 def _start_together(host: Host, config: TrainConfig, job: Job, chosen: Sequence[int], restarts_left: int) -> None:
     token = _leave_token(job.folder)
     decision = {
-        "iters": job.iterations, "has_validation": bool(config.val), "folder": str(job.folder.resolve()), "token": token.name,
+        "iters": job.iterations, "has_validation": config.has_validation, "folder": str(job.folder.resolve()), "token": token.name,
         "restarts_left": restarts_left,
     }  # fmt: skip
     mine = preflight.ready(0, _per_node(job), facts_to_compare(job, config), None, job.folder)
@@ -189,4 +195,5 @@ def _leave_token(folder: Path) -> Path:
 def workers_flags(argv: Sequence[str], job: Job) -> list[str]:
     """What the workers are started with: as typed, and what was decided since. Of a flag that is there twice, the last one counts."""
     flags = [*argv, "--iters", str(job.iterations)] if job.config.iters is not None else list(argv)
-    return [*flags, "--nodes", str(job.config.nodes), "--rank", str(job.config.rank), "--val", *job.config.val]
+    flags += ["--nodes", str(job.config.nodes), "--rank", str(job.config.rank)]
+    return flags if job.config.val_datasets else [*flags, "--val", *job.config.val]
