@@ -18,7 +18,7 @@ class Activations:
     whole: float  # without recomputation
     products: float  # with selective recomputation: its input, results of matrix products and attention
     boundary: float  # hidden states between layers
-    backward: float  # for a moment, while the layer's backward pass computes
+    backward: float  # for a moment besides, while the layer's backward pass computes: in its MLP, or in the norm before it
 
     def kept(self, recompute: str) -> float:
         return {"none": self.whole, "selective": self.products, "full": self.boundary}[recompute]
@@ -36,9 +36,9 @@ def activations_of(
     norms = _norms(model, hidden, stretch, each)
     attention = _attention(model, queries, keys, each) + 4 * (model.heads // t) * tokens  # the softmax's logarithms
     mlp = each * inner * (4 if model.is_gated else 2)
-    products = each * (stretch + 2 * queries + 2 * keys + (2 if model.is_gated else 1) * inner + 2 * stretch)
+    products = each * (stretch + 2 * queries + 2 * keys + (2 if model.is_gated else 1) * inner + 2 * hidden)
     products += 4 * (model.heads // t) * tokens
-    backward = each * (hidden + 2 * inner)
+    backward = max(each * (hidden + 2 * inner), (5 * 4 + 5 * each) * stretch - mlp)
     return Activations(whole=norms + attention + mlp, products=products, boundary=each * stretch, backward=backward)
 
 

@@ -54,7 +54,7 @@ def _gpu(
 
 
 # Efficiencies of the A100 and the H100 come from published runs (benchmarks/published.py); the others have their generation's.
-_AMPERE, _HOPPER = 0.83, 0.66
+_AMPERE, _HOPPER = 0.83, 0.63
 TABLE: dict[str, Gpu] = {
     gpu.name: gpu
     for gpu in (

@@ -118,15 +118,23 @@ def stage_memory(model: Architecture, layout: Layout, stage: int, layers: range,
     each = work.bytes_each
     in_flight = min(layout.pp - stage, work.micro_batches)
     held = in_flight * (len(layers) * kept.kept(work.recompute) + kept.boundary * (2 if not is_first else 1))
-    held += kept.boundary if is_last and layout.pp > 1 else 0
+    stale = kept.boundary * _stale_boundaries(layout, is_last)  # what the engine has not let go of yet
+    held += max(0.0, stale - 3 * kept.boundary)
     lives_on = weights.trained * 2 if work.dtype == "bf16" else 0  # gradients of the last micro-batch
     before = lives_on if work.micro_batches > 1 else 0
     moments = [_layer_moment(rest, held, before, kept, model, work)]
     if is_last:
         moments.append(_loss_moment(rest, held, before, model, layout, work, each))
-    moments.append(_exchange_moment(rest, lives_on, weights, layout, work))
+    moments.append(replace(_exchange_moment(rest, lives_on, weights, layout, work), activations=stale))
     peak = max(moments, key=lambda moment: moment.total)
     return replace(peak, stage=stage)
+
+
+def _stale_boundaries(layout: Layout, is_last: bool) -> int:
+    """DeepSpeed's pipeline keeps inputs and outputs of its buffers until they are used again, and two buffers for the last stage."""
+    if layout.pp == 1:
+        return 2
+    return 7 if is_last else 1
 
 
 def _at_rest(weights: StageWeights, layout: Layout, work: Work) -> StageMemory:
