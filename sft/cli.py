@@ -10,6 +10,7 @@ from tokenize_data.errors import OneLineParser, exit_code_of
 
 COMMANDS = {
     "train": "fine-tune a model; `sft --checkpoint C --run_name R ...` is the same",
+    "plan": "what a run would do: iterations, layout, memory and time; starts nothing",
     "export": "a Hugging Face folder from a checkpoint of a run",
     "parity": "train a small model of a base's shape on a layout and with plain transformers, and compare",
     "inspect": "documents with trained and masked tokens in colours, lengths, the manifest",

@@ -127,6 +127,11 @@ class Architecture:
         return -(-self.vocabulary // tp)
 
 
+def head_cost(model: Architecture, trained_share: float) -> float:
+    """Of the head, in layers: only trained tokens are projected to the vocabulary."""
+    return model.head_weights / model.layer_weights * trained_share
+
+
 def _size(config: Mapping[str, Any], kind: str, what: str) -> int:
     value = next((config[name] for name in _NAMES[what] if isinstance(config.get(name), int)), None)
     if value is None or value < 1:
