@@ -2,9 +2,9 @@
 
     python benchmarks/published.py [--runs FILE]
 
-writes benchmarks/results/published.md and published.png. A kind of GPU has one set of constants, whatever was trained on it. What differs
-between programs is what they did: Megatron of 2021 and 2022 fused norms and biases, but had no flash attention; Nanotron had it. Both computed
-the logits of all tokens.
+writes benchmarks/results/published.md and published.png. A kind of GPU has one set of constants, whatever was trained on it.
+What differs between programs is what they did: Megatron of 2021 and 2022 fused norms and biases, but had no flash attention; Nanotron had it.
+Both computed the logits of all tokens.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ _MEGATRON = Program(
     has_head_on_all=True,
 )  # fmt: skip
 # What the runs' names say is in the table; their shapes are those of the benchmark's own script (scripts/scaling_benchmarks.py).
-_NANOTRON = replace(_MEGATRON, residual_bytes=6, gate_bytes=6, attention_bytes=4, has_flash=True, backward_ratio=1.7, launches=6, is_sharded=True)
-_NANOTRON_SHAPES = {
-    "1.34B": {"num_hidden_layers": 16, "hidden_size": 2048, "num_attention_heads": 32, "intermediate_size": 8192, "tie_word_embeddings": True},
-    "3.57B": {"num_hidden_layers": 28, "hidden_size": 3072, "num_attention_heads": 32, "intermediate_size": 8192, "tie_word_embeddings": True},
-    "8.86B": {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 14336},
-    "80B": {"num_hidden_layers": 80, "hidden_size": 8192, "num_attention_heads": 64, "intermediate_size": 28672},
-}  # fmt: skip
+_NANOTRON = replace(
+    _MEGATRON, residual_bytes=6, gate_bytes=6, attention_bytes=4, has_flash=True, backward_ratio=1.7, launches=6, is_sharded=True
+)
+_NANOTRON_SHAPES = {  # layers, hidden, inner, heads; small models tie embedding and head
+    "1.34B": (16, 2048, 8192, 32),
+    "3.57B": (28, 3072, 8192, 32),
+    "8.86B": (32, 4096, 14336, 32),
+    "80B": (80, 8192, 28672, 64),
+}
 _NANOTRON_VOCABULARY = 131072
 
 
@@ -89,7 +91,10 @@ def compare(run: dict[str, str]) -> Comparison:
 
 def _model(run: dict[str, str]) -> Architecture:
     if run["source"].startswith("nanotron"):
-        return Architecture.of_config({"model_type": "llama", "vocab_size": _NANOTRON_VOCABULARY, **_NANOTRON_SHAPES[run["model"]]})
+        layers, hidden, inner, heads = _NANOTRON_SHAPES[run["model"]]
+        config = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": inner, "num_attention_heads": heads}
+        config |= {"model_type": "llama", "vocab_size": _NANOTRON_VOCABULARY, "tie_word_embeddings": inner < 10_000}
+        return Architecture.of_config(config)
     shape = {"num_hidden_layers": "layers", "hidden_size": "hidden", "num_attention_heads": "attention_heads", "vocab_size": "vocab"}
     return Architecture.of_config({"model_type": "gpt_neox", **{name: int(run[column]) for name, column in shape.items()}})
 
@@ -107,19 +112,25 @@ def read(file: Path) -> list[dict[str, str]]:
 
 def table(comparisons: list[Comparison]) -> str:
     errors = [abs(comparison.error) for comparison in comparisons]
+    a100, h100 = find_gpu("a100-80gb"), find_gpu("h100-80gb")
     lines = [
-        "# Published training runs, predicted", "",
-        "`python benchmarks/published.py` computes this from `benchmarks/data/published_runs.csv`: no GPU is used, and none of the runs was",
-        "repeated. Constants are those of `sft/plan/gpus.py`: one efficiency for matrix products, set for all of a GPU's runs together",
-        f"(A100 {find_gpu('a100-80gb').matrix_efficiency}, H100 {find_gpu('h100-80gb').matrix_efficiency}), and for memory, links and networks the",
-        "same on both.", "",
-        f"Median error {statistics.median(errors):.1%}, worst {max(errors):.1%}, {len(errors)} runs.", "",
-        "| source | model | GPUs | tp x pp x dp | recompute | published | predicted | error |", "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        "# Published training runs, predicted",
+        "",
+        "`python benchmarks/published.py` computes this from `benchmarks/data/published_runs.csv`: no GPU is used, and none of the",
+        "runs was repeated. Constants are those of `sft/plan/gpus.py`: one efficiency for matrix products on each kind of GPU",
+        f"(A100 {a100.matrix_efficiency}, H100 {h100.matrix_efficiency}), set for all its runs together; for memory, links and",
+        "networks the same on both.",
+        "",
+        f"Median error {statistics.median(errors):.1%}, worst {max(errors):.1%}, {len(errors)} runs.",
+        "",
+        "| source | model | GPUs | tp x pp x dp | recompute | published | predicted | error |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for comparison in comparisons:
         run = comparison.run
         lines.append(
-            f"| {run['source']} | {run['model']} | {run['gpus']} {run['gpu']} | {run['tp']} x {run['pp']} x {run['dp']} | {run['recompute']} "
+            f"| {run['source']} | {run['model']} | {run['gpus']} {run['gpu']} "
+            f"| {run['tp']} x {run['pp']} x {run['dp']} | {run['recompute']} "
             f"| {comparison.measured:g} {run['unit']} | {comparison.predicted:.4g} | {comparison.error:+.1%} |"
         )
     return "\n".join(lines) + "\n"

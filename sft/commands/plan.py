@@ -44,7 +44,9 @@ def show(config: object, *, explains: bool = False, as_json: bool = False, what_
     if what_if is not None:
         rows = scaling(config, _counts(what_if))
         if as_json:
-            print(json.dumps([{"gpus": count, **(as_data(plan) if not isinstance(plan, str) else {"refused": plan})} for count, plan in rows]))
+            print(
+                json.dumps([{"gpus": count, **(as_data(plan) if not isinstance(plan, str) else {"refused": plan})} for count, plan in rows])
+            )
             return 0
         show_scaling(console, rows)
         if write_scaling_chart(rows, Path(plot)):

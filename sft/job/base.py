@@ -52,10 +52,8 @@ class Described:
 def describe_base_model(config: TrainConfig) -> Described:
     """The base model that the flags name, from what of it is on this machine."""
     given = Path(config.checkpoint).expanduser()
-    if (given / "config.json").is_file():  # a plan needs no tokenizer
-        entry = Base(name=given.resolve().name, path=str(given))
-    else:
-        entry = _entry(config)
+    is_folder = (given / "config.json").is_file()  # a plan needs no tokenizer
+    entry = Base(name=given.resolve().name, path=str(given)) if is_folder else _entry(config)
     inner = None
     if config.intermediate_iter is not None:
         inner = intermediate_name(entry.intermediate, config.intermediate_iter, f"the entry of {entry.name}")

@@ -174,9 +174,8 @@ def _data(config: TrainConfig, notes: list[str]) -> tuple[Data, Batches, float]:
         reader = ShardReader(folder)
         batches = batches_of(reader, Sampler(len(reader), config.global_batch, config.seed))
         manifest = reader.manifest
-        known = Data(
-            documents=len(reader), tokens=manifest.tokens - len(reader), trained_tokens=manifest.trained_tokens, source=f"shards in {folder}"
-        )  # fmt: skip
+        tokens, trained = manifest.tokens - len(reader), manifest.trained_tokens
+        known = Data(documents=len(reader), tokens=tokens, trained_tokens=trained, source=f"shards in {folder}")
         return known, batches, trained_share(config, reader)
     known_number = known_documents(config.run_name, Path(config.checkpoints_file) if config.checkpoints_file else None)
     counted = _count_rows(config.data) if config.data else None

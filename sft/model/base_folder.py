@@ -62,7 +62,9 @@ def resolve_here(path: str, revision_or_subfolder: str | None = None) -> Path:
     if folder.exists():
         gguf = gguf_file_in(folder if inner is None else folder / inner)
         if gguf is not None and not (_cache_of_conversions() / _identity(gguf)).is_dir():
-            raise UserError(f"{gguf} has not been converted yet, which the first training with it does: until then, give a folder with a config.json")
+            raise UserError(
+                f"{gguf} has not been converted yet, which the first training with it does: until then, give a folder with a config.json"
+            )
         return resolve(path, inner)
     if not _HUB_ID.fullmatch(path) or path.startswith("."):
         raise UserError(f"{path}: no such folder: give a Hugging Face folder, a .gguf file or a Hub id")

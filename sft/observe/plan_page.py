@@ -163,7 +163,9 @@ def write_scaling_chart(rows: Sequence[tuple[int, Plan | str]], path: Path) -> b
     axes = figure.subplots()
     counts, speeds = zip(*points, strict=True)
     axes.plot(counts, speeds, marker="o", color="#4c72b0", label="planned")
-    axes.plot(counts, [speeds[0] * count / counts[0] for count in counts], color="#8c8c8c", linestyle="--", label="as the first, times GPUs")
+    axes.plot(
+        counts, [speeds[0] * count / counts[0] for count in counts], color="#8c8c8c", linestyle="--", label="as the first, times GPUs"
+    )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])

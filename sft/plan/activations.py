@@ -24,9 +24,7 @@ class Activations:
         return {"none": self.whole, "selective": self.products, "full": self.boundary}[recompute]
 
 
-def activations_of(
-    model: Architecture, layout: Layout, tokens: int, each: int, *, document_tokens: float | None = None
-) -> Activations:
+def activations_of(model: Architecture, layout: Layout, tokens: int, each: int, *, document_tokens: float | None = None) -> Activations:
     """For a row of `tokens`, with `each` bytes a number."""
     t, stretches = layout.tp, layout.tp if layout.sequence_parallel else 1
     shared = max(model.key_value_heads // t, 1)

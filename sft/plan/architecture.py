@@ -144,7 +144,7 @@ def _whole(config: Mapping[str, Any], name: str, default: int) -> int:
     return int(value) if isinstance(value, int) and not isinstance(value, bool) else default
 
 
-def _rotary(config: Mapping[str, Any], kind: str, sizes: dict[str, int]) -> Architecture:
+def _rotary(config: Mapping[str, Any], kind: str, sizes: dict[str, Any]) -> Architecture:
     """Llama and its kin: RMS norms, rotary positions, a gated MLP."""
     hidden, heads = sizes["hidden"], sizes["heads"]
     groups = _whole(config, "num_key_value_heads", heads)
@@ -154,6 +154,7 @@ def _rotary(config: Mapping[str, Any], kind: str, sizes: dict[str, int]) -> Arch
     in_bias, out_bias = (True, False) if kind == "qwen2" else (bias, bias)
     mlp_bias = bool(config.get("mlp_bias", False))
     queries, shared = heads * size, groups * size
+    linears: tuple[Linear, ...]
     if kind == "phi3":
         linears = (
             Linear(name="qkv_proj", inputs=hidden, outputs=queries + 2 * shared, split="columns"),
@@ -172,16 +173,16 @@ def _rotary(config: Mapping[str, Any], kind: str, sizes: dict[str, int]) -> Arch
             Linear(name="down_proj", inputs=inner, outputs=hidden, split="rows", has_bias=mlp_bias),
         )
     norms = 4 if kind in ("gemma2", "gemma3_text") else 2
-    norms_heads = kind in ("qwen3", "gemma3_text", "olmo2")
+    of_heads = 2 * size if kind in ("qwen3", "gemma3_text") else 0
     return Architecture(
         kind=kind, **sizes, key_value_heads=groups, head_size=size, intermediate=inner, is_gated=True, linears=linears,
-        is_tied=_is_tied(config, kind), num_norms=norms, norm_weights=norms * hidden + (2 * size if kind in ("qwen3", "gemma3_text") else 0),
-        split_norm_weights=queries + shared if kind == "olmo2" else 0, norms_heads=norms_heads,
+        is_tied=_is_tied(config, kind), num_norms=norms, norm_weights=norms * hidden + of_heads,
+        split_norm_weights=queries + shared if kind == "olmo2" else 0, norms_heads=kind in ("qwen3", "gemma3_text", "olmo2"),
         attention_softcap=kind == "gemma2" and config.get("attn_logit_softcapping", 50.0) is not None, is_known=kind in _ROTARY_KINDS,
     )  # fmt: skip
 
 
-def _gpt_neox(config: Mapping[str, Any], sizes: dict[str, int]) -> Architecture:
+def _gpt_neox(config: Mapping[str, Any], sizes: dict[str, Any]) -> Architecture:
     hidden = sizes["hidden"]
     inner, bias = _whole(config, "intermediate_size", 4 * hidden), bool(config.get("attention_bias", True))
     linears = (
@@ -193,7 +194,7 @@ def _gpt_neox(config: Mapping[str, Any], sizes: dict[str, int]) -> Architecture:
     return _plain("gpt_neox", config, sizes, linears, inner, sizes["heads"], num_norms=2)
 
 
-def _opt(config: Mapping[str, Any], sizes: dict[str, int]) -> Architecture:
+def _opt(config: Mapping[str, Any], sizes: dict[str, Any]) -> Architecture:
     hidden = sizes["hidden"]
     inner, bias = _whole(config, "ffn_dim", 4 * hidden), bool(config.get("enable_bias", True))
     names = (("q_proj", "columns"), ("k_proj", "columns"), ("v_proj", "columns"), ("out_proj", "rows"))
@@ -211,7 +212,7 @@ def _opt(config: Mapping[str, Any], sizes: dict[str, int]) -> Architecture:
     )  # fmt: skip
 
 
-def _falcon(config: Mapping[str, Any], sizes: dict[str, int]) -> Architecture:
+def _falcon(config: Mapping[str, Any], sizes: dict[str, Any]) -> Architecture:
     hidden, heads = sizes["hidden"], sizes["heads"]
     size, is_new = hidden // heads, bool(config.get("new_decoder_architecture", False))
     is_single = bool(config.get("multi_query", True)) and not is_new
@@ -224,15 +225,13 @@ def _falcon(config: Mapping[str, Any], sizes: dict[str, int]) -> Architecture:
         Linear(name="dense_4h_to_h", inputs=inner, outputs=hidden, split="rows", has_bias=bias),
     )
     given = config.get("num_ln_in_parallel_attn")
-    if is_new:
-        norms = 2 if given is None else int(given)
-    else:
-        norms = 1 if config.get("parallel_attn", True) else 2
+    given = 2 if given is None else int(given)
+    norms = given if is_new else (1 if config.get("parallel_attn", True) else 2)
     return _plain("falcon", config, sizes, linears, inner, groups, num_norms=norms)
 
 
 def _plain(
-    kind: str, config: Mapping[str, Any], sizes: dict[str, int], linears: tuple[Linear, ...], inner: int, groups: int, *, num_norms: int,
+    kind: str, config: Mapping[str, Any], sizes: dict[str, Any], linears: tuple[Linear, ...], inner: int, groups: int, *, num_norms: int,
     **more: Any,
 ) -> Architecture:  # fmt: skip
     """Layer norms with biases, and an MLP of two linear layers."""

@@ -21,8 +21,8 @@ def _sizes(plan: Plan) -> list[str]:
     return [
         "parameters (of config.json)",
         f"  a layer = {linears}; with biases and norms {model.layer_weights:,}",
-        f"  all = {model.layers} layers x {model.layer_weights:,} + embedding {model.embedding_weights:,} + final norm {model.final_weights:,}"
-        f" + head {own:,}{' (tied)' if model.is_tied else ''} = {model.num_parameters:,}",
+        f"  all = {model.layers} layers x {model.layer_weights:,} + embedding {model.embedding_weights:,} "
+        f"+ final norm {model.final_weights:,} + head {own:,}{' (tied)' if model.is_tied else ''} = {model.num_parameters:,}",
     ]  # fmt: skip
 
 

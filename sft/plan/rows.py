@@ -46,11 +46,11 @@ class Batches:
         micro_batches = max(1, round(float(np.mean([plan.num_micro_batches for plan in plans]))))
         tokens = float(np.mean([plan.num_tokens for plan in plans]))
         balance = float(np.mean([plan.balance for plan in plans]))
-        trained = max(
-            sum(counts[i] for i in row) for plan, counts in zip(plans, self._trained, strict=True) for replica in plan.rows for row in replica
-        )  # fmt: skip
+        most = 0
+        for plan, counts in zip(plans, self._trained, strict=True):
+            most = max(most, max(sum(counts[i] for i in row) for replica in plan.rows for row in replica))
         return Rows(
-            micro_batches=micro_batches, row_tokens=tokens / replicas / micro_batches / balance, most_trained=float(trained),
+            micro_batches=micro_batches, row_tokens=tokens / replicas / micro_batches / balance, most_trained=float(most),
             fill=float(np.mean([plan.fill for plan in plans])), balance=balance, tokens=tokens,
             document_tokens=float((lengths**2).sum() / lengths.sum()),
         )  # fmt: skip

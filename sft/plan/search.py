@@ -1,4 +1,4 @@
-"""All layouts, micro-batches and recomputations that could be, those that fit, and the fastest of them; and, where none fits, the nearest."""
+"""All layouts, micro-batches and recomputations that could be, those that fit, and the fastest of them; where none fits, the nearest."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ def _ranges(layers: int, pp: int, cost: float) -> tuple[range, ...]:
 
 def search(question: Question) -> Found:
     """Everything that may be chosen, evaluated. A setting that is given stays as it is."""
-    fitting, too_large, refused = [], [], dict[tuple[int, int], str]()
+    fitting: list[Choice] = []
+    too_large: list[Choice] = []
+    refused: dict[tuple[int, int], str] = {}
     for layout in _layouts(question, refused):
         for choice in _choices(question, layout, refused):
             (fitting if choice.fits else too_large).append(choice)
