@@ -3,8 +3,8 @@
     python benchmarks/published.py [--runs FILE]
 
 writes benchmarks/results/published.md and published.png. A kind of GPU has one set of constants, whatever was trained on it.
-What differs between programs is what they did: Megatron of 2021 and 2022 fused norms and biases, but had no flash attention; Nanotron had it.
-Both computed the logits of all tokens.
+What differs between programs is what they did: Megatron of 2021 and 2022 fused norms and biases, but had no flash attention; Nanotron
+had it. Both computed the logits of all tokens.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.pop(0)  # this folder has a tokenize.py, and so has the standard library
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if not __package__:
+    sys.path.pop(0)  # this folder has a tokenize.py, and so has the standard library
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import argparse
 import csv

@@ -189,8 +189,8 @@ def _data(config: TrainConfig, notes: list[str]) -> tuple[Data, Batches, float]:
     notes.append("which tokens are trained is not known before the data are tokenised: planned as if all were")
     if documents is None:
         notes.append("how many documents there are is not known: give --data, shards, [documents] in checkpoints.toml, or --iters")
-    tokens = None if documents is None else float(documents * length)
-    return Data(documents=documents, tokens=tokens, trained_tokens=None, source=source), Batches.all_alike(config.global_batch, length), 1.0
+    places = None if documents is None else float(documents * length)
+    return Data(documents=documents, tokens=places, trained_tokens=None, source=source), Batches.all_alike(config.global_batch, length), 1.0
 
 
 def _count_rows(files: tuple[str, ...]) -> tuple[int, float] | None:
