@@ -76,6 +76,8 @@ class Architecture:
     position_weights: int = 0
     embedding_size: int | None = None  # where it differs from hidden: OPT's projections
     attention_softcap: bool = False
+    window: int | None = None  # how far a token looks back, in `window_share` of the layers
+    window_share: float = 0.0
     is_known: bool = True
 
     @classmethod
@@ -173,13 +175,27 @@ def _rotary(config: Mapping[str, Any], kind: str, sizes: dict[str, Any]) -> Arch
             Linear(name="down_proj", inputs=inner, outputs=hidden, split="rows", has_bias=mlp_bias),
         )
     norms = 4 if kind in ("gemma2", "gemma3_text") else 2
+    window, window_share = _window(config, kind, sizes["layers"])
     of_heads = 2 * size if kind in ("qwen3", "gemma3_text") else 0
     return Architecture(
         kind=kind, **sizes, key_value_heads=groups, head_size=size, intermediate=inner, is_gated=True, linears=linears,
         is_tied=_is_tied(config, kind), num_norms=norms, norm_weights=norms * hidden + of_heads,
         split_norm_weights=queries + shared if kind == "olmo2" else 0, norms_heads=kind in ("qwen3", "gemma3_text", "olmo2"),
-        attention_softcap=kind == "gemma2" and config.get("attn_logit_softcapping", 50.0) is not None, is_known=kind in _ROTARY_KINDS,
+        attention_softcap=kind == "gemma2" and config.get("attn_logit_softcapping", 50.0) is not None,
+        window=window, window_share=window_share, is_known=kind in _ROTARY_KINDS,
     )  # fmt: skip
+
+
+def _window(config: Mapping[str, Any], kind: str, layers: int) -> tuple[int | None, float]:
+    """(window, share of the layers that have it)."""
+    window = config.get("sliding_window", {"mistral": 4096, "gemma2": 4096, "gemma3_text": 4096}.get(kind))
+    if not isinstance(window, int) or (kind in ("qwen2", "qwen3") and not config.get("use_sliding_window", False)):
+        return None, 0.0
+    types = config.get("layer_types")
+    if isinstance(types, list) and types:
+        return window, types.count("sliding_attention") / len(types)
+    every = _whole(config, "sliding_window_pattern", 6) if kind == "gemma3_text" else 2 if kind == "gemma2" else layers + 1
+    return window, (layers - layers // every) / layers
 
 
 def _gpt_neox(config: Mapping[str, Any], sizes: dict[str, Any]) -> Architecture:

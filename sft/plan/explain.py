@@ -31,7 +31,7 @@ def _memory(plan: Plan) -> list[str]:
     peak, work, layout = choice.peak, choice.work, choice.layout
     layers = choice.ranges[peak.stage]
     weights = stage_weights(model, layout, peak.stage, layers, question.adapters)
-    kept = activations_of(model, layout, work.row_tokens, work.bytes_each)
+    kept = activations_of(model, layout, work.row_tokens, work.bytes_each, longest=work.longest_document)
     in_flight = min(layout.pp - peak.stage, work.micro_batches)
     each, moments = work.bytes_each, {"adamw": 8, "adamw8bit": 2, "adafactor": 4, "sgd": 0}[work.optimizer]
     lines = [

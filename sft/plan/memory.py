@@ -47,6 +47,7 @@ class Work:
     optimizer: str = "adamw"
     adapters: Adapters | None = None
     document_tokens: float | None = None  # mean length; attention looks no further. None: as long as a row
+    longest_document: int | None = None  # None: as long as a row
     logits_chunk_tokens: int | None = None  # the loss is computed for so many tokens at once
 
     @property
@@ -113,7 +114,7 @@ def stage_memory(model: Architecture, layout: Layout, stage: int, layers: range,
     """Of a rank of `stage`, which has `layers`."""
     weights = stage_weights(model, layout, stage, layers, work.adapters)
     is_first, is_last = stage == 0, stage == layout.pp - 1
-    kept = activations_of(model, layout, work.row_tokens, work.bytes_each, document_tokens=work.document_tokens)
+    kept = activations_of(model, layout, work.row_tokens, work.bytes_each, longest=work.longest_document)
     rest = _at_rest(weights, layout, work)
     each = work.bytes_each
     in_flight = min(layout.pp - stage, work.micro_batches)
@@ -149,7 +150,7 @@ def _at_rest(weights: StageWeights, layout: Layout, work: Work) -> StageMemory:
 
 
 def _layer_moment(rest: StageMemory, held: float, before: float, kept: Activations, model: Architecture, work: Work) -> StageMemory:
-    again = kept.whole - kept.kept(work.recompute) if work.recompute != "none" else 0.0
+    again = kept.whole - kept.kept(work.recompute) + kept.scores if work.recompute != "none" else 0.0
     return replace(rest, moment="layer", gradients=rest.gradients + before, activations=held + again + kept.backward)
 
 

@@ -90,7 +90,7 @@ def evaluate(question: Question, layout: Layout, micro_batch: int, recompute: st
     work = Work(
         row_tokens=capacity, trained_share=most_trained, micro_batches=rows.micro_batches, recompute=recompute,
         dtype=question.dtype, optimizer=question.optimizer, adapters=question.adapters, document_tokens=rows.document_tokens,
-        logits_chunk_tokens=question.logits_chunk_tokens,
+        longest_document=min(question.batches.longest, capacity), logits_chunk_tokens=question.logits_chunk_tokens,
     )  # fmt: skip
     ranges = _ranges(model.layers, layout.pp, head_cost(model, question.trained_share))
     memory = tuple(stage_memory(model, layout, stage, layers, work) for stage, layers in enumerate(ranges))
