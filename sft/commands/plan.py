@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
 def show(config: object, *, explains: bool = False, as_json: bool = False, what_if: str | None = None, plot: str = "plan.png") -> int:
     """The plan of a run with this configuration, on the terminal."""
     import json
+    import sys
     from pathlib import Path
 
     from rich.console import Console
@@ -40,7 +41,7 @@ def show(config: object, *, explains: bool = False, as_json: bool = False, what_
     from sft.plan.explain import explain
 
     assert isinstance(config, TrainConfig)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     if what_if is not None:
         rows = scaling(config, _counts(what_if))
         if as_json:

@@ -121,7 +121,7 @@ def choose(config: TrainConfig, base: BaseModel, reader: ShardReader, world: int
     if config.recompute is None:
         found = search(replace(question, tp=layout.tp, pp=layout.pp, micro_batch=micro_batch))
         fitting = {choice.recompute for choice in found.fitting}
-        recompute = next((way for way in RECOMPUTES if way in fitting), "none")
+        recompute = next((way for way in RECOMPUTES if way in fitting), RECOMPUTES[-1])
     return Chosen(layout=layout, micro_batch=micro_batch, recompute=recompute)
 
 

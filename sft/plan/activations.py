@@ -63,7 +63,7 @@ def _attention(model: Architecture, queries: int, keys: int, each: int) -> float
 
 
 def _scores(model: Architecture, t: int, tokens: int, longest: int, each: int) -> tuple[float, float]:
-    """(kept, for a moment when computed again) of what is as large as tokens times tokens: masks, and scores where no fused kernel does without."""
+    """(kept, for a moment when computed again) of masks, and of scores where no fused kernel does without them."""
     if model.kind == "falcon":  # the row as one, with a mask
         pairs = float(tokens * tokens)
         return pairs * each * (max(model.heads // t, 1) + 1), pairs * 4 * max(model.heads // t, 1)

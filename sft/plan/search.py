@@ -171,6 +171,9 @@ def best(question: Question) -> Choice:
 def does_not_fit(question: Question, choice: Choice) -> str:
     """`does not fit: 93 GB on stage 0 of 80 GB; fits with --recompute selective (71 GB) or --pp 4 (52 GB)`."""
     gpu, peak = question.gpu, choice.peak
+    if gpu.name == "cpu":
+        needed = f"{peak.total / GB:.3g} GB of {gpu.memory_gb:g} GB a process on this computer"
+        return f"does not fit: {needed} with {_flags_of(choice)}: use --lora or a smaller model, or plan for GPUs with --gpu h100-80gb"
     room = f"{gpu.memory_gb:g} GB ({gpu.reserved_gb:g} GB of them for CUDA and NCCL)" if gpu.reserved_gb else f"{gpu.memory_gb:g} GB"
     text = f"does not fit: {peak.total / GB:.3g} GB on stage {peak.stage} of {room} with {_flags_of(choice)}"
     nearest = nearest_that_fit(question, choice)

@@ -16,6 +16,7 @@ from sft.plan.memory import Adapters, Work, stage_weights
 
 _LAUNCH_SECONDS = 4e-6  # of a kernel
 _EXCHANGE_SECONDS = 20e-6  # of a collective, besides its bytes
+_ACROSS_NODES = 0.6  # of all network cards of a node, what a collective of tensor ranks over several nodes reaches
 _FLASH_SHARE = 0.75  # of what matrix products reach
 _FLASH_BACKWARD = 2.5  # of the forward pass's operations
 _ADAM_BYTES = 32.0  # read and written for each weight of a rank's share
@@ -101,7 +102,9 @@ class Clock:
         """Over ranks next to each other; past a node, its network is the limit."""
         if ranks == 1:
             return 0.0
-        bandwidth = self.link if ranks <= self._gpu.gpus_per_node else min(self.link, self.network * self._gpu.gpus_per_node)
+        bandwidth = (
+            self.link if ranks <= self._gpu.gpus_per_node else min(self.link, self.network * self._gpu.gpus_per_node * _ACROSS_NODES)
+        )
         return 2 * (ranks - 1) / ranks * num_bytes / bandwidth + _EXCHANGE_SECONDS
 
     def replicas_bandwidth(self, layout: Layout) -> float:
