@@ -21,7 +21,7 @@ from sft.plan.architecture import Architecture
 from sft.plan.layout import Layout
 
 _FLAT_ELEMENTS = 500_000_000  # DeepSpeed copies groups of gradients up to this size into one buffer
-_FP32_BUCKET_BYTES = 2 * 4 * 50_000_000  # two buffers for gradients, in its float32 optimizer
+FP32_BUCKET_BYTES = 2 * 4 * 50_000_000  # two buffers for gradients, in its float32 optimizer
 _MOMENTS = {"adamw": 8.0, "adamw8bit": 2.0, "adafactor": 4.0, "sgd": 0.0}  # bytes for each trained weight
 _QUANTISED = {4: 0.5 + 4 / 64, 8: 1.0 + 4 / 4096}  # bytes for each weight, with the scales of blocks
 
@@ -145,7 +145,7 @@ def _at_rest(weights: StageWeights, layout: Layout, work: Work) -> StageMemory:
     return StageMemory(
         stage=0, moment="rest", weights=plain + quantised, gradients=4.0 * trained,
         optimizer=(4.0 + _MOMENTS[work.optimizer]) * trained / layout.dp, activations=0.0, logits=0.0,
-        buffers=float(_FP32_BUCKET_BYTES) if work.dtype == "fp32" else 0.0,
+        buffers=0.0,
     )  # fmt: skip
 
 
@@ -168,6 +168,6 @@ def _loss_moment(
 def _exchange_moment(rest: StageMemory, lives_on: float, weights: StageWeights, layout: Layout, work: Work) -> StageMemory:
     trained = weights.trained
     if work.dtype == "fp32":
-        return replace(rest, moment="exchange")
+        return replace(rest, moment="exchange", buffers=float(FP32_BUCKET_BYTES))
     flat = 4.0 * trained if trained <= _FLAT_ELEMENTS else 0.0
     return replace(rest, moment="exchange", gradients=rest.gradients + lives_on, buffers=flat + 2.0 * trained)
