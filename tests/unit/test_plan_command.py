@@ -199,3 +199,11 @@ def test_on_the_cpu_what_is_simplest_is_taken_until_memory_is_short(tokenised, m
     order = ["full", "selective", "none"]
     assert chosen == sorted(chosen, key=order.index)
     assert set(chosen) == set(order)
+
+
+def test_a_gguf_file_is_not_converted_for_a_plan(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    assert entry(["plan", "--checkpoint", str(file), *CLUSTER]) == 2
+    assert "has not been converted yet, which the first training with it does" in capsys.readouterr().err
