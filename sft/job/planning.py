@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,11 +149,20 @@ def make_question(
 
 def _adapters(config: TrainConfig) -> Adapters | None:
     bits = 4 if config.load_in_4bit else 8 if config.load_in_8bit else None
-    if config.lora is None and bits is None:
+    rank = config.lora or (_rank_of(Path(config.adapter)) if config.adapter else None)
+    if rank is None and bits is None:
         return None
-    if config.lora is None:
+    if rank is None:
         raise UserError(f"--load_in_{bits}bit freezes the base model: add --lora R, which is what is trained")
-    return Adapters(rank=config.lora, targets=config.lora_targets, bits=bits)
+    return Adapters(rank=rank, targets=config.lora_targets, bits=bits)
+
+
+def _rank_of(folder: Path) -> int:
+    file = folder / "adapter_config.json"
+    try:
+        return int(json.loads(file.read_bytes())["r"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--adapter {folder}: {file.name} does not say a rank ({error}): give a folder in PEFT's format") from error
 
 
 def batches_of(reader: ShardReader, sampler: Sampler) -> Batches:

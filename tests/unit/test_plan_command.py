@@ -201,6 +201,14 @@ def test_on_the_cpu_what_is_simplest_is_taken_until_memory_is_short(tokenised, m
     assert set(chosen) == set(order)
 
 
+def test_an_adapter_to_go_on_from_says_its_rank(llama, capsys, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
+    plan = plan_json(capsys, "--checkpoint", llama, *CLUSTER, "--adapter", tmp_path, "--load_in_4bit")
+    assert plan["trained_parameters"] == plan_json(capsys, "--checkpoint", llama, *CLUSTER, "--lora", 8)["trained_parameters"]
+    assert entry(["plan", "--checkpoint", str(llama), *CLUSTER, "--adapter", str(llama)]) == 2
+    assert "adapter_config.json does not say a rank" in capsys.readouterr().err
+
+
 def test_a_gguf_file_is_not_converted_for_a_plan(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     file = tmp_path / "model.gguf"
