@@ -10,6 +10,7 @@ from tokenize_data.errors import OneLineParser, exit_code_of
 
 COMMANDS = {
     "train": "fine-tune a model; `sft --checkpoint C --run_name R ...` is the same",
+    "plan": "what a run would do: iterations, layout, memory and time; starts nothing",
     "sweep": "a grid of recipes, one run after another or several at once, with a table of the results",
     "convert-recipe": "another trainer's recipe as one of ours, with a comment for each key",
     "export": "a Hugging Face folder from a checkpoint of a run",

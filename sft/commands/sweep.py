@@ -80,7 +80,7 @@ def _report(sweep: Any, console: Any) -> int:
 
 
 def _dry_run(sweep: Any, console: Any) -> int:
-    from sft.job.prepare import visible_gpus
+    from sft.job.devices import visible_gpus
     from sft.observe.progress import duration
     from sft.sweep import durations
 

@@ -8,11 +8,17 @@ import argparse
 def add_flags(parser: argparse.ArgumentParser) -> None:
     from sft.config.flags import add_flags as add_config_flags
 
+    parser.add_argument("--plan_only", action="store_true", help="the same as `sft plan`: show the plan, start nothing")
     add_config_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from sft.job import launch
     from sft.job.settings import config_of
+
+    if arguments.plan_only:
+        from sft.commands import plan
+
+        return plan.show(config_of(arguments, "plan", run_name="plan"))
+    from sft.job import launch
 
     return launch.run(config_of(arguments), arguments.argv)

@@ -95,6 +95,9 @@ class TrainConfig:
     node_timeout: float = setting(1800.0, "seconds that nodes wait for each other before the start", "layout", metavar="S", above=0)
     nproc_per_node: int | None = setting(None, "processes on this node (default: visible GPUs, else 1)", "layout", metavar="N", least=1)
 
+    gpu: str | None = setting(None, "kind of GPU to plan for, such as h100-80gb (default: what is here)", "layout", metavar="NAME")
+    gpu_file: str | None = setting(None, "TOML file with GPUs of your own: a table for each", "layout", metavar="F")
+
     hang_timeout: float | None = setting(
         None, "seconds without progress that end a run (default: ten usual iterations, at least 120)", "layout", metavar="S", above=0
     )

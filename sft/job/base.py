@@ -13,7 +13,7 @@ from typing import Any
 
 from sft.config.naming import intermediate_name
 from sft.config.train import TrainConfig
-from sft.model.base_folder import gguf_file_in, resolve
+from sft.model.base_folder import gguf_file_in, resolve, resolve_here
 from tokenize_data.bases import Base, find_base
 from tokenize_data.errors import UserError
 
@@ -36,6 +36,34 @@ class BaseModel:
     @property
     def family(self) -> str:
         return str(self.config["model_type"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What a plan needs of a base model: its configuration; its weights may be elsewhere."""
+
+    entry: Base
+    folder: Path
+    config: dict[str, Any]
+    num_stored: int | None  # numbers in the weights' files; None where they are not here
+    is_entry: bool
+
+
+def describe_base_model(config: TrainConfig) -> Described:
+    """The base model that the flags name, from what of it is on this machine."""
+    given = Path(config.checkpoint).expanduser()
+    is_folder = (given / "config.json").is_file()  # a plan needs no tokenizer
+    entry = Base(name=given.resolve().name, path=str(given)) if is_folder else _entry(config)
+    inner = None
+    if config.intermediate_iter is not None:
+        inner = intermediate_name(entry.intermediate, config.intermediate_iter, f"the entry of {entry.name}")
+    folder = resolve_here(entry.path, inner)
+    headers = [_header(file) for file in sorted(folder.glob("*.safetensors"))]
+    sizes = {name: tensor["shape"] for header in headers for name, tensor in header.items() if name != "__metadata__"}
+    return Described(
+        entry=entry, folder=folder, config=_read_config(folder), num_stored=sum(prod(shape) for shape in sizes.values()) or None,
+        is_entry=_is_entry(config),
+    )  # fmt: skip
 
 
 def find_base_model(config: TrainConfig) -> BaseModel:

@@ -17,7 +17,8 @@ from rich.console import Console
 from sft.config.train import TrainConfig
 from sft.job import ending, hostfile, hub, lease, nodes, processes, torchrun
 from sft.job.base import find_base_model
-from sft.job.prepare import Job, facts_of, make_job, placement_warning, tokenise, visible_gpus
+from sft.job.devices import visible_gpus
+from sft.job.prepare import Job, facts_of, make_job, placement_warning, tokenise
 from sft.observe import run_folder
 from sft.observe.header import header, iterations_text
 from sft.observe.trackers import check_trackers

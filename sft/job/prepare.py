@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,12 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from sft.config.naming import layout_of_path, run_folder
+from sft.config.naming import run_folder
 from sft.config.train import TrainConfig
 from sft.job.base import BaseModel, find_base_model, tokenizer_flags
+from sft.job.devices import visible_gpus
+from sft.job.planning import choose, trained_share
 from sft.job.speed import expected_seconds
 from sft.observe.header import Facts
-from sft.plan.layout import Layout, ModelShape, choose_layout
+from sft.plan.architecture import Architecture, head_cost
+from sft.plan.layout import Layout, ModelShape
 from sft.plan.packing import plan_batch
 from sft.plan.placement import Placement
 from sft.plan.sampler import Sampler, num_iterations
@@ -31,7 +33,6 @@ from tokenize_data.reader import ShardReader
 from tokenize_data.recipe import dataset_values
 from tokenize_data.recipe_file import escaped
 
-_GPU_ROW_TOKENS = 8192  # a row long enough to keep a GPU busy
 _SAMPLED_ITERATIONS = 20
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
 _DATA_FLAGS = ("question_key", "answer_key", "system_key", "text_key", "template", "seq", "max_bad_rows", "seed", "format", "samples")
@@ -51,6 +52,7 @@ class Job:
     recompute: str
     dtype: str
     folder: Path
+    seconds_per_iteration: float | None = None  # as planned; None where that is not known
 
     @property
     def capacity(self) -> int:
@@ -60,15 +62,6 @@ class Job:
     @property
     def sampler(self) -> Sampler:
         return Sampler(len(self.reader), self.config.global_batch, self.config.seed)
-
-
-def visible_gpus() -> int:
-    """Counted without torch."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is not None:
-        return len([name for name in listed.split(",") if name.strip() not in ("", "-1")])
-    folder = Path("/proc/driver/nvidia/gpus")
-    return len(list(folder.iterdir())) if folder.is_dir() else 0
 
 
 def tokenise(config: TrainConfig, base: BaseModel) -> int:
@@ -107,34 +100,22 @@ def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | No
     on_gpu = visible_gpus() > 0
     if world is None:
         world = config.nodes * (config.nproc_per_node or max(visible_gpus(), 1))
-    hint = layout_of_path(base.entry.path)
-    tp = config.tp or base.entry.tp or (hint[0] if hint else None)
-    pp = config.pp or base.entry.pp or (hint[1] if hint else None)
-    layout = choose_layout(
-        world, ModelShape.of_config(base.config), tp=tp, pp=pp, sequence_parallel=config.sequence_parallel, global_batch=config.global_batch
-    )
+    chosen = choose(config, base, reader, world)
     if config.early_stopping and validation is None:
         raise UserError(f"--early_stopping {config.early_stopping} needs a validation set: name one with --val")
     iterations = config.iters or num_iterations(len(reader), config.epochs, config.global_batch)
     _check_context(reader, base)
     return Job(
-        config=config, base=base, reader=reader, validation=validation, iterations=iterations, layout=layout,
-        micro_batch=config.micro_batch or (max(1, _GPU_ROW_TOKENS // config.seq) if on_gpu else 1),
-        recompute=config.recompute or "none", dtype=config.dtype or ("bf16" if on_gpu else "fp32"),
-        folder=run_folder(config, base.family, base.is_entry),
+        config=config, base=base, reader=reader, validation=validation, iterations=iterations, layout=chosen.layout,
+        micro_batch=chosen.micro_batch, recompute=chosen.recompute, dtype=config.dtype or ("bf16" if on_gpu else "fp32"),
+        folder=run_folder(config, base.family, base.is_entry), seconds_per_iteration=chosen.seconds,
     )  # fmt: skip
 
 
 def stage_layers(job: Job) -> list[range]:
     """The layers of each pipeline stage. The head costs what it computes: trained tokens alone, against all tokens in a layer."""
-    config, manifest = job.base.config, job.reader.manifest
-    shape = ModelShape.of_config(config)
-    assert shape.layers is not None
-    vocabulary_weights = int(config.get("vocab_size", 0)) * int(config.get("hidden_size", 0))
-    is_tied = bool(config.get("tie_word_embeddings"))
-    layer_weights = max(job.base.num_parameters - vocabulary_weights * (1 if is_tied else 2), 1) / shape.layers
-    share = 1.0 if job.config.loss_mask else manifest.trained_tokens / max(manifest.tokens, 1)
-    return layer_ranges(shape.layers, job.layout.pp, head_cost=vocabulary_weights / layer_weights * share)
+    model = Architecture.of_config(job.base.config)
+    return layer_ranges(model.layers, job.layout.pp, head_cost=head_cost(model, trained_share(job.config, job.reader)))
 
 
 def _check_context(reader: ShardReader, base: BaseModel) -> None:
@@ -163,7 +144,7 @@ def facts_of(job: Job, start: int = 0) -> Facts:
         num_val_documents=len(job.validation) if job.validation else 0, fill=_mean([plan.fill for plan in plans]),
         balance=_mean([plan.balance for plan in plans]), epochs=None if config.iters else config.epochs, global_batch=config.global_batch,
         iterations=job.iterations, start=start, folder=job.folder, placement=placement_of(job).text() if config.nodes > 1 else "",
-        expected_seconds=expected_seconds(job.base.num_parameters, tokens_left, visible_gpus() > 0),
+        expected_seconds=_expected_seconds(job, start, tokens_left),
     )  # fmt: skip
 
 
@@ -180,6 +161,12 @@ def placement_warning(job: Job) -> str | None:
     return placement_of(job).warning(
         layers=shape.layers, hidden=hidden, row_tokens=job.capacity, bytes_per_value=2 if job.dtype == "bf16" else 4
     )  # fmt: skip
+
+
+def _expected_seconds(job: Job, start: int, tokens_left: float) -> float | None:
+    if visible_gpus():
+        return None if job.seconds_per_iteration is None else (job.iterations - start) * job.seconds_per_iteration
+    return expected_seconds(job.base.num_parameters, tokens_left)
 
 
 def resolved_facts(job: Job) -> dict[str, Any]:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import Any
 
 from sft.config.flags import typed_values
 from sft.config.recipe import combined, make_config
 from sft.config.train import TrainConfig
-from sft.job.prepare import visible_gpus
+from sft.job.devices import visible_gpus
 
 
-def config_of(arguments: argparse.Namespace, command: str = "train") -> TrainConfig:
+def config_of(arguments: argparse.Namespace, command: str = "train", **unless_given: Any) -> TrainConfig:
     """The configuration that flags ask for, with the recipe of --config below them. Workers repeat no warning."""
 
     def warn(line: str) -> None:
         if "RANK" not in os.environ:
             sys.stderr.write(f"sft {command}: warning: {line}\n")
 
-    values = combined(typed_values(arguments), warn)
+    values = {**unless_given, **combined(typed_values(arguments), warn)}
     world = values.get("nodes", 1) * (values.get("nproc_per_node") or max(visible_gpus(), 1))
     return make_config(values, world=int(os.environ.get("WORLD_SIZE", world)))

@@ -1,4 +1,4 @@
-"""How long a run will take, roughly, before it starts: measured on the CPU; on GPUs the first iterations tell."""
+"""How fast this CPU is, for how long a run on it may take. What GPUs take is for the plan to say."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ _SIZE, _TRIES = 768, 4
 _CPU_EFFICIENCY = 0.5  # of a bare matrix product, what training reaches with the shapes of small models
 
 
-def expected_seconds(num_parameters: int, num_tokens: float, on_gpu: bool) -> float | None:
+def expected_seconds(num_parameters: int, num_tokens: float) -> float:
     """For `num_tokens` forward and backward: six operations for each parameter and token."""
-    if on_gpu:
-        return None
-    return 6.0 * num_parameters * num_tokens / (_matrix_speed() * _CPU_EFFICIENCY)
+    return 6.0 * num_parameters * num_tokens / cpu_operations_per_second()
+
+
+def cpu_operations_per_second() -> float:
+    """What training reaches on all cores."""
+    return _matrix_speed() * _CPU_EFFICIENCY
 
 
 def _matrix_speed() -> float:

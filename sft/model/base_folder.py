@@ -56,6 +56,28 @@ def resolve(path: str, revision_or_subfolder: str | None = None) -> Path:
     return folder
 
 
+def resolve_here(path: str, revision_or_subfolder: str | None = None) -> Path:
+    """As `resolve`, for what needs config.json alone: nothing is fetched or converted."""
+    folder, inner = Path(path).expanduser(), revision_or_subfolder
+    if folder.exists():
+        gguf = gguf_file_in(folder if inner is None else folder / inner)
+        if gguf is not None and not (_cache_of_conversions() / _identity(gguf)).is_dir():
+            raise UserError(
+                f"{gguf} has not been converted yet, which the first training with it does: until then, give a folder with a config.json"
+            )
+        return resolve(path, inner)
+    if not _HUB_ID.fullmatch(path) or path.startswith("."):
+        raise UserError(f"{path}: no such folder: give a Hugging Face folder, a .gguf file or a Hub id")
+    from huggingface_hub import try_to_load_from_cache
+
+    for revision, name in ((inner, "config.json"), (None, f"{inner}/config.json")):
+        found = try_to_load_from_cache(path, name, revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent
+    given = f" --revision {inner}" if inner else ""
+    raise UserError(f"'{path}' has not been fetched to this machine; its configuration is enough: hf download {path} config.json{given}")
+
+
 def gguf_file_in(path: str | Path) -> Path | None:
     """The GGUF file that `path` is, or that the folder `path` holds in place of safetensors files."""
     path = Path(path).expanduser()
@@ -99,7 +121,7 @@ def _from_hub(path: str, inner: str | None) -> Path:
 
 def _from_gguf(file: Path) -> Path:
     """The file as a Hugging Face folder in float32, which keeps every value as it was dequantised. Made once."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sft" / "models"
+    cache = _cache_of_conversions()
     try:
         kept = cache / _identity(file)
         if kept.is_dir():
@@ -117,6 +139,10 @@ def _from_gguf(file: Path) -> Path:
         remedy = "free some space there, or set XDG_CACHE_HOME to a folder with 5 bytes for each of the model's parameters"
         raise UserError(f"{file} cannot be converted into {cache} ({error.strerror or error}): {remedy}") from error
     return kept
+
+
+def _cache_of_conversions() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sft" / "models"
 
 
 def _identity(file: Path) -> str:

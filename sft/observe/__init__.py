@@ -2,6 +2,6 @@
 print or a file.
 
 In reading order: header (a run before it starts), progress (while it goes on), metrics (metrics.jsonl, which the others are fed from),
-run_folder (run.toml, status.json), chart (loss.png), trackers; documents and lengths (for `sft inspect`). Nothing here decides or changes
-anything.
+run_folder (run.toml, status.json), chart (loss.png), trackers; plan_page (for `sft plan`); documents and lengths (for `sft inspect`).
+Nothing here decides or changes anything.
 """

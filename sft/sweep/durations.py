@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from sft.config.recipe import make_config
 from sft.config.train import TrainConfig
 from sft.job.base import find_base_model
-from sft.job.prepare import visible_gpus
+from sft.job.devices import visible_gpus
+from sft.job.planning import make_plan
 from sft.job.speed import expected_seconds
 from sft.model.base_folder import gguf_file_in
 from sft.plan.sampler import num_iterations
@@ -25,15 +27,25 @@ _BYTES_PER_TOKEN = 4.0
 
 
 def expected(values: Mapping[str, Any], world: int) -> float | None:
-    """Seconds, at most (a run may stop early). None where that is not known: on GPUs, or without the model or the data at hand."""
+    """Seconds, at most (a run may stop early). None where that is not known: without the model or the data at hand."""
     config = make_config(values, world=world)
-    rate = _seconds_per_operation(visible_gpus() > 0)
+    if not _is_here(config):
+        return None
+    if visible_gpus():
+        return _planned(replace(config, nproc_per_node=world))
     size = _documents_and_tokens(config)
-    if rate is None or size is None or not _is_here(config):
+    if size is None:
         return None
     documents, tokens = size
     iterations = config.iters or num_iterations(documents, config.epochs, config.global_batch)
-    return _START_SECONDS + rate * find_base_model(config).num_parameters * iterations * config.global_batch * tokens / max(documents, 1)
+    per_document = _seconds_per_operation() * find_base_model(config).num_parameters * tokens / max(documents, 1)
+    return _START_SECONDS + per_document * iterations * config.global_batch
+
+
+def _planned(config: TrainConfig) -> float | None:
+    """By `sft plan`, on GPUs."""
+    plan = make_plan(config)
+    return None if plan.iterations is None else _START_SECONDS + plan.iterations * plan.choice.seconds.total
 
 
 def _is_here(config: TrainConfig) -> bool:
@@ -45,9 +57,9 @@ def _is_here(config: TrainConfig) -> bool:
 
 
 @cache
-def _seconds_per_operation(on_gpu: bool) -> float | None:
-    """For each parameter and token."""
-    return expected_seconds(1, 1.0, on_gpu)
+def _seconds_per_operation() -> float:
+    """For each parameter and token, on this CPU."""
+    return expected_seconds(1, 1.0)
 
 
 def _documents_and_tokens(config: TrainConfig) -> tuple[int, float] | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.job.prepare import visible_gpus
+from sft.job.devices import visible_gpus
 from tokenize_data.errors import UserError
 
 _POLL_SECONDS = 0.1

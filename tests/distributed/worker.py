@@ -146,11 +146,11 @@ def arm(out: Path, seconds: float) -> Callable[[], None]:
 
 
 def main(cases_file: str, out: str, seconds: str) -> None:
-    from tests.distributed import trouble
+    from tests.distributed import memory, trouble
 
     kinds = {
         "train": train_and_validate, "not_finite": trouble.not_finite, "masters": trouble.masters, "self_check": trouble.check,
-        "hang": hang,
+        "hang": hang, "memory": memory.measure,
     }  # fmt: skip
     device = start_worker(timeout_seconds=120)
     reuse_groups()

@@ -1,0 +1,74 @@
+"""What a decoder layer keeps for its backward pass, operation by operation, as its Hugging Face implementation computes.
+
+Numbers are bytes on one tensor rank for one row. Norms compute in float32: in bf16 they keep a float32 copy of their input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sft.plan.architecture import Architecture
+from sft.plan.layout import Layout
+
+_WIDE_NORMS = ("gemma", "gemma2", "gemma3_text", "olmo2")  # their norms' results are multiplied in float32
+_FUSED_AND_CUT = ("phi3",)  # values are a view of queries, keys and values, all of which stay
+_MLP_KEPT = {"opt": 1}  # inner features: ReLU keeps its result alone, which the next layer keeps too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """Of one layer and one micro-batch."""
+
+    whole: float  # without recomputation
+    products: float  # with selective recomputation: its input, results of matrix products and attention
+    boundary: float  # hidden states between layers
+    scores: float  # for a moment besides, where whole attention scores are computed again
+    backward: float  # for a moment besides, while the layer's backward pass computes: in its MLP, or in the norm before it
+
+    def kept(self, recompute: str) -> float:
+        return {"none": self.whole, "selective": self.products, "full": self.boundary}[recompute]
+
+
+def activations_of(model: Architecture, layout: Layout, tokens: int, each: int, *, longest: int | None = None) -> Activations:
+    """For a row of `tokens`, with `each` bytes a number; `longest` is that of its documents (None: it is one)."""
+    t, stretches = layout.tp, layout.tp if layout.sequence_parallel else 1
+    shared = max(model.key_value_heads // t, 1)
+    queries, keys = model.queries // t * tokens, shared * model.head_size * tokens
+    inner = model.intermediate // t * tokens
+    hidden, stretch = model.hidden * tokens, model.hidden * tokens // stretches
+    logarithms = 4 * (model.heads // t) * tokens  # of the softmax
+    scores, again = _scores(model, t, tokens, min(longest or tokens, tokens), each)
+    mlp = each * inner * _MLP_KEPT.get(model.kind, 4 if model.is_gated else 2)
+    whole = _norms(model, hidden, stretch, each) + _attention(model, queries, keys, each) + logarithms + scores + mlp
+    products = each * (stretch + 2 * queries + 2 * keys + (2 if model.is_gated else 1) * inner + 2 * hidden) + logarithms
+    backward = max(each * (hidden + 2 * inner), (5 * 4 + 5 * each) * stretch - mlp)
+    return Activations(whole=whole, products=products, boundary=each * stretch, backward=backward, scores=max(0.0, again - mlp))
+
+
+def _norms(model: Architecture, hidden: int, stretch: int, each: int) -> float:
+    """Each with the linear layers' input behind it."""
+    if not model.is_rms:
+        return model.num_norms * each * (stretch + hidden)
+    normed = 4 if model.kind in _WIDE_NORMS else each
+    return model.num_norms * ((4 + normed) * stretch + 8 * (stretch // model.hidden)) + 2 * each * hidden
+
+
+def _attention(model: Architecture, queries: int, keys: int, each: int) -> float:
+    """Queries and keys after their rotation, values, the result twice: as it comes, and as the next layer takes it."""
+    kept = each * (3 * queries + 2 * keys)
+    if model.kind in _FUSED_AND_CUT:
+        kept += each * (queries + keys)
+    normed = 4 if model.kind in _WIDE_NORMS else each
+    return kept + ((4 + normed) * (queries + keys) if model.norms_heads else 0)
+
+
+def _scores(model: Architecture, t: int, tokens: int, longest: int, each: int) -> tuple[float, float]:
+    """(kept, for a moment when computed again) of masks, and of scores where no fused kernel does without them."""
+    if model.kind == "falcon":  # the row as one, with a mask
+        pairs = float(tokens * tokens)
+        return pairs * each * (max(model.heads // t, 1) + 1), pairs * 4 * max(model.heads // t, 1)
+    pairs = float(tokens * longest)
+    if model.attention_softcap:
+        return pairs * (5 + 2 * each) * max(model.heads // t, 1), pairs * 4 * max(model.heads // t, 1)
+    has_window = model.window is not None and model.window < longest
+    return (pairs * each * model.window_share if has_window else 0.0), 0.0

@@ -1,0 +1,80 @@
+"""Each formula of a plan with its numbers."""
+
+from __future__ import annotations
+
+from sft.plan.activations import activations_of
+from sft.plan.answer import Plan
+from sft.plan.gpus import GB
+from sft.plan.memory import stage_weights
+from sft.plan.words import rounded, span
+
+
+def explain(plan: Plan) -> list[str]:
+    """Lines of text, in the order of the page."""
+    return [*_sizes(plan), "", *_memory(plan), "", *_time(plan)]
+
+
+def _sizes(plan: Plan) -> list[str]:
+    model = plan.model
+    linears = " + ".join(f"{linear.name} {linear.inputs:,} x {linear.outputs:,}" for linear in model.linears)
+    own = 0 if model.is_tied else model.head_weights
+    return [
+        "parameters (of config.json)",
+        f"  a layer = {linears}; with biases and norms {model.layer_weights:,}",
+        f"  all = {model.layers} layers x {model.layer_weights:,} + embedding {model.embedding_weights:,} "
+        f"+ final norm {model.final_weights:,} + head {own:,}{' (tied)' if model.is_tied else ''} = {model.num_parameters:,}",
+    ]  # fmt: skip
+
+
+def _memory(plan: Plan) -> list[str]:
+    choice, question, model = plan.choice, plan.question, plan.model
+    peak, work, layout = choice.peak, choice.work, choice.layout
+    layers = choice.ranges[peak.stage]
+    weights = stage_weights(model, layout, peak.stage, layers, question.adapters)
+    kept = activations_of(model, layout, work.row_tokens, work.bytes_each, longest=work.longest_document)
+    in_flight = min(layout.pp - peak.stage, work.micro_batches)
+    each, moments = work.bytes_each, {"adamw": 8, "adamw8bit": 2, "adafactor": 4, "sgd": 0}[work.optimizer]
+    lines = [
+        f"memory of a rank of stage {peak.stage}, the fullest, at its peak ({peak.moment}); GB are of 2^30 bytes",
+        f"  numbers: {weights.base:,} weights, {weights.trained:,} trained, {weights.quantised:,} quantised",
+        f"  weights = {each} bytes x {weights.base - weights.quantised:,} + quantised = {peak.weights / GB:.2f} GB",
+        f"  gradients = 4 bytes x {weights.trained:,}, and in bf16 those of the last micro-batch = {peak.gradients / GB:.2f} GB",
+        f"  optimizer = (4 master + {moments} moments) x {weights.trained:,} / dp {layout.dp} = {peak.optimizer / GB:.2f} GB",
+        f"  activations of a layer for {work.row_tokens:,} tokens: none {kept.whole / GB:.3f}, selective {kept.products / GB:.3f}, "
+        f"full {kept.boundary / GB:.3f} GB",
+        f"  in flight = min(pp {layout.pp} - stage {peak.stage}, {work.micro_batches} micro-batches) = {in_flight}; "
+        f"x {len(layers)} layers, and one layer's backward pass {kept.backward / GB:.3f} GB: activations = {peak.activations / GB:.2f} GB",
+    ]  # fmt: skip
+    if peak.logits:
+        lines.append(
+            f"  logits = {work.trained_tokens:,.0f} trained tokens x {model.vocabulary_on(layout.tp):,} of the vocabulary, "
+            f"in float32 with their gradients = {peak.logits / GB:.2f} GB"
+        )
+    if peak.buffers:
+        lines.append(f"  buffers = gradients of {weights.trained:,} weights on their way to other replicas = {peak.buffers / GB:.2f} GB")
+    lines.append(f"  total = {peak.total / GB:.2f} GB of {choice.usable_bytes / GB:.2f} GB")
+    return lines
+
+
+def _time(plan: Plan) -> list[str]:
+    choice, gpu, model = plan.choice, plan.question.gpu, plan.model
+    seconds, rows, layout = choice.seconds, choice.rows, choice.layout
+    tflops = gpu.bf16_tflops if plan.question.dtype == "bf16" else gpu.fp32_tflops
+    per_token = model.layers * sum(2 * linear.inputs * linear.outputs for linear in model.linears)
+    return [
+        f"time of an iteration: {rows.micro_batches} micro-batches of {rows.row_tokens:,.0f} tokens on each of {layout.dp} replicas",
+        f"  rates: products {tflops:g} TFLOP/s x {gpu.matrix_efficiency:g}, memory {gpu.memory_gbps:g} GB/s x {gpu.memory_efficiency:g}, "
+        f"links {gpu.link_gbps:g} GB/s x {gpu.link_efficiency:g}, network {gpu.network_gbps:g} GB/s x {gpu.network_efficiency:g}",
+        f"  products = {rows.micro_batches} micro-batches x forward, and twice as much backward: {span(seconds.products)}",
+        f"  attention over documents of {rows.document_tokens:,.0f} tokens: {span(seconds.attention)}",
+        f"  norms, rotations, activations, sums of gradients, at the memory's rate: {span(seconds.memory_bound)}",
+        f"  computed again ({choice.recompute}): {span(seconds.recompute)}; head over trained tokens: {span(seconds.head)}",
+        f"  tensor-parallel traffic = 4 exchanges a layer of {model.hidden:,} x tokens x 2 (tp - 1) / tp: {span(seconds.tensor_traffic)}",
+        f"  waiting = (pp {layout.pp} - 1) x a stage's micro-batch: {span(seconds.bubble)}",
+        f"  pipeline traffic = {model.hidden:,} x tokens, to the next stage and back: {span(seconds.pipeline_traffic)}",
+        f"  data-parallel traffic = gradients summed, weights gathered, over {layout.dp} replicas: {span(seconds.data_traffic)}",
+        f"  optimizer = a rank's share of the states read and written: {span(seconds.optimizer)}",
+        f"  total = {span(seconds.total)}",
+        f"  MFU = 3 x ({rounded(per_token)} a token in products + attention + head) x {rows.tokens:,.0f} tokens / {span(seconds.total)} / "
+        f"{layout.world} GPUs / {tflops:g} TFLOP/s = {choice.mfu:.1%}",
+    ]  # fmt: skip

@@ -1,0 +1,160 @@
+"""What a GPU can do: the table that plans are made with, the user's own entries, and which one this machine has, found without torch.
+
+Rates are those of the data sheets (dense bf16; links and networks in one direction). `*_efficiency` is the share of a rate that large
+operations reach in practice: the only numbers here that come from measured runs, one set for all runs on a kind of GPU.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import subprocess
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tokenize_data.errors import UserError
+
+GB = 2**30  # of memory, as GPUs count it
+_PROC = Path("/proc/driver/nvidia/gpus")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """Memory in GB (2^30 bytes); rates in TFLOP/s and GB/s (10^9 bytes)."""
+
+    name: str
+    memory_gb: float
+    bf16_tflops: float
+    memory_gbps: float
+    link_gbps: float  # between GPUs of a node
+    network_gbps: float  # one GPU's share of what a node sends to others
+    fp32_tflops: float = 19.5
+    gpus_per_node: int = 8
+    matrix_efficiency: float = 0.75
+    memory_efficiency: float = 0.75
+    link_efficiency: float = 0.75
+    network_efficiency: float = 0.8
+    reserved_gb: float = 3.0  # the CUDA context, NCCL's buffers, what the allocator cannot use
+
+    @property
+    def usable_bytes(self) -> int:
+        return int((self.memory_gb - self.reserved_gb) * GB)
+
+
+def _gpu(
+    name: str, memory_gb: float, bf16: float, memory_gbps: float, link: float, network: float, efficiency: float, fp32: float = 19.5,
+    reserved_gb: float = 3.0,
+) -> Gpu:  # fmt: skip
+    return Gpu(
+        name=name, memory_gb=memory_gb, bf16_tflops=bf16, memory_gbps=memory_gbps, link_gbps=link, network_gbps=network,
+        matrix_efficiency=efficiency, fp32_tflops=fp32, reserved_gb=reserved_gb,
+    )  # fmt: skip
+
+
+# Efficiencies of the A100 and the H100 come from published runs (benchmarks/published.py); the others have their generation's.
+_AMPERE, _HOPPER = 0.83, 0.63
+TABLE: dict[str, Gpu] = {
+    gpu.name: gpu
+    for gpu in (
+        _gpu("a100-40gb", 40, 312, 1555, 300, 25, _AMPERE),
+        _gpu("a100-80gb", 80, 312, 2039, 300, 25, _AMPERE),
+        _gpu("h100-80gb", 80, 989, 3350, 450, 50, _HOPPER, 67),
+        _gpu("h100-pcie-80gb", 80, 756, 2000, 50, 25, _HOPPER, 51),
+        _gpu("h200-141gb", 140, 989, 4800, 450, 50, _HOPPER, 67),
+        _gpu("gh200-96gb", 95, 989, 4000, 450, 50, _HOPPER, 67),
+        _gpu("b200-180gb", 178, 2250, 7700, 900, 50, _HOPPER, 75),
+        _gpu("a10g-24gb", 22.5, 70, 600, 25, 6, _AMPERE, 31, 1.5),
+        _gpu("a40-48gb", 45, 150, 696, 50, 12.5, _AMPERE, 37, 2.0),
+        _gpu("a6000-48gb", 48, 155, 768, 50, 12.5, _AMPERE, 39, 2.0),
+        _gpu("l4-24gb", 22.5, 121, 300, 25, 12.5, 0.6, 30, 1.5),
+        _gpu("l40s-48gb", 45, 362, 864, 25, 25, 0.6, 92, 2.0),
+        _gpu("rtx3090-24gb", 24, 71, 936, 25, 6, _AMPERE, 36, 1.5),
+        _gpu("rtx4090-24gb", 24, 165, 1008, 25, 6, _AMPERE, 83, 1.5),
+    )
+}
+
+
+def find_gpu(name: str, table: dict[str, Gpu] | None = None) -> Gpu:
+    """By its name in the table, or by the beginning of one (`h100`), in any case."""
+    table = TABLE if table is None else table
+    wanted = name.strip().lower().replace("_", "-").replace(" ", "-")
+    if wanted in table:
+        return table[wanted]
+    largest = max((key for key in table if key.startswith(f"{wanted}-")), key=lambda key: (table[key].memory_gb, -len(key)), default=None)
+    if largest is not None:
+        return table[largest]
+    close = difflib.get_close_matches(wanted, table, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(table))}."
+    raise UserError(f"--gpu {name} is not in the table: {hint} Another one can be described in a file: --gpu_file")
+
+
+def read_gpus(file: Path) -> dict[str, Gpu]:
+    """The user's own GPUs from TOML, one table each, besides those known; what an entry leaves out, `like = "h100-80gb"` gives it."""
+    try:
+        content = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise UserError(f"--gpu_file {file}: {error.strerror}: give the path of a TOML file with a table for each GPU") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid TOML: {error}") from error
+    table = dict(TABLE)
+    for name, entry in content.items():
+        if not isinstance(entry, dict):
+            raise UserError(f"{file}: {name} = {entry!r} is outside of a table: begin one with [{name}-80gb]")
+        table[name.lower()] = _read_entry(file, name, entry, table)
+    return table
+
+
+def _read_entry(file: Path, name: str, entry: dict[str, Any], table: dict[str, Gpu]) -> Gpu:
+    keys = {field.name for field in fields(Gpu)} - {"name"}
+    values: dict[str, Any] = {}
+    if "like" in entry:
+        like = find_gpu(str(entry["like"]), table)
+        values = {key: getattr(like, key) for key in keys}
+    for key, value in entry.items():
+        if key == "like":
+            continue
+        if key not in keys:
+            close = difflib.get_close_matches(key, keys, n=1)
+            raise UserError(f"{file}: [{name}] has an unknown key '{key}'" + (f": did you mean '{close[0]}'?" if close else ""))
+        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0 or (value == 0 and key != "reserved_gb"):
+            raise UserError(f"{file}: [{name}] {key} = {value!r} must be a number above 0")
+        values[key] = value
+    missing = [key for key in ("memory_gb", "bf16_tflops", "memory_gbps", "link_gbps", "network_gbps") if key not in values]
+    if missing:
+        raise UserError(f"{file}: [{name}] lacks {', '.join(missing)}: give them, or `like` with the name of a GPU in the table")
+    return Gpu(name=name.lower(), **values)
+
+
+def gpu_here(table: dict[str, Gpu] | None = None) -> Gpu | None:
+    """The first GPU of this machine. None where there is none, or none that the table has."""
+    return recognise(_name_from_driver() or _name_from_tool(), TABLE if table is None else table)
+
+
+def recognise(name: str | None, table: dict[str, Gpu]) -> Gpu | None:
+    """`NVIDIA A100-SXM4-80GB` as a100-80gb: the entry most of whose words are in the name, the model's first of all."""
+    words = set(re.split(r"[^a-z0-9]+", re.sub(r"rtx (?=\d)", "rtx", (name or "").lower())))
+    found = [(len(words & set(key.split("-"))), -len(key), gpu) for key, gpu in table.items() if key.split("-")[0] in words]
+    return max(found, key=lambda entry: entry[:2])[2] if found else None
+
+
+def _name_from_driver() -> str | None:
+    if not _PROC.is_dir():
+        return None
+    for folder in sorted(_PROC.iterdir()):
+        try:
+            text = (folder / "information").read_text()
+        except OSError:
+            continue
+        if found := re.search(r"^Model:\s*(.+)$", text, re.MULTILINE):
+            return found.group(1)
+    return None
+
+
+def _name_from_tool() -> str | None:
+    try:
+        done = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None
