@@ -35,13 +35,14 @@ class Snapshot:
 def snapshot(pipeline: Pipeline) -> Snapshot:
     """Copies into the host's memory, all of them under way at once where the state is on a GPU."""
     fragments = []
-    for piece in state.pieces(pipeline):
-        if state.is_written_here(pipeline, piece.name):
-            place = pipeline.built.places[piece.name]
-            fragment = Fragment(
-                name=piece.name, state=piece.state, shape=place.shape, part=place.part, offset=piece.offset, values=_copied(piece.live)
-            )  # fmt: skip
-            fragments.append(fragment)
+    with state.opened(pipeline) as pieces:
+        for piece in pieces:
+            if state.is_written_here(pipeline, piece.name):
+                place = pipeline.built.places[piece.name]
+                fragment = Fragment(
+                    name=piece.name, state=piece.state, shape=place.shape, part=place.part, offset=piece.offset, values=_copied(piece.live)
+                )  # fmt: skip
+                fragments.append(fragment)
     if pipeline.device.type == "cuda":
         torch.cuda.synchronize(pipeline.device)
     layout = pipeline.processes.layout
@@ -73,8 +74,8 @@ def restore(pipeline: Pipeline, checkpoint: Checkpoint, peers: Peers) -> int:
     try:
         _refuse_other_states(pipeline, checkpoint)
         _refuse_other_shapes(pipeline, checkpoint)
-        with ThreadPoolExecutor(_READERS) as pool:
-            list(pool.map(lambda piece: _read(pipeline, checkpoint, piece), state.pieces(pipeline)))
+        with state.opened(pipeline, writes=True) as pieces, ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(lambda piece: _read(pipeline, checkpoint, piece), pieces))
         state.set_optimizer_step(pipeline, int(checkpoint.manifest["optimizer_step"]))
     except Exception as caught:  # the others wait for this one
         error, cause = str(caught) if isinstance(caught, UserError) else f"{type(caught).__name__}: {shorten(caught, 200)}", caught

@@ -5,6 +5,7 @@ What we rely on in DeepSpeed's two ZeRO-1 optimizers (for float32 and for bfloat
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tokenize_data.errors import UserError
+from sft.checkpoint import eight_bits
 
 if TYPE_CHECKING:
     from sft.engine.pipeline import Pipeline
@@ -30,19 +31,31 @@ class Piece:
     live: Tensor
 
 
-def pieces(pipeline: Pipeline) -> Iterator[Piece]:
-    """All that this process updates: of every trainable parameter the stretch that ZeRO-1 gave to this replica."""
+@contextlib.contextmanager
+def opened(pipeline: Pipeline, *, writes: bool = False) -> Iterator[list[Piece]]:
+    """All that this process updates: of every trainable parameter the stretch that ZeRO-1 gave to this replica.
+
+    8-bit states are float32 copies here, put back at the end where `writes` says that they may have changed.
+    """
     create_states(pipeline)
     optimizer = _torch_optimizer(pipeline)
     flats = _flats(optimizer)
+    states = [_flat_states(optimizer, flat) for flat in flats]
+    yield list(_pieces(pipeline, flats, states))
+    if writes and eight_bits.is_of_8_bits(optimizer):
+        for flat, numbers in zip(flats, states, strict=True):
+            eight_bits.write(optimizer.state[flat], numbers)
+
+
+def _pieces(pipeline: Pipeline, flats: list[Tensor], states: list[dict[str, Tensor]]) -> Iterator[Piece]:
     for name, parameter in pipeline.built.parameters.items():
         found = _address(parameter)
         if found is None:
             continue
         group, start, length, offset = found
         yield Piece(name, MASTER, offset, flats[group].detach().narrow(0, start, length))
-        for state in _flat_states(optimizer, flats[group]):
-            yield Piece(name, state, offset, optimizer.state[flats[group]][state].narrow(0, start, length))
+        for state, values in states[group].items():
+            yield Piece(name, state, offset, values.narrow(0, start, length))
 
 
 def trainable(pipeline: Pipeline) -> list[str]:
@@ -77,7 +90,6 @@ def set_optimizer_step(pipeline: Pipeline, count: int) -> None:
 def create_states(pipeline: Pipeline) -> None:
     """Before the first update an optimizer has no states: an update with rate 0 by no gradient makes them, in whatever way it does."""
     optimizer = _torch_optimizer(pipeline)
-    _refuse_quantised(optimizer)
     if all(optimizer.state[flat] for flat in _flats(optimizer)):
         return
     kept = [(group["lr"], group.get("weight_decay", 0.0)) for group in optimizer.param_groups]
@@ -122,8 +134,11 @@ def _flats(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [flat for group in optimizer.param_groups for flat in group["params"]]
 
 
-def _flat_states(optimizer: torch.optim.Optimizer, flat: Tensor) -> list[str]:
-    return [name for name, value in optimizer.state[flat].items() if isinstance(value, Tensor) and value.shape == flat.shape]
+def _flat_states(optimizer: torch.optim.Optimizer, flat: Tensor) -> dict[str, Tensor]:
+    state = optimizer.state[flat]
+    if eight_bits.is_of_8_bits(optimizer):
+        return eight_bits.read(state)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor) and value.shape == flat.shape}
 
 
 def _step_holders(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
@@ -138,8 +153,3 @@ def _set_steps(optimizer: torch.optim.Optimizer, count: int) -> None:
             holder["step"].fill_(count)
         else:
             holder["step"] = count
-
-
-def _refuse_quantised(optimizer: torch.optim.Optimizer) -> None:
-    if type(optimizer).__module__.startswith("bitsandbytes"):
-        raise UserError("--optimizer adamw8bit cannot be saved in a checkpoint yet: use --optimizer adamw, or save no checkpoints")

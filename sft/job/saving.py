@@ -27,14 +27,9 @@ class Saver:
         self._pending: PendingSave | None = None
         self._is_whole = False
         self.best: int | None = None  # the iteration whose checkpoint is kept besides
-        self.can_save = job.config.optimizer != "adamw8bit"
-        if not self.can_save:
-            warn("no checkpoints are saved with --optimizer adamw8bit: a run that is interrupted starts anew")
 
     def save(self, iteration: int, result: Mapping[str, Any]) -> None:
         """Begin. One that is still being written is finished first."""
-        if not self.can_save:
-            return
         self.finish()
         facts = {**self._facts, "result": dict(result), "next_batch": next_batch(self._job, iteration)}
         try:

@@ -66,8 +66,9 @@ def _go_on(run: Run, case: dict[str, Any], root: Path) -> dict[str, Any]:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not saved(root, case["resume"], ITERATIONS).exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    for piece in state.pieces(run.pipeline):
-        piece.live.fill_(7.0)  # to be overwritten, all of it
+    with state.opened(run.pipeline, writes=True) as pieces:
+        for piece in pieces:
+            piece.live.fill_(7.0)  # to be overwritten, all of it
     start = restore(run.pipeline, Checkpoint(saved(root, case["resume"])), peers_of())
     result: dict[str, Any] = {"losses": _train(run, start, ITERATIONS)}
     if case.get("same"):
@@ -78,7 +79,8 @@ def _go_on(run: Run, case: dict[str, Any], root: Path) -> dict[str, Any]:
 
 def _everything(run: Run) -> dict[str, torch.Tensor]:
     """What the model computes with, and what the optimizer knows, in this process."""
-    found = {f"{piece.name}|{piece.state}": piece.live.clone() for piece in state.pieces(run.pipeline)}
+    with state.opened(run.pipeline) as pieces:
+        found = {f"{piece.name}|{piece.state}": piece.live.clone() for piece in pieces}
     return found | run.weights() | {"step": torch.tensor(state.optimizer_step(run.pipeline))}
 
 
@@ -92,10 +94,10 @@ def _train(run: Run, start: int, iterations: int) -> list[list[float]]:
 def _prepare(case: dict[str, Any], device: torch.device) -> Run:
     from sft.engine import optimizers, pipeline
 
-    def sgd(parameters: Any, settings: Any, device: torch.device) -> Any:
-        return optimizers.make_optimizer(parameters, replace(settings, name="sgd"), device)
+    def other(parameters: Any, settings: Any, device: torch.device) -> Any:
+        return optimizers.make_optimizer(parameters, replace(settings, name=case["optimizer"]), device)
 
-    with mock.patch.object(pipeline, "make_optimizer", sgd) if case.get("sgd") else contextlib.nullcontext():
+    with mock.patch.object(pipeline, "make_optimizer", other) if "optimizer" in case else contextlib.nullcontext():
         return prepare(case, device)
 
 

@@ -29,8 +29,9 @@ WRITERS: dict[str, dict[str, Any]] = {
     "tied-bf16-122": {"family": "llama3-tied", "dtype": "bfloat16"},
     "phi3-212": {"family": "phi3", "layers": 2},
     "opt-221": {"family": "opt-350m", "layers": 2},
-    "sgd-122": {"family": "llama", "layers": 2, "sgd": True},
+    "sgd-122": {"family": "llama", "layers": 2, "optimizer": "sgd"},
     "neox-111": {"family": "gpt-neox", "layers": 2},
+    "8bit-112": {"family": "llama", "layers": 2, "optimizer": "adamw8bit"},
 }
 # Resumed with: other layouts than the writer's own.
 READERS: dict[str, list[str]] = {
@@ -116,8 +117,8 @@ def test_what_is_written_has_no_pickle_and_nothing_twice(results: Path) -> None:
     for name, options in WRITERS.items():
         checkpoint = Checkpoint(saved(results, name))
         assert {file.suffix for file in checkpoint.folder.iterdir()} == {".json", ".safetensors"}
-        assert checkpoint.states() == ([MASTER] if options.get("sgd") else [MASTER, "exp_avg", "exp_avg_sq"])
-        assert checkpoint.manifest["optimizer_step"] == (0 if options.get("sgd") else SAVED_AFTER)
+        assert checkpoint.states() == ([MASTER] if options.get("optimizer") == "sgd" else [MASTER, "exp_avg", "exp_avg_sq"])
+        assert checkpoint.manifest["optimizer_step"] == (0 if options.get("optimizer") == "sgd" else SAVED_AFTER)
         assert ("lm_head.weight" in checkpoint.names()) == (options["family"] not in ("llama3-tied", "opt-350m"))
     sizes = [sum(file["bytes"] for file in Checkpoint(saved(results, name)).manifest["files"]) for name in ("tied-122", "tied-bf16-122")]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
