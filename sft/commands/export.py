@@ -18,7 +18,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
-    from rich.progress import Progress
 
     from tokenize_data.errors import UserError
 
@@ -29,22 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
     if target.exists() and arguments.push_to_hub is None:
         raise UserError(f"{target} exists: give another --out, or remove it first")
     if not target.exists():
-        import torch
-
         from sft.engine.start import prepare_environment
 
         prepare_environment()
-        from sft.checkpoint.export import export_checkpoint
-
-        checkpoint = _checkpoint(arguments, console)
-        facts = checkpoint.manifest["facts"]
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[arguments.dtype or facts["resolved"]["dtype"]]
-        with Progress(console=console) as progress:
-            task = progress.add_task(f"iteration {checkpoint.iteration:,}", total=None)
-            export_checkpoint(
-                checkpoint, target, _origins(facts), dtype, lambda done, total: progress.update(task, completed=done, total=total)
-            )  # fmt: skip
-        console.print(f"model of iteration {checkpoint.iteration:,}: {target}")
+        write_model(find_checkpoint(arguments.run_dir, arguments.iteration, console), target, arguments.dtype, console)
     if arguments.push_to_hub is not None:
         from sft.job import hub
 
@@ -52,26 +39,43 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _checkpoint(arguments: argparse.Namespace, console: Any) -> Any:
+def write_model(checkpoint: Any, target: Path, dtype_name: str | None, console: Any) -> None:
+    """A checkpoint's model as a Hugging Face folder."""
+    import torch
+    from rich.progress import Progress
+
+    from sft.checkpoint.export import export_checkpoint
+
+    facts = checkpoint.manifest["facts"]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype_name or facts["resolved"]["dtype"]]
+    with Progress(console=console) as progress:
+        task = progress.add_task(f"iteration {checkpoint.iteration:,}", total=None)
+        export_checkpoint(
+            checkpoint, target, _origins(facts), dtype, lambda done, total: progress.update(task, completed=done, total=total)
+        )  # fmt: skip
+    console.print(f"model of iteration {checkpoint.iteration:,}: {target}")
+
+
+def find_checkpoint(run_dir: Path, iteration: int | None, console: Any) -> Any:
     from sft.checkpoint.commit import find_latest, step_folders
     from sft.checkpoint.fragments import Checkpoint
     from sft.checkpoint.manifest import damage, step_name
     from tokenize_data.errors import UserError
 
-    folders = [folder.name for folder in step_folders(arguments.run_dir)]
+    folders = [folder.name for folder in step_folders(run_dir)]
     if not folders:
-        raise UserError(f"{arguments.run_dir} has no checkpoint (step-...): give the folder of a run that has saved one")
-    if arguments.iteration is None:
-        checkpoint, skipped = find_latest(arguments.run_dir)
+        raise UserError(f"{run_dir} has no checkpoint (step-...): give the folder of a run that has saved one")
+    if iteration is None:
+        checkpoint, skipped = find_latest(run_dir)
         for line in skipped:
             console.print(f"warning: {line}", style="yellow")
         return checkpoint
-    name = step_name(arguments.iteration)
+    name = step_name(iteration)
     if name not in folders:
-        raise UserError(f"{arguments.run_dir} has no {name}: it has {', '.join(sorted(folders))}")
-    if (reason := damage(arguments.run_dir / name)) is not None:
-        raise UserError(f"{arguments.run_dir / name} is damaged ({reason}): choose another --iteration")
-    return Checkpoint(arguments.run_dir / name)
+        raise UserError(f"{run_dir} has no {name}: it has {', '.join(sorted(folders))}")
+    if (reason := damage(run_dir / name)) is not None:
+        raise UserError(f"{run_dir / name} is damaged ({reason}): choose another --iteration")
+    return Checkpoint(run_dir / name)
 
 
 def _origins(facts: dict[str, Any]) -> Any:

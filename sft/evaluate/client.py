@@ -1,0 +1,148 @@
+"""JSON over HTTP to a server that may be slow, busy or broken: retries with back-off, a rate limit, a key that is never shown."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from tokenize_data.errors import UserError, shorten
+
+_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+_MOST_WAIT_SECONDS = 60.0
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class ServerError(Exception):
+    """One request failed for good; others may not. `status` None where the server did not answer as HTTP."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(kw_only=True)
+class Client:
+    """Of one server. `url` may end with /v1 or not. May be used by several threads."""
+
+    url: str
+    key_variable: str = "OPENAI_API_KEY"
+    timeout_seconds: float = 120.0
+    retries: int = 6
+    first_wait_seconds: float = 1.0
+    per_minute: float = float("inf")
+    _next: float = field(default=0.0, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"{self.url} is no address of a server: write it as http://localhost:8000/v1")
+        if parts.username or parts.password:
+            raise UserError("the server's address holds a password: put the key into the environment instead")
+        if not self.per_minute > 0:
+            raise UserError(f"{self.per_minute:g} requests a minute: it must be above 0")
+        self.url = self.url.rstrip("/")
+        if not self.url.endswith("/v1") and not parts.path.strip("/"):
+            self.url += "/v1"
+
+    def post(self, path: str, content: dict[str, Any]) -> dict[str, Any]:
+        """The server's object. What may pass is tried again; what will not is an error."""
+        return self._request(path, json.dumps(content).encode())
+
+    def get(self, path: str) -> dict[str, Any]:
+        return self._request(path, None)
+
+    def _request(self, path: str, data: bytes | None) -> dict[str, Any]:
+        wait_seconds = self.first_wait_seconds
+        for attempt in range(self.retries + 1):
+            self._take_turn()
+            try:
+                return self._once(path, data)
+            except ServerError as error:
+                may_pass = error.status is None or error.status in _AGAIN
+                if not may_pass or attempt == self.retries:
+                    raise
+                asked = getattr(error, "retry_after", None)
+                time.sleep(min(_MOST_WAIT_SECONDS, asked if asked is not None else wait_seconds * random.uniform(0.75, 1.25)))
+                wait_seconds = min(wait_seconds * 2, _MOST_WAIT_SECONDS)
+        raise AssertionError("unreachable")
+
+    def _take_turn(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            at = max(now, self._next)
+            self._next = at + 60.0 / self.per_minute
+        time.sleep(max(0.0, at - now))
+
+    def _once(self, path: str, data: bytes | None) -> dict[str, Any]:
+        request = urllib.request.Request(f"{self.url}/{path}", data=data, headers={"Content-Type": "application/json"})
+        key = os.environ.get(self.key_variable)
+        if key:
+            request.add_unredirected_header("Authorization", f"Bearer {key}")  # another host must not get it
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout_seconds) as response:
+                content = json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            raise self._of_status(error, path) from None
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise ServerError(self._without_key(f"{self.url}/{path}: {type(error).__name__}: {shorten(str(reason), 120)}")) from None
+        except ValueError:
+            raise ServerError(f"{self.url}/{path}: the answer is not JSON") from None
+        if not isinstance(content, dict):
+            raise ServerError(f"{self.url}/{path}: the answer is no object")
+        return content
+
+    def _of_status(self, error: urllib.error.HTTPError, path: str) -> ServerError:
+        with error:
+            try:
+                body = error.read().decode(errors="replace")
+            except (OSError, http.client.HTTPException):
+                body = ""
+        made = ServerError(self._without_key(f"{self.url}/{path}: {error.code} {error.reason}: {shorten(body, 200)}"), error.code)
+        after = error.headers.get("Retry-After", "") if error.headers else ""
+        if after.replace(".", "", 1).isdigit():
+            made.retry_after = float(after)  # type: ignore[attr-defined]
+        return made
+
+    def _without_key(self, text: str) -> str:
+        """Some servers repeat the key that they refuse, whole or in part."""
+        key = os.environ.get(self.key_variable)
+        if not key:
+            return text
+        text = text.replace(key, "[key]")
+        return text if len(key) < 12 else text.replace(key[:8], "[key]").replace(key[-8:], "[key]")
+
+
+def in_parallel(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[tuple[Item, Result | ServerError]]:
+    """Each item with its result as they are done; an interrupt starts no more of them."""
+    pending: dict[Future[Result], Item] = {}
+    waiting = iter(items)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        while True:
+            while len(pending) < workers * 2 and (item := next(waiting, None)) is not None:
+                pending[pool.submit(work, item)] = item
+            if not pending:
+                return
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                item = pending.pop(future)
+                try:
+                    yield item, future.result()
+                except ServerError as error:
+                    yield item, error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,87 @@
+"""A JSONL file that grows by whole lines and goes on where it was interrupted: each object has a key by which it is known again."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tokenize_data.errors import UserError, shorten
+
+Record = dict[str, Any]
+
+
+class LineStore:
+    """Open for writing by one process. A torn last line, as a killed one leaves it, is cut off."""
+
+    def __init__(self, path: Path, key_of: Callable[[Record], str]) -> None:
+        self.path, self._key_of = path, key_of
+        self.records: dict[str, Record] = {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "ab+")  # noqa: SIM115 - closed by `close`
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read()
+        except BlockingIOError as error:
+            raise UserError(f"{path} is being written by another process: wait for it, or give another place") from error
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}: give another place") from error
+
+    def __enter__(self) -> LineStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def add(self, record: Record) -> None:
+        """One line, with the operating system when this returns."""
+        self.records[self._key_of(record)] = record
+        try:
+            self._file.write(as_line(record))
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror}: the same command goes on from here") from error
+
+    def replace(self, records: Iterable[Record]) -> None:
+        """The whole file anew, in this order: a reader sees the old one or the new one."""
+        scratch = self.path.with_name(f".{self.path.name}.part")
+        try:
+            with scratch.open("wb") as file:
+                for record in records:
+                    file.write(as_line(record))
+            os.replace(scratch, self.path)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror}: check the folder and the room on the disk") from error
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            self._file.truncate(whole)
+        for number, line in enumerate(content[:whole].splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                self.records[self._key_of(record)] = record
+            except (ValueError, KeyError, TypeError) as error:
+                remedy = "remove it, or give another place"
+                raise UserError(f"{self.path} line {number} was not written by this command ({shorten(error)}): {remedy}") from error
+
+
+def as_line(record: Record) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short name for these values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

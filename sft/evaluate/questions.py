@@ -1,0 +1,80 @@
+"""Which rows are asked, and how they are read: as in training, unless flags or a recipe say otherwise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from tokenize_data import manifest as manifests
+from tokenize_data.errors import UserError
+from tokenize_data.recipe import read_datasets
+from tokenize_data.records import Cleaning, DatasetSpec
+
+_KEYS = ("format", "question_key", "answer_key", "system_key", "text_key")
+_FILLED = re.compile(r"(?<!\{)\{[^{}]+\}")
+
+
+def specs_for(
+    files: Sequence[str], typed: Mapping[str, Any], training: Mapping[str, Any], config: Path | None = None
+) -> tuple[DatasetSpec, ...]:
+    """One data set for each file, and those of a recipe. `typed` are flags that were given; `training` is training.json."""
+    listed = read_datasets(config) if config is not None else ()
+    if config is not None and not listed:
+        raise UserError(f"--config {config} lists no data sets: write a datasets: list, or give files with --data")
+    reading = {**_as_trained(training), **{key: typed[key] for key in _KEYS if typed.get(key) is not None}}
+    if any(typed.get(key) is not None for key in ("question_key", "format")):
+        reading.pop("prompt", None)  # a template over other fields than those that are named now
+    if typed.get("answer_key") is not None:
+        reading.pop("answer", None)
+    plain = [DatasetSpec(files=(file,), name=Path(file).name.split(".")[0] or file, **reading) for file in files]
+    return tuple(_named_apart([*plain, *listed]))
+
+
+def system_message(training: Mapping[str, Any]) -> str | None:
+    """The system message that all rows were trained with, None where there was none or not always the same."""
+    found = {_reading_of(dataset).get("system") for dataset in _datasets(training)}
+    (only,) = found if len(found) == 1 else (None,)
+    return only if isinstance(only, str) and not _FILLED.search(only) else None
+
+
+def _as_trained(training: Mapping[str, Any]) -> dict[str, Any]:
+    datasets = _datasets(training)
+    if len(datasets) == 1:
+        return _reading_of(datasets[0])
+    config = training.get("config") or {}
+    return {key: config[key] for key in _KEYS if config.get(key) is not None}
+
+
+def _datasets(training: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the manifest of the training data says of them, if it is still there."""
+    folder = (training.get("resolved") or {}).get("data_folder")
+    if not isinstance(folder, str) or not Path(folder).is_dir():
+        return []
+    try:
+        manifest = manifests.read(Path(folder))
+    except UserError:
+        return []
+    return manifest.datasets if manifest is not None else []
+
+
+def _reading_of(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    known = {field.name for field in fields(DatasetSpec)} - {"files", "name", "weight", "samples"}
+    reading = {key: value for key, value in (dataset.get("reading") or {}).items() if key in known and value is not None}
+    if isinstance(reading.get("clean"), dict):
+        reading["clean"] = Cleaning(**reading["clean"])
+    return reading
+
+
+def _named_apart(specs: Sequence[DatasetSpec]) -> list[DatasetSpec]:
+    taken: set[str] = set()
+    result = []
+    for spec in specs:
+        name, number = spec.name, 2
+        while name in taken:
+            name, number = f"{spec.name} {number}", number + 1
+        taken.add(name)
+        result.append(replace(spec, name=name))
+    return result

@@ -1,0 +1,120 @@
+"""A model's chat format: conversations to the ids that it is asked with and was trained on, and ids back to text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tokenize_data.chat import ASSISTANT, TEMPLATE, ChatTemplate, Message, Rendered
+from tokenize_data.encode import Encoded, Encoder
+from tokenize_data.errors import RowError, UserError
+from tokenize_data.templates import choose_template
+from tokenize_data.tokenizer import BaseTokenizer, load_tokenizer
+
+PLAIN = "plain"  # no template: the model goes on with the question's text
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatFormat:
+    """Bound to one tokenizer. `template` None: texts as they are."""
+
+    tokenizer: BaseTokenizer
+    template: ChatTemplate | None
+    is_borrowed: bool = False  # the template is another model's, whose special tokens may be plain text here
+
+    @property
+    def description(self) -> str:
+        return PLAIN if self.template is None else self.template.name
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The ids after which the model writes: those of transformers' apply_chat_template with add_generation_prompt."""
+        if self.template is None:
+            return self.plain_prompt("\n\n".join(str(message["content"]) for message in messages))
+        return self._ids(self.template.render(messages, True))
+
+    def plain_prompt(self, text: str) -> list[int]:
+        """A text to be continued."""
+        return self._ids(self._bos + text)
+
+    def documents(self, messages: Sequence[Message]) -> list[Encoded]:
+        """What training makes of a conversation: ids, and which of them are learnt."""
+        if self.template is None:
+            question = self._bos + "\n\n".join(str(message["content"]) for message in messages[:-1])
+            answer = str(messages[-1]["content"]) + self._eos
+            rendered = [Rendered(question + answer, [0, len(question)], [TEMPLATE, ASSISTANT], [len(question)])]
+        else:
+            rendered = self.template.documents(messages)
+        return self._encode(rendered)
+
+    def plain_document(self, text: str) -> list[Encoded]:
+        bos, text = self._bos, text + self._eos
+        rendered = Rendered(bos + text, [0, len(bos)], [TEMPLATE, ASSISTANT], [len(bos)]) if bos else Rendered(text, [0], [ASSISTANT], [])
+        return self._encode([rendered])
+
+    def text(self, ids: Sequence[int]) -> str:
+        decoded: str = self.tokenizer.backend.decode(list(ids), skip_special_tokens=True)
+        return decoded
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end what the model writes: the template's end of turn, and EOS."""
+        texts = [self.template.end_of_turn() if self.template is not None else None, self.tokenizer.special("eos_token")]
+        ids = [self.tokenizer.backend.token_to_id(text) for text in texts if text]
+        return tuple(dict.fromkeys(number for number in ids if number is not None))
+
+    @cached_property
+    def stop_texts(self) -> tuple[str, ...]:
+        """Where the end of turn is no token of this tokenizer, it ends the answer as text."""
+        if self.template is None or not self.is_borrowed or self.template.end_of_turn() is not None:
+            return ()
+        question = [{"role": "user", "content": "?"}]
+        tail = self.template.render([*question, {"role": "assistant", "content": "!"}])[len(self.template.render(question, True)) :]
+        end = tail.strip().removeprefix("!").strip()
+        return (end,) if end else ()
+
+    @property
+    def _bos(self) -> str:
+        return (self.tokenizer.special("bos_token") or "") if self.tokenizer.adds_bos else ""
+
+    @property
+    def _eos(self) -> str:
+        return self.tokenizer.special("eos_token") or ""
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.tokenizer, fast=False)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _encode(self, rendered: Sequence[Rendered]) -> list[Encoded]:
+        encoded = []
+        for document in self._encoder.encode(rendered):
+            if isinstance(document, RowError):
+                raise document
+            encoded.append(document)
+        return encoded
+
+
+def open_format(folder: Path, choice: str = "auto", borrowed: ChatTemplate | None = None) -> ChatFormat:
+    """The format of a model's folder. `borrowed` is another model's template, used where `auto` finds none."""
+    tokenizer = load_tokenizer(str(folder))
+    if choice == PLAIN:
+        return ChatFormat(tokenizer=tokenizer, template=None)
+    if choice == "auto" and tokenizer.chat_template is None and borrowed is not None:
+        template = ChatTemplate(
+            name=f"{borrowed.name}, of the model it is compared with", source=borrowed.source,
+            special_tokens={name: text for name in borrowed.special_tokens if (text := tokenizer.special(name)) is not None},
+            special_texts=tokenizer.special_texts(),
+        )  # fmt: skip
+        return ChatFormat(tokenizer=tokenizer, template=template, is_borrowed=True)
+    template, extended = choose_template(choice, tokenizer)
+    if extended.added:
+        raise UserError(
+            f"{folder} has no chat template, and its vocabulary lacks {' '.join(extended.added)} of template '{template.name}', so it was "
+            f"not trained on them: choose a --template, or --template {PLAIN} to have it go on with the prompt's text"
+        )
+    return ChatFormat(tokenizer=extended, template=template)
