@@ -118,3 +118,10 @@ def server_asker(arguments: argparse.Namespace, place: ModelPlace, sampling: Sam
         client=client, model=arguments.server_model or model_of_server(client), sampling=sampling, workers=arguments.batch_size or 64,
         chat=chat, stop_ids=chat.stop_ids if chat is not None else (),
     )  # fmt: skip
+
+
+def template_of(place: ModelPlace, arguments: argparse.Namespace) -> ChatTemplate | None:
+    """The chat template of a model, for one that has none."""
+    from tokenize_data.prompts import open_format
+
+    return open_format(place.tokenizer_folder, arguments.template).template if place.checkpoint is None else None

@@ -145,7 +145,8 @@ def fill(
     foreign = [key for key in store.records if key not in keys]
     if foreign:
         raise UserError(
-            f"{store.path} holds {len(foreign):,} answers to other questions, or of another model or setting: give another place, or remove it"
+            f"{store.path} holds {len(foreign):,} answers to other questions, or of another model or setting: "
+            "give another place, or remove it"
         )
     left = [example for example in examples if f"{example.number}:{ids[example.number]}" not in store.records]
     by_number = {example.number: example for example in examples}

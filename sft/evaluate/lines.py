@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -85,3 +86,27 @@ def as_line(record: Record) -> bytes:
 def fingerprint(*parts: Any) -> str:
     """A short name for these values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole file, or the old one stays."""
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(text.encode("utf-8", "backslashreplace"))
+        os.replace(scratch, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}: give another place") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """What is no finite number becomes null: JSON has no other."""
+    write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
