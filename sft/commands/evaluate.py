@@ -156,7 +156,10 @@ def _write(summary: dict[str, Any], evaluated: list[Evaluated], folder: Path, co
         written += ["comparison.csv", "comparison.html", "comparison.xlsx"]
     console.print(f"written to {folder}: {', '.join(written)}")
     for one in evaluated:
-        rows = [row for part in one.predictions.values() for row in part if row.get("finish") is not None]
+        everything = [row for part in one.predictions.values() for row in part]
+        if uncounted := sum("nll" in row and row["nll"] is None for row in everything):
+            console.print(f"warning: {uncounted:,} rows are cut before their answer (--seq), and not in the perplexity", style="yellow")
+        rows = [row for row in everything if row.get("finish") is not None]
         cut = sum(row["finish"] == "length" for row in rows)
         if cut > len(rows) // 10:
             console.print(f"warning: {cut:,} of {one.label}'s {len(rows):,} answers are cut at --max_tokens", style="yellow")

@@ -1,0 +1,85 @@
+"""An OpenAI-compatible server on this machine for tests, which answers as it is told to, and misbehaves when asked to."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Reply = str | tuple[int, str]  # the text of an answer, or a status and a body
+
+
+@dataclass
+class Fake:
+    """What was asked, and how to answer. `troubles` come first: one each request, until there are none left."""
+
+    reply: Callable[[dict[str, Any]], Reply]
+    troubles: list[Callable[[], tuple[int, bytes, dict[str, str]]]] = field(default_factory=list)
+    models: tuple[str, ...] = ("model-1",)
+    requests: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    url: str = ""
+
+    def answer(self, path: str, content: dict[str, Any]) -> tuple[int, bytes, dict[str, str]]:
+        reply = self.reply(content)
+        if isinstance(reply, tuple):
+            return reply[0], reply[1].encode(), {}
+        choice = {"text": reply} if path == "/v1/completions" else {"message": {"role": "assistant", "content": reply}}
+        usage = {"completion_tokens": len(reply.split())}
+        return 200, json.dumps({"choices": [{**choice, "finish_reason": "stop"}], "usage": usage}).encode(), {}
+
+
+@contextmanager
+def serve(fake: Fake) -> Iterator[Fake]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send(200, json.dumps({"data": [{"id": name} for name in fake.models]}).encode(), {})
+
+        def do_POST(self) -> None:
+            content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with fake.lock:
+                fake.requests.append((self.path, content, dict(self.headers)))
+                trouble = fake.troubles.pop(0) if fake.troubles else None
+            try:
+                self._send(*(trouble() if trouble is not None else fake.answer(self.path, content)))
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # a client that did not want to wait
+
+        def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def status(code: int, body: str = "", **headers: str) -> Callable[[], tuple[int, bytes, dict[str, str]]]:
+    return lambda: (code, body.encode(), {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def slow(seconds: float) -> Callable[[], tuple[int, bytes, dict[str, str]]]:
+    def wait() -> tuple[int, bytes, dict[str, str]]:
+        time.sleep(seconds)
+        return 200, b"{}", {}
+
+    return wait
