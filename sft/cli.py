@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "a Hugging Face folder from a checkpoint of a run",
     "generate": "answers of a model: to one prompt, in a chat, or to a file of questions",
     "evaluate": "scores of a model on data with answers, compared with others, rated by a judge",
+    "report": "one HTML page of a run, or of several; live with --watch",
     "parity": "train a small model of a base's shape on a layout and with plain transformers, and compare",
     "inspect": "documents with trained and masked tokens in colours, lengths, the manifest",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -45,10 +46,8 @@ def serve(fake: Fake) -> Iterator[Fake]:
             with fake.lock:
                 fake.requests.append((self.path, content, dict(self.headers)))
                 trouble = fake.troubles.pop(0) if fake.troubles else None
-            try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a client that did not want to wait
                 self._send(*(trouble() if trouble is not None else fake.answer(self.path, content)))
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # a client that did not want to wait
 
         def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)

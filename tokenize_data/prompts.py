@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from tokenize_data.chat import ASSISTANT, TEMPLATE, ChatTemplate, Message, Rendered
-from tokenize_data.encode import Encoded, Encoder
+from tokenize_data.encode import Encoded as Encoded  # what `documents` returns
+from tokenize_data.encode import Encoder
 from tokenize_data.errors import RowError, UserError
 from tokenize_data.templates import choose_template
 from tokenize_data.tokenizer import BaseTokenizer, load_tokenizer

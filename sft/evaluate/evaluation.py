@@ -14,10 +14,9 @@ from sft.evaluate.answers import Asker
 from sft.evaluate.choices import candidates, choices_of
 from sft.evaluate.lines import LineStore, Record, as_line, fingerprint
 from sft.evaluate.scores import Measure
-from tokenize_data.encode import Encoded
 from tokenize_data.errors import UserError
 from tokenize_data.examples import Example, Examples
-from tokenize_data.prompts import ChatFormat
+from tokenize_data.prompts import ChatFormat, Encoded
 
 Tell = Callable[..., None]  # (what is being done, how many are done, total=of how many)
 ALL = "all"

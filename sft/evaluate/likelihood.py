@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenize_data.chat import ASSISTANT
-from tokenize_data.encode import Encoded
+from tokenize_data.prompts import Encoded
 
 _BATCH_TOKENS = 4096
 

