@@ -24,7 +24,7 @@ from tests.real_parts import wheel_contents
 
 ROOT = Path(__file__).resolve().parents[1]
 
-_CHARACTERS = 900  # of a passage or an article
+_CHARACTERS = 600  # of a passage or an article
 _RESULT = ROOT / "benchmarks" / "results" / "quality.md"
 _SHOWN = {
     "pubmedqa": ("perplexity", "accuracy", "accuracy_likelihood", "exact_match", "stopped"),
@@ -35,8 +35,8 @@ _SHOWN = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("demo") / "quality", help="where data, run and scores go")
-    parser.add_argument("--train", type=int, default=120, help="rows of each of the two to train on (default: 120)")
-    parser.add_argument("--test", type=int, default=50, help="rows of each of the two to score (default: 50)")
+    parser.add_argument("--train", type=int, default=64, help="rows of each of the two to train on (default: 64)")
+    parser.add_argument("--test", type=int, default=40, help="rows of each of the two to score (default: 40)")
     arguments = parser.parse_args()
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def text_of(summary: dict[str, Any], arguments: argparse.Namespace, commands: li
     (tuned,) = (model["label"] for model in summary["models"] if model["label"] != base)
     lines = [
         "# A base model against the same one tuned", "",
-        f"SmolLM2-135M-Instruct, tuned on {arguments.train} rows of PubMedQA and {arguments.train} of XSum (texts cut at {_CHARACTERS} letters),",
+        f"SmolLM2-135M-Instruct, tuned on {arguments.train} rows each of PubMedQA and XSum (texts cut at {_CHARACTERS} letters),",
         f"scored on {arguments.test} other rows of each. Made by `python benchmarks/quality.py`, {seconds / 60:.0f} minutes on", "",
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, with:", "",
         *(f"    {' '.join(command)}" for command in commands), "",

@@ -95,7 +95,21 @@ def _evaluate(arguments: argparse.Namespace, places: list[ModelPlace], console: 
     evaluated = [evaluation.measure_all(one.label, one.model, one.predictions, processes) for one in evaluated]
     facts = {"command": ["sft", "evaluate", *arguments.argv], "data": [name for spec in specs for name in spec.files]}
     _write(evaluation.summary(evaluated, base_label, facts), evaluated, folder, console)
+    if first.run is not None and arguments.out is None:
+        _refresh_report(first.run, console)
     return 0
+
+
+def _refresh_report(run: Path, console: Any) -> None:
+    """The run's page shows its scores and answers."""
+    from sft.observe import report
+    from tokenize_data.errors import UserError
+
+    try:
+        report.write_report([run], run / "report.html")
+        console.print(f"report    {run / 'report.html'}")
+    except UserError as error:  # a folder that is no whole run's
+        console.print(f"warning: {run / 'report.html'} was not written: {error}", style="yellow")
 
 
 def _collect_all(

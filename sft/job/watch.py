@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from rich.console import Console
 from sft.config.recipe import recipe_text
 from sft.job.ending import PreemptedError, reason_of
 from sft.job.prepare import Job, config_values, resolved_facts, versions
-from sft.observe import chart, metrics, run_folder
+from sft.observe import chart, metrics, report, run_folder
 from sft.observe.progress import Progress, duration
 from sft.observe.trackers import Tracker, open_trackers
-from tokenize_data.errors import UserError
+from tokenize_data.errors import UserError, shorten
 
 
 class Watch:
@@ -82,6 +82,8 @@ class _FirstWatch(Watch):
         self._progress.say(text) if self._progress is not None else self._console.print(text)
 
     def warn(self, text: str) -> None:
+        with suppress(OSError), (self._job.folder / "warnings.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(" ".join(text.split()) + "\n")  # for the report
         self._progress.warn(text) if self._progress is not None else self._console.print(f"warning: {text}", style="yellow")
 
     def status(self, state: run_folder.State, reason: str = "") -> None:
@@ -95,8 +97,17 @@ class _FirstWatch(Watch):
         self.say(f"done in {duration(time.monotonic() - self._began)}")
         self.say(f"model     {target}")
         self.say(f"metrics   {folder / 'metrics.jsonl'}" + (f", {folder / 'loss.png'}" if drawn else ""))
+        self._report()
         if not drawn:
             self.warn("loss.png was not drawn: it needs matplotlib (pip install 'sft[plots]')")
+
+    def _report(self) -> None:
+        path = self._job.folder / "report.html"
+        try:
+            report.write_report([self._job.folder], path)
+            self.say(f"report    {path}")
+        except Exception as error:  # the model is there: nothing about a page may spoil that
+            self.warn(f"report.html was not written ({type(error).__name__}: {shorten(error)}): try sft report {self._job.folder}")
 
 
 @contextmanager

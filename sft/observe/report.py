@@ -128,7 +128,7 @@ def _data(folder: Any) -> dict[str, Any]:
     manifest = reader.manifest
     counts, edges = bins(lengths, 40)
     files = [
-        {"name": file["name"], "rows": file["rows"], "sha256": file["sha256"][:12], "data_set": data_set["name"], "format": data_set["format"]}
+        {"name": file["name"], "rows": file["rows"], "sha256": file["sha256"][:12], "format": data_set["format"]}
         for data_set in manifest.datasets
         for file in data_set["files"]
     ]  # fmt: skip

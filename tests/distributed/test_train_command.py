@@ -35,7 +35,9 @@ def alone(site: Site) -> str:
 
 def test_a_run_leaves_what_the_contract_names(site: Site, alone: str):
     folder = site.root / "checkpoints" / alone
-    assert {"run.toml", "metrics.jsonl", "status.json", "hf", "loss.png", "tensorboard"} <= {path.name for path in folder.iterdir()}
+    assert {"run.toml", "metrics.jsonl", "status.json", "hf", "loss.png", "report.html", "tensorboard"} <= {
+        path.name for path in folder.iterdir()
+    }
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     assert site.status(alone) | {"updated": ""} == {"state": "finished", "iteration": 4, "iterations": 4, "reason": "", "updated": ""}
     records = site.metrics(alone)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from tokenize_data.chat import ASSISTANT
 from tokenize_data.examples import Example
 from tokenize_data.prompts import open_format
 
-_WORDS = "the patient was given an ACE inhibitor and blood pressure fell to 130/80 within six weeks. Is it so? Größe, naïve\n".split(" ")
+_WORDS = re.findall(r"\S+\s*", "the patient was given an ACE inhibitor and blood pressure fell to 130/80 in six weeks. Is it so? Größe, naïve\n")
 
 
 def made_pairs(count: int, seed: int = 1, most_words: int = 30) -> list[words.Pair]:
