@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +77,8 @@ def client_of(arguments: argparse.Namespace) -> Client:
 
 def quiet() -> None:
     """Before transformers is imported."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries tell each other
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -95,6 +99,9 @@ def load(place: ModelPlace, arguments: argparse.Namespace, console: Any, borrowe
 
 
 def _export(step: Path, target: Path, console: Any) -> None:
+    from sft.engine.start import prepare_environment
+
+    prepare_environment()
     from sft.commands.export import find_checkpoint, write_model
 
     is_step = step.name.startswith("step-")

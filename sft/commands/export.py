@@ -31,7 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
         from sft.engine.start import prepare_environment
 
         prepare_environment()
-        write_model(find_checkpoint(arguments.run_dir, arguments.iteration, console), target, arguments.dtype, console)
+        checkpoint = find_checkpoint(arguments.run_dir, arguments.iteration, console)
+        write_model(checkpoint, target, arguments.dtype, console)
+        console.print(f"model of iteration {checkpoint.iteration:,}: {target}")
     if arguments.push_to_hub is not None:
         from sft.job import hub
 
@@ -53,7 +55,6 @@ def write_model(checkpoint: Any, target: Path, dtype_name: str | None, console: 
         export_checkpoint(
             checkpoint, target, _origins(facts), dtype, lambda done, total: progress.update(task, completed=done, total=total)
         )  # fmt: skip
-    console.print(f"model of iteration {checkpoint.iteration:,}: {target}")
 
 
 def find_checkpoint(run_dir: Path, iteration: int | None, console: Any) -> Any:

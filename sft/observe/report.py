@@ -86,7 +86,7 @@ def repeat_command(config: Mapping[str, Any]) -> str:
         elif isinstance(value, list):
             words += [f"--{entry.name}", *map(str, value)]
         else:
-            words += [f"--{entry.name}", f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [f"--{entry.name}", f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)]
     return shlex.join(words) if len(words) > 1 else ""
 
 

@@ -78,6 +78,21 @@ def test_a_checkpoint_is_exported_as_the_run_would(site: Site):
     assert load_file(site.root / "earlier" / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
 
 
+def test_a_checkpoint_answers_as_its_exported_model(site: Site, capsys: pytest.CaptureFixture[str]):
+    import shutil
+
+    from sft.cli import entry
+
+    run = site.root / "checkpoints" / _RUN
+    unfinished = shutil.copytree(run, site.root / "unfinished", ignore=shutil.ignore_patterns("hf"))
+    answers = []
+    for model in (run, unfinished, unfinished / "step-0000006"):
+        assert entry(["generate", str(model), "--prompt", "How is it written?", "--max_tokens", "6"]) == 0
+        answers.append(capsys.readouterr().out)
+    assert len(set(answers)) == 1
+    assert not list(unfinished.glob(".asked*"))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -242,3 +242,33 @@ def test_a_row_with_the_answer_s_key(tuned: Path, sft: Run, tmp_path: Path) -> N
     assert "line 1: the row has a key 'answer' of its own: choose another --answer_field" in err
     assert sft("generate", tuned, "--data", data, "--out", tmp_path / "out.jsonl", "--answer_field", "model")[0] == 0
     assert read(tmp_path / "out.jsonl")[0]["model"] == "Yes, at 8."
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft uses what transformers is going to remove
+def test_an_adapter_on_its_base(tuned: Path, sft: Run, tmp_path: Path) -> None:
+    """An adapter that makes the base say something else, without a tokenizer of its own; asked through its folder and through its run's."""
+    peft = pytest.importorskip("peft")
+    from sft.evaluate.models import base_of, find_model
+
+    base: Any = AutoModelForCausalLM.from_pretrained(tuned)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    run = tmp_path / "run"
+    adapted.save_pretrained(run / "adapter")
+    settings = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    (run / "adapter" / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(tuned)}))
+    ids = open_format(tuned).prompt([{"role": "user", "content": "Are you coming?"}])
+    written = adapted.eval().generate(
+        input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False, max_new_tokens=6
+    )
+    expected = open_format(tuned).text(written[0, len(ids) :].tolist()).strip()
+    assert expected != "Yes, at 8."
+    for model in (run, run / "adapter"):
+        assert sft("generate", model, "--prompt", "Are you coming?", "--max_tokens", 6)[1].strip() == expected
+    assert base_of(find_model(str(run))) == str(tuned)
+    (run / "adapter" / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "./gone"}))
+    assert "is an adapter of ./gone, which is not to be had" in sft("generate", run, "--prompt", "x")[2]

@@ -26,7 +26,8 @@ from tokenize_data.chat import ASSISTANT
 from tokenize_data.examples import Example
 from tokenize_data.prompts import open_format
 
-_WORDS = re.findall(r"\S+\s*", "the patient was given an ACE inhibitor and blood pressure fell to 130/80 in six weeks. Is it so? Größe, naïve\n")
+_TEXT = "the patient was given an ACE inhibitor and blood pressure fell to 130/80 in six weeks. Is it so? Größe, naïve\n"
+_WORDS = re.findall(r"\S+\s*", _TEXT)
 
 
 def made_pairs(count: int, seed: int = 1, most_words: int = 30) -> list[words.Pair]:
