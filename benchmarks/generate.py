@@ -54,11 +54,12 @@ def main() -> int:
         seconds[size] = time.perf_counter() - began
         same[size] = sum(found[number] == ids for number, ids in expected.items())
     tokens = sum(map(len, expected.values()))
+    asked_tokens = sum(len(prompt.ids) for prompt in prompts) / len(prompts)
     scored = score_many(rows)
     lines = [
         "# Answers and scores", "",
         f"Made by `python benchmarks/generate.py --questions {len(prompts)} --max_tokens {arguments.max_tokens}` on {date.today()}: "
-        f"SmolLM2-135M-Instruct, {sum(len(p.ids) for p in prompts) / len(prompts):.0f} tokens asked and {tokens / len(prompts):.0f} written a question, float32.",
+        f"SmolLM2-135M-Instruct, {asked_tokens:.0f} tokens asked and {tokens / len(prompts):.0f} written a question, float32.",
         "", f"Python {platform.python_version()}, torch {torch.__version__}, transformers {metadata.version('transformers')}; "
         f"{len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}.", "",
         "| | tokens/s | times one by one | same ids | goal | |", "|---|---|---|---|---|---|",
@@ -76,10 +77,9 @@ def main() -> int:
 
 def plain(loaded: Any, prompt: Prompt, max_tokens: int) -> list[int]:
     ids = torch.tensor([list(prompt.ids)])
+    settings = {"do_sample": False, "max_new_tokens": max_tokens, "eos_token_id": list(loaded.stop_ids), "pad_token_id": 0}
     with torch.inference_mode():
-        written = loaded.model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_tokens, eos_token_id=list(loaded.stop_ids), pad_token_id=0
-        )[0, ids.size(1) :].tolist()  # fmt: skip
+        written = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, ids.size(1) :].tolist()
     return written[:-1] if written[-1] in loaded.stop_ids else written
 
 

@@ -1,4 +1,4 @@
 """One file for each command: its flags, and `run`. Thin: they call what the other folders do, and print.
 
-Each has `add_flags(parser)`, which imports nothing slow, and `run(arguments) -> exit code`.
+`asking` and `judging` are what `generate` and `evaluate` share. Each of the others has `add_flags(parser)`, which imports nothing slow, and `run(arguments) -> exit code`.
 """
