@@ -24,7 +24,6 @@ from tests.real_parts import wheel_contents
 
 ROOT = Path(__file__).resolve().parents[1]
 
-_CHARACTERS = 600  # of a passage or an article
 _RESULT = ROOT / "benchmarks" / "results" / "quality.md"
 _SHOWN = {
     "pubmedqa": ("perplexity", "accuracy", "accuracy_likelihood", "exact_match", "stopped"),
@@ -37,10 +36,11 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("demo") / "quality", help="where data, run and scores go")
     parser.add_argument("--train", type=int, default=64, help="rows of each of the two to train on (default: 64)")
     parser.add_argument("--test", type=int, default=40, help="rows of each of the two to score (default: 40)")
+    parser.add_argument("--characters", type=int, default=600, help="of each passage and article (default: 600)")
     arguments = parser.parse_args()
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("pubmedqa", pubmedqa()), ("xsum", xsum())):
+    for name, rows in (("pubmedqa", pubmedqa(arguments.characters)), ("xsum", xsum(arguments.characters))):
         held_out, train = rows[: arguments.test], rows[arguments.test : arguments.test + arguments.train]
         write(folder / f"{name}.jsonl", held_out)
         write(folder / f"{name}-train.jsonl", train)
@@ -66,18 +66,18 @@ def main() -> int:
     return 0
 
 
-def pubmedqa() -> list[dict[str, str]]:
+def pubmedqa(characters: int) -> list[dict[str, str]]:
     found = []
     for row in read("PubMedQA/pqal/test.jsonl"):
-        passage = row["passage"][:_CHARACTERS].strip()
+        passage = row["passage"][:characters].strip()
         found.append({"prompt": f"{passage}\n\nQuestion: {row['question']}\nAnswer yes, no or maybe.", "gold": row["answer"]})
     return found
 
 
-def xsum() -> list[dict[str, str]]:
+def xsum(characters: int) -> list[dict[str, str]]:
     rows = [row for row in read("XSum/test.jsonl") if row["document"].strip() and row["summary"].strip()]
     ask = "Summarise the article in one sentence.\n\n"
-    return [{"prompt": ask + row["document"][:_CHARACTERS].strip(), "gold": row["summary"]} for row in rows]
+    return [{"prompt": ask + row["document"][:characters].strip(), "gold": row["summary"]} for row in rows]
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ def text_of(summary: dict[str, Any], arguments: argparse.Namespace, commands: li
     (tuned,) = (model["label"] for model in summary["models"] if model["label"] != base)
     lines = [
         "# A base model against the same one tuned", "",
-        f"SmolLM2-135M-Instruct, tuned on {arguments.train} rows each of PubMedQA and XSum (texts cut at {_CHARACTERS} letters),",
+        f"SmolLM2-135M-Instruct, tuned on {arguments.train} rows each of PubMedQA and XSum (texts cut at {arguments.characters} letters),",
         f"scored on {arguments.test} other rows of each. Made by `python benchmarks/quality.py`, {seconds / 60:.0f} minutes on", "",
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, with:", "",
         *(f"    {' '.join(command)}" for command in commands), "",
