@@ -2,11 +2,6 @@
 print or a file.
 
 In reading order: header (a run before it starts), progress (while it goes on), metrics (metrics.jsonl, which the others are fed from),
-<<<<<<< HEAD
-run_folder (run.toml, status.json), chart (loss.png), trackers; plan_page (for `sft plan`); documents and lengths (for `sft inspect`).
-Nothing here decides or changes anything.
-=======
-run_folder (run.toml, status.json), chart (loss.png), trackers, report and serve (a run's page, report.html); documents and lengths (for `sft inspect`). Nothing here decides or changes
-anything.
->>>>>>> 870a114 (README, changelog and contributing: asking, scoring, reports)
+run_folder (run.toml, status.json), chart (loss.png), trackers, report and serve (a run's page, report.html); plan_page (for `sft plan`);
+documents and lengths (for `sft inspect`). Nothing here decides or changes anything.
 """
