@@ -49,7 +49,8 @@ def main() -> int:
     tune = [
         "sft", "--checkpoint", str(base), "--run_name", "quality", "--data", str(folder / "pubmedqa-train.jsonl"),
         str(folder / "xsum-train.jsonl"), "--tokenized_data_dir", str(folder / "tokenized"), "--save_checkpoint_dir", str(folder / "runs"),
-        "--seq", "512", "--epochs", "1", "--global_batch", "8", "--lr", "1e-4", "--min_lr", "1e-5", "--save_interval", "1000", "--hang_timeout", "3600",
+        "--seq", "512", "--epochs", "1", "--global_batch", "8", "--lr", "1e-4", "--min_lr", "1e-5", "--save_interval", "1000",
+        "--hang_timeout", "3600",  # however busy the machine is
     ]  # fmt: skip
     code = run(tune)  # 1: it is finished already
     if code not in (0, 1):

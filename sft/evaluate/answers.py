@@ -78,7 +78,7 @@ class ServerAsker:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        return (self.model, asdict(self.sampling), self.chat is not None)
+        return (self.client.url, self.model, asdict(self.sampling), self.chat is not None)
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
         for example, answer in in_parallel(self._answer, examples, self.workers):
@@ -138,12 +138,16 @@ def fill(
     examples: Sequence[Example],
     record_of: Callable[[Example, Answer], Record],
     tell: Callable[[int], None] = lambda done: None,
+    may_hold_others: bool = False,
 ) -> list[Record]:
-    """Ask what is not answered in the file yet. Returns one record for each example, in order, as the file then has them."""
+    """Ask what is not answered in the file yet. Returns one record for each example, in order.
+
+    The file then has these records, in order, and no others; with `may_hold_others` it is only added to.
+    """
     ids = {example.number: row_id(asker, example) for example in examples}
     keys = {f"{number}:{name}": number for number, name in ids.items()}
     foreign = [key for key in store.records if key not in keys]
-    if foreign:
+    if foreign and not may_hold_others:
         raise UserError(
             f"{store.path} holds {len(foreign):,} answers to other questions, or of another model or setting: "
             "give another place, or remove it"
@@ -158,6 +162,6 @@ def fill(
         done += 1
         tell(done)
     ordered = [store.records[f"{example.number}:{ids[example.number]}"] for example in examples]
-    if left:
+    if left and not may_hold_others:
         store.replace(ordered)
     return ordered

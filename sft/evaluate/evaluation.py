@@ -60,7 +60,7 @@ def _add_answers(rows: list[Record], asker: Asker, group: Examples, file: Path, 
     asked = [example for example in group.rows if example.text is None]
     with answers.open_store(file) as store:
         told = partial(tell, total=len(asked))
-        records = answers.fill(store, asker, asked, lambda example, answer: {"answer": answer.text}, told)
+        records = answers.fill(store, asker, asked, lambda example, answer: {"answer": answer.text}, told, may_hold_others=True)
     for example, record in zip(asked, records, strict=True):
         own = record[answers.OWN_KEY]
         rows[example.number] |= {"answer": record["answer"], "finish": own["finish"], "tokens": own["tokens"]}
@@ -126,8 +126,6 @@ def _likelihoods(
 
     choices = choices_of([example.references for example in group.rows if example.references])
     ids = [fingerprint(identity, seq, example.number, example.prompt, example.references, example.text) for example in group.rows]
-    if any(key not in set(ids) for key in store.records):
-        raise UserError(f"{store.path} holds likelihoods of other rows or of another model: give another --out, or remove it")
     left = [place for place, key in enumerate(ids) if key not in store.records]
     documents: dict[int, list[Encoded]] = {place: _documents(chat, group.rows[place], seq) for place in left}
     flat = [(place, document) for place, parts in documents.items() for document in parts]

@@ -99,6 +99,10 @@ def test_base_against_tuned(folders: dict[str, Path], sft: Run, monkeypatch: pyt
     before = (folder / "predictions.jsonl").read_bytes()
     assert sft(*command)[0] == 0
     assert (folder / "predictions.jsonl").read_bytes() == before
+    assert sft(*command, "--limit", 3)[0] == 0
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 12
+    monkeypatch.undo()
+    assert sft(*command, "--limit", 1, "--max_tokens", 2)[0] == 0, "other settings are other answers, beside those"
 
 
 def test_a_judge_rates_and_compares(folders: dict[str, Path], sft: Run, tmp_path: Path) -> None:
