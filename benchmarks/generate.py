@@ -67,8 +67,8 @@ def main() -> int:
         f"| `sft`, batches of 1 | {tokens / seconds[1]:.0f} | {alone / seconds[1]:.2f} | {same[1]}/{len(prompts)} | | |",
         f"| `sft`, batches of 16 | {tokens / seconds[16]:.0f} | {alone / seconds[16]:.2f} | {same[16]}/{len(prompts)} | {_GOAL_TIMES:g} "
         f"| {'holds' if alone / seconds[16] >= _GOAL_TIMES else 'missed'} |", "",
-        f"10,000 predictions scored, with intervals: {scored:.0f} s; goal {_GOAL_SECONDS:g} s, "
-        f"{'holds' if scored <= _GOAL_SECONDS else 'missed'}.", "",
+        f"10,000 predictions scored, with intervals: {scored[0]:.0f} s ({scored[1]:.0f} s of a processor); goal {_GOAL_SECONDS:g} s, "
+        f"{'holds' if scored[0] <= _GOAL_SECONDS else 'missed'}.", "",
     ]  # fmt: skip
     _RESULT.write_text("\n".join(lines))
     sys.stdout.write(_RESULT.read_text())
@@ -83,17 +83,17 @@ def plain(loaded: Any, prompt: Prompt, max_tokens: int) -> list[int]:
     return written[:-1] if written[-1] in loaded.stop_ids else written
 
 
-def score_many(rows: list[dict[str, str]]) -> float:
-    """Real summaries against those of other articles, which is as much work as right ones."""
+def score_many(rows: list[dict[str, str]]) -> tuple[float, float]:
+    """Seconds by the clock, and of a processor: real summaries against those of other articles, which is as much work as right ones."""
     texts = [row["gold"] for row in rows]
     predictions: list[dict[str, Any]] = [
         {"answer": texts[n % len(texts)], "references": [texts[(n * 7 + n // len(texts)) % len(texts)]], "finish": "stop", "scores": {}}
         for n in range(10_000)
     ]  # fmt: skip
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     for measure in scores.measures(predictions, processes=len(os.sched_getaffinity(0))):
         scores.score_of(measure)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - worked
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ class ServerAsker:
         return (self.client.url, self.model, asdict(self.sampling), self.chat is not None)
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
-        for example, answer in in_parallel(self._answer, examples, self.workers):
+        for example, answer in in_parallel(self.client, self._answer, examples, self.workers):
             if isinstance(answer, ServerError):
                 raise UserError(f"{example.place}: {answer}; the same command goes on from here")
             yield answer

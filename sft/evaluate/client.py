@@ -42,6 +42,7 @@ class Client:
     retries: int = 6
     first_wait_seconds: float = 1.0
     per_minute: float = float("inf")
+    stopped: threading.Event = field(default_factory=threading.Event, repr=False)  # when set, nobody waits or tries again
     _next: float = field(default=0.0, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -72,10 +73,10 @@ class Client:
                 return self._once(path, data)
             except ServerError as error:
                 may_pass = error.status is None or error.status in _AGAIN
-                if not may_pass or attempt == self.retries:
+                if not may_pass or attempt == self.retries or self.stopped.is_set():
                     raise
                 asked = getattr(error, "retry_after", None)
-                time.sleep(min(_MOST_WAIT_SECONDS, asked if asked is not None else wait_seconds * random.uniform(0.75, 1.25)))
+                self.stopped.wait(min(_MOST_WAIT_SECONDS, asked if asked is not None else wait_seconds * random.uniform(0.75, 1.25)))
                 wait_seconds = min(wait_seconds * 2, _MOST_WAIT_SECONDS)
         raise AssertionError("unreachable")
 
@@ -84,7 +85,9 @@ class Client:
             now = time.monotonic()
             at = max(now, self._next)
             self._next = at + 60.0 / self.per_minute
-        time.sleep(max(0.0, at - now))
+        self.stopped.wait(max(0.0, at - now))
+        if self.stopped.is_set():
+            raise ServerError("stopped before it was asked")
 
     def _once(self, path: str, data: bytes | None) -> dict[str, Any]:
         request = urllib.request.Request(f"{self.url}/{path}", data=data, headers={"Content-Type": "application/json"})
@@ -126,8 +129,10 @@ class Client:
         return text if len(key) < 12 else text.replace(key[:8], "[key]").replace(key[-8:], "[key]")
 
 
-def in_parallel(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[tuple[Item, Result | ServerError]]:
-    """Each item with its result as they are done; an interrupt starts no more of them."""
+def in_parallel(
+    client: Client, work: Callable[[Item], Result], items: Sequence[Item], workers: int
+) -> Iterator[tuple[Item, Result | ServerError]]:
+    """Each item with its result as they are done. What ends this early, such as an interrupt, ends the client's retries too."""
     pending: dict[Future[Result], Item] = {}
     waiting = iter(items)
     pool = ThreadPoolExecutor(workers)
@@ -144,5 +149,8 @@ def in_parallel(work: Callable[[Item], Result], items: Sequence[Item], workers: 
                     yield item, future.result()
                 except ServerError as error:
                     yield item, error
+    except BaseException:  # GeneratorExit too: whoever asked has been interrupted
+        client.stopped.set()
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -82,7 +82,7 @@ class Judge:
         failures: list[str] = []
         done = len(questions) - len(left)
         tell(done)
-        for question, verdict in in_parallel(self._verdict, left, self._workers):
+        for question, verdict in in_parallel(self._client, self._verdict, left, self._workers):
             if isinstance(verdict, ServerError):
                 if verdict.status in _STOPS_ALL:
                     raise UserError(f"the judge refuses: {verdict}")

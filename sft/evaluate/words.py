@@ -17,7 +17,7 @@ from tokenize_data.errors import UserError
 ROUGES = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rougeL", "rougeLsum": "rougeLsum"}
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)
-_FEW = 2000  # below so many, starting processes takes longer than the work
+_FEW = 20_000  # up to so many take ten seconds: starting processes hardly pays
 _MISSING = "scores need rouge-score and sacrebleu: pip install 'sft[evaluate]'"
 
 Pair = tuple[str, Sequence[str]]  # an answer and its references

@@ -31,7 +31,8 @@ USER = {"role": "user", "content": "q"}
         ({"prompt": "q", "gold": ["a", "b"]}, {}, [USER], ("a", "b")),
         ({"prompt": "q"}, {}, [USER], ()),
         ({"prompt": "q", "gold": None}, {}, [USER], ()),
-        ({"x": "q", "y": "A!", "s": "Brief."}, {"question_key": "x", "answer_key": "y", "system_key": "s", "clean": Cleaning(drop="!", lower=True)},
+        ({"x": "q", "y": "A!", "s": "Brief."},
+         {"question_key": "x", "answer_key": "y", "system_key": "s", "clean": Cleaning(drop="!", lower=True)},
          [{"role": "system", "content": "brief."}, USER], ("a",)),
         ({"n": "q", "letter": "B", "text": "IL-4"}, {"prompt": "{n}", "answer": "{letter}. {text}"}, [USER], ("B. IL-4",)),
         ({"instruction": "q", "input": "", "output": "a"}, {}, [USER], ("a",)),
@@ -76,10 +77,8 @@ def test_rows_that_cannot_be_used(row: dict[str, Any], message: str, tmp_path: P
 def test_rows_are_read_as_they_were_trained(bench: Workbench, tmp_path: Path) -> None:
     """The manifest of the training data says how: prompt, system message, cleaning; flags that are typed go first."""
     data = bench.jsonl([{"n": "A", "text": "b"}])
-    recipe = bench.write(
-        f"datasets:\n  - files: [{data}]\n    prompt: 'Say {{n}}'\n    answer_key: text\n    system: Be brief.\n    clean: {{lower: true}}\n",
-        "r.yaml",
-    )
+    reading = "prompt: 'Say {n}'\n    answer_key: text\n    system: Be brief.\n    clean: {lower: true}\n"
+    recipe = bench.write(f"datasets:\n  - files: [{data}]\n    {reading}", "r.yaml")
     assert bench.tokenize("--config", recipe).code == 0
     training = {"resolved": {"data_folder": str(bench.tokenized / "r")}, "config": {"question_key": "other"}}
     (spec,) = specs_for(["test.jsonl"], {}, training)

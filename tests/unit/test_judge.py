@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sft.evaluate.client import Client, ServerError
+from sft.evaluate.client import Client, ServerError, in_parallel
 from sft.evaluate.judge import Judge, Question, both_orders, preference, read_rubric, read_verdict
 from sft.evaluate.lines import LineStore
 from tests import fake_server
@@ -182,6 +183,19 @@ def test_addresses(url: str, message: str) -> None:
 def test_a_server_that_is_not_there() -> None:
     with pytest.raises(ServerError, match="Connection refused"):
         Client(url="http://127.0.0.1:9", retries=1, first_wait_seconds=0.01).get("models")
+
+
+def test_an_interrupt_does_not_wait_for_retries(tmp_path: Path) -> None:
+    """All requests fail and would be tried again for minutes; the first one that is asked ends it."""
+    with serve(Fake(lambda request: (503, "busy"))) as fake:
+        client = Client(url=fake.url, first_wait_seconds=30.0)
+        asked = in_parallel(client, lambda item: client.post("x", {}), [1, 2, 3], 2)
+        timer = threading.Timer(0.3, client.stopped.set)
+        timer.start()
+        began = time.monotonic()
+        assert all(isinstance(result, ServerError) for _, result in asked)
+        timer.join()
+    assert time.monotonic() - began < 15
 
 
 def test_a_redirect_does_not_carry_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
