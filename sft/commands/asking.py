@@ -24,7 +24,9 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--answer_key", default=None, metavar="K", help="key of the answer (default: that of training, else gold)")
     group.add_argument("--system_key", default=None, metavar="K", help="key of the system message (default: that of training)")
     group.add_argument("--text_key", default=None, metavar="K", help="key of plain text rows (default: text)")
-    group.add_argument("--config", type=Path, default=None, metavar="YAML", help="a recipe whose datasets: are asked too")
+    group.add_argument(
+        "--config", type=Path, default=None, metavar="YAML", help="a recipe whose val_datasets:, or else datasets:, are asked too"
+    )
     group.add_argument("--limit", type=int, default=None, metavar="N", help="the first N rows of each data set (default: all)")
 
 

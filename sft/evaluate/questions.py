@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenize_data import manifest as manifests
 from tokenize_data.errors import UserError
-from tokenize_data.recipe import read_datasets
+from tokenize_data.recipe import read_data
 from tokenize_data.records import Cleaning, DatasetSpec
 
 _KEYS = ("format", "question_key", "answer_key", "system_key", "text_key")
@@ -21,7 +21,8 @@ def specs_for(
     files: Sequence[str], typed: Mapping[str, Any], training: Mapping[str, Any], config: Path | None = None
 ) -> tuple[DatasetSpec, ...]:
     """One data set for each file, and those of a recipe. `typed` are flags that were given; `training` is training.json."""
-    listed = read_datasets(config) if config is not None else ()
+    recipe = read_data(config) if config is not None else None
+    listed = (recipe.validation or recipe.training) if recipe is not None else ()
     if config is not None and not listed:
         raise UserError(f"--config {config} lists no data sets: write a datasets: list, or give files with --data")
     reading = {**_as_trained(training), **{key: typed[key] for key in _KEYS if typed.get(key) is not None}}

@@ -7,13 +7,14 @@ import re
 import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from sft.config.train import TrainConfig
 from sft.observe import chart, metrics
@@ -22,9 +23,11 @@ from sft.observe.run_folder import read_status, replace_file
 from tokenize_data import describe
 from tokenize_data.errors import UserError
 from tokenize_data.reader import ShardReader
+from tokenize_data.records import DatasetSpec
 
 SERIES = ("loss", "val_loss", "val_accuracy", "lr", "grad_norm", "tokens_per_second", "fill")
 _MOST_POINTS, _NUM_SAMPLES, _MOST_TEXT = 1500, 12, 4000
+_ONLY_IN_RECIPES = ("datasets", "val_datasets")
 _MASKED = "[hidden]"
 _SECRETS = re.compile(
     r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|AKIA|xox[abp]-|glpat-)[\w-]{8,}|(?i:bearer)\s+[\w.~+/-]{8,}=*"
@@ -66,16 +69,17 @@ def run_facts(folder: Path) -> dict[str, Any]:
         "versions": table.get("versions", {}), "series": {key: _series(records, key) for key in SERIES},
         "seconds": sum(metrics.number(record, "seconds") or 0.0 for record in records), "tokens": _total(records, "tokens"),
         "trained_tokens": _total(records, "trained_tokens"), "data": data.get("facts"), "lengths": data.get("lengths"),
-        "warnings": [*_warnings(folder, status, records), *data.get("warnings", [])], "command": repeat_command(config),
+        "warnings": [*_warnings(folder, status, records), *data.get("warnings", [])],
+        "command": repeat_command(config), "recipe": repeat_recipe(config),
         "scores": evaluation.get("scores"), "samples": evaluation.get("samples", []),
     }  # fmt: skip
 
 
 def repeat_command(config: Mapping[str, Any]) -> str:
     """The command line that gives this configuration: flags whose values are not the defaults."""
-    words = ["sft"]
+    words = ["sft", *(["--config", "recipe.yaml"] if repeat_recipe(config) else [])]
     for entry in fields(TrainConfig):
-        if entry.name not in config:
+        if entry.name not in config or entry.name in _ONLY_IN_RECIPES:
             continue
         value = config[entry.name]
         default = entry.default if entry.default is not MISSING else None
@@ -88,6 +92,18 @@ def repeat_command(config: Mapping[str, Any]) -> str:
         else:
             words += [f"--{entry.name}", f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)]
     return shlex.join(words) if len(words) > 1 else ""
+
+
+def repeat_recipe(config: Mapping[str, Any]) -> str:
+    """What has no flag: the lists of data sets, as a recipe. Empty where there are none."""
+    lists = {name: [dict(entry) for entry in config.get(name) or []] for name in _ONLY_IN_RECIPES}
+    plain = asdict(DatasetSpec(files=("",)))
+    kept = {
+        name: [{key: value for key, value in entry.items() if key == "files" or value != plain.get(key)} for entry in entries]
+        for name, entries in lists.items()
+        if entries
+    }
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True) if kept else ""
 
 
 def _run_toml(folder: Path) -> dict[str, Any]:

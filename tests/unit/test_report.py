@@ -132,6 +132,19 @@ def test_the_command_gives_the_same_configuration(tmp_path: Path) -> None:
     assert TrainConfig(**typed_values(parser.parse_args(shlex.split(command)[1:]))) == config
 
 
+def test_data_sets_of_a_recipe_are_written_as_one(tmp_path: Path) -> None:
+    from tokenize_data.recipe import read_data
+    from tokenize_data.records import Cleaning, DatasetSpec
+
+    specs = (DatasetSpec(name="a", files=("x.jsonl",), prompt="Say: {q}", weight=0.5, clean=Cleaning(lower=True)),)
+    config = TrainConfig(run_name="r", datasets=specs)
+    write_run_toml(tmp_path, config=config_values(config), resolved={}, versions={})
+    facts = report.run_facts(tmp_path)
+    assert facts["command"] == "sft --config recipe.yaml --run_name r"
+    (tmp_path / "recipe.yaml").write_text(facts["recipe"])
+    assert read_data(tmp_path / "recipe.yaml").training == specs
+
+
 def test_damaged_files_are_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", state="failed")
     (run / "run.toml").write_text("[config")
