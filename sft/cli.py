@@ -14,6 +14,7 @@ COMMANDS = {
     "sweep": "a grid of recipes, one run after another or several at once, with a table of the results",
     "convert-recipe": "another trainer's recipe as one of ours, with a comment for each key",
     "export": "a Hugging Face folder from a checkpoint of a run",
+    "merge": "adapters into their base: a Hugging Face folder",
     "parity": "train a small model of a base's shape on a layout and with plain transformers, and compare",
     "inspect": "documents with trained and masked tokens in colours, lengths, the manifest",
 }
