@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "answers of a model: to one prompt, in a chat, or to a file of questions",
     "evaluate": "scores of a model on data with answers, compared with others, rated by a judge",
     "report": "one HTML page of a run, or of several; live with --watch",
+    "merge": "adapters into their base: a Hugging Face folder",
     "parity": "train a small model of a base's shape on a layout and with plain transformers, and compare",
     "inspect": "documents with trained and masked tokens in colours, lengths, the manifest",
 }

@@ -51,6 +51,11 @@ class ShardWriter:
         if self._num_bytes() >= self._limit:
             self._flush()
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Of what was added."""
+        return frozenset(self._names)
+
     def close(self) -> list[dict[str, Any]]:
         """{file, names, bytes} of each file that was written."""
         if self._waiting:

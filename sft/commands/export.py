@@ -10,7 +10,9 @@ from typing import Any
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run's folder, such as checkpoints/llama-70-meditron-pubmedqa")
     parser.add_argument("--iteration", type=int, default=None, metavar="K", help="which checkpoint (default: the newest whole one)")
-    parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="where to (default: RUN_DIR/hf)")
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="DIR", help="where to (default: RUN_DIR/hf; of adapters, RUN_DIR/adapter)"
+    )
     parser.add_argument("--dtype", default=None, choices=["fp32", "bf16"], help="of the weights (default: as it was trained)")
     parser.add_argument("--push_to_hub", default=None, metavar="ID", help="upload the folder as this model; needs `hf auth login`")
     parser.add_argument("--public", action="store_true", help="make a repository that is created public (default: private)")
@@ -21,10 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from tokenize_data.errors import UserError
 
-    adapter = arguments.run_dir / "adapter"
-    is_adapter_meant = arguments.push_to_hub is not None and not (arguments.run_dir / "hf").exists() and adapter.is_dir()
-    target = arguments.out or (adapter if is_adapter_meant else arguments.run_dir / "hf")
     console = Console(highlight=False)
+    target = arguments.out or arguments.run_dir / _folder_name(arguments.run_dir)
     if target.exists() and arguments.push_to_hub is None:
         raise UserError(f"{target} exists: give another --out, or remove it first")
     if not target.exists():
@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
 
         prepare_environment()
         checkpoint = find_checkpoint(arguments.run_dir, arguments.iteration, console)
-        write_model(checkpoint, target, arguments.dtype, console)
-        console.print(f"model of iteration {checkpoint.iteration:,}: {target}")
+        what = write_model(checkpoint, target, arguments.dtype, console)
+        console.print(f"{what} of iteration {checkpoint.iteration:,}: {target}")
     if arguments.push_to_hub is not None:
         from sft.job import hub
 
@@ -41,20 +41,36 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def write_model(checkpoint: Any, target: Path, dtype_name: str | None, console: Any) -> None:
-    """A checkpoint's model as a Hugging Face folder."""
+def write_model(checkpoint: Any, target: Path, dtype_name: str | None, console: Any) -> str:
+    """A checkpoint's model as a Hugging Face folder, or its adapter in PEFT's format. Returns which of them it is."""
     import torch
     from rich.progress import Progress
 
+    from sft.checkpoint.adapter import AdapterOrigins, export_adapter
     from sft.checkpoint.export import export_checkpoint
 
     facts = checkpoint.manifest["facts"]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype_name or facts["resolved"]["dtype"]]
+    origins = _origins(facts)
     with Progress(console=console) as progress:
         task = progress.add_task(f"iteration {checkpoint.iteration:,}", total=None)
-        export_checkpoint(
-            checkpoint, target, _origins(facts), dtype, lambda done, total: progress.update(task, completed=done, total=total)
-        )  # fmt: skip
+
+        def shown(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        if (adapter := facts.get("adapter")) is None:
+            export_checkpoint(checkpoint, target, origins, dtype, shown)
+            return "model"
+        mine = AdapterOrigins(config=adapter["config"], tokenizer_folder=origins.tokenizer_folder, facts=origins.facts)
+        export_adapter(checkpoint, target, mine, dtype, (adapter["tied_name"], adapter["head"]), shown)
+        return "adapter"
+
+
+def _folder_name(run_dir: Path) -> str:
+    from sft.observe.run_folder import trains_adapters
+
+    has_adapter_alone = (run_dir / "adapter").is_dir() and not (run_dir / "hf").exists()
+    return "adapter" if has_adapter_alone or trains_adapters(run_dir) else "hf"
 
 
 def find_checkpoint(run_dir: Path, iteration: int | None, console: Any) -> Any:

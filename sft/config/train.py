@@ -77,6 +77,7 @@ class TrainConfig:
     lora_alpha: float | None = setting(None, "scale of the adapters: alpha / R (default: 2R)", "adapters", metavar="A", above=0)
     lora_dropout: float = setting(0.0, "dropout before the adapters", "adapters", metavar="D", least=0, most=1)
     lora_targets: tuple[str, ...] = setting(("all-linear",), "layers with adapters: all-linear, or names", "adapters", metavar="NAME")
+    lora_rslora: bool = setting(False, "scale adapters by alpha over the root of R", "adapters")
     lora_modules_to_save: tuple[str, ...] = setting((), "modules trained in full besides", "adapters", metavar="NAME")
     adapter: str | None = setting(None, "start from this adapter, a folder in PEFT's format", "adapters", metavar="DIR")
     load_in_4bit: bool = setting(False, "keep the base's frozen weights in 4 bits (NF4)", "adapters")
@@ -138,6 +139,23 @@ class TrainConfig:
             raise UserError(f"--samples {self.samples} goes with --data: here, give each of the recipe's datasets its own 'samples'")
         if self.min_lr > self.lr:
             raise UserError(f"--min_lr {self.min_lr:g} is above --lr {self.lr:g}: lower min_lr, or raise lr")
+        self._check_adapters()
+
+    def _check_adapters(self) -> None:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise UserError("--load_in_4bit and --load_in_8bit: use one of them")
+        if self.lora is not None or self.adapter is not None:
+            if self.adapter is not None and (self.lora_targets != ("all-linear",) or self.lora_modules_to_save):
+                raise UserError(f"--adapter {self.adapter} says which layers are trained: leave --lora_targets, --lora_modules_to_save out")
+            if self.lora_dropout >= 1:
+                raise UserError(f"--lora_dropout {self.lora_dropout:g} would drop everything: use less than 1, such as 0.05")
+            return
+        bits = "--load_in_4bit" if self.load_in_4bit else "--load_in_8bit" if self.load_in_8bit else None
+        if bits is not None:
+            raise UserError(f"{bits} keeps the base's weights in a form that cannot be trained in full: add --lora 16, or leave {bits} out")
+        for name in ("lora_alpha", "lora_dropout", "lora_targets", "lora_rslora", "lora_modules_to_save", "merge_at_end"):
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise UserError(f"--{name} is about adapters, and none are trained: add --lora 16, or leave it out")
 
     @property
     def has_validation(self) -> bool:

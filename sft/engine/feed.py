@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sft.model.dropout import document_keys
 from sft.plan.packing import BatchPlan, plan_batch
 from tokenize_data.chat import ASSISTANT, SYSTEM, TEMPLATE, USER
 from tokenize_data.reader import Document, ShardReader
@@ -39,8 +40,11 @@ class Feed:
     """Documents to micro-batches, for data-parallel rank `replica` of `replicas`."""
 
     def __init__(
-        self, reader: ShardReader, *, capacity: int, replicas: int, replica: int, loss_mask: float, multiple: int = 1, pack: bool = True
-    ) -> None:
+        self, reader: ShardReader, *, capacity: int, replicas: int, replica: int, loss_mask: float, multiple: int = 1, pack: bool = True,
+        keyed: bool = False,
+    ) -> None:  # fmt: skip
+        """With `keyed`, training positions have their documents' keys in their upper bits: for dropout."""
+        self._keyed = keyed
         self._reader, self._capacity, self._pack = reader, capacity, pack
         self._replicas, self._replica, self._multiple = replicas, replica, multiple
         self._role_weights = np.zeros(4, np.float32)
@@ -58,10 +62,11 @@ class Feed:
     def micro_batches(self, batch: Batch, counted: int | None = None) -> Iterator[MicroBatch]:
         """This replica's rows. Losses are scaled so that the engine's mean over rows and replicas is the mean over trained tokens."""
         scale = torch.tensor([batch.plan.num_micro_batches * self._replicas / max(batch.total_weight, 1e-30)], dtype=torch.float32)
+        keys = document_keys(batch.numbers.tobytes(), len(batch.numbers)) if self._keyed else [0] * len(batch.numbers)
         for row in batch.plan.rows[self._replica]:
             documents = [self._reader[int(batch.numbers[position])] for position in row]
             counts = [counted is None or position < counted for position in row]
-            inputs, labels = make_row(documents, self._role_weights, self._multiple, counts)
+            inputs, labels = make_row(documents, self._role_weights, self._multiple, counts, [keys[position] for position in row])
             yield inputs, (*labels, scale)
 
     def plan_for_validation(self, numbers: np.ndarray, replicas: int) -> tuple[Batch, Iterator[MicroBatch]]:
@@ -77,11 +82,15 @@ class Feed:
 
 
 def make_row(
-    documents: Sequence[Document], role_weights: np.ndarray, multiple: int = 1, counts: Sequence[bool] | None = None
+    documents: Sequence[Document],
+    role_weights: np.ndarray,
+    multiple: int = 1,
+    counts: Sequence[bool] | None = None,
+    keys: Sequence[int] | None = None,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
     """((ids_1T, positions_1T), (kept_N, targets_N, weights_N)). Filled up to a `multiple` of places by a document that counts nothing."""
     ids = [document.ids[:-1] for document in documents]
-    positions = [np.arange(len(part)) for part in ids]
+    positions = [np.arange(len(part)) + (key << 32) for part, key in zip(ids, keys or repeat(0), strict=False)]
     targets = np.concatenate([document.ids[1:] for document in documents])
     weights = np.concatenate(
         [_weights(document, role_weights) * np.float32(count) for document, count in zip(documents, counts or repeat(True), strict=False)]

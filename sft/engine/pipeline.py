@@ -19,6 +19,7 @@ from sft.engine.groups import Processes
 from sft.engine.optimizers import OptimizerSettings, make_optimizer
 from sft.model.build import BuiltStage
 from sft.model.gradients import sum_partial
+from sft.model.quantized import widen_norms
 from sft.model.stage import Loss
 
 NEVER = 10**9
@@ -69,12 +70,15 @@ class Pipeline:
         module.before_reduction = self._complete_gradients
         if not processes.is_first_stage and built.tied_name in built.parameters:
             built.parameters[built.tied_name].ds_pipe_replicated = True  # type: ignore[attr-defined]  # the norm counts it once
-        self._optimizer = make_optimizer(built.parameters, optimizer, device)
+        spare = {f"spare.{number}": parameter for number, parameter in enumerate(built.stage.spare)}
+        self._optimizer = make_optimizer({**built.parameters, **spare}, optimizer, device)
         with contextlib.redirect_stdout(io.StringIO()):
             self._engine, *_ = deepspeed.initialize(
                 model=module, optimizer=self._optimizer, config=_deepspeed_config(processes.layout.dp, clip, dtype),
                 dist_init_required=False,
             )  # fmt: skip
+        if built.quantized:
+            widen_norms(built.stage)
 
     @property
     def engine(self) -> Any:
@@ -121,7 +125,7 @@ class Pipeline:
         if tied in gradients and self.processes.tied is not None:
             dist.all_reduce(gradients[tied], group=self.processes.tied)
         total = torch.nn.utils.get_total_norm(list(gradients.values()))
-        is_bad = ~torch.isfinite(total)
+        is_bad = ~torch.isfinite(total.to(self.device))
         if self.loss.losses:
             is_bad |= ~torch.isfinite(torch.stack(self.loss.losses).sum())
         flags = torch.stack([is_bad, torch.tensor(self._is_interrupted(), device=self.device)]).to(torch.int32)

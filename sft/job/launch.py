@@ -71,8 +71,8 @@ def _code_if_finished(job: Job) -> int | None:
     if job.config.push_to_hub is not None and not hub.is_pushed(job.folder, job.config.push_to_hub):
         _push(job, job.config.push_to_hub)
         return processes.EXIT_OK
-    where = hub.model_folder(job.folder)
-    sys.stderr.write(f"sft train: this run is finished: its model is in {where}; --id NAME repeats it from scratch\n")
+    what = "adapter" if job.config.lora else "model"
+    sys.stderr.write(f"sft train: this run is finished: its {what} is in {job.result_folder}; --id NAME repeats it from scratch\n")
     return processes.EXIT_FINISHED
 
 

@@ -31,7 +31,7 @@ def iterate(
     config = job.config
     make_feed = partial(
         Feed, capacity=job.capacity, replicas=job.layout.dp, replica=pipeline.processes.replica, loss_mask=config.loss_mask,
-        multiple=job.layout.tp if job.layout.sequence_parallel else 1,
+        multiple=job.layout.tp if job.layout.sequence_parallel else 1, keyed=config.lora is not None and config.lora_dropout > 0,
     )  # fmt: skip
     validation = make_feed(job.validation) if job.validation else None
     warmup = config.warmup_fraction if config.warmup_iters is None else min(1.0, max(config.warmup_iters - 0.5, 0.0) / job.iterations)

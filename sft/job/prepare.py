@@ -15,6 +15,7 @@ import numpy as np
 
 from sft.config.naming import run_folder
 from sft.config.train import TrainConfig
+from sft.job import adapters
 from sft.job.base import BaseModel, find_base_model, tokenizer_flags
 from sft.job.devices import visible_gpus
 from sft.job.planning import choose, trained_share
@@ -63,6 +64,11 @@ class Job:
     def sampler(self) -> Sampler:
         return Sampler(len(self.reader), self.config.global_batch, self.config.seed)
 
+    @property
+    def result_folder(self) -> Path:
+        """What is there when the run is finished."""
+        return self.folder / ("hf" if self.config.lora is None else "adapter")
+
 
 def tokenise(config: TrainConfig, base: BaseModel) -> int:
     """Run the data stage, which says what it does. Returns its exit code."""
@@ -85,9 +91,9 @@ def tokenise(config: TrainConfig, base: BaseModel) -> int:
 
 def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | None = None) -> Job:
     """The job, from shards that are there. Every process that is given the same flags makes the same one."""
-    if config.lora or config.adapter or config.load_in_4bit or config.load_in_8bit:
-        raise UserError("adapters and quantised bases cannot be trained yet: leave --lora, --adapter and --load_in_* out")
+    config = adapters.with_adapter(config)
     base = base or find_base_model(config)
+    adapters.check_base(config, base)
     root = Path(config.tokenized_data_dir)
     reader = ShardReader(dataset_folder(root, config.run_name))
     validation = ShardReader(dataset_folder(root, f"{config.run_name}-val")) if config.has_validation else None
@@ -107,7 +113,8 @@ def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | No
     _check_context(reader, base)
     return Job(
         config=config, base=base, reader=reader, validation=validation, iterations=iterations, layout=chosen.layout,
-        micro_batch=chosen.micro_batch, recompute=chosen.recompute, dtype=config.dtype or ("bf16" if on_gpu else "fp32"),
+        micro_batch=chosen.micro_batch, recompute=config.recompute or ("full" if adapters.bits_of(config) else chosen.recompute),
+        dtype=config.dtype or ("bf16" if on_gpu else "fp32"),
         folder=run_folder(config, base.family, base.is_entry), seconds_per_iteration=chosen.seconds,
     )  # fmt: skip
 
@@ -144,6 +151,7 @@ def facts_of(job: Job, start: int = 0) -> Facts:
         num_val_documents=len(job.validation) if job.validation else 0, fill=_mean([plan.fill for plan in plans]),
         balance=_mean([plan.balance for plan in plans]), epochs=None if config.iters else config.epochs, global_batch=config.global_batch,
         iterations=job.iterations, start=start, folder=job.folder, placement=placement_of(job).text() if config.nodes > 1 else "",
+        adapters=adapters.description(config),
         expected_seconds=_expected_seconds(job, start, tokens_left),
     )  # fmt: skip
 
@@ -173,6 +181,7 @@ def resolved_facts(job: Job) -> dict[str, Any]:
     """What run.toml records besides the configuration."""
     return {
         "base": job.base.entry.path, "base_folder": str(job.base.folder.resolve()), "base_fingerprint": job.base.fingerprint,
+        "adapter_fingerprint": adapters.fingerprint(job.config),
         "model_type": job.base.family, "iterations": job.iterations, "documents": len(job.reader),
         "data": job.reader.manifest.fingerprint(), "data_folder": str(job.reader.folder.resolve()),
         "tp": job.layout.tp, "pp": job.layout.pp, "dp": job.layout.dp,

@@ -10,13 +10,18 @@ from typing import Any
 from sft.checkpoint import commit, resume
 from sft.checkpoint.commit import CheckpointError, Peers, PendingSave
 from sft.checkpoint.fragments import Checkpoint
+from sft.config.train import TrainConfig
 from sft.engine.pipeline import Pipeline
 from sft.job.prepare import Job, config_values, resolved_facts, versions
 from tokenize_data.errors import UserError
 
 # What decides the order and the content of the data, and what the optimizer's states mean.
-_RESOLVED = ("data", "base_fingerprint")
+_RESOLVED = ("data", "base_fingerprint", "adapter_fingerprint")
 _CONFIGURED = ("global_batch", "seed", "optimizer", "loss_mask")
+# What is trained, and what it is added to. Checkpoints that do not say it are of runs that had the default.
+_ADAPTERS = (
+    "lora", "lora_alpha", "lora_dropout", "lora_rslora", "lora_targets", "lora_modules_to_save", "load_in_4bit", "load_in_8bit",
+)  # fmt: skip
 
 
 class Saver:
@@ -64,13 +69,13 @@ class Saver:
             commit.prune(self._job.folder, self._job.config.keep, self.best)
 
 
-def facts_for(job: Job, names: Mapping[str, str], vocabulary_size: int) -> dict[str, Any]:
+def facts_for(job: Job, names: Mapping[str, str], vocabulary_size: int, adapter: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What a checkpoint says of its run: enough to refuse another one, and to export without it."""
     manifest = job.reader.manifest
     return {
         "config": config_values(job.config), "resolved": resolved_facts(job), "versions": versions(), "names": dict(names),
         "vocabulary_size": vocabulary_size, "tokenizer_folder": str((job.reader.folder / manifest.tokenizer["folder"]).resolve()),
-        "tokenizer": manifest.tokenizer["fingerprint"], "template": manifest.template,
+        "tokenizer": manifest.tokenizer["fingerprint"], "template": manifest.template, "adapter": adapter,
     }  # fmt: skip
 
 
@@ -99,6 +104,8 @@ def go_on(job: Job, pipeline: Pipeline, peers: Peers, say: Callable[[str], None]
     epoch = job.sampler.epoch(iteration)
     layout = checkpoint.manifest["layout"]
     made = f"made with tp {layout['tp']} x pp {layout['pp']} x dp {layout['dp']}"
+    if layout["tp"] != job.layout.tp and (job.config.load_in_4bit or job.config.load_in_8bit):
+        warn(f"each process quantises its own slices: with tp {job.layout.tp} instead of {layout['tp']} the base's values differ a little")
     say(f"resumed after iteration {iteration:,}, epoch {epoch:.2f}, from {checkpoint.folder}, {made}")
     return iteration
 
@@ -108,6 +115,8 @@ def check(job: Job, checkpoint: Checkpoint) -> None:
     facts = checkpoint.manifest["facts"]
     compared = [(name, facts["resolved"].get(name), resolved_facts(job)[name]) for name in _RESOLVED]
     compared += [(name, facts["config"].get(name), getattr(job.config, name)) for name in _CONFIGURED]
+    defaults, current = config_values(TrainConfig(run_name="x")), config_values(job.config)
+    compared += [(name, facts["config"].get(name, defaults[name]), current[name]) for name in _ADAPTERS]
     for name, there, here in compared:
         if there != here:
             raise UserError(

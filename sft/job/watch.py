@@ -95,7 +95,7 @@ class _FirstWatch(Watch):
         records, is_best_kept = metrics.read(folder / "metrics.jsonl"), self._job.config.early_stopping is not None
         drawn = chart.write_loss_chart(records, folder / "loss.png", mark_best=is_best_kept)
         self.say(f"done in {duration(time.monotonic() - self._began)}")
-        self.say(f"model     {target}")
+        self.say(f"{'adapter' if target.name == 'adapter' else 'model':<9} {target}")
         self.say(f"metrics   {folder / 'metrics.jsonl'}" + (f", {folder / 'loss.png'}" if drawn else ""))
         self._report()
         if not drawn:

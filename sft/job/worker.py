@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from sft.checkpoint.adapter import AdapterFiles, AdapterOrigins, write_adapter
 from sft.checkpoint.commit import peers_of
 from sft.checkpoint.export import Origins, export
+from sft.checkpoint.hf_folder import publish
 from sft.engine.groups import Processes, form_groups
 from sft.engine.optimizers import OptimizerSettings
 from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
+from sft.job import adapters
 from sft.job.ending import Interrupt, Watchdog
 from sft.job.loop import iterate
+from sft.job.merging import merge_into
 from sft.job.prepare import Job, stage_layers
 from sft.job.saving import Saver, facts_for, go_on, training_facts
-from sft.job.watch import watched
+from sft.job.watch import Watch, watched
 from sft.model.build import BuiltStage, build_stage
+from sft.model.lora import is_adapter
+from sft.model.quantized import fill
 from sft.model.selfcheck import self_check
 from sft.model.weights import WeightFiles, load, match_names
 from tokenize_data.errors import UserError
@@ -52,23 +59,26 @@ def work(job: Job, store: Any = None) -> None:
             device=device,
             trust_remote_code=job.config.trust_remote_code,
         )
-        built, names = load_stage(job, base, processes, device)
+        given = AdapterFiles(Path(job.config.adapter)) if job.config.adapter else None
+        built, names = load_stage(job, base, processes, device, given)
         pipeline = Pipeline(
-            built, processes, optimizer=_optimizer_settings(job), clip=job.config.clip, dtype=_DTYPES[job.dtype], device=device,
+            built, processes, optimizer=optimizer_settings(job), clip=job.config.clip, dtype=_DTYPES[job.dtype], device=device,
             vocabulary_size=base.config.vocab_size, is_interrupted=lambda: interrupt.name is not None,
         )  # fmt: skip
         peers = peers_of(dist.new_group(backend="gloo") if device.type == "cuda" else None)
         start = go_on(job, pipeline, peers, watch.say, watch.warn)
+        if built.adapted is not None:
+            watch.say(adapters.trained_text(built))
         watch.start(start)
         file_names = {name: names[name] for name in built.all_places}
-        saver = Saver(job, pipeline, peers, facts_for(job, file_names, base.config.vocab_size), watch.warn)
+        facts = facts_for(job, file_names, base.config.vocab_size, adapters.facts(built, job.config, job.base))
+        saver = Saver(job, pipeline, peers, facts, watch.warn)
         watchdog = Watchdog(job.config.hang_timeout, watch.warn)
         watchdog.start()
         result = iterate(job, pipeline, watch, saver, peers, start, watchdog.beat)
         watchdog.end()
-        target = job.folder / "hf"
-        export(pipeline, target, _origins(job, base, file_names, result))
-        watch.finish(target)
+        _write_result(job, pipeline, _origins(job, base, file_names, training_facts(facts, result)), facts["adapter"], watch)
+        watch.finish(job.result_folder)
     stop_worker()
 
 
@@ -90,13 +100,17 @@ def read_base(job: Job) -> LoadedBase:
     return LoadedBase(config=config, generation_config=generation)
 
 
-def load_stage(job: Job, base: LoadedBase, processes: Processes, device: torch.device) -> tuple[BuiltStage, dict[str, str]]:
-    """This process's stage with the base model's weights, and each parameter's name in the base's files."""
+def load_stage(
+    job: Job, base: LoadedBase, processes: Processes, device: torch.device, given: AdapterFiles | None = None
+) -> tuple[BuiltStage, dict[str, str]]:
+    """This process's stage with the base model's weights, and each parameter's name in the base's files. `given` is its first adapter."""
     layers = stage_layers(job)[processes.stage]
     built = build_stage(
         base.config, layers, processes.tensor, sequence_parallel=job.layout.sequence_parallel, recompute=job.recompute,
         dtype=_DTYPES[job.dtype], device=device, trust_remote_code=job.config.trust_remote_code,
+        lora=adapters.settings_of(job.config, given), bits=adapters.bits_of(job.config),
     )  # fmt: skip
+    adapters.check_vocabulary(built, int(job.base.config["vocab_size"]), base.config.vocab_size)
     files = WeightFiles(job.base.folder)
     anatomy = built.anatomy
     head, embedding = f"{anatomy.head}.weight", f"{anatomy.embedding}.weight"
@@ -105,20 +119,43 @@ def load_stage(job: Job, base: LoadedBase, processes: Processes, device: torch.d
         {name: place.shape for name, place in built.all_places.items()}, files, base_prefix=built.base_prefix,
         tied={head: embedding} if built.tied_name else {}, ignore=built.ignored, grown=grown, renames=built.renames,
     )  # fmt: skip
-    load({name: (parameter, built.places[name].part) for name, parameter in built.parameters.items()}, files, names, grown=grown)
+    own = {name: (parameter, built.places[name].part) for name, parameter in built.parameters.items() if not is_adapter(name)}
+    load(own, files, names, grown=grown)
+    fill(built.quantized, built.places, lambda name, part: files.read(names[name], part, _DTYPES[job.dtype]))
+    adapters.begin(built, given)
     return built, names
 
 
-def _optimizer_settings(job: Job) -> OptimizerSettings:
+def optimizer_settings(job: Job) -> OptimizerSettings:
     config = job.config
     return OptimizerSettings(
         name=config.optimizer, lr=config.lr, beta1=config.beta1, beta2=config.beta2, eps=config.eps, weight_decay=config.weight_decay
     )  # fmt: skip
 
 
-def _origins(job: Job, base: LoadedBase, names: Mapping[str, str], result: Mapping[str, Any]) -> Origins:
+def _write_result(job: Job, pipeline: Pipeline, origins: Origins, adapter: Mapping[str, Any] | None, watch: Watch) -> None:
+    """A collective call. The folder by which a run counts as finished comes last."""
+    if adapter is None:
+        export(pipeline, job.result_folder, origins)
+        return
+    mine = AdapterOrigins(config=adapter["config"], tokenizer_folder=origins.tokenizer_folder, facts=origins.facts)
+    if not job.config.merge_at_end:
+        write_adapter(pipeline, job.result_folder, mine)
+        return
+    waiting = job.folder / ".adapter.to-merge"
+    write_adapter(pipeline, waiting, mine)
+    if pipeline.processes.rank == 0:
+        stop_worker()  # the others are done, and merging takes a time that they need not wait for
+        try:
+            trust = job.config.trust_remote_code
+            merge_into(job.folder / "hf", job.base, [waiting], overwrite=True, trust_remote_code=trust, say=watch.say)
+        except UserError as error:  # no reason to lose the adapter
+            watch.warn(f"{job.folder / 'hf'} was not written: {error}")
+        publish(waiting, job.result_folder, overwrite=True)
+
+
+def _origins(job: Job, base: LoadedBase, names: Mapping[str, str], facts: Mapping[str, Any]) -> Origins:
     manifest = job.reader.manifest
-    facts = training_facts(facts_for(job, names, base.config.vocab_size), result)
     return Origins(
         config=base.config, generation_config=base.generation_config, tokenizer_folder=job.reader.folder / manifest.tokenizer["folder"],
         names=names, facts=facts,

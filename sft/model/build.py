@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
@@ -17,7 +17,10 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from sft.model import attention
 from sft.model.anatomy import Anatomy, find_anatomy
 from sft.model.collectives import TensorGroup
+from sft.model.dropout import Keys
+from sft.model.lora import Adapted, LoraSettings, adapt
 from sft.model.parts import take_apart
+from sft.model.quantized import QuantizedWeight, quantize
 from sft.model.stage import Stage
 from sft.model.tensor_parallel import Place, parallelise
 from tokenize_data.errors import UserError
@@ -31,35 +34,50 @@ class BuiltStage:
     parameters: dict[str, nn.Parameter]
     places: dict[str, Place]
     anatomy: Anatomy
-    all_places: dict[str, Place]  # of the whole model, not of this stage alone
+    all_places: dict[str, Place]  # of the whole model, not of this stage alone, and without adapters
     tied_name: str | None  # the parameter that is both embedding and head
     base_prefix: str
     ignored: tuple[str, ...]  # patterns of tensors in files that the model has no use for
     renames: tuple[tuple[str, str], ...]  # (pattern, replacement) from names in files to the model's own
+    adapted: Adapted | None = None  # what is trained, where that is not everything
+    quantized: dict[str, QuantizedWeight] = field(default_factory=dict)  # weights that are no parameters
 
 
 def build_stage(
     config: Any, layers: range, group: TensorGroup, *, sequence_parallel: bool, recompute: str, dtype: torch.dtype, device: torch.device,
-    trust_remote_code: bool = False,
+    trust_remote_code: bool = False, lora: LoraSettings | None = None, bits: int | None = None,
 ) -> BuiltStage:  # fmt: skip
-    """This rank's `layers` of the model that `config` describes, with memory on `device` that holds no weights yet."""
+    """This rank's `layers` of the model that `config` describes, with memory on `device` that holds no weights yet.
+
+    With `lora`, adapters are trained instead of the weights; with `bits` the frozen weights of linear layers are kept in so many.
+    """
     model = make_on_meta(config, dtype, trust_remote_code)
     anatomy = find_anatomy(model)
     all_places = parallelise(model, anatomy, group, sequence_parallel)
+    keys = Keys()
+    adapted = adapt(model, anatomy, lora, all_places, keys, group) if lora is not None else None
+    quantized = quantize(model, anatomy, bits, device) if bits is not None else {}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     head, embedding = model.get_submodule(anatomy.head), model.get_submodule(anatomy.embedding)
     tied_name = f"{anatomy.embedding}.weight" if head.weight is embedding.weight else None
     ignored = tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
-    renames = _renames(model)
+    renames = renames_of(model)
     stage = Stage(take_apart(model, anatomy), layers, group, sequence_parallel=sequence_parallel, recompute=recompute)
     parameters = _give_memory(stage, names, device)
-    places = {name: all_places[name] for name in parameters}
+    if adapted is not None:
+        stage.fill_up(adapted.trained_dims, device)
+        if adapted.settings.dropout:
+            stage.drop_with(keys)
+    own = {f"{anatomy.layers}.{layer}." for layer in layers}
+    quantized = {name: weight for name, weight in quantized.items() if any(name.startswith(prefix) for prefix in own)}
+    places = {**all_places, **(adapted.places if adapted is not None else {})}
+    places = {name: places[name] for name in (*parameters, *quantized)}
     for name, parameter in parameters.items():
         part = places[name].part
         parameter.tensor_model_parallel = part is not None and part.is_owner  # type: ignore[attr-defined]  # how DeepSpeed counts a norm
     return BuiltStage(
         stage=stage, parameters=parameters, places=places, anatomy=anatomy, all_places=all_places, tied_name=tied_name,
-        base_prefix=model.base_model_prefix, ignored=ignored, renames=renames,
+        base_prefix=model.base_model_prefix, ignored=ignored, renames=renames, adapted=adapted, quantized=quantized,
     )  # fmt: skip
 
 
@@ -103,7 +121,7 @@ def _parameters_on_meta() -> Iterator[None]:
         yield
 
 
-def _renames(model: Any) -> tuple[tuple[str, str], ...]:
+def renames_of(model: Any) -> tuple[tuple[str, str], ...]:
     """Where transformers has renamed parameters since files were written: GPT-NeoX's head, for one."""
     conversions = [entry for entry in get_model_conversion_mapping(model) if type(entry).__name__ == "WeightRenaming"]
     return tuple((entry.source_patterns[0], entry.target_patterns[0]) for entry in conversions)
@@ -116,7 +134,7 @@ def _give_memory(stage: Stage, names: dict[int, str], device: torch.device) -> d
     for module in stage.modules():
         for key, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) not in made:
-                made[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device=device))
+                made[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=parameter.requires_grad)
                 parameters[names[id(parameter)]] = made[id(parameter)]
             setattr(module, key, made[id(parameter)])
     return parameters

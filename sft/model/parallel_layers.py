@@ -6,38 +6,36 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sft.model import collectives
 from sft.model.collectives import TensorGroup
+from sft.model.linear import Linear
 
 
-class ColumnParallel(nn.Module):
+class ColumnParallel(Linear):
     """A rank's output features. Its input has entered the region before, unless it is a region of its own."""
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, group: TensorGroup, *, gather_output: bool) -> None:
-        super().__init__()
-        self.weight, self.bias = weight, bias
+        super().__init__(weight, bias)
         self._group, self._gather_output = group, gather_output
 
     def forward(self, hidden: Tensor) -> Tensor:
-        output = F.linear(hidden, self.weight, self.bias)
+        output = self.product(hidden, self.bias)
         return collectives.gather(output, self._group, -1) if self._gather_output else output
 
 
-class RowParallel(nn.Module):
+class RowParallel(Linear):
     """A rank's input features: its output is a part of a sum, which leaves the region here. The bias is added once, after."""
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, group: TensorGroup, *, split_input: bool, stretches: bool) -> None:
-        super().__init__()
-        self.weight, self.bias = weight, bias
+        super().__init__(weight, bias)
         self._group, self._split_input, self._stretches = group, split_input, stretches
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self._split_input:
             hidden = collectives.split(hidden, self._group, -1)
-        output = collectives.leave_region(F.linear(hidden, self.weight), self._group, self._stretches)
+        output = collectives.leave_region(self.product(hidden, None), self._group, self._stretches)
         return output if self.bias is None else output + self.bias
 
 

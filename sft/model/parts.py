@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sft.model.anatomy import Anatomy
+from sft.model.dropout import Keys
 
 
 class Embedding(nn.Module):
@@ -41,6 +42,7 @@ class Row:
     positions_RT: Tensor
     document_lengths: list[int]
     rotations: dict[str | None, Any]  # cosines and sines, for each kind of layer
+    keys_T: Tensor | None = None  # of the tokens' documents, where something is dropped
 
 
 class Rotary(nn.Module):
@@ -67,9 +69,12 @@ class Block(nn.Module):
         super().__init__()
         self.layer = layer
         self.kind = kind
+        self.keys: Keys | None = None
         self._accepts = frozenset(inspect.signature(layer.forward).parameters)
 
     def forward(self, hidden_RTE: Tensor, row: Row) -> Tensor:
+        if self.keys is not None:
+            self.keys.current_T = row.keys_T
         options: dict[str, Any] = {"attention_mask": None, "position_ids": row.positions_RT, "use_cache": False}
         if self.kind in row.rotations:
             options["position_embeddings"] = row.rotations[self.kind]

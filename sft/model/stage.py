@@ -6,7 +6,8 @@ kept_N are the places in a row whose next token is trained, targets_N those toke
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from sft.model import collectives, loss
+from sft.model import collectives, dropout, loss
 from sft.model.collectives import TensorGroup
-from sft.model.parts import Parts
+from sft.model.parts import Block, Parts
 
 # Results that selective recomputation keeps: what is dear to compute. Norms, rotations and activations are computed again.
 _KEPT_OPERATIONS = (
@@ -37,17 +38,34 @@ class Stage(nn.Module):
         self.rotary = parts.rotary
         self._group, self._sequence_parallel = group, sequence_parallel and group.size > 1
         self._run = _runner(recompute)
+        self.spare = nn.ParameterList()
+        self.drops = False
+
+    def drop_with(self, keys: dropout.Keys) -> None:
+        """Adapters in this stage have dropout: positions come with keys."""
+        self.drops = True
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.keys = keys
+
+    def fill_up(self, trained_dims: Iterable[int], device: torch.device) -> None:
+        """Every stage has to train parameters of as many dimensions as the others do: where there are none, one that changes nothing."""
+        own = {min(parameter.dim(), 2) for parameter in self.parameters() if parameter.requires_grad}
+        self.spare.extend(nn.Parameter(torch.zeros((1,) * dims, device=device)) for dims in sorted(set(trained_dims) - own))
 
     def forward(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | Tensor:
-        hidden_RTE, positions_RT = inputs
+        hidden_RTE, given_RT = inputs
+        positions_RT, keys_T = dropout.decoded(given_RT) if self.drops else (given_RT, None)
         if self.embedding is not None:
             hidden_RTE = self.embedding(hidden_RTE, positions_RT)
             if self._sequence_parallel:
                 hidden_RTE = collectives.split(hidden_RTE, self._group, -2)
-        row = self.rotary(positions_RT, hidden_RTE)
+        for parameter in self.spare:
+            hidden_RTE = hidden_RTE + 0 * parameter.sum().to(hidden_RTE.dtype)
+        row = replace(self.rotary(positions_RT, hidden_RTE), keys_T=keys_T)
         for block in self.blocks:
             hidden_RTE = self._run(block, hidden_RTE, row)
-        return hidden_RTE if self.head is not None else (hidden_RTE, positions_RT)
+        return hidden_RTE if self.head is not None else (hidden_RTE, given_RT)
 
     def logits(self, hidden_RTE: Tensor, kept_N: Tensor) -> Tensor:
         """logits_NV of the places `kept_N` alone: this rank's columns of the vocabulary."""

@@ -116,7 +116,7 @@ class WeightFiles:
                 f"python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{self.folder}')"
                 f".save_pretrained('{self.folder}')\""
             )
-        hint = "it is an adapter: merge it into its base model first" if (self.folder / "adapter_config.json").exists() else (
+        hint = "it is an adapter: merge it into its base model first (sft merge)" if (self.folder / "adapter_config.json").exists() else (
             "give the folder of a Hugging Face model, as save_pretrained writes it"
         )  # fmt: skip
         return UserError(f"{self.folder} has neither {SINGLE} nor {INDEX}: {hint}")

@@ -45,6 +45,7 @@ class Facts:
     placement: str = ""  # of processes on nodes, where there are several
     folder: Path
     expected_seconds: float | None = None
+    adapters: str | None = None  # what is trained instead of the weights
 
     @property
     def world(self) -> int:
@@ -57,6 +58,7 @@ def header(console: Console, facts: Facts) -> None:
     table.add_column(overflow="fold")
     rows = [
         ("model", f"{facts.family}, {_rounded(facts.num_parameters)} parameters, vocabulary of {facts.vocabulary_size:,}"),
+        ("adapters", facts.adapters or ""),
         ("layout", _layout(facts)),
         ("", facts.placement),
         ("", _memory(facts)),

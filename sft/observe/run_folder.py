@@ -47,8 +47,16 @@ def read_status(folder: Path) -> dict[str, Any] | None:
 
 
 def is_finished(folder: Path) -> bool:
-    """The exported model, or adapter, is there."""
-    return (folder / "hf").is_dir() or (folder / "adapter").is_dir()
+    """The exported model is there, or, of a run that trains one, the adapter: a merged model comes before it."""
+    return (folder / "adapter").is_dir() or ((folder / "hf").is_dir() and not trains_adapters(folder))
+
+
+def trains_adapters(folder: Path) -> bool:
+    """By run.toml; a run without one trains weights."""
+    try:
+        return "lora" in tomllib.loads((folder / "run.toml").read_bytes().decode()).get("config", {})
+    except (OSError, ValueError):
+        return False
 
 
 def write_run_toml(folder: Path, *, config: Mapping[str, Any], resolved: Mapping[str, Any], versions: Mapping[str, str]) -> None:

@@ -58,6 +58,9 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
     from sft.engine.optimizers import OptimizerSettings
     from sft.engine.pipeline import Pipeline
     from sft.model.build import build_stage
+    from sft.model.lora import initialise, is_adapter
+    from sft.model.quantized import fill
+    from tests.distributed import adapters
 
     config, dtype = config_of(case), getattr(torch, case.get("dtype", "float32"))
     layout = layout_of(case)
@@ -65,13 +68,16 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
     layers = partition(case.get("costs", [1.0] * config.num_hidden_layers), layout.pp)[processes.stage]
     built = build_stage(
         config, layers, processes.tensor, sequence_parallel=layout.sequence_parallel, recompute=case.get("recompute", "none"), dtype=dtype,
-        device=device,
+        device=device, lora=adapters.settings_of(case) if "lora" in case else None, bits=case.get("bits"),
     )  # fmt: skip
     whole = dict(plain.make_model(config).named_parameters())
     with torch.no_grad():
         for name, parameter in built.parameters.items():
             part = built.places[name].part
-            parameter.copy_(part.take(whole[name]) if part else whole[name])
+            if not is_adapter(name):
+                parameter.copy_(part.take(whole[name]) if part else whole[name])
+    fill(built.quantized, built.places, lambda name, part: part.take(whole[name]) if part else whole[name])
+    initialise(built.parameters, built.places, adapters.SEED)
     settings = OptimizerSettings(
         name="adamw", lr=plain.LR, beta1=plain.BETAS[0], beta2=plain.BETAS[1], eps=plain.EPS, weight_decay=plain.DECAY
     )  # fmt: skip
@@ -82,6 +88,7 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
     feed = Feed(
         reader, capacity=case.get("micro_batch", 2) * SEQ, replicas=layout.dp, replica=processes.replica,
         loss_mask=case.get("loss_mask", 0.0), multiple=layout.tp if layout.sequence_parallel else 1, pack=case.get("pack", True),
+        keyed="dropout" in case.get("lora", {}),
     )  # fmt: skip
     return Run(case, built, processes, pipeline, feed, Sampler(DOCUMENTS, case.get("global_batch", GLOBAL_BATCH), SEED), reader)
 
@@ -89,6 +96,8 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
 def config_of(case: dict[str, Any]) -> Any:
     """The family's tiny configuration, with as many of its layers as the case wants."""
     config = tiny_config(case["family"])
+    for name, value in case.get("sizes", {}).items():
+        setattr(config, name, value)
     config.num_hidden_layers = case.get("layers", config.num_hidden_layers)
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[: config.num_hidden_layers]
@@ -107,7 +116,7 @@ def train_and_validate(case: dict[str, Any], device: torch.device) -> dict[str, 
     records = [(record["loss"], record["grad_norm"]) for record in run.train()]
     validation = validate(run.pipeline, run.feed, case.get("val_documents", VALIDATION_DOCUMENTS))
     weights = {name: (run.built.places[name].part, weight) for name, weight in run.weights().items()}
-    return {"records": records, "validation": validation, "weights": weights}
+    return {"records": records, "validation": validation, "weights": weights, "run": run}
 
 
 def hang(case: dict[str, Any], device: torch.device) -> None:
@@ -146,11 +155,11 @@ def arm(out: Path, seconds: float) -> Callable[[], None]:
 
 
 def main(cases_file: str, out: str, seconds: str) -> None:
-    from tests.distributed import memory, trouble
+    from tests.distributed import adapters, memory, trouble
 
     kinds = {
         "train": train_and_validate, "not_finite": trouble.not_finite, "masters": trouble.masters, "self_check": trouble.check,
-        "hang": hang, "memory": memory.measure,
+        "hang": hang, "memory": memory.measure, "adapters": adapters.train_adapters,
     }  # fmt: skip
     device = start_worker(timeout_seconds=120)
     reuse_groups()
@@ -161,6 +170,7 @@ def main(cases_file: str, out: str, seconds: str) -> None:
             result = kinds[case.get("kind", "train")](case, device) or {}
         except UserError as error:
             result = {"refusal": str(error)}
+        result.pop("run", None)
         torch.save(result | {"seconds": time.perf_counter() - began}, Path(out) / f"{number}-{dist.get_rank()}.pt")
         dist.barrier()
         disarm()

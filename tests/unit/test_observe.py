@@ -76,6 +76,14 @@ def test_finished_means_that_the_model_is_there(tmp_path: Path, name: str):
     assert is_finished(tmp_path)
 
 
+def test_a_run_of_adapters_is_not_finished_with_its_merged_model(tmp_path: Path):
+    write_run_toml(tmp_path, config={"lora": 8}, resolved={}, versions={})
+    (tmp_path / "hf").mkdir()
+    assert not is_finished(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    assert is_finished(tmp_path)
+
+
 # run.toml
 
 KEYS = st.text(string.ascii_letters + string.digits + '-_ ."\\é\n', max_size=8)

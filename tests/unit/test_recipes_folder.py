@@ -27,7 +27,6 @@ from tokenize_data.records import Cleaning, DatasetSpec
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("sweep"))
-ADAPTERS_TRAIN = False  # until make_job takes them, such a recipe starts without them
 # recipe -> (tiny model, tokenizer), of the family that it is for
 FAMILY = {
     "meditron-7b-pubmedqa": ("llama1", "llama2"), "meditron-70b-pubmedqa": ("llama", "llama2"), "llama2-mix-lora": ("llama", "llama2"),
@@ -77,14 +76,13 @@ def test_it_starts_with_a_tiny_model_of_its_family(place: Path, family: Callable
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         row = {"text": "It is."} if "guanaco" in name else ROW
         Path(name).write_text("".join(json.dumps({**row, "number": number}) + "\n" for number in range(30)))
-    if given.lora and not ADAPTERS_TRAIN:
-        given = TrainConfig(**{entry.name: getattr(given, entry.name) for entry in fields(given)} | {"lora": None, "load_in_4bit": False})
     assert files
     assert prepare.tokenise(given, prepare.find_base_model(given)) == 0
     job = prepare.make_job(given)
     assert job.iterations >= 1
     assert (job.validation is not None) == given.has_validation
     assert job.base.family == config.model_type
+    assert job.config.lora == given.lora
 
 
 def test_the_recipes_of_the_issue_are_there():

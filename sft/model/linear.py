@@ -1,0 +1,94 @@
+"""A linear layer whose weight may be kept in few bits, and to which a low-rank adapter may be added. Names are those of PEFT.
+
+An adapter adds scale * B A x to W x. A_RI has `rank` rows, B_OR as many columns; only they are trained.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+
+
+class FrozenWeight(Protocol):
+    """A weight in another form than a tensor: multiplied with, not trained."""
+
+    def product(self, hidden: Tensor) -> Tensor: ...
+
+
+class Dropout(Protocol):
+    """Zeros some of an adapter's inputs while training."""
+
+    def __call__(self, hidden: Tensor) -> Tensor: ...
+
+
+class Factor(nn.Module):
+    """A or B: a weight with a name of its own."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+
+class Linear(nn.Module):
+    """torch's, with room for both. `forward` is that of a layer which is whole on every rank."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.weight: nn.Parameter | None = weight
+        self.bias = bias
+        self.frozen: FrozenWeight | None = None  # instead of the weight
+        self.dropout: Dropout | None = None
+        self._scale = 0.0
+
+    def add_adapter(self, a_RI: nn.Parameter, b_OR: nn.Parameter, scale: float) -> None:
+        self.lora_A, self.lora_B = Factor(a_RI), Factor(b_OR)
+        self._scale = scale
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.product(hidden, self.bias)
+
+    def product(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+        """W x + bias, and what the adapter adds. With tensor-parallel ranks: this one's features, or its part of a sum."""
+        if self._scale and self.frozen is None and (self.dropout is None or not self.training):
+            assert self.weight is not None
+            flat: Tensor = _Adapted.apply(  # type: ignore[no-untyped-call]
+                hidden.flatten(0, -2), self.weight, bias, self.lora_A.weight, self.lora_B.weight, self._scale
+            )
+            return flat.view(*hidden.shape[:-1], -1)
+        output = self._base_product(hidden, bias)
+        if not self._scale:
+            return output
+        dropped = self.dropout(hidden) if self.dropout is not None and self.training else hidden
+        low = F.linear(dropped, self.lora_A.weight).flatten(0, -2)
+        return torch.addmm(output.flatten(0, -2), low, self.lora_B.weight.t(), alpha=self._scale).view_as(output)
+
+    def _base_product(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+        if self.frozen is not None:
+            output = self.frozen.product(hidden)
+            return output if bias is None else output + bias
+        assert self.weight is not None
+        return F.linear(hidden, self.weight, bias)
+
+
+class _Adapted(Function):
+    """x W^T + bias + scale * x A^T B^T, of which A and B are trained. One pass less over the gradient of x than by two products."""
+
+    @staticmethod
+    def forward(
+        context: Any, hidden_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
+    ) -> Tensor:  # fmt: skip
+        low_TR = hidden_TI @ a_RI.t()
+        context.save_for_backward(hidden_TI, weight_OI, a_RI, b_OR, low_TR)
+        context.scale = scale
+        return torch.addmm(F.linear(hidden_TI, weight_OI, bias_O), low_TR, b_OR.t(), alpha=scale)
+
+    @staticmethod
+    def backward(context: Any, gradient_TO: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+        hidden_TI, weight_OI, a_RI, b_OR, low_TR = context.saved_tensors
+        scaled_TR = (gradient_TO @ b_OR).mul_(context.scale)
+        gradient_TI = (gradient_TO @ weight_OI).addmm_(scaled_TR, a_RI) if context.needs_input_grad[0] else None
+        return gradient_TI, None, None, scaled_TR.t() @ hidden_TI, (gradient_TO.t() @ low_TR).mul_(context.scale), None
