@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,8 @@ def exported(place: ModelPlace, folder: Path, export: Callable[[Path, Path], Non
     """A checkpoint's model, written to `folder` first by `export(checkpoint or run, folder)`."""
     assert place.checkpoint is not None
     export(place.checkpoint, folder)
+    if (folder / ADAPTER).exists():
+        return replace(_adapter(folder, place.run), label=place.label)
     return _hugging_face(folder, place.run, place.label)
 
 

@@ -65,6 +65,14 @@ def test_export_gives_the_adapter_of_a_checkpoint(site: Site, merged: Path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_checkpoint_of_adapters_is_asked_as_the_adapter(site: Site, merged: Path):
+    (step,) = merged.glob("step-*")
+    asked = [site.sft("generate", model, "--prompt", "How many?", "--max_tokens", 5) for model in (step, merged / "adapter")]
+    assert [done.returncode for done in asked] == [0, 0], asked[0].stderr + asked[1].stderr
+    assert asked[0].stdout.splitlines()[-1] == asked[1].stdout.splitlines()[-1]
+    assert not list(merged.glob(".asked-*"))
+
+
 def test_training_goes_on_from_an_adapter_on_a_quantised_base(site: Site, merged: Path):
     done = site.train("--iters", 2, "--adapter", merged / "adapter", "--load_in_4bit", "--dtype", "bf16", "--id", "more")
     assert done.returncode == 0, done.stdout + done.stderr
