@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--server_url serves one model: evaluate each by itself, and compare files made with --no_likelihood")
     if arguments.judge_pairwise and (arguments.judge_url is None or arguments.compare is None):
         raise UserError("--judge_pairwise needs --judge_url and --compare")
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     places = [find_model(given) for given in arguments.models]
     try:
         return _evaluate(arguments, places, console)

@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from tokenize_data.errors import UserError
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     target = arguments.out or arguments.run_dir / _folder_name(arguments.run_dir)
     if target.exists() and arguments.push_to_hub is None:
         raise UserError(f"{target} exists: give another --out, or remove it first")

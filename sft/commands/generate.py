@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--data needs --out FILE: where the answers go")
     if not has_files and arguments.prompt is None and not arguments.chat and not sys.stdin.isatty():
         raise UserError("nothing to ask: give --prompt TEXT (- for standard input), or --data FILE --out FILE")
-    console = Console(highlight=False, stderr=True)
+    console = Console(highlight=False, soft_wrap=True, stderr=True)
     sampling = asking.sampling_of(arguments)
     place = find_model(arguments.model)
     training = place.training or (read_training(place.folder) if place.checkpoint is None else {})

@@ -53,7 +53,7 @@ def _show(reader, arguments: argparse.Namespace) -> int:  # type: ignore[no-unty
     from sft.observe import documents, lengths
     from tokenize_data import describe
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     backend = Tokenizer.from_file(str(reader.folder / reader.manifest.tokenizer["folder"] / "tokenizer.json"))
     rows = range(min(arguments.documents, len(reader))) if arguments.row is None else [arguments.row]
     console.print(documents.legend())

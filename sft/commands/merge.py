@@ -33,17 +33,17 @@ def run(arguments: argparse.Namespace) -> int:
     prepare_environment()
     from sft.job.merging import merge_into
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     base = _base(arguments)
     with Progress(console=console) as progress:
         task = progress.add_task("merging", total=None)
         merge_into(
             arguments.out, base, arguments.adapter_dir, weights=arguments.weights, dtype=arguments.dtype, prompts=arguments.prompts,
             tolerance=arguments.tolerance, any_base=arguments.any_base, trust_remote_code=arguments.trust_remote_code,
-            say=lambda line: console.print(line, soft_wrap=True),
+            say=console.print,
             done=lambda number, total: progress.update(task, completed=number, total=total),
         )  # fmt: skip
-    console.print(f"model: {arguments.out}", soft_wrap=True)
+    console.print(f"model: {arguments.out}")
     return 0
 
 

@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sft.observe import report, serve
     from tokenize_data.errors import UserError
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     folders = arguments.run_dirs
     for folder in folders:
         if not folder.is_dir():

@@ -13,6 +13,7 @@ import numpy as np
 
 from sft.config.naming import layout_of_path
 from sft.config.train import TrainConfig
+from sft.job.adapters import bits_of
 from sft.job.base import BaseModel, Described, describe_base_model
 from sft.job.devices import visible_gpus
 from sft.job.speed import cpu_operations_per_second
@@ -102,7 +103,7 @@ def choose(config: TrainConfig, base: BaseModel, reader: ShardReader, world: int
             global_batch=config.global_batch,
         )  # fmt: skip
         return Chosen(
-            layout=layout, micro_batch=config.micro_batch or max(1, _GPU_ROW_TOKENS // config.seq), recompute=config.recompute or "none"
+            layout=layout, micro_batch=config.micro_batch or max(1, _GPU_ROW_TOKENS // config.seq), recompute=_recompute(config) or "none"
         )
     batches = batches_of(reader, Sampler(len(reader), config.global_batch, config.seed))
     question = make_question(config, base, batches, trained_share(config, reader), gpu, world)
@@ -110,8 +111,8 @@ def choose(config: TrainConfig, base: BaseModel, reader: ShardReader, world: int
         choice = best(question)
         return Chosen(layout=choice.layout, micro_batch=choice.micro_batch, recompute=choice.recompute, seconds=choice.seconds.total)
     layout = layout_of(question, question.tp or 1, question.pp or 1)
-    micro_batch, recompute = config.micro_batch or 1, config.recompute or "none"
-    if config.recompute is None:
+    micro_batch, recompute = config.micro_batch or 1, _recompute(config)
+    if recompute is None:
         found = search(replace(question, tp=layout.tp, pp=layout.pp, micro_batch=micro_batch))
         fitting = {choice.recompute for choice in found.fitting}
         recompute = next((way for way in RECOMPUTES if way in fitting), RECOMPUTES[-1])
@@ -134,19 +135,21 @@ def make_question(
         model=Architecture.of_config(base.config), shape=ModelShape.of_config(base.config), batches=batches, world=world, seq=config.seq,
         global_batch=config.global_batch, trained_share=share, gpu=gpu, dtype=config.dtype or ("fp32" if is_cpu else "bf16"),
         optimizer=config.optimizer, adapters=_adapters(config), tp=tp or (1 if is_cpu else None), pp=pp or (1 if is_cpu else None),
-        micro_batch=config.micro_batch or (1 if is_cpu else None), recompute=config.recompute,
+        micro_batch=config.micro_batch or (1 if is_cpu else None), recompute=_recompute(config),
         sequence_parallel=config.sequence_parallel,
     )  # fmt: skip
 
 
+def _recompute(config: TrainConfig) -> str | None:
+    """Who trains on a quantised base is short of memory."""
+    return config.recompute or ("full" if bits_of(config) else None)
+
+
 def _adapters(config: TrainConfig) -> Adapters | None:
-    bits = 4 if config.load_in_4bit else 8 if config.load_in_8bit else None
     rank = config.lora or (_rank_of(Path(config.adapter)) if config.adapter else None)
-    if rank is None and bits is None:
-        return None
     if rank is None:
-        raise UserError(f"--load_in_{bits}bit freezes the base model: add --lora R, which is what is trained")
-    return Adapters(rank=rank, targets=config.lora_targets, bits=bits)
+        return None
+    return Adapters(rank=rank, targets=config.lora_targets, bits=bits_of(config))
 
 
 def _rank_of(folder: Path) -> int:

@@ -113,8 +113,7 @@ def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | No
     _check_context(reader, base)
     return Job(
         config=config, base=base, reader=reader, validation=validation, iterations=iterations, layout=chosen.layout,
-        micro_batch=chosen.micro_batch, recompute=config.recompute or ("full" if adapters.bits_of(config) else chosen.recompute),
-        dtype=config.dtype or ("bf16" if on_gpu else "fp32"),
+        micro_batch=chosen.micro_batch, recompute=chosen.recompute, dtype=config.dtype or ("bf16" if on_gpu else "fp32"),
         folder=run_folder(config, base.family, base.is_entry), seconds_per_iteration=chosen.seconds,
     )  # fmt: skip
 

@@ -84,7 +84,9 @@ class _Adapted(Function):
         low_TR = hidden_TI @ a_RI.t()
         context.save_for_backward(hidden_TI, weight_OI, a_RI, b_OR, low_TR)
         context.scale = scale
-        return torch.addmm(F.linear(hidden_TI, weight_OI, bias_O), low_TR, b_OR.t(), alpha=scale)
+        output_TO = F.linear(hidden_TI, weight_OI, bias_O)
+        # Selective recomputation keeps results of `addmm`, and has that of the weight already: this sum, with `out`, is made again.
+        return torch.addmm(output_TO, low_TR, b_OR.t(), alpha=scale, out=torch.empty_like(output_TO))
 
     @staticmethod
     def backward(context: Any, gradient_TO: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:

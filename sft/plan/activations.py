@@ -29,8 +29,13 @@ class Activations:
         return {"none": self.whole, "selective": self.products, "full": self.boundary}[recompute]
 
 
-def activations_of(model: Architecture, layout: Layout, tokens: int, each: int, *, longest: int | None = None) -> Activations:
-    """For a row of `tokens`, with `each` bytes a number; `longest` is that of its documents (None: it is one)."""
+def activations_of(
+    model: Architecture, layout: Layout, tokens: int, each: int, *, longest: int | None = None, ranks: int | None = None
+) -> Activations:  # fmt: skip
+    """For a row of `tokens`, with `each` bytes a number; `longest` is that of its documents (None: it is one).
+
+    `ranks`, of all adapters of a layer together, is given where they alone are trained.
+    """
     t, stretches = layout.tp, layout.tp if layout.sequence_parallel else 1
     shared = max(model.key_value_heads // t, 1)
     queries, keys = model.queries // t * tokens, shared * model.head_size * tokens
@@ -39,26 +44,26 @@ def activations_of(model: Architecture, layout: Layout, tokens: int, each: int, 
     logarithms = 4 * (model.heads // t) * tokens  # of the softmax
     scores, again = _scores(model, t, tokens, min(longest or tokens, tokens), each)
     mlp = each * inner * _MLP_KEPT.get(model.kind, 4 if model.is_gated else 2)
-    whole = _norms(model, hidden, stretch, each) + _attention(model, queries, keys, each) + logarithms + scores + mlp
-    products = each * (stretch + 2 * queries + 2 * keys + (2 if model.is_gated else 1) * inner + 2 * hidden) + logarithms
+    normed = (4 if model.kind in _WIDE_NORMS else each) if ranks is None else 0  # what a trained norm's weights are multiplied by
+    low = each * (ranks or 0) * tokens
+    whole = _norms(model, hidden, stretch, each, normed) + _attention(model, queries, keys, each, normed) + logarithms + scores + mlp + low
+    products = each * (stretch + 2 * queries + 2 * keys + (2 if model.is_gated else 1) * inner + 2 * hidden) + logarithms + low
     backward = max(each * (hidden + 2 * inner), (5 * 4 + 5 * each) * stretch - mlp)
     return Activations(whole=whole, products=products, boundary=each * stretch, backward=backward, scores=max(0.0, again - mlp))
 
 
-def _norms(model: Architecture, hidden: int, stretch: int, each: int) -> float:
+def _norms(model: Architecture, hidden: int, stretch: int, each: int, normed: int) -> float:
     """Each with the linear layers' input behind it."""
     if not model.is_rms:
         return model.num_norms * each * (stretch + hidden)
-    normed = 4 if model.kind in _WIDE_NORMS else each
     return model.num_norms * ((4 + normed) * stretch + 8 * (stretch // model.hidden)) + 2 * each * hidden
 
 
-def _attention(model: Architecture, queries: int, keys: int, each: int) -> float:
+def _attention(model: Architecture, queries: int, keys: int, each: int, normed: int) -> float:
     """Queries and keys after their rotation, values, the result twice: as it comes, and as the next layer takes it."""
     kept = each * (3 * queries + 2 * keys)
     if model.kind in _FUSED_AND_CUT:
         kept += each * (queries + keys)
-    normed = 4 if model.kind in _WIDE_NORMS else each
     return kept + ((4 + normed) * (queries + keys) if model.norms_heads else 0)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from sft.plan.activations import activations_of
 from sft.plan.answer import Plan
 from sft.plan.gpus import GB
-from sft.plan.memory import stage_weights
+from sft.plan.memory import kept_of, stage_weights
 from sft.plan.words import rounded, span
 
 
@@ -31,7 +30,7 @@ def _memory(plan: Plan) -> list[str]:
     peak, work, layout = choice.peak, choice.work, choice.layout
     layers = choice.ranges[peak.stage]
     weights = stage_weights(model, layout, peak.stage, layers, question.adapters)
-    kept = activations_of(model, layout, work.row_tokens, work.bytes_each, longest=work.longest_document)
+    kept = kept_of(model, layout, work)
     in_flight = min(layout.pp - peak.stage, work.micro_batches)
     each, moments = work.bytes_each, {"adamw": 8, "adamw8bit": 2, "adafactor": 4, "sgd": 0}[work.optimizer]
     lines = [

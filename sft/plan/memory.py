@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sft.plan.activations import Activations, activations_of
-from sft.plan.architecture import Architecture
+from sft.plan.architecture import Architecture, Linear
 from sft.plan.layout import Layout
 
 _FLAT_ELEMENTS = 500_000_000  # DeepSpeed copies groups of gradients up to this size into one buffer
@@ -106,15 +106,23 @@ def stage_weights(model: Architecture, layout: Layout, stage: int, layers: range
 
 def lora_weights(model: Architecture, tp: int, adapters: Adapters) -> int:
     """Of a layer's adapters on a tensor rank: A (rank x inputs) and B (outputs x rank), of which the split side is shared out."""
-    chosen = [linear for linear in model.linears if adapters.targets == ("all-linear",) or linear.name in adapters.targets]
-    return sum(adapters.rank * sum(linear.shape_on(tp, model.head_size)) for linear in chosen)
+    return sum(adapters.rank * sum(linear.shape_on(tp, model.head_size)) for linear in _adapted(model, adapters))
+
+
+def _adapted(model: Architecture, adapters: Adapters) -> list[Linear]:
+    return [linear for linear in model.linears if adapters.targets == ("all-linear",) or linear.name in adapters.targets]
+
+
+def kept_of(model: Architecture, layout: Layout, work: Work) -> Activations:
+    ranks = work.adapters.rank * len(_adapted(model, work.adapters)) if work.adapters else None
+    return activations_of(model, layout, work.row_tokens, work.bytes_each, longest=work.longest_document, ranks=ranks)
 
 
 def stage_memory(model: Architecture, layout: Layout, stage: int, layers: range, work: Work) -> StageMemory:
     """Of a rank of `stage`, which has `layers`."""
     weights = stage_weights(model, layout, stage, layers, work.adapters)
     is_first, is_last = stage == 0, stage == layout.pp - 1
-    kept = activations_of(model, layout, work.row_tokens, work.bytes_each, longest=work.longest_document)
+    kept = kept_of(model, layout, work)
     rest = _at_rest(weights, layout, work)
     each = work.bytes_each
     in_flight = min(layout.pp - stage, work.micro_batches)

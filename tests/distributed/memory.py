@@ -39,6 +39,7 @@ def measure(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
     from sft.engine.pipeline import Pipeline
     from sft.engine.trainer import train
     from sft.model.build import build_stage
+    from sft.model.lora import LoraSettings
     from sft.plan.stages import partition
     from tests.distributed.worker import layout_of
     from tests.models import tiny_config
@@ -53,11 +54,13 @@ def measure(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
         layers = partition([1.0] * config.num_hidden_layers, layout.pp)[processes.stage]
         built = build_stage(
             config, layers, processes.tensor, sequence_parallel=layout.sequence_parallel, recompute=case["recompute"], dtype=dtype,
-            device=device,
+            device=device, lora=LoraSettings(rank=case["rank"], alpha=16.0) if "rank" in case else None, bits=case.get("bits"),
         )  # fmt: skip
         with torch.no_grad():
             for parameter in built.parameters.values():
                 parameter.normal_(0.0, 0.02)
+            for weight in built.quantized.values():
+                weight.fill(torch.randn(weight.shape, dtype=dtype) * 0.02)
         settings = OptimizerSettings(name="adamw", lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
         pipeline = Pipeline(
             built, processes, optimizer=settings, clip=plain.CLIP, dtype=dtype, device=device, vocabulary_size=config.vocab_size

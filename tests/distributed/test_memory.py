@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sft.plan.architecture import Architecture
-from sft.plan.memory import FP32_BUCKET_BYTES, StageMemory, Work, stage_memory
+from sft.plan.memory import FP32_BUCKET_BYTES, Adapters, StageMemory, Work, stage_memory
 from sft.plan.stages import partition
 from tests.distributed.launch import Died, results_of, run_chosen
 from tests.distributed.worker import layout_of
@@ -39,6 +39,7 @@ CI: dict[str, dict[str, Any]] = {  # of two processes each: one start
     "tp2, stretches, selective": case(tp=2, sequence_parallel=True, recompute="selective"),
     "pp2": case(pp=2),
     "pp2, full, long": case(pp=2, recompute="full", places=1024),
+    "tp2, adapters": case(tp=2, rank=8),
 }
 _LAYOUTS: dict[str, dict[str, Any]] = {
     "one": {}, "few trained": {"share": 0.1}, "one row": {"rows": 1}, "dp2": {"dp": 2}, "tp2": {"tp": 2},
@@ -56,6 +57,11 @@ ALL = {
         f"{family}, {recompute}": case(family=family, recompute=recompute, places=512, share=0.1)
         for family in FAMILIES for recompute in ("none", "selective", "full")
     },
+    **{
+        f"adapters, {name}, {recompute}": case(recompute=recompute, rank=8, **_LAYOUTS[name])
+        for name in ("one", "dp2", "tp2", "pp2", "long") for recompute in ("none", "selective", "full")
+    },
+    **{f"adapters on {bits} bits, {way}": case(recompute=way, rank=8, bits=bits) for bits in (4, 8) for way in ("none", "full")},
 }  # fmt: skip
 CASES = {**CI, **ALL}
 
@@ -71,7 +77,7 @@ def predicted(case: dict[str, Any], stage: int) -> StageMemory:
     layout = layout_of(case)
     work = Work(
         row_tokens=case["places"], trained_share=case["share"], micro_batches=case["rows"], recompute=case["recompute"],
-        dtype=_DTYPES[case["dtype"]],
+        dtype=_DTYPES[case["dtype"]], adapters=Adapters(rank=case["rank"], bits=case.get("bits")) if "rank" in case else None,
     )  # fmt: skip
     return stage_memory(model, layout, stage, partition([1.0] * model.layers, layout.pp)[stage], work)
 

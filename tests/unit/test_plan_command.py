@@ -120,7 +120,7 @@ def test_what_if_shows_other_numbers_of_gpus(llama, capsys, tmp_path):
     [
         (["--gpu", "h101"], r"--gpu h101 is not in the table"),
         (["--tp", "3"], r"tp 3 x pp 1 = 3 processes"),
-        (["--load_in_4bit"], r"--load_in_4bit freezes the base model: add --lora R"),
+        (["--load_in_4bit"], r"--load_in_4bit keeps the base's weights in a form that cannot be trained in full: add --lora 16"),
         (["--micro_batch", "64", "--recompute", "none", "--tp", "1"], r"does not fit: \d+ GB on stage \d of 80 GB .*; fits with --"),
         (["--data", "missing.jsonl"], r"--data missing.jsonl: No such file"),
     ],
