@@ -1,10 +1,12 @@
 """The loss: a weighted sum of the tokens' negative log-likelihoods, the vocabulary spread over tensor-parallel ranks or not.
 
-hidden_NE are hidden states of N tokens, targets_N their next tokens, weights_N what each counts. Logits are never gathered.
+hidden_NE are hidden states of N tokens, targets_N their next tokens, weights_N what each counts. Logits are never gathered, and of no more
+than some tokens at once are they there at all: the gradients of a chunk are computed right behind its loss.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +38,49 @@ class _VocabularyParallel(Function):
         rows = torch.arange(local_N.numel(), device=local_N.device)
         probabilities_NV[rows, local_N] -= (~absent_N).to(probabilities_NV.dtype)
         return probabilities_NV.mul_(gradient_N[:, None]), None, None, None
+
+
+class _InChunks(Function):
+    """sum(weight * nll), and its gradients, in one pass: a chunk's logits are gone before the next one's are made."""
+
+    @staticmethod
+    def forward(
+        context: Any, measure: Callable[[Tensor, Tensor], Tensor], at_once: int, hidden_NE: Tensor, targets_N: Tensor, weights_N: Tensor,
+        *trained: Tensor,
+    ) -> Tensor:  # fmt: skip
+        gradient_NE = torch.empty_like(hidden_NE)
+        sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in trained]
+        measured = []
+        chunks = zip(*(t.split(at_once) for t in (hidden_NE, targets_N, weights_N, gradient_NE)), strict=True)
+        for hidden_CE, targets_C, weights_C, gradient_CE in chunks:
+            with torch.enable_grad():
+                hidden_CE = hidden_CE.detach().requires_grad_()
+                nll_C = measure(hidden_CE, targets_C)
+                found = torch.autograd.grad(nll_C, [hidden_CE, *trained], weights_C)
+            gradient_CE.copy_(found[0])
+            for total, gradient in zip(sums, found[1:], strict=True):
+                total += gradient
+            measured.append(nll_C.detach())
+            del nll_C, found
+        context.save_for_backward(gradient_NE, *(total.to(parameter.dtype) for total, parameter in zip(sums, trained, strict=True)))
+        return (torch.cat(measured) * weights_N).sum()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gradient_NE, *sums = (saved * gradient for saved in context.saved_tensors)
+        return None, None, gradient_NE, None, None, *sums
+
+
+def weighted_sum(
+    measure: Callable[[Tensor, Tensor], Tensor], trained: Sequence[Tensor], hidden_NE: Tensor, targets_N: Tensor, weights_N: Tensor,
+    at_once: int,
+) -> Tensor:  # fmt: skip
+    """sum(weight * nll), `measure(hidden, targets)` being the nll of some tokens; `trained` is what it depends on besides."""
+    if len(targets_N) <= at_once:
+        return (measure(hidden_NE, targets_N) * weights_N).sum()
+    function: Any = _InChunks
+    result: Tensor = function.apply(measure, at_once, hidden_NE, targets_N, weights_N, *trained)
+    return result
 
 
 def negative_log_likelihood(logits_NV: Tensor, targets_N: Tensor, vocabulary_size: int, group: TensorGroup) -> Tensor:

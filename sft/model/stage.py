@@ -18,6 +18,7 @@ from torch.utils import checkpoint
 from sft.model import collectives, dropout, loss
 from sft.model.collectives import TensorGroup
 from sft.model.parts import Block, Parts
+from sft.plan.chunks import tokens_at_once
 
 # Results that selective recomputation keeps: what is dear to compute. Norms, rotations and activations are computed again.
 _KEPT_OPERATIONS = (
@@ -70,6 +71,11 @@ class Stage(nn.Module):
     def logits(self, hidden_RTE: Tensor, kept_N: Tensor) -> Tensor:
         """logits_NV of the places `kept_N` alone: this rank's columns of the vocabulary."""
         assert self.head is not None
+        return self.head.logits(self.before_logits(hidden_RTE, kept_N))
+
+    def before_logits(self, hidden_RTE: Tensor, kept_N: Tensor) -> Tensor:
+        """hidden_NE of the places `kept_N`, for the head's last product."""
+        assert self.head is not None
         if self._sequence_parallel:
             hidden_RTE = collectives.enter_region(self.head.normalised(hidden_RTE), self._group, True)
             hidden_NE = hidden_RTE[0].index_select(0, kept_N)
@@ -77,27 +83,45 @@ class Stage(nn.Module):
             hidden_NE = self.head.normalised(hidden_RTE[:, :].index_select(1, kept_N))[0]
             if self._group.size > 1:
                 hidden_NE = collectives.enter_region(hidden_NE, self._group, False)
-        return self.head.logits(hidden_NE)
+        return hidden_NE
 
 
 class Loss:
     """What the last stage computes of a micro-batch: sum(weight * nll) * scale. While validating, counts are kept as well."""
 
-    def __init__(self, stage: Stage, vocabulary_size: int, group: TensorGroup) -> None:
+    def __init__(self, stage: Stage, vocabulary_size: int, group: TensorGroup, at_once: int | None = None) -> None:
+        """Logits are made of `at_once` tokens at a time: None, as many as memory has room for."""
         self._stage, self._vocabulary_size, self._group = stage, vocabulary_size, group
+        self.at_once = at_once
         self.counts = torch.zeros(4, dtype=torch.float64)  # weighted nll, weight, tokens predicted right, tokens
         self.losses: list[Tensor] = []  # of the micro-batches since `losses` was cleared last, for naming one that is not a number
 
     def __call__(self, hidden_RTE: Tensor, labels: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         kept_N, targets_N, weights_N, scale = labels
-        logits_NV = self._stage.logits(hidden_RTE, kept_N)
-        nll_N = loss.negative_log_likelihood(logits_NV, targets_N, self._vocabulary_size, self._group)
-        weighted = (nll_N * weights_N).sum()
-        if not self._stage.training:
-            self._count(logits_NV, targets_N, weights_N, nll_N)
+        head = self._stage.head
+        assert head is not None
+        hidden_NE = self._stage.before_logits(hidden_RTE, kept_N)
+        at_once = self.at_once or tokens_at_once(-(-self._vocabulary_size // self._group.size), hidden_NE.is_cuda)
+        if self._stage.training:
+            trained = [parameter for parameter in head.head.parameters() if parameter.requires_grad]
+            weighted = loss.weighted_sum(self._measure, trained, hidden_NE, targets_N, weights_N, at_once)
+        else:
+            chunks = zip(*(t.split(at_once) for t in (hidden_NE, targets_N, weights_N)), strict=True)
+            weighted = torch.stack([self._counted(*chunk) for chunk in chunks]).sum()
         result = weighted * scale[0]
         self.losses.append(result.detach())
         return result
+
+    def _measure(self, hidden_NE: Tensor, targets_N: Tensor) -> Tensor:
+        assert self._stage.head is not None
+        return loss.negative_log_likelihood(self._stage.head.logits(hidden_NE), targets_N, self._vocabulary_size, self._group)
+
+    def _counted(self, hidden_NE: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
+        assert self._stage.head is not None
+        logits_NV = self._stage.head.logits(hidden_NE)
+        nll_N = loss.negative_log_likelihood(logits_NV, targets_N, self._vocabulary_size, self._group)
+        self._count(logits_NV, targets_N, weights_N, nll_N)
+        return (nll_N * weights_N).sum()
 
     def _count(self, logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor, nll_N: Tensor) -> None:
         right_N = loss.most_likely(logits_NV, self._vocabulary_size, self._group) == targets_N

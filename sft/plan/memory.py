@@ -170,6 +170,10 @@ def _loss_moment(
     copies = 12.0 if layout.tp == 1 else (8.0 + each)  # logits, probabilities and gradients in float32; on several ranks in place
     logits = at_once * model.vocabulary_on(layout.tp) * copies
     normed = trained * model.hidden * (4 + 2 * each)
+    if at_once < trained:  # gradients of the head's weights are summed over chunks
+        normed += trained * model.hidden * each
+        if work.adapters is None:
+            before += model.vocabulary_on(layout.tp) * (model.embedding_size or model.hidden) * (4 + each)
     return replace(rest, moment="loss", gradients=rest.gradients + before, activations=held + normed, logits=logits)
 
 

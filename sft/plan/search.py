@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from sft.plan.architecture import Architecture, head_cost
+from sft.plan.chunks import tokens_at_once
 from sft.plan.gpus import GB, Gpu
 from sft.plan.layout import Layout, ModelShape, choose_layout
 from sft.plan.memory import Adapters, StageMemory, Work, stage_memory
@@ -40,7 +41,6 @@ class Question:
     micro_batch: int | None = None
     recompute: str | None = None
     sequence_parallel: bool | None = None
-    logits_chunk_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,8 @@ def evaluate(question: Question, layout: Layout, micro_batch: int, recompute: st
     work = Work(
         row_tokens=capacity, trained_share=most_trained, micro_batches=rows.micro_batches, recompute=recompute,
         dtype=question.dtype, optimizer=question.optimizer, adapters=question.adapters, document_tokens=rows.document_tokens,
-        longest_document=min(question.batches.longest, capacity), logits_chunk_tokens=question.logits_chunk_tokens,
+        longest_document=min(question.batches.longest, capacity),
+        logits_chunk_tokens=tokens_at_once(model.vocabulary_on(layout.tp), question.gpu.name != "cpu"),
     )  # fmt: skip
     ranges = _ranges(model.layers, layout.pp, head_cost(model, question.trained_share))
     memory = tuple(stage_memory(model, layout, stage, layers, work) for stage, layers in enumerate(ranges))

@@ -65,6 +65,7 @@ def measure(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
         pipeline = Pipeline(
             built, processes, optimizer=settings, clip=plain.CLIP, dtype=dtype, device=device, vocabulary_size=config.vocab_size
         )  # fmt: skip
+        pipeline.loss.at_once = case.get("at_once")
         rows = case["rows"]
         reader: Any = EvenReader(rows * layout.dp, config.vocab_size, case["places"], case["share"])
         feed = Feed(

@@ -28,6 +28,8 @@ WHOLE_REPLICAS: dict[str, Any] = {"tp": 2, "dp": 2}
 TABLE: dict[str, dict[str, Any]] = {
     "one": ONE,
     "one, unpacked": {"pack": False},
+    "one, loss in chunks": {"micro_batch": 4, "loss_mask": 0.5, "at_once": 7},
+    "tp2 x pp2, loss in chunks": {"tp": 2, "pp": 2, "micro_batch": 4, "at_once": 5, "sequence_parallel": True},
     "one, full recompute": {"recompute": "full", "micro_batch": 1, "loss_mask": 0.5},
     "dp4": {"dp": 4, "micro_batch": 1, "val_documents": 3},
     "dp2, 10 documents": {"dp": 2, "tp": 2, "global_batch": 10, "micro_batch": 3},
@@ -53,6 +55,8 @@ TABLE: dict[str, dict[str, Any]] = {
 def _cases() -> dict[str, dict[str, Any]]:
     cases = {f"llama: {name}": {"family": "llama", **layout} for name, layout in TABLE.items()}
     cases["llama3-tied: pp4"] = {"family": "llama3-tied", "pp": 4}
+    cases["llama3-tied: pp2 x tp2, loss in chunks"] = {"family": "llama3-tied", "pp": 2, "tp": 2, "at_once": 5, **FAMILY}
+    cases["gemma2: pp2, loss in chunks"] = {"family": "gemma2", "pp": 2, "dp": 2, "at_once": 5, "micro_batch": 4, **FAMILY}
     cases["llama3-tied: tp4, stretches"] = {"family": "llama3-tied", "tp": 4, "sequence_parallel": True, **FAMILY}
     for family in FAMILIES:
         tensors = {"tp2 x dp2": WHOLE_REPLICAS} if family in NO_TP4 else {"tp4": WHOLE}

@@ -40,6 +40,7 @@ CI: dict[str, dict[str, Any]] = {  # of two processes each: one start
     "pp2": case(pp=2),
     "pp2, full, long": case(pp=2, recompute="full", places=1024),
     "tp2, adapters": case(tp=2, rank=8),
+    "pp2, loss in chunks": case(pp=2, places=1024, at_once=128),
 }
 _LAYOUTS: dict[str, dict[str, Any]] = {
     "one": {}, "few trained": {"share": 0.1}, "one row": {"rows": 1}, "dp2": {"dp": 2}, "tp2": {"tp": 2},
@@ -61,6 +62,10 @@ ALL = {
         f"adapters, {name}, {recompute}": case(recompute=recompute, rank=8, **_LAYOUTS[name])
         for name in ("one", "dp2", "tp2", "pp2", "long") for recompute in ("none", "selective", "full")
     },
+    **{
+        f"loss in chunks, {name}, {recompute}": case(places=1024, at_once=128, recompute=recompute, **layout)
+        for name, layout in {"one": {}, "tp2": {"tp": 2}, "adapters": {"rank": 8}}.items() for recompute in ("none", "full")
+    },
     **{f"adapters on {bits} bits, {way}": case(recompute=way, rank=8, bits=bits) for bits in (4, 8) for way in ("none", "full")},
 }  # fmt: skip
 CASES = {**CI, **ALL}
@@ -77,7 +82,8 @@ def predicted(case: dict[str, Any], stage: int) -> StageMemory:
     layout = layout_of(case)
     work = Work(
         row_tokens=case["places"], trained_share=case["share"], micro_batches=case["rows"], recompute=case["recompute"],
-        dtype=_DTYPES[case["dtype"]], adapters=Adapters(rank=case["rank"], bits=case.get("bits")) if "rank" in case else None,
+        logits_chunk_tokens=case.get("at_once"), dtype=_DTYPES[case["dtype"]],
+        adapters=Adapters(rank=case["rank"], bits=case.get("bits")) if "rank" in case else None,
     )  # fmt: skip
     return stage_memory(model, layout, stage, partition([1.0] * model.layers, layout.pp)[stage], work)
 

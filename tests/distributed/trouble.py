@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sft.model import loss as losses
-from sft.model import parallel_layers, selfcheck, stage, tensor_parallel
+from sft.model import parallel_layers, selfcheck, tensor_parallel
 from tests.distributed.worker import Run, layout_of, prepare
 from tests.models import tiny_config
 
@@ -47,13 +47,14 @@ def _poison_parameter(run: Run) -> Any:
 def _poison_loss(run: Run) -> Any:
     """The loss of the second micro-batch of replica 1."""
     calls: list[int] = []
+    original = losses.negative_log_likelihood
 
     def poisoned(*arguments: Any) -> Tensor:
         calls.append(1)
-        result = losses.negative_log_likelihood(*arguments)
+        result = original(*arguments)
         return result * float("inf") if run.processes.replica == 1 and len(calls) == 2 else result
 
-    return mock.patch.object(stage, "loss", mock.Mock(negative_log_likelihood=poisoned))
+    return mock.patch.object(losses, "negative_log_likelihood", poisoned)
 
 
 def _poison_gradient(run: Run) -> Any:

@@ -84,6 +84,7 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
     pipeline = Pipeline(
         built, processes, optimizer=settings, clip=plain.CLIP, dtype=dtype, device=device, vocabulary_size=config.vocab_size
     )  # fmt: skip
+    pipeline.loss.at_once = case.get("at_once")
     reader: Any = MemoryReader(DOCUMENTS, config.vocab_size, SEQ)
     feed = Feed(
         reader, capacity=case.get("micro_batch", 2) * SEQ, replicas=layout.dp, replica=processes.replica,

@@ -28,6 +28,7 @@ from tests.faults.rows import (
 )  # fmt: skip
 
 ITERATIONS_A_LIFE, END_SECONDS, EARLY_SHARE = 5, 10, 0.2
+SMALL = 150  # so many that a run does not end by itself before it is found to have begun
 Kill = Callable[[int, random.Random], None]
 
 
@@ -71,7 +72,7 @@ def _one_rank(launcher: int, rng: random.Random) -> None:
 def _killed(field: Field, name: str, fault: str, kill: Kill, tries: int) -> Row:
     """One run that is killed again and again, and in the end has the metrics of one that was not."""
     row, rng, site = Row(fault), random.Random(f"{SEED} {name}"), field.site
-    iterations = WHOLE if field.small else tries * ITERATIONS_A_LIFE + WHOLE
+    iterations = SMALL if field.small else tries * ITERATIONS_A_LIFE + WHOLE
     folder = site.root / "checkpoints" / f"{RUN}-{name}"
     flags = ["--id", name, "--iters", iterations, *TWO]
     for number in range(1, tries + 1):
