@@ -21,9 +21,9 @@ from sft.model.build import BuiltStage
 from sft.model.gradients import sum_partial
 from sft.model.quantized import widen_norms
 from sft.model.stage import Loss
+from sft.plan.memory import bucket_elements
 
 NEVER = 10**9
-FP32_BUCKET_ELEMENTS = 50_000_000  # its float32 optimizer holds two buffers of as many numbers, however small the model is
 
 
 class NotFiniteError(Exception):
@@ -145,7 +145,7 @@ def _deepspeed_config(dp: int, clip: float, dtype: torch.dtype) -> dict[str, Any
     """ZeRO-1 always: without it the clipping norm is wrong with pipelines. Gradients are summed in float32."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "train_batch_size": dp, "gradient_clipping": clip,
-        "zero_optimization": {"stage": 1, "reduce_bucket_size": FP32_BUCKET_ELEMENTS}, "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": 1, "reduce_bucket_size": bucket_elements(dp)}, "zero_allow_untested_optimizer": True,
         "steps_per_print": NEVER,
         "pipeline": {"use_reentrant": False, "pipe_partitioned": False, "grad_partitioned": False},
     }  # fmt: skip

@@ -27,6 +27,8 @@ NOTES = "SFT_NOTES"  # a folder in which workers leave why they stopped, and whe
 PREPARED = "SFT_PREPARED"  # set in workers whose launcher has tokenised and asked
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SHOW_STACKS = signal.SIGUSR2
+# Memory of tensors in large pages, and kept for the next ones: page faults take a sixth of an iteration on a CPU otherwise.
+ALLOCATION = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=1073741824"
 _POLL_SECONDS, _GRACE_SECONDS, _STACK_SECONDS = 0.1, 4.0, 1.5
 
 
@@ -99,6 +101,7 @@ def _environment(place: Place, notes: Path, threads: int | None) -> dict[str, st
     if place.nodes > 1 and (interface := interface_towards(place.address)) is not None:
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
         environment.setdefault("NCCL_SOCKET_IFNAME", interface)
+    environment.setdefault("GLIBC_TUNABLES", ALLOCATION)
     if threads is not None:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     return environment

@@ -1,18 +1,25 @@
 """Attention within each document of a packed row, as a function that transformers calls in place of its own.
 
 Shapes: query_BHTD, key_BGTD, value_BGTD with B = 1 row, H query heads, G key-value heads, T tokens, D head size. `document_lengths` add up
-to T. There is no mask to build: a document is a slice.
+to T. There is no mask to build: a document is a slice. Where torch has a kernel that takes all slices at once, on a GPU in 16 bits, that is
+called, with the places where documents begin and the last one ends, `bounds`.
 """
 
 from __future__ import annotations
 
+import inspect
+from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
+TOGETHER: Any = torch.ops.torch_attn._varlen_attn.default  # what `varlen_attn` calls: dear enough to be kept by selective recomputation
+_LARGEST_HEAD = 256  # of that kernel, in steps of 8
 NAME = "sft_packed"
 # What an attention module may pass on without changing the result of a causal, dropout-free forward pass.
 _HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "cache_position", "layer_idx"})
@@ -20,16 +27,46 @@ _HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "cache_
 
 def packed_attention(
     module: nn.Module, query_BHTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, attention_mask: Tensor | None, *,
-    document_lengths: list[int], scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None,
+    document_lengths: list[int], bounds: Tensor | None = None, scaling: float | None = None,
+    dropout: float = 0.0, sliding_window: int | None = None,
     softcap: float | None = None, **further: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """(output_BTHD, None), as transformers' attention functions return it."""
     unknown = [name for name, value in further.items() if value is not None and name not in _HARMLESS]
     if unknown or dropout:
         raise NotImplementedError(f"attention with {', '.join(unknown) or 'dropout'}")
+    if bounds is not None and softcap is None and query_BHTD.size(-1) <= _LARGEST_HEAD and query_BHTD.size(-1) % 8 == 0:
+        return _together(query_BHTD, key_BGTD, value_BGTD, bounds, max(document_lengths), scaling, sliding_window), None
     documents = zip(*(t.split(document_lengths, 2) for t in (query_BHTD, key_BGTD, value_BGTD)), strict=True)
     outputs = [_one_document(q, k, v, scaling, sliding_window, softcap) for q, k, v in documents]
     return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+def bounds_of(document_lengths: list[int], like: Tensor) -> Tensor | None:
+    """Where documents begin and the last one ends, if there is a kernel that wants to know."""
+    if like.device.type != "cuda" or like.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    return torch.tensor([0, *accumulate(document_lengths)], dtype=torch.int32).pin_memory().to(like.device, non_blocking=True)
+
+
+def _together(
+    query_BHTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, bounds: Tensor, longest: int, scaling: float | None, window: int | None
+) -> Tensor:  # fmt: skip
+    """output_BTHD of all documents in one call."""
+    query_THD, key_TGD, value_TGD = (t[0].transpose(0, 1) for t in (query_BHTD, key_BGTD, value_BGTD))
+    options: dict[str, Any] = {"enable_gqa": query_THD.size(1) != key_TGD.size(1)} if _asks_for_groups() else {}
+    back = -1 if window is None or window >= longest else window - 1  # a window counts the token itself
+    output_THD: Any = varlen_attn(
+        query_THD, key_TGD, value_TGD, bounds, bounds, longest, longest, scale=scaling, window_size=(back, 0), **options
+    )  # fmt: skip
+    output_BTHD: Tensor = output_THD[None]
+    return output_BTHD
+
+
+@cache
+def _asks_for_groups() -> bool:
+    """Fewer key-value heads than query heads have to be announced, since torch 2.12."""
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _one_document(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, softcap: float | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from sft.model import attention
+from sft.model import attention, products
 from sft.model.anatomy import Anatomy, find_anatomy
 from sft.model.collectives import TensorGroup
 from sft.model.dropout import Keys
@@ -64,6 +64,7 @@ def build_stage(
     renames = renames_of(model)
     stage = Stage(take_apart(model, anatomy), layers, group, sequence_parallel=sequence_parallel, recompute=recompute)
     parameters = _give_memory(stage, names, device)
+    products.use_in(stage)
     if adapted is not None:
         stage.fill_up(adapted.trained_dims, device)
         if adapted.settings.dropout:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
+
+from sft.model import products
 
 
 class FrozenWeight(Protocol):
@@ -63,7 +64,7 @@ class Linear(nn.Module):
         if not self._scale:
             return output
         dropped = self.dropout(hidden) if self.dropout is not None and self.training else hidden
-        low = F.linear(dropped, self.lora_A.weight).flatten(0, -2)
+        low = products.linear(dropped, self.lora_A.weight, None).flatten(0, -2)
         return torch.addmm(output.flatten(0, -2), low, self.lora_B.weight.t(), alpha=self._scale).view_as(output)
 
     def _base_product(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
@@ -71,7 +72,7 @@ class Linear(nn.Module):
             output = self.frozen.product(hidden)
             return output if bias is None else output + bias
         assert self.weight is not None
-        return F.linear(hidden, self.weight, bias)
+        return products.linear(hidden, self.weight, bias)
 
 
 class _Adapted(Function):
@@ -81,16 +82,23 @@ class _Adapted(Function):
     def forward(
         context: Any, hidden_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
     ) -> Tensor:  # fmt: skip
-        low_TR = hidden_TI @ a_RI.t()
+        low_TR = products.multiply(hidden_TI, a_RI.t())
         context.save_for_backward(hidden_TI, weight_OI, a_RI, b_OR, low_TR)
         context.scale = scale
-        output_TO = F.linear(hidden_TI, weight_OI, bias_O)
+        output_TO = products.linear(hidden_TI, weight_OI, bias_O)
         # Selective recomputation keeps results of `addmm`, and has that of the weight already: this sum, with `out`, is made again.
         return torch.addmm(output_TO, low_TR, b_OR.t(), alpha=scale, out=torch.empty_like(output_TO))
 
     @staticmethod
     def backward(context: Any, gradient_TO: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
         hidden_TI, weight_OI, a_RI, b_OR, low_TR = context.saved_tensors
-        scaled_TR = (gradient_TO @ b_OR).mul_(context.scale)
-        gradient_TI = (gradient_TO @ weight_OI).addmm_(scaled_TR, a_RI) if context.needs_input_grad[0] else None
-        return gradient_TI, None, None, scaled_TR.t() @ hidden_TI, (gradient_TO.t() @ low_TR).mul_(context.scale), None
+        scaled_TR = products.multiply(gradient_TO, b_OR).mul_(context.scale)
+        gradient_TI = products.multiply(gradient_TO, weight_OI).addmm_(scaled_TR, a_RI) if context.needs_input_grad[0] else None
+        return (
+            gradient_TI,
+            None,
+            None,
+            products.multiply(scaled_TR.t(), hidden_TI),
+            products.multiply(gradient_TO.t(), low_TR).mul_(context.scale),
+            None,
+        )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sft.model.anatomy import Anatomy
+from sft.model.attention import bounds_of
 from sft.model.dropout import Keys
 
 
@@ -42,6 +43,7 @@ class Row:
     positions_RT: Tensor
     document_lengths: list[int]
     rotations: dict[str | None, Any]  # cosines and sines, for each kind of layer
+    bounds: Tensor | None = None  # of the documents, where attention takes them all at once
     keys_T: Tensor | None = None  # of the tokens' documents, where something is dropped
 
 
@@ -59,7 +61,8 @@ class Rotary(nn.Module):
             rotary.to(hidden_RTE.device)
             for kind in self._kinds:
                 rotations[kind] = rotary(hidden_RTE, positions_RT, *([kind] if kind else []))
-        return Row(positions_RT, lengths_of(positions_RT), rotations)
+        lengths = lengths_of(positions_RT)
+        return Row(positions_RT, lengths, rotations, bounds_of(lengths, hidden_RTE))
 
 
 class Block(nn.Module):
@@ -81,7 +84,7 @@ class Block(nn.Module):
         if "alibi" in self._accepts:
             options |= {"alibi": None, "attention_mask": block_diagonal_mask(row.document_lengths, hidden_RTE)}
         else:
-            options["document_lengths"] = row.document_lengths
+            options |= {"document_lengths": row.document_lengths, "bounds": row.bounds}
         output = self.layer(hidden_RTE, **options)
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from sft.model import collectives, dropout, loss
+from sft.model import attention, collectives, dropout, loss, products
 from sft.model.collectives import TensorGroup
 from sft.model.parts import Block, Parts
 from sft.plan.chunks import tokens_at_once
 
 # Results that selective recomputation keeps: what is dear to compute. Norms, rotations and activations are computed again.
 _KEPT_OPERATIONS = (
-    torch.ops.aten.mm.default, torch.ops.aten.addmm.default,
+    torch.ops.aten.mm.default, torch.ops.aten.addmm.default, *products.OPERATIONS, attention.TOGETHER,
     torch.ops.aten._scaled_dot_product_flash_attention.default, torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 )  # fmt: skip

@@ -21,9 +21,13 @@ from sft.plan.architecture import Architecture, Linear
 from sft.plan.layout import Layout
 
 _FLAT_ELEMENTS = 500_000_000  # DeepSpeed copies groups of gradients up to this size into one buffer
-FP32_BUCKET_BYTES = 2 * 4 * 50_000_000  # two buffers for gradients, in its float32 optimizer
 _MOMENTS = {"adamw": 8.0, "adamw8bit": 2.0, "adafactor": 4.0, "sgd": 0.0}  # bytes for each trained weight
 _QUANTISED = {4: 0.5 + 4 / 64, 8: 1.0 + 4 / 4096}  # bytes for each weight, with the scales of blocks
+
+
+def bucket_elements(replicas: int) -> int:
+    """Gradients that go to other replicas at once. In float32 the engine holds two buffers of as many, however small a model is."""
+    return 50_000_000 if replicas > 1 else 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +184,6 @@ def _loss_moment(
 def _exchange_moment(rest: StageMemory, lives_on: float, weights: StageWeights, layout: Layout, work: Work) -> StageMemory:
     trained = weights.trained
     if work.dtype == "fp32":
-        return replace(rest, moment="exchange", buffers=float(FP32_BUCKET_BYTES))
+        return replace(rest, moment="exchange", buffers=2 * 4.0 * bucket_elements(layout.dp))
     flat = 4.0 * trained if trained <= _FLAT_ELEMENTS else 0.0
     return replace(rest, moment="exchange", gradients=rest.gradients + lives_on, buffers=flat + 2.0 * trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -112,6 +113,54 @@ def test_unknown_attention_features_are_refused():
             attention.packed_attention(torch.nn.Identity(), *tensors, None, document_lengths=[3], **{name: value})
     with pytest.raises(NotImplementedError, match="dropout"):
         attention.packed_attention(torch.nn.Identity(), *tensors, None, document_lengths=[3], dropout=0.1)
+
+
+def _varlen(query, key, value, bounds, _, longest, __, *, scale, window_size, enable_gqa=False):
+    """What torch documents of its kernel, which runs on GPUs alone."""
+    assert longest == bounds.diff().max()
+    assert window_size[1] == 0
+    outputs = []
+    for begin, end in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
+        q, k, v = (t[begin:end].transpose(0, 1) for t in (query, key, value))
+        ago = torch.arange(end - begin)[:, None] - torch.arange(end - begin)
+        seen = (ago >= 0) & ((ago <= window_size[0]) | (window_size[0] == -1))
+        outputs.append(torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=enable_gqa))
+    return torch.cat(outputs, 1).transpose(0, 1)
+
+
+@pytest.mark.parametrize("window", [None, 3, 64])
+@pytest.mark.parametrize("groups", [2, 4])
+def test_all_documents_at_once_are_as_one_by_one(window, groups, monkeypatch):
+    monkeypatch.setattr(attention, "varlen_attn", _varlen)
+    attention._asks_for_groups.cache_clear()
+    lengths = [5, 1, 9]
+    tensors = [torch.randn(1, heads, 15, 8) for heads in (4, groups, groups)]
+    options = {"document_lengths": lengths, "sliding_window": window, "scaling": 0.2}
+    expected, _ = attention.packed_attention(torch.nn.Identity(), *tensors, None, **options)
+    bounds = torch.tensor([0, 5, 6, 15], dtype=torch.int32)
+    together, _ = attention.packed_attention(torch.nn.Identity(), *tensors, None, bounds=bounds, **options)
+    attention._asks_for_groups.cache_clear()
+    torch.testing.assert_close(together, expected)
+
+
+def test_torch_s_attention_over_all_documents_takes_what_is_given_to_it():
+    names = inspect.signature(torch.nn.attention.varlen.varlen_attn).parameters
+    assert {"scale", "window_size"} <= set(names)
+    assert list(names)[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("groups", [2, 4])
+def test_the_kernel_gives_what_is_documented(window, groups):
+    tensors = [torch.randn(1, heads, 15, 64, device="cuda", dtype=torch.bfloat16) for heads in (4, groups, groups)]
+    options = {"document_lengths": [5, 1, 9], "sliding_window": window, "scaling": 0.2}
+    bounds = attention.bounds_of([5, 1, 9], tensors[0])
+    assert bounds is not None
+    together, _ = attention.packed_attention(torch.nn.Identity(), *tensors, None, bounds=bounds, **options)
+    one_by_one, _ = attention.packed_attention(torch.nn.Identity(), *(t.float() for t in tensors), None, **options)
+    torch.testing.assert_close(together.float(), one_by_one, rtol=2e-2, atol=2e-2)
 
 
 def test_block_diagonal_mask():
