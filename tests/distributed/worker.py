@@ -156,11 +156,11 @@ def arm(out: Path, seconds: float) -> Callable[[], None]:
 
 
 def main(cases_file: str, out: str, seconds: str) -> None:
-    from tests.distributed import adapters, memory, trouble
+    from tests.distributed import adapters, bubble, memory, trouble
 
     kinds = {
         "train": train_and_validate, "not_finite": trouble.not_finite, "masters": trouble.masters, "self_check": trouble.check,
-        "hang": hang, "memory": memory.measure, "adapters": adapters.train_adapters,
+        "hang": hang, "memory": memory.measure, "adapters": adapters.train_adapters, "bubble": bubble.measure,
     }  # fmt: skip
     device = start_worker(timeout_seconds=120)
     reuse_groups()

@@ -1,0 +1,93 @@
+"""Sizes that no test machine has: ten million documents, seventy billion weights."""
+
+from __future__ import annotations
+
+import json
+import resource
+import struct
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from sft.engine.groups import Alone
+from sft.model.build import build_stage, make_on_meta
+from sft.model.weights import INDEX, WeightFiles, match_names
+
+_TEN_MILLION = """
+import resource, time
+import numpy as np
+from sft.plan.packing import plan_batch
+from sft.plan.sampler import Sampler
+
+lengths = np.random.default_rng(0).integers(20, 2048, 10_000_000).astype(np.uint32)
+began = time.process_time()
+sampler = Sampler(len(lengths), 64, 0)
+sampler.documents(0)
+once = time.process_time() - began
+began = time.process_time()
+for iteration in range(1, 101):
+    plan_batch(lengths[sampler.documents(iteration)].tolist(), 2048, 4)
+each = (time.process_time() - began) / 100
+print(once, each, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+def test_ten_million_documents_are_planned_within_seconds_and_a_gigabyte():
+    printed = subprocess.run([sys.executable, "-c", _TEN_MILLION], capture_output=True, text=True, check=True).stdout
+    once, each, gigabytes = map(float, printed.split())
+    assert once < 20
+    assert each < 0.005
+    assert gigabytes < 1
+
+
+@pytest.fixture(scope="module")
+def seventy_billion(tmp_path_factory):
+    """The files of a 70B model: right in their headers and sizes, and otherwise holes."""
+    folder = tmp_path_factory.mktemp("70B")
+    config = LlamaConfig(
+        hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8, vocab_size=32000,
+        architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    shapes = {name: tuple(parameter.shape) for name, parameter in make_on_meta(config, torch.bfloat16).named_parameters()}
+    names, files = list(shapes), {}
+    for number in range(30):
+        file, header, at = f"model-{number:05d}-of-00030.safetensors", {}, 0
+        for name in names[number::30]:
+            size = 2 * torch.Size(shapes[name]).numel()
+            header[name] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [at, at + size]}
+            at += size
+            files[name] = file
+        text = json.dumps(header).encode()
+        with (folder / file).open("wb") as written:
+            written.write(struct.pack("<Q", len(text)) + text)
+            written.truncate(8 + len(text) + at)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return folder, config
+
+
+def test_a_rank_of_a_70b_model_finds_its_slices_within_seconds(seventy_billion):
+    folder, config = seventy_billion
+    assert sum(file.stat().st_size for file in folder.iterdir()) > 130e9
+    began = time.perf_counter()
+    built = build_stage(
+        config, range(30, 40), Alone(rank=5, size=8), sequence_parallel=True, recompute="none", dtype=torch.bfloat16,
+        device=torch.device("meta"),
+    )  # fmt: skip
+    files = WeightFiles(folder)
+    expected = {name: place.shape for name, place in built.all_places.items()}
+    names = match_names(expected, files, base_prefix=built.base_prefix, tied={}, ignore=built.ignored, grown={}, renames=built.renames)
+    places = 0
+    for name, parameter in built.parameters.items():
+        part, shape = built.places[name].part, files.shape(names[name])
+        assert tuple(parameter.shape) == (part.shape_of(shape) if part else shape)
+        places += len(list(part.spans(shape[part.dim]))) if part else 1
+    assert time.perf_counter() - began < 10
+    assert places >= len(built.parameters) == 90
+    name = "model.layers.35.mlp.down_proj.weight"
+    layer = files.read(names[name], built.places[name].part, torch.bfloat16)
+    assert layer.shape == (8192, 28672 // 8)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 8 * 2**20
