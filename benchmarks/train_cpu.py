@@ -53,14 +53,21 @@ class Workload:
     goal: str = ""
     seq: int = 2048
 
+    @property
+    def data(self) -> str:
+        return f"{self.model}-{self.rows}"
 
+
+_BARE = "sft's stage in a bare loop"
 _ALL_PEERS = ("TRL, defaults", "TRL, batches of 1", "HF Trainer, groups of like length")
 WORKLOADS = {
-    "pubmedqa": Workload(model="pythia", rows="pubmedqa", documents=64, peers=_ALL_PEERS, goal="5 of TRL's defaults, 3.5 of its best"),
-    "reviews": Workload(model="pythia", rows="reviews", documents=32, peers=_ALL_PEERS, goal="1.5"),
-    "smollm2": Workload(model="smollm2", rows="pubmedqa", documents=16, peers=_ALL_PEERS, goal="1.5"),
-    "smollm2, LoRA": Workload(model="smollm2", rows="pubmedqa", documents=16, peers=_ALL_PEERS[:2], lora=True, goal="1.5"),
-    "pubmedqa, bf16": Workload(model="pythia", rows="pubmedqa", documents=64, peers=_ALL_PEERS[:2], dtype="bf16", goal="1.5"),
+    "pubmedqa": Workload(
+        model="pythia", rows="pubmedqa", documents=64, seq=1024, peers=(_BARE, *_ALL_PEERS), goal="5 of TRL's defaults, 3.5 of its best"
+    ),
+    "reviews": Workload(model="pythia", rows="reviews", documents=16, peers=_ALL_PEERS, goal="1.5"),
+    "smollm2": Workload(model="smollm2", rows="pubmedqa", documents=8, seq=1024, peers=_ALL_PEERS, goal="1.5"),
+    "smollm2, LoRA": Workload(model="smollm2", rows="pubmedqa", documents=8, seq=1024, peers=_ALL_PEERS[:2], lora=True, goal="1.5"),
+    "pubmedqa, bf16": Workload(model="pythia", rows="pubmedqa", documents=64, seq=1024, peers=_ALL_PEERS[1:2], dtype="bf16", goal="1.5"),
 }
 
 
@@ -126,7 +133,10 @@ class Clock:
         self._began = now
 
 
-def ours(workload: Workload, base: Path, work: Path, iterations: int, threads: int) -> tuple[list[tuple[float, float]], list[float]]:
+def ours(
+    workload: Workload, base: Path, work: Path, iterations: int, threads: int, *, engine: bool = True
+) -> tuple[list[tuple[float, float]], list[float]]:  # fmt: skip
+    """As a worker does it; or, without the engine, its stage in a loop, which shows what the engine costs."""
     import torch
 
     torch.set_num_threads(threads)
@@ -142,7 +152,7 @@ def ours(workload: Workload, base: Path, work: Path, iterations: int, threads: i
     from sft.job.worker import load_stage, optimizer_settings, read_base
 
     config = TrainConfig(
-        run_name=workload.rows, checkpoint=str(base), tokenized_data_dir=str(work / "tokenized"), seq=workload.seq,
+        run_name=workload.data, checkpoint=str(base), tokenized_data_dir=str(work / "tokenized"), seq=workload.seq,
         global_batch=workload.documents, iters=iterations, dtype=workload.dtype, weight_decay=0.0, lora=_RANK if workload.lora else None,
     )  # fmt: skip
     job = make_job(config, world=1)
@@ -150,15 +160,42 @@ def ours(workload: Workload, base: Path, work: Path, iterations: int, threads: i
     device = start_worker()
     processes, loaded = form_groups(job.layout), read_base(job)
     built, _ = load_stage(job, loaded, processes, device)
+    feed = Feed(job.reader, capacity=job.capacity, replicas=1, replica=0, loss_mask=0.0)
+    if not engine:
+        return _bare_loop(built.stage, feed, job.sampler, loaded.config.vocab_size, iterations)
     pipeline = Pipeline(
         built, processes, optimizer=optimizer_settings(job), clip=1.0, dtype=getattr(torch, _DTYPES[workload.dtype]), device=device,
         vocabulary_size=loaded.config.vocab_size,
     )  # fmt: skip
-    feed = Feed(job.reader, capacity=job.capacity, replicas=1, replica=0, loss_mask=0.0)
     clock, losses = Clock(), []
     for record in train(pipeline, feed, job.sampler, job.reader, rate=lambda _: _RATE, start=0, iterations=iterations):
         clock.lap()
         losses.append(record["loss"])
+    return clock.taken, losses
+
+
+def _bare_loop(stage: Any, feed: Any, sampler: Any, vocabulary_size: int, iterations: int) -> tuple[list[Any], list[float]]:
+    import torch
+
+    from sft.engine.groups import Alone
+    from sft.model.stage import Loss
+
+    trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=_RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
+    loss, losses = Loss(stage, vocabulary_size, Alone()), []
+    stage.train()
+    clock = Clock()
+    for iteration in range(iterations):
+        batch, total = feed.plan(sampler.documents(iteration)), 0.0
+        for inputs, labels in feed.micro_batches(batch):
+            part = loss(stage(inputs), labels) / batch.plan.num_micro_batches
+            part.backward()
+            total += float(part.detach())
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.lap()
+        losses.append(total)
     return clock.taken, losses
 
 
@@ -169,7 +206,7 @@ def documents(workload: Workload, work: Path, iterations: int) -> list[dict[str,
     from tokenize_data.manifest import dataset_folder
     from tokenize_data.reader import ShardReader
 
-    reader = ShardReader(dataset_folder(work / "tokenized", workload.rows))
+    reader = ShardReader(dataset_folder(work / "tokenized", workload.data))
     sampler = Sampler(len(reader), workload.documents, 0)
     made = []
     for number in (int(number) for iteration in range(iterations) for number in sampler.documents(iteration)):
@@ -261,6 +298,7 @@ def _hooks() -> tuple[Clock, list[float], Any]:
 def contestants(workload: Workload) -> dict[str, Callable[..., tuple[list[Any], list[float]]]]:
     every = {
         OURS: ours,
+        _BARE: lambda *arguments: ours(*arguments, engine=False),
         "TRL, defaults": lambda *arguments: trl(*arguments, best=False),
         "TRL, batches of 1": lambda *arguments: trl(*arguments, best=True),
         "HF Trainer, groups of like length": hf_trainer,
@@ -307,7 +345,7 @@ def measure(name: str, workload: Workload, work: Path, *, rounds: int, iteration
             command = [sys.executable, __file__, "--contestant", one, "--workloads", name, "--work", str(work)]
             command += ["--iterations", str(iterations), "--threads", str(threads)]
             environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
-            if one == OURS:
+            if one in (OURS, _BARE):
                 environment |= {"GLIBC_TUNABLES": ALLOCATION}  # what its launcher starts workers with
             output = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
             found = json.loads(output.splitlines()[-1])
@@ -338,11 +376,11 @@ def measure(name: str, workload: Workload, work: Path, *, rounds: int, iteration
 
 
 def _tokenize(workload: Workload, base: Path, work: Path) -> None:
-    if (work / "tokenized" / workload.rows).exists():
+    if (work / "tokenized" / workload.data).exists():
         return
     file = work / f"{workload.rows}.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows(workload.rows)))
-    command = [sys.executable, "-m", "tokenize_data", "--run_name", workload.rows, "--data", str(file), "--checkpoint", str(base)]
+    command = [sys.executable, "-m", "tokenize_data", "--run_name", workload.data, "--data", str(file), "--checkpoint", str(base)]
     command += ["--seq", str(workload.seq), "--tokenized_data_dir", str(work / "tokenized")]
     subprocess.run(command, check=True)
 

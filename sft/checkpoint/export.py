@@ -67,6 +67,7 @@ def write_surroundings(folder: Path, origins: Origins, dtype: torch.dtype) -> No
     vocabulary = origins.config.get_text_config().vocab_size
     hf_folder.write_config(folder, origins.config, origins.generation_config, dtype, vocabulary)
     hf_folder.copy_tokenizer(origins.tokenizer_folder, folder)
+    hf_folder.stop_at_turns(folder)
     hf_folder.write_training(folder, origins.facts)
 
 

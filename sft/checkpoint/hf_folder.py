@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tokenize_data.errors import UserError, shorten
+from tokenize_data.prompts import open_format
+from tokenize_data.tokenizer import load_tokenizer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _TOKENIZER_FILES = ("*token*.json", "vocab.*", "merges.txt", "*.model", "tokenizer.model.*", "chat_template.json", "*.jinja")
@@ -104,6 +106,24 @@ def write_config(folder: Path, config: Any, generation_config: Any | None, dtype
         # Its own save_pretrained refuses what many base models hold, such as a temperature without sampling.
         content = json.loads(generation_config.to_json_string())
         write_json(folder / "generation_config.json", _without_origins(content))
+
+
+def stop_at_turns(folder: Path) -> None:
+    """Let plain transformers, and servers that read the folder, stop where an answer ends: at the end of turn of the chat template.
+
+    After `write_config` and `copy_tokenizer`. What the base's settings stop at stays.
+    """
+    if load_tokenizer(str(folder)).chat_template is None:
+        return
+    file = folder / "generation_config.json"
+    config = json.loads((folder / "config.json").read_bytes())
+    tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+    content = json.loads(file.read_bytes()) if file.exists() else {name: config[name] for name in tokens if config.get(name) is not None}
+    known = content.get("eos_token_id")
+    known = known if isinstance(known, list) else [] if known is None else [known]
+    stops = list(dict.fromkeys([*known, *open_format(folder).stop_ids]))
+    if stops != known:
+        write_json(file, content | {"eos_token_id": stops if len(stops) > 1 else stops[0]})
 
 
 def copy_tokenizer(tokenizer_folder: Path, folder: Path) -> None:

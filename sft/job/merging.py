@@ -109,6 +109,7 @@ def _write_surroundings(merge: Merge, scratch: Path, base: BaseModel, tokenizer:
     generation = GenerationConfig.from_pretrained(base.folder) if has_generation else None
     hf_folder.write_config(scratch, merge.config, generation, merge.dtype, merge.config.get_text_config().vocab_size)
     hf_folder.copy_tokenizer(tokenizer, scratch)
+    hf_folder.stop_at_turns(scratch)
 
 
 def _facts(

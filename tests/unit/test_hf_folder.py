@@ -11,7 +11,17 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from sft.checkpoint.hf_folder import INDEX, SINGLE, ShardWriter, copy_tokenizer, finish, publish, write_config, write_training
+from sft.checkpoint.hf_folder import (
+    INDEX,
+    SINGLE,
+    ShardWriter,
+    copy_tokenizer,
+    finish,
+    publish,
+    stop_at_turns,
+    write_config,
+    write_training,
+)
 from sft.model.weights import WeightFiles
 from tests.models import tiny_config
 from tokenize_data.errors import UserError
@@ -110,6 +120,23 @@ def test_config_describes_the_trained_model_and_not_its_origin(tmp_path):
 def test_no_generation_config_is_none(tmp_path):
     write_config(tmp_path, tiny_config("llama"), None, torch.float32, 131)
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("base", [None, {"eos_token_id": 0, "max_new_tokens": 9}, {"eos_token_id": [0, 5]}])
+def test_generation_stops_at_the_end_of_turn(tmp_path, smollm2, base):
+    """SmolLM2's turns end with <|im_end|>, id 2; what a base's settings stop at besides, stays."""
+    config = tiny_config("llama")
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 0, None
+    write_config(tmp_path, config, GenerationConfig(**base) if base else None, torch.float32, 131)
+    copy_tokenizer(smollm2, tmp_path)
+    stop_at_turns(tmp_path)
+    generation = GenerationConfig.from_pretrained(tmp_path)
+    assert generation.eos_token_id == ([0, 5, 2] if base and "max_new_tokens" not in base else [0, 2])
+    assert generation.max_new_tokens == (base or {}).get("max_new_tokens")
+    assert base or generation.bos_token_id == 1
+    before = (tmp_path / "generation_config.json").stat().st_mtime_ns
+    stop_at_turns(tmp_path)
+    assert (tmp_path / "generation_config.json").stat().st_mtime_ns == before
 
 
 def test_tokenizer_is_copied(tmp_path, smollm2):
