@@ -28,7 +28,7 @@ from tests.faults.rows import (
 )  # fmt: skip
 
 ITERATIONS_A_LIFE, END_SECONDS, EARLY_SHARE = 5, 10, 0.2
-SMALL = 150  # so many that a run does not end by itself before it is found to have begun
+SMALL = 80  # so many that a run does not end by itself before it is found to have begun
 Kill = Callable[[int, random.Random], None]
 
 
