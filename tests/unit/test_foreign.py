@@ -121,6 +121,12 @@ def test_all_that_is_refused_is_said_at_once(tmp_path):
         read_recipe(tmp_path / "old.yaml")
 
 
+def test_rank_stabilised_adapters_stay_so(tmp_path):
+    (tmp_path / "old.yaml").write_text("model_name_or_path: a/b\nuse_peft: true\nlora_r: 4\nuse_rslora: true\n")
+    found = make_config(read_recipe(tmp_path / "old.yaml"), world=1)
+    assert (found.lora, found.lora_rslora) == (4, True)
+
+
 def test_our_own_keys_are_taken_beside_theirs(tmp_path):
     (tmp_path / "old.yaml").write_text("model_name_or_path: a/b\nmax_seq_length: 512\ntp: 4\nsave_checkpoint_dir: out\n")
     (tmp_path / "new.yaml").write_text("extends: old.yaml\nseq: 256\n")

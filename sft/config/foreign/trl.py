@@ -15,6 +15,7 @@ _LORA = {
     "lora_dropout": ("lora_dropout", 0.05),
     "lora_target_modules": ("lora_targets", None),
     "lora_modules_to_save": ("lora_modules_to_save", None),
+    "use_rslora": ("lora_rslora", None),
 }
 _PACKED = "documents are packed, none is padded"
 _LAUNCH = "processes are started and joined by sft"
@@ -145,7 +146,6 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_LORA, _lora),
     "lora_task_type": only("CAUSAL_LM", why="causal language models alone"),
     "lora_target_parameters": off("adapters are on linear layers: use lora_targets"),
-    "use_rslora": off("the scale is alpha / rank: set lora_alpha"),
     "use_dora": off("there is LoRA, not DoRA"),
     "dataset_mixer": data.mixer,
     "dataset_mixture": data.mixture,
