@@ -28,7 +28,7 @@ PREPARED = "SFT_PREPARED"  # set in workers whose launcher has tokenised and ask
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SHOW_STACKS = signal.SIGUSR2
 # Memory of tensors in large pages, and kept for the next ones: page faults take a sixth of an iteration on a CPU otherwise.
-ALLOCATION = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=1073741824"
+ALLOCATION = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8388608:glibc.malloc.trim_threshold=268435456"
 _POLL_SECONDS, _GRACE_SECONDS, _STACK_SECONDS = 0.1, 4.0, 1.5
 
 

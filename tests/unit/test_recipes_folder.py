@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -60,8 +61,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_it_starts_with_a_tiny_model_of_its_family(place: Path, family: Callable[[str], Path], recipe: str):
+FLAGS = ("--checkpoint", "tiny", "--tp", "1", "--pp", "1", "--seq", "120")
+
+
+def lay_out(place: Path, family: Callable[[str], Path], recipe: str) -> TrainConfig:
+    """A tiny model of the recipe's family and the files that it names; the recipe with that model."""
     model, tokenizer = FAMILY[recipe]
     torch.manual_seed(0)
     config = tiny_config(model)
@@ -69,23 +73,44 @@ def test_it_starts_with_a_tiny_model_of_its_family(place: Path, family: Callable
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(place / "tiny")
     for file in family(tokenizer).iterdir():
         (place / "tiny" / file.name).write_bytes(file.read_bytes())
-    flags = ["--checkpoint", "tiny", "--tp", "1", "--pp", "1", "--seq", "120"]
-    given = asked(recipe, *flags)
+    given = asked(recipe, *FLAGS)
     files = [*given.data, *given.val, *(name for spec in (*given.datasets, *given.val_datasets) for name in spec.files)]
+    assert files
     for name in files:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         row = {"text": "It is."} if "guanaco" in name else ROW
         Path(name).write_text("".join(json.dumps({**row, "number": number}) + "\n" for number in range(30)))
-    assert files
+    return given
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_it_starts_with_a_tiny_model_of_its_family(place: Path, family: Callable[[str], Path], recipe: str):
+    given = lay_out(place, family, recipe)
     assert prepare.tokenise(given, prepare.find_base_model(given)) == 0
     job = prepare.make_job(given)
     assert job.iterations >= 1
     assert (job.validation is not None) == given.has_validation
-    assert job.base.family == config.model_type
+    assert job.base.family == tiny_config(FAMILY[recipe][0]).model_type
     assert job.config.lora == given.lora
 
 
-def test_the_recipes_of_the_issue_are_there():
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_it_trains_a_tiny_model_of_its_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Callable[[str], Path], recipe: str):
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("DATA", "data"), ("GUANACO", "data/guanaco.jsonl"), ("SUMMARIES", "20"), ("PYTHONPATH", str(FOLDER.parent))):
+        monkeypatch.setenv(name, value)
+    given = lay_out(tmp_path, family, recipe)
+    command = [sys.executable, "-m", "sft", "train", "--config", str(FOLDER / f"{recipe}.yaml"), *FLAGS, "--iters", "2"]
+    done = subprocess.run([*command, "--dtype", "fp32", "--global_batch", "4", "--nproc_per_node", "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (metrics,) = Path(given.save_checkpoint_dir).glob("*/metrics.jsonl")
+    assert {"iteration", "loss"} <= json.loads(metrics.read_text().splitlines()[0]).keys()
+    assert (metrics.parent / ("adapter" if given.lora else "hf")).is_dir()
+
+
+def test_the_recipes_say_what_they_are_named_after():
     assert FAMILY.keys() == set(RECIPES)
     seventy = asked("meditron-70b-pubmedqa")
     assert (seventy.checkpoint, seventy.size, seventy.tp, seventy.pp, seventy.lr) == ("meditron", "70", 8, 8, 1e-5)
