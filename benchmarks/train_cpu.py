@@ -153,7 +153,8 @@ def ours(
 
     config = TrainConfig(
         run_name=workload.data, checkpoint=str(base), tokenized_data_dir=str(work / "tokenized"), seq=workload.seq, seed=0,
-        global_batch=workload.documents, iters=iterations, dtype=workload.dtype, weight_decay=0.0, eps=1e-8, lora=_RANK if workload.lora else None,
+        global_batch=workload.documents, iters=iterations, dtype=workload.dtype, weight_decay=0.0, eps=1e-8,
+        lora=_RANK if workload.lora else None,
     )  # fmt: skip
     job = make_job(config, world=1)
     be_alone()
