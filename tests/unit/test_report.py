@@ -8,11 +8,10 @@ import re
 import shutil
 import subprocess
 import threading
-import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -261,15 +260,16 @@ def test_a_browser_draws_the_page(tmp_path: Path, dom: Callable[..., str]) -> No
 
 
 @needs_browser
-def test_a_live_page_follows_the_run(server: tuple[str, Path], dom: Callable[..., str]) -> None:
+def test_a_live_page_follows_the_run(server: tuple[str, Path], dom: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     url, run = server
+    page = report.page
 
-    def go_on() -> None:
-        time.sleep(0.5)
+    def page_then_go_on(folders: Sequence[Path], *, is_live: bool = False) -> str:
+        made = page(folders, is_live=is_live)
         write_status(run, state="finished", iteration=77, iterations=77)
+        assert "77" not in json.dumps(facts_in(made)["runs"][0]["status"])
+        return made
 
-    thread = threading.Thread(target=go_on)
-    thread.start()
+    monkeypatch.setattr(report, "page", page_then_go_on)
     found = dom(url, 6000)
-    thread.join()
     assert "iteration 77 of 77" in found[: found.index('id="data"')]
