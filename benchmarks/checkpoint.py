@@ -1,8 +1,8 @@
 """How fast checkpoints are, in one command: python benchmarks/checkpoint.py [--millions 30] [--rounds 5] [--folder DIR] [--write].
 
-A random Llama is trained in one process and saved. In turn, round after round: a plain fsynced write of as many bytes, a save; a plain read
-of the checkpoint's files, a load into the optimizer. Each time the page cache is asked to let go of what is read. Medians over the rounds.
-Then what a save costs the training, and how long a new process takes from its start to the end of the first iteration after a resume.
+A random Llama is trained in one process and saved. In turn, round after round: a plain fsynced write of the same memory, a save; a plain
+read of the checkpoint's files, a load into the optimizer. Each time the page cache is asked to let go of what is read; medians. Then what
+a save costs the training, and how long a new process takes from its start to the end of the first iteration after a resume.
 """
 
 from __future__ import annotations
@@ -113,24 +113,24 @@ def _measure(scratch: Path, given: argparse.Namespace) -> list[str]:
     size = sum(file.stat().st_size for file in kept.iterdir())
     found = []
     for number in range(given.rounds):
-        found.append(_round(trainee, scratch, kept, size, number % 2 == 0))
+        found.append(_round(trainee, scratch, kept, number % 2 == 0))
         sys.stderr.write(f"round {number + 1} of {given.rounds}: {found[-1]}\n")
     stalls = _stalls(trainee, scratch, given.rounds)
     starts = [_start(given.millions, kept) for _ in range(min(given.rounds, 3))]
     return _report(given, trainee.num_parameters, size, found, stalls, starts)
 
 
-def _round(trainee: Trainee, scratch: Path, kept: Path, size: int, is_even: bool) -> dict[str, float]:
+def _round(trainee: Trainee, scratch: Path, kept: Path, is_even: bool) -> dict[str, float]:
     """Seconds of each, one after the other, now this first and now that, on the same disk in the same minute."""
     from sft.checkpoint.commit import ALONE, find_latest
     from sft.checkpoint.resume import restore, snapshot, start_saving
 
     fresh = scratch / "fresh"
     seconds: dict[str, float] = {}
-    block = memoryview(os.urandom(_CHUNK_BYTES))
     taken = snapshot(trainee.pipeline)
+    blocks = [fragment.values.view(torch.uint8).numpy().data for fragment in taken.fragments]
     writes: dict[str, Callable[[], object]] = {
-        "write": lambda: _plain_write(fresh / "plain", block, size),
+        "write": lambda: _plain_write(fresh / "plain", blocks),
         "save": lambda: start_saving(taken, fresh, iteration=1, facts={}, peers=ALONE).finish(),
     }
     for name in list(writes) if is_even else reversed(writes):
@@ -198,10 +198,11 @@ def _resume(millions: float, root: Path) -> None:
     sys.stdout.write("\n" + json.dumps({"built": built, "loaded": loaded, "trained": time.time()}) + "\n")
 
 
-def _plain_write(path: Path, block: memoryview, size: int) -> None:
+def _plain_write(path: Path, blocks: list[memoryview]) -> None:
     with path.open("xb", buffering=0) as file:
-        while (left := size - file.tell()) > 0:
-            file.write(block[: min(left, len(block))])
+        for block in blocks:
+            for start in range(0, len(block), _CHUNK_BYTES):
+                file.write(block[start : start + _CHUNK_BYTES])
         os.fsync(file.fileno())
 
 

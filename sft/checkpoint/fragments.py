@@ -26,10 +26,11 @@ from sft.model.slices import Slice
 from tokenize_data.errors import UserError, shorten
 
 _SMALLEST_BYTES, _LARGEST_BYTES = 32 * 2**20, 2 * 10**9
-_FILES_A_RANK = 8  # so that several can be hashed at once when they are read
+_FILES_A_RANK = 8  # so that several can be hashed at once
+_WRITERS = 4  # files at a time: one is hashed while another goes to the disk
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8"}
 _TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
-_CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +51,12 @@ class Fragment:
 
 def write_fragments(folder: Path, fragments: Sequence[Fragment], rank: int, world: int, limit_bytes: int | None = None) -> list[FileRecord]:
     """Files of at most `limit_bytes` (a single larger fragment gets one for itself), on the disk when this returns."""
-    records = []
     limit_bytes = limit_bytes or _limit(sum(fragment.values.nbytes for fragment in fragments))
-    for number, some in enumerate(_filled(fragments, limit_bytes)):
-        suffix = f"-{number}" if number else ""
-        records.append(_write_file(folder / f"rank-{rank:05d}-of-{world:05d}{suffix}.safetensors", some))
-    return records
+    files = list(_filled(fragments, limit_bytes))
+    suffixes = ["", *(f"-{number}" for number in range(1, len(files)))]
+    paths = [folder / f"rank-{rank:05d}-of-{world:05d}{suffix}.safetensors" for suffix in suffixes]
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        return list(pool.map(_write_file, paths, files))
 
 
 def _limit(num_bytes: int) -> int:
@@ -89,14 +90,13 @@ def _reserve(handle: int, num_bytes: int) -> None:
 def _write_file(path: Path, fragments: Sequence[Fragment]) -> FileRecord:
     """Written here, not by safetensors: hashed on the way, an error comes with the system's reason, and no memory is mapped."""
     digest = hashlib.sha256()
-    with path.open("xb", buffering=0) as file, ThreadPoolExecutor(1) as hashing:
+    with path.open("xb", buffering=0) as file:
         _reserve(file.fileno(), sum(fragment.values.nbytes for fragment in fragments))
         for chunk in _chunks(fragments):
-            hashed = hashing.submit(digest.update, chunk)
+            digest.update(chunk)
             written = 0
             while written < len(chunk):
                 written += file.write(chunk[written:]) or 0
-            hashed.result()
         os.fsync(file.fileno())
         return {"name": path.name, "bytes": file.tell(), "sha256": digest.hexdigest()}
 
