@@ -124,7 +124,10 @@ def documents(work: Path) -> list[str]:
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    lines, first = ["| documents | tokenising with its start, CPU s a million tokens | training, CPU s a million trained tokens | of the first |"], None
+    lines, first = (
+        ["| documents | tokenising with its start, CPU s a million tokens | training, CPU s a million trained tokens | of the first |"],
+        None,
+    )
     lines.append("|---|---|---|---|")
     for count in _DOCUMENTS:
         name = f"grow{count}"

@@ -16,6 +16,7 @@ sys.path.pop(0)  # this folder has a tokenize.py, and so has the standard librar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -60,9 +61,15 @@ class Workload:
 
 _BARE = "sft's stage in a bare loop"
 _ALL_PEERS = ("TRL, defaults", "TRL, batches of 1", "HF Trainer, groups of like length")
+_LITGPT = "litgpt, batches of 1"  # pip install --no-deps litgpt lightning lightning-utilities torchmetrics jsonargparse docstring-parser
 WORKLOADS = {
     "pubmedqa": Workload(
-        model="pythia", rows="pubmedqa", documents=64, seq=1024, peers=(_BARE, *_ALL_PEERS), goal="5 of TRL's defaults, 3.5 of its best"
+        model="pythia",
+        rows="pubmedqa",
+        documents=64,
+        seq=1024,
+        peers=(_BARE, *_ALL_PEERS, _LITGPT),
+        goal="5 of TRL's defaults, 3.5 of its best",
     ),
     "reviews": Workload(model="pythia", rows="reviews", documents=16, peers=_ALL_PEERS, goal="1.5"),
     "smollm2": Workload(model="smollm2", rows="pubmedqa", documents=8, seq=1024, peers=_ALL_PEERS, goal="1.5"),
@@ -271,6 +278,40 @@ def hf_trainer(workload: Workload, base: Path, work: Path, iterations: int, thre
     return clock.taken, losses
 
 
+def litgpt(workload: Workload, base: Path, work: Path, iterations: int, threads: int) -> tuple[list[Any], list[float]]:
+    """Its model and its loss in the loop of its full fine-tuning, whose batches are of one document unless one asks for more."""
+    import torch
+    from litgpt import GPT, Config
+    from litgpt.scripts.convert_hf_checkpoint import copy_weights_gpt_neox
+    from litgpt.utils import chunked_cross_entropy
+    from safetensors.torch import load_file
+
+    torch.set_num_threads(threads)
+    config = Config.from_name("pythia-70m")
+    weights: dict[str, torch.Tensor] = {}
+    copy_weights_gpt_neox(config, weights, load_file(base / "model.safetensors"))
+    model = GPT(config)
+    model.max_seq_length = workload.seq
+    model.load_state_dict(weights, strict=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    made, count, losses = documents(workload, work, iterations), workload.documents, []
+    clock = Clock()
+    for at in range(0, len(made), count):
+        trained, total = sum(label >= 0 for one in made[at : at + count] for label in one["labels"][1:]), 0.0
+        for one in made[at : at + count]:
+            ids, labels = torch.tensor([one["input_ids"]]), torch.tensor([one["labels"]])
+            loss = chunked_cross_entropy(model(ids)[..., :-1, :], labels[..., 1:])
+            loss = loss * int((labels[..., 1:] >= 0).sum()) / trained  # each token weighs the same, as it does for the others
+            loss.backward()
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.lap()
+        losses.append(total)
+    return clock.taken, losses
+
+
 def _peft() -> Any:
     from peft import LoraConfig
 
@@ -303,8 +344,10 @@ def contestants(workload: Workload) -> dict[str, Callable[..., tuple[list[Any], 
         "TRL, defaults": lambda *arguments: trl(*arguments, best=False),
         "TRL, batches of 1": lambda *arguments: trl(*arguments, best=True),
         "HF Trainer, groups of like length": hf_trainer,
+        _LITGPT: litgpt,
     }
-    return {name: every[name] for name in (OURS, *workload.peers)}
+    here = [name for name in workload.peers if name != _LITGPT or importlib.util.find_spec("litgpt") is not None]
+    return {name: every[name] for name in (OURS, *here)}
 
 
 # ------------------------------------------------------------------------------------------------------------------- the comparison
