@@ -14,9 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import time
+from collections import Counter
 from typing import Any
 
 from sft.evaluate.tables import lines_of
@@ -108,8 +110,9 @@ def text_of(summary: dict[str, Any], arguments: argparse.Namespace, commands: li
     lines = [
         "# A base model against the same one tuned", "",
         f"SmolLM2-135M-Instruct, tuned on {arguments.train} rows each of PubMedQA and XSum (texts cut at {arguments.characters} letters),",
-        f"scored on {arguments.test} other rows of each. Made by `python benchmarks/quality.py`, {seconds / 60:.0f} minutes on", "",
-        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, with:", "",
+        f"scored on {arguments.test} other rows of each. Made by",
+        f"`python benchmarks/quality.py --train {arguments.train} --test {arguments.test}`",
+        f"(Python {platform.python_version()}, {os.cpu_count()} cores, {seconds / 60:.0f} minutes), which runs:", "",
         *(f"    {readable(command, arguments.folder)}" for command in commands), "",
         "| data | score | base | tuned | difference |", "|---|---|---|---|---|",
     ]  # fmt: skip
@@ -121,7 +124,15 @@ def text_of(summary: dict[str, Any], arguments: argparse.Namespace, commands: li
         sure = "" if after.is_better is not None else " (not significant)"
         cells = [f"{cell.value * scale:.1f} [{cell.low * scale:.1f}, {cell.high * scale:.1f}]" for cell in (before, after)]
         lines.append(f"| {line.dataset} | {line.name} | {cells[0]} | {cells[1]} | {(after.difference or 0) * scale:+.1f}{sure} |")
-    return "\n".join([*lines, "", "In brackets: 95 % intervals by bootstrap over the rows. Significance: paired bootstrap, p < 0.05.", ""])
+    lines += ["", "In brackets: 95 % intervals by bootstrap over the rows. Significance: paired bootstrap, p < 0.05."]
+    return "\n".join([*lines, "", _commonest(arguments.folder), ""])
+
+
+def _commonest(folder: Path) -> str:
+    """What accuracy is to be held against: a model that has learnt nothing but which answer is the commonest."""
+    golds = Counter(json.loads(line)["gold"] for line in (folder / "pubmedqa.jsonl").read_text().splitlines())
+    (gold, count), *_ = golds.most_common()
+    return f"Of the PubMedQA rows, {100 * count / golds.total():.1f} % have the answer {gold!r}: always to say that has this accuracy."
 
 
 if __name__ == "__main__":
