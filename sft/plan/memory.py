@@ -135,9 +135,10 @@ def stage_memory(model: Architecture, layout: Layout, stage: int, layers: range,
     held += max(0.0, stale - 3 * kept.boundary)
     lives_on = weights.trained * 2 if work.dtype == "bf16" else 0  # gradients of the last micro-batch
     before = lives_on if work.micro_batches > 1 else 0
-    moments = [_layer_moment(rest, held, before, kept, model, work)]
+    busy = replace(rest, buffers=4.0 * bucket_elements(layout.dp)) if work.dtype == "fp32" else rest  # gradients are gathered as they come
+    moments = [_layer_moment(busy, held, before, kept, model, work)]
     if is_last:
-        moments.append(_loss_moment(rest, held, before, model, layout, work, each))
+        moments.append(_loss_moment(busy, held, before, model, layout, work, each))
     moments.append(replace(_exchange_moment(rest, lives_on, weights, layout, work), activations=stale))
     peak = max(moments, key=lambda moment: moment.total)
     return replace(peak, stage=stage)
@@ -184,6 +185,7 @@ def _loss_moment(
 def _exchange_moment(rest: StageMemory, lives_on: float, weights: StageWeights, layout: Layout, work: Work) -> StageMemory:
     trained = weights.trained
     if work.dtype == "fp32":
-        return replace(rest, moment="exchange", buffers=2 * 4.0 * bucket_elements(layout.dp))
+        part = 4.0 * trained / layout.dp if layout.dp > 1 else 0.0  # a rank's own, beside all of them
+        return replace(rest, moment="exchange", gradients=rest.gradients + part, buffers=2 * 4.0 * bucket_elements(layout.dp))
     flat = 4.0 * trained if trained <= _FLAT_ELEMENTS else 0.0
     return replace(rest, moment="exchange", gradients=rest.gradients + lives_on, buffers=flat + 2.0 * trained)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sft.plan.architecture import Architecture
-from sft.plan.memory import Adapters, StageMemory, Work, bucket_elements, stage_memory
+from sft.plan.memory import Adapters, StageMemory, Work, stage_memory
 from sft.plan.stages import partition
 from tests.distributed.launch import Died, results_of, run_chosen
 from tests.distributed.worker import layout_of
@@ -41,6 +41,8 @@ CI: dict[str, dict[str, Any]] = {  # of two processes each: one start
     "pp2, full, long": case(pp=2, recompute="full", places=1024),
     "tp2, adapters": case(tp=2, rank=8),
     "pp2, loss in chunks": case(pp=2, places=1024, at_once=128),
+    "dp2, float32": case(dp=2, dtype="float32"),
+    "pp2, float32": case(pp=2, dtype="float32"),
 }
 _LAYOUTS: dict[str, dict[str, Any]] = {
     "one": {}, "few trained": {"share": 0.1}, "one row": {"rows": 1}, "dp2": {"dp": 2}, "tp2": {"tp": 2},
@@ -102,8 +104,11 @@ def test_predicted_memory_is_what_the_engine_takes_everywhere(name, results):
 
 
 def _compare(case: dict[str, Any], ranks: list[Any]) -> None:
-    for measured in ranks:
-        fixed = 8 * bucket_elements(case.get("dp", 1)) if case["dtype"] == "float32" else 0  # so much that nothing else would be seen
-        expected, peak = predicted(case, measured["stage"]).total - fixed, measured["peak"] - fixed
-        assert peak > 1.2 * measured["at_rest"]  # otherwise nothing but weights would be tested
-        assert expected == pytest.approx(peak, rel=TOLERANCE), f"stage {measured['stage']}"
+    """The plan says what the rank of a stage needs that needs most. In float32 one may gather gradients earlier than another."""
+    for stage in {measured["stage"] for measured in ranks}:
+        expected = predicted(case, stage)
+        fixed = expected.buffers if case["dtype"] == "float32" else 0  # so much that nothing else would be seen
+        found = [measured for measured in ranks if measured["stage"] == stage]
+        peak = max(measured["peak"] for measured in found) - fixed
+        assert peak > 1.2 * min(measured["at_rest"] for measured in found)  # otherwise nothing but weights would be tested
+        assert expected.total - fixed == pytest.approx(peak, rel=TOLERANCE), f"stage {stage}"
