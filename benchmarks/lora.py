@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import date
 from importlib import metadata
@@ -178,6 +179,8 @@ def pubmedqa(work: Path, num_train: int, num_asked: int) -> str:
             shown = [f"{cell.value * scale:.1f} [{cell.low * scale:.1f}, {cell.high * scale:.1f}]" for cell in cells]
             lines.append(f"| {line.name} | {shown[0]} | {shown[1]} |")
     commands = [" ".join(command).replace(base(), "$B").replace(f"{work}/", "") for command in (tune, ask)]
+    gold, count = Counter(row["gold"] for row in some[num_train:]).most_common(1)[0]
+    lines += ["", f"{100 * count / num_asked:.1f} % of the held-out rows have the answer {gold!r}: always to say that has this accuracy."]
     return "\n".join(["## PubMedQA", "", f"{num_train} rows, one epoch:", "", *(f"    {one}" for one in commands), "", *lines])
 
 
