@@ -104,11 +104,14 @@ def test_predicted_memory_is_what_the_engine_takes_everywhere(name, results):
 
 
 def _compare(case: dict[str, Any], ranks: list[Any]) -> None:
-    """The plan says what the rank of a stage needs that needs most. In float32 one may gather gradients earlier than another."""
+    """The plan says what the rank of a stage needs that needs most."""
     for stage in {measured["stage"] for measured in ranks}:
         expected = predicted(case, stage)
-        fixed = expected.buffers if case["dtype"] == "float32" else 0  # so much that nothing else would be seen
         found = [measured for measured in ranks if measured["stage"] == stage]
-        peak = max(measured["peak"] for measured in found) - fixed
+        peak = max(measured["peak"] for measured in found)
         assert peak > 1.2 * min(measured["at_rest"] for measured in found)  # otherwise nothing but weights would be tested
-        assert expected.total - fixed == pytest.approx(peak, rel=TOLERANCE), f"stage {stage}"
+        assert expected.total == pytest.approx(peak, rel=TOLERANCE), f"stage {stage}"
+        if case["dtype"] == "float32":  # buffers so large that nothing else is seen beside them
+            rest, peak = expected.total - expected.buffers, peak - expected.buffers
+            # A replica's own part of the gradients is let go of at once on some runs, and later on others.
+            assert (1 - TOLERANCE) * peak < rest < (1 + TOLERANCE) * peak + 4 * ranks[0]["weights"] / case.get("dp", 1)
