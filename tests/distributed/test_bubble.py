@@ -23,7 +23,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["pp2, 4 rows", pytest.param("pp4, 12 rows", marks=pytest.mark.slow)])
 def test_a_pipeline_waits_as_long_as_its_schedule_says(name, results):
     pp = CASES[name]["pp"]
     ranks = results_of(results[name])
