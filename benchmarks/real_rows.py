@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,13 @@ def repeated(rows: list[Row]) -> Iterator[Row]:
     for number in count(1):
         row = rows[(number - 1) % len(rows)]
         yield {"prompt": f"Case {number}: {row['prompt']}", "gold": row["gold"]}
+
+
+def commonest(answers: Iterable[str]) -> str:
+    """What accuracy is to be held against: a model that has learnt nothing but which answer is the commonest."""
+    counts = Counter(answers)
+    answer, count = counts.most_common(1)[0]
+    return f"{100 * count / counts.total():.1f} % of these rows have the answer {answer!r}: always to say that has this accuracy."
 
 
 def as_line(row: Row) -> bytes:

