@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sft.model.collectives import TensorGroup
+from sft.optimizer.exchange import Replicas
 from sft.plan.layout import Layout
 
 # torch 2.13 renamed both.
@@ -90,6 +91,7 @@ class Processes:
     tensor: TensorGroup
     topology: Any  # DeepSpeed's
     tied: Any  # the group of first and last stage that share an embedding with this process; None in stages between
+    replicas: Replicas  # the processes that hold the same weights
 
     @property
     def is_first_stage(self) -> bool:
@@ -118,6 +120,12 @@ def form_groups(layout: Layout) -> Processes:
         group = dist.new_group(ends)
         if rank in ends:
             tied = group
+    replicas = Replicas()
+    for ranks in topology.get_axis_comm_lists("data") if layout.dp > 1 else ():
+        group = dist.new_group(ranks)
+        if rank in ranks:
+            replicas = Replicas(size=layout.dp, rank=coordinates.data, group=group)
     return Processes(
-        layout=layout, rank=rank, stage=coordinates.pipe, replica=coordinates.data, tensor=tensor, topology=topology, tied=tied
+        layout=layout, rank=rank, stage=coordinates.pipe, replica=coordinates.data, tensor=tensor, topology=topology, tied=tied,
+        replicas=replicas,
     )  # fmt: skip

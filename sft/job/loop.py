@@ -57,8 +57,9 @@ def iterate(
         beat(is_iteration=True)
         if is_better and config.early_stopping:
             saver.best = number
+        is_final = is_last or pipeline.should_stop or best.is_enough
         if number % config.save_interval == 0 or is_last or pipeline.should_stop or (is_better and config.early_stopping):
-            saver.save(number, result)
+            saver.save(number, result, is_final=is_final)
         saver.poll()
         beat()
         if pipeline.should_stop and not is_last:

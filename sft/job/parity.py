@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from sft.config.optimizer import OptimizerSpec
 from sft.engine.feed import Feed
 from sft.engine.groups import form_groups
-from sft.engine.optimizers import OptimizerSettings
 from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
 from sft.engine.trainer import train
@@ -28,7 +28,7 @@ from sft.plan.stages import layer_ranges
 
 TOLERANCE = 1e-5
 _DOCUMENTS, _GLOBAL_BATCH, _LONGEST, _SEED, _CLIP = 40, 12, 48, 7, 1.0
-_SETTINGS = OptimizerSettings(name="adamw", lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-5, weight_decay=0.1)
+_SETTINGS = OptimizerSpec(name="adamw", lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-5, weight_decay=0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def compare(config: Any, layout: Layout, *, iterations: int, loss_mask: float, r
     )  # fmt: skip
     fill(built, dict(model.named_parameters()))
     pipeline = Pipeline(
-        built, processes, optimizer=_SETTINGS, clip=_CLIP, dtype=torch.float32, device=device, vocabulary_size=small.vocab_size
+        built, processes, optimizer=_SETTINGS, clip=_CLIP, device=device, vocabulary_size=small.vocab_size
     )  # fmt: skip
     reader: Any = SyntheticReader(_DOCUMENTS, small.vocab_size, _LONGEST)
     feed = Feed(

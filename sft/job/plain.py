@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sft.engine.optimizers import OptimizerSettings
+from sft.config.optimizer import OptimizerSpec
 from tokenize_data.chat import ASSISTANT, TEMPLATE
 from tokenize_data.reader import Document
 
@@ -32,7 +32,7 @@ def make_model(config: Any, seed: int = 0) -> Any:
 
 
 def train(
-    model: Any, reader: Any, batches: Sequence[np.ndarray], loss_mask: float, settings: OptimizerSettings, clip: float
+    model: Any, reader: Any, batches: Sequence[np.ndarray], loss_mask: float, settings: OptimizerSpec, clip: float
 ) -> list[PlainStep]:
     """Iterations as they are meant: the gradient of the weighted mean over all trained tokens of the batch, clipped by its whole norm."""
     decaying = [parameter for parameter in model.parameters() if parameter.dim() > 1]

@@ -14,8 +14,8 @@ from sft.checkpoint.adapter import AdapterFiles, AdapterOrigins, write_adapter
 from sft.checkpoint.commit import peers_of
 from sft.checkpoint.export import Origins, export
 from sft.checkpoint.hf_folder import publish
+from sft.config.optimizer import OptimizerSpec
 from sft.engine.groups import Processes, form_groups
-from sft.engine.optimizers import OptimizerSettings
 from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
 from sft.job import adapters
@@ -62,7 +62,7 @@ def work(job: Job, store: Any = None) -> None:
         given = AdapterFiles(Path(job.config.adapter)) if job.config.adapter else None
         built, names = load_stage(job, base, processes, device, given)
         pipeline = Pipeline(
-            built, processes, optimizer=optimizer_settings(job), clip=job.config.clip, dtype=_DTYPES[job.dtype], device=device,
+            built, processes, optimizer=optimizer_settings(job), clip=job.config.clip, device=device,
             vocabulary_size=base.config.vocab_size, is_interrupted=lambda: interrupt.name is not None,
         )  # fmt: skip
         peers = peers_of(dist.new_group(backend="gloo") if device.type == "cuda" else None)
@@ -126,10 +126,11 @@ def load_stage(
     return built, names
 
 
-def optimizer_settings(job: Job) -> OptimizerSettings:
+def optimizer_settings(job: Job) -> OptimizerSpec:
     config = job.config
-    return OptimizerSettings(
-        name=config.optimizer, lr=config.lr, beta1=config.beta1, beta2=config.beta2, eps=config.eps, weight_decay=config.weight_decay
+    return OptimizerSpec(
+        name=config.optimizer, lr=config.lr, beta1=config.beta1, beta2=config.beta2, eps=config.eps, weight_decay=config.weight_decay,
+        momentum=config.momentum,
     )  # fmt: skip
 
 

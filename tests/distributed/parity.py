@@ -15,19 +15,19 @@ from tests.distributed.reference import Trained
 
 
 def train(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """One process's part: its gradients of the first iteration, complete but not yet averaged over replicas, and its float32 weights."""
+    """One process's part: the first iteration's gradients before clipping, and the float32 weights, of what it owns."""
     run = worker.prepare(case, device)
-    first: dict[str, Tensor] = {}
+    first: list[tuple[str, int, Tensor]] = []
 
-    def note(gradients: dict[str, Tensor]) -> None:
-        if not first:
-            first.update({name: gradient.detach().float().clone().view_as(run.built.parameters[name]) for name, gradient in gradients.items()})
+    def note(gradients: dict[str, tuple[int, Tensor]]) -> None:
+        if run.pipeline.optimizer.num_steps == 0:
+            first.extend((name, offset, gradient.clone()) for name, (offset, gradient) in gradients.items())
 
-    run.pipeline.on_gradients = note
+    run.pipeline.optimizer.on_gradients = note
     before = _masters(run)
     records = [(record["loss"], record["grad_norm"]) for record in run.train()]
     return {
-        "records": records, "gradients": first, "replica": run.processes.replica, "before": before, "after": _masters(run),
+        "records": records, "gradients": first, "before": before, "after": _masters(run),
         "parts": {name: (run.built.places[name].part, run.built.places[name].shape) for name in run.built.places},
         "weights": run.weights(), "run": run,
         "quantized": {name: weight.whole() for name, weight in run.built.quantized.items()},
@@ -35,29 +35,19 @@ def train(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def _masters(run: Any) -> list[tuple[str, int, Tensor]]:
-    from sft.checkpoint import state
+    from sft.optimizer import states
 
-    with state.opened(run.pipeline) as pieces:
-        return [(piece.name, piece.offset, piece.live.detach().clone()) for piece in pieces if piece.state == state.MASTER]
+    found = states.pieces(run.pipeline.optimizer)
+    return [(piece.name, piece.offset, piece.numbers().clone()) for piece in found if piece.state == states.MASTER]
 
 
 def whole(ranks: list[dict[str, Any]]) -> Trained:
     """The run of all ranks together."""
-    replicas = 1 + max(rank["replica"] for rank in ranks)
-    gradients: dict[str, Tensor] = {}
-    for replica in range(replicas):
-        own: dict[str, Tensor] = {}
-        for rank in ranks:
-            if rank["replica"] == replica:
-                for name, gradient in rank["gradients"].items():
-                    _put(own, name, rank["parts"][name], gradient)
-        for name, gradient in own.items():
-            gradients[name] = gradients.get(name, 0.0) + gradient / replicas
     weights: dict[str, Tensor] = {}
     for rank in ranks:
         for name, weight in rank["weights"].items():
             _put(weights, name, rank["parts"][name], weight)
-    before, after = (_joined(ranks, moment) for moment in ("before", "after"))
+    gradients, before, after = (_joined(ranks, moment) for moment in ("gradients", "before", "after"))
     return Trained(
         records=ranks[0]["records"], gradients=gradients, updates={name: after[name] - before[name] for name in after}, weights=weights
     )  # fmt: skip

@@ -5,8 +5,9 @@ Weights are in the run's dtype. Gradients are summed in float32, and an optimize
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.distributed import plain
+
+MOMENTUM = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +41,13 @@ def make_model(config: Any, dtype: torch.dtype, dense: Mapping[str, Tensor] | No
 
 
 def train(
-    model: Any, reader: Any, batches: list[np.ndarray], loss_mask: float, make_optimizer: Callable[[list[Any]], Any],
+    model: Any, reader: Any, batches: list[np.ndarray], loss_mask: float, make_optimizers: Callable[[dict[str, Any]], list[Any]],
     own_name: Callable[[str], str] = lambda name: name,
 ) -> Trained:  # fmt: skip
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     masters = {name: torch.nn.Parameter(parameter.detach().float().clone()) for name, parameter in trained.items()}
     begin = {name: master.detach().clone() for name, master in masters.items()}
-    optimizer = make_optimizer(_groups(masters.values()))
+    optimizers = make_optimizers({own_name(name): master for name, master in masters.items()})
     first: dict[str, Tensor] = {}
     records = []
     for numbers in batches:
@@ -53,7 +56,8 @@ def train(
         for name, master in masters.items():
             master.grad = sums[name]
         norm = torch.nn.utils.clip_grad_norm_(masters.values(), plain.CLIP)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(masters[name])
@@ -85,7 +89,7 @@ def _gradients(
     return loss_sum, sums
 
 
-def _groups(masters: Any) -> list[dict[str, Any]]:
+def _groups(masters: Iterable[Any]) -> list[dict[str, Any]]:
     masters = list(masters)
     groups = [
         {"params": [m for m in masters if m.dim() > 1], "weight_decay": plain.DECAY},
@@ -94,21 +98,40 @@ def _groups(masters: Any) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def adamw(groups: list[Any]) -> Any:
-    return torch.optim.AdamW(groups, lr=plain.LR, betas=plain.BETAS, eps=plain.EPS)
+def _adamw(masters: dict[str, Any]) -> list[Any]:
+    return [torch.optim.AdamW(_groups(masters.values()), lr=plain.LR, betas=plain.BETAS, eps=plain.EPS)]
 
 
-def sgd(groups: list[Any]) -> Any:
-    return torch.optim.SGD(groups, lr=plain.LR)
+def _sgd(masters: dict[str, Any], momentum: float = 0.0) -> list[Any]:
+    return [torch.optim.SGD(_groups(masters.values()), lr=plain.LR, momentum=momentum)]
 
 
-def adamw8bit(groups: list[Any]) -> Any:
+def _adamw8bit(masters: dict[str, Any]) -> list[Any]:
     from bitsandbytes.optim import AdamW8bit
 
-    return AdamW8bit(groups, lr=plain.LR, betas=plain.BETAS, eps=plain.EPS)
+    return [AdamW8bit(_groups(masters.values()), lr=plain.LR, betas=plain.BETAS, eps=plain.EPS)]
 
 
-OPTIMIZERS: dict[str, Callable[[list[Any]], Any]] = {"adamw": adamw, "sgd": sgd, "adamw8bit": adamw8bit}
+def _adafactor(masters: dict[str, Any]) -> list[Any]:
+    from transformers.optimization import Adafactor
+
+    return [Adafactor(_groups(masters.values()), lr=plain.LR, scale_parameter=False, relative_step=False, warmup_init=False)]
+
+
+def _muon(masters: dict[str, Any]) -> list[Any]:
+    """torch's own for matrices inside the layers; embedding, head, biases and norms by AdamW."""
+    inside = {name: m for name, m in masters.items() if m.dim() > 1 and ("layers." in name or ".h." in name)}
+    rest = {name: m for name, m in masters.items() if name not in inside}
+    made: list[Any] = []
+    if inside:
+        made.append(torch.optim.Muon(list(inside.values()), lr=plain.LR, weight_decay=plain.DECAY, adjust_lr_fn="match_rms_adamw"))
+    return made + (_adamw(rest) if rest else [])
+
+
+OPTIMIZERS: dict[str, Callable[[dict[str, Any]], list[Any]]] = {
+    "adamw": _adamw, "sgd": _sgd, "sgd, momentum": partial(_sgd, momentum=MOMENTUM), "adamw8bit": _adamw8bit, "adafactor": _adafactor,
+    "muon": _muon,
+}  # fmt: skip
 
 
 def cosine(one: Tensor, other: Tensor) -> float:

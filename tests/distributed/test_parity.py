@@ -89,7 +89,9 @@ def _compare(found: dict[str, Any], expected: dict[str, Any], exact: dict[str, A
     for name, theirs in expected.items():
         distance, noise = float((found[name] - theirs).norm()), float((exact[name] - theirs).norm())
         bound = max(share * float(theirs.norm()), NOISE * noise)
-        assert distance <= bound, f"{name} is off by {distance:.2e}, more than {bound:.2e}: cosine {reference.cosine(found[name], theirs):.4f}"
+        assert distance <= bound, (
+            f"{name} is off by {distance:.2e}, more than {bound:.2e}: cosine {reference.cosine(found[name], theirs):.4f}"
+        )
 
 
 def _no_weight_stands_still(ours: Trained, theirs: Trained) -> None:
