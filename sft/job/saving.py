@@ -55,7 +55,7 @@ class Saver:
         failed = [reason for reason in self._peers.gather(error) if reason]
         if failed or taken is None:
             raise CheckpointError(
-                f"the checkpoint of iteration {iteration} was not saved ({'; '.join(failed[:3])}): there is too little memory for its copy; "
+                f"the checkpoint of iteration {iteration} was not saved ({'; '.join(failed[:3])}): too little memory for its copy; "
                 "training goes on, and earlier checkpoints are as they were"
             )
         return taken

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -24,7 +26,9 @@ pytestmark = [
 LOSS, NORM = 1e-3, 1e-2
 # Cosines: 1 - 0.03^2 / 2 > 0.9995 for a gradient, 1 - 0.14^2 / 2 = 0.99 for an update by Adam, which makes as much of small gradients.
 GRADIENT, UPDATE = 0.03, 0.14
-NOISE = 4.0  # or so many times what rounding does to the reference itself: some gradients are nothing but rounding, as of OPT's key biases
+NOISE = 4.0  # or so many times what rounding does to the reference itself
+# Where there are no rotations, a bias added to all keys changes no attention: its gradient is 0, and what is found is rounding.
+ROUNDING_ALONE = ("k_proj.bias",)
 # Where the arithmetic is the same operation by operation: one process, one document a row, the same attention kernel, all tokens trained.
 SAME = 1e-5
 IDENTICAL: dict[str, dict[str, Any]] = {
@@ -55,8 +59,12 @@ def test_training_in_bfloat16_is_that_of_a_bare_loop(name, results):
     for (loss, norm), (expected_loss, expected_norm) in zip(ours.records, theirs.records, strict=True):
         assert loss == pytest.approx(expected_loss, rel=LOSS)
         assert norm == pytest.approx(expected_norm, rel=NORM)
-    _compare(ours.gradients, theirs.gradients, exact.gradients, GRADIENT)
-    _compare(ours.updates, theirs.updates, exact.updates, UPDATE)
+    rounding = {name: bound for name, bound in _rounding(theirs).items() if float(theirs.gradients[name].norm()) <= bound}
+    assert all(name.endswith(ROUNDING_ALONE) for name in rounding)
+    for name, bound in rounding.items():
+        assert float(ours.gradients[name].norm()) <= bound, name
+    _compare(ours.gradients, theirs.gradients, exact.gradients, GRADIENT, rounding)
+    _compare(ours.updates, theirs.updates, exact.updates, UPDATE, rounding)
     _no_weight_stands_still(ours, theirs)
 
 
@@ -84,14 +92,22 @@ def test_ci_runs_every_value_at_least_twice(axis):
         assert sum(row[axis] == value for row in IN_CI) >= 2, value
 
 
-def _compare(found: dict[str, Any], expected: dict[str, Any], exact: dict[str, Any], share: float) -> None:
+def _compare(found: dict[str, Any], expected: dict[str, Any], exact: dict[str, Any], share: float, but: Collection[str] = ()) -> None:
     assert found.keys() == expected.keys()
-    for name, theirs in expected.items():
+    for name in expected.keys() - but:
+        theirs = expected[name]
         distance, noise = float((found[name] - theirs).norm()), float((exact[name] - theirs).norm())
         bound = max(share * float(theirs.norm()), NOISE * noise)
         assert distance <= bound, (
             f"{name} is off by {distance:.2e}, more than {bound:.2e}: cosine {reference.cosine(found[name], theirs):.4f}"
         )
+
+
+def _rounding(run: Trained) -> dict[str, float]:
+    """What rounding the terms of a gradient to bfloat16 makes of a sum that is 0: their size is that of all gradients of the model."""
+    norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in run.gradients.values()))
+    count = sum(gradient.numel() for gradient in run.gradients.values())
+    return {name: 2**-9 * norm * math.sqrt(gradient.numel() / count) for name, gradient in run.gradients.items()}
 
 
 def _no_weight_stands_still(ours: Trained, theirs: Trained) -> None:
