@@ -32,7 +32,7 @@ from sft.model.selfcheck import self_check
 from sft.model.weights import WeightFiles, load, match_names
 from tokenize_data.errors import UserError
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,7 @@ def work(job: Job, store: Any = None) -> None:
             recompute=job.recompute,
             device=device,
             trust_remote_code=job.config.trust_remote_code,
+            dtype=DTYPES[job.dtype],
         )
         given = AdapterFiles(Path(job.config.adapter)) if job.config.adapter else None
         built, names = load_stage(job, base, processes, device, given)
@@ -107,7 +108,7 @@ def load_stage(
     layers = stage_layers(job)[processes.stage]
     built = build_stage(
         base.config, layers, processes.tensor, sequence_parallel=job.layout.sequence_parallel, recompute=job.recompute,
-        dtype=_DTYPES[job.dtype], device=device, trust_remote_code=job.config.trust_remote_code,
+        dtype=DTYPES[job.dtype], device=device, trust_remote_code=job.config.trust_remote_code,
         lora=adapters.settings_of(job.config, given), bits=adapters.bits_of(job.config),
     )  # fmt: skip
     adapters.check_vocabulary(built, int(job.base.config["vocab_size"]), base.config.vocab_size)
@@ -121,7 +122,7 @@ def load_stage(
     )  # fmt: skip
     own = {name: (parameter, built.places[name].part) for name, parameter in built.parameters.items() if not is_adapter(name)}
     load(own, files, names, grown=grown)
-    fill(built.quantized, built.places, lambda name, part: files.read(names[name], part, _DTYPES[job.dtype]))
+    fill(built.quantized, built.places, lambda name, part: files.read(names[name], part, DTYPES[job.dtype]))
     adapters.begin(built, given)
     return built, names
 

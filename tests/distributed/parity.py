@@ -78,7 +78,7 @@ def _put(wholes: dict[str, Tensor], name: str, place: tuple[Any, tuple[int, ...]
         part.put(wholes.setdefault(name, torch.full(shape, torch.nan, dtype=values.dtype)), values)
 
 
-def expected(case: dict[str, Any], ranks: list[dict[str, Any]], dtype: torch.dtype | None = None) -> Trained:
+def expected(case: dict[str, Any], ranks: list[dict[str, Any]], dtype: torch.dtype | None = None, *, kept_alone: bool = False) -> Trained:
     """The same by the reference. Quantised weights are what the ranks made of them."""
     dense: dict[str, Tensor] = {}
     for rank in ranks:
@@ -94,4 +94,4 @@ def expected(case: dict[str, Any], ranks: list[dict[str, Any]], dtype: torch.dty
     batches = [sampler.documents(number).astype(np.int64) for number in range(case.get("iterations", worker.ITERATIONS))]
     reader = MemoryReader(worker.DOCUMENTS, config.vocab_size, worker.SEQ)
     make = reference.OPTIMIZERS[case.get("optimizer", "adamw")]
-    return reference.train(model, reader, batches, case.get("loss_mask", 0.0), make, name_of)
+    return reference.train(model, reader, batches, case.get("loss_mask", 0.0), make, name_of, kept_alone=kept_alone)

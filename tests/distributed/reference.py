@@ -42,7 +42,7 @@ def make_model(config: Any, dtype: torch.dtype, dense: Mapping[str, Tensor] | No
 
 def train(
     model: Any, reader: Any, batches: list[np.ndarray], loss_mask: float, make_optimizers: Callable[[dict[str, Any]], list[Any]],
-    own_name: Callable[[str], str] = lambda name: name,
+    own_name: Callable[[str], str] = lambda name: name, *, kept_alone: bool = False,
 ) -> Trained:  # fmt: skip
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     masters = {name: torch.nn.Parameter(parameter.detach().float().clone()) for name, parameter in trained.items()}
@@ -51,7 +51,7 @@ def train(
     first: dict[str, Tensor] = {}
     records = []
     for numbers in batches:
-        loss, sums = _gradients(model, trained, reader, numbers, loss_mask)
+        loss, sums = _gradients(model, trained, reader, numbers, loss_mask, kept_alone)
         first = first or {name: value.clone() for name, value in sums.items()}
         for name, master in masters.items():
             master.grad = sums[name]
@@ -70,16 +70,23 @@ def train(
 
 
 def _gradients(
-    model: Any, trained: Mapping[str, Any], reader: Any, numbers: np.ndarray, loss_mask: float
+    model: Any, trained: Mapping[str, Any], reader: Any, numbers: np.ndarray, loss_mask: float, kept_alone: bool
 ) -> tuple[float, dict[str, Tensor]]:
     weights = [plain.weights_of(reader[int(number)], loss_mask) for number in numbers]
     total = sum(float(weight.sum()) for weight in weights)
     sums = {name: torch.zeros(parameter.shape) for name, parameter in trained.items()}
     loss_sum = 0.0
-    for number, weight in zip(numbers, weights, strict=True):
+    for number, own in zip(numbers, weights, strict=True):
+        weight = own
         ids = torch.from_numpy(reader[int(number)].ids.astype(np.int64))[None]
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        loss = (torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none") * weight).sum() / total
+        targets = ids[0, 1:]
+        if kept_alone:
+            kept = weight.nonzero().flatten()
+            hidden = model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[0, kept]
+            logits, targets, weight = model.get_output_embeddings()(hidden).float(), targets[kept], weight[kept]
+        else:
+            logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        loss = (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weight).sum() / total
         loss.backward()
         loss_sum += float(loss.detach())
         for name, parameter in trained.items():
