@@ -27,6 +27,7 @@ from sft.job import plain
 from sft.job.parity import TOLERANCES
 from sft.job.prepare import Job
 from sft.job.worker import DTYPES, load_stage, read_base
+from sft.optimizer.norm import square_sum
 
 _NOTHING = OptimizerSpec(name="sgd", lr=0.0, beta1=0.0, beta2=0.0, eps=1e-8, weight_decay=0.0)  # gradients are asked for, not updates
 _GRADIENT = {torch.float32: 1e-4, torch.bfloat16: 0.03}  # of a tensor's own size
@@ -148,7 +149,7 @@ def _reference(
         tokens.append(plain.token_losses(model, job.reader, numbers, job.config.loss_mask))
         loss, sums = plain.gradients(model, job.reader, numbers, job.config.loss_mask)
         losses.append(loss)
-        norms.append(float(torch.nn.utils.get_total_norm(list(sums.values()))))
+        norms.append(float(square_sum(sums.values(), device).sqrt()))
         save_file({name: gradient.cpu().contiguous() for name, gradient in sums.items()}, folder / file)
         del model, sums
     deviation = float((tokens[1] - tokens[0]).square().mean().sqrt()) / max(1, tokens[0].numel()) ** 0.5

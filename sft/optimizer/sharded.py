@@ -21,6 +21,7 @@ from sft.model.gradients import sum_replicas_of_parts, sum_shared
 from sft.model.tensor_parallel import Place
 from sft.optimizer.algorithms import make_algorithms
 from sft.optimizer.exchange import OnItsWay, Replicas, begin_reduction, gather_weights
+from sft.optimizer.norm import square_sum
 from sft.optimizer.ownership import Parcel, num_rows_of, parcels
 from sft.optimizer.shards import make_shards
 from sft.optimizer.sums import GradientSums
@@ -160,7 +161,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
     def _agreed_norm(self, gradients: Mapping[str, Tensor]) -> float:
         """Every weight counts once. The only moment of an iteration at which the host waits for the device."""
         counted = [gradient for name, gradient in gradients.items() if self.is_first_holder(name)]
-        square = torch.nn.utils.get_total_norm(counted).to(self._device, torch.float64).square()
+        square = square_sum(counted, self._device)
         votes = [torch.as_tensor(vote, dtype=torch.float64).to(self._device) for vote in self._votes()]
         sums = torch.stack([square, *votes])
         dist.all_reduce(sums)

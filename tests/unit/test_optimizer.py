@@ -20,6 +20,7 @@ from sft.model.slices import Slice
 from sft.model.tensor_parallel import Place
 from sft.optimizer import algorithms, states
 from sft.optimizer.algorithms import make_algorithms, nvidia_fused_adam
+from sft.optimizer.norm import square_sum
 from sft.optimizer.ownership import num_rows_of, parcels, split_rows
 from sft.optimizer.sharded import Groups, ShardedOptimizer, Trained
 from sft.optimizer.shards import make_shards
@@ -207,6 +208,14 @@ def test_nothing_is_updated_where_the_caller_does_not_approve():
     with pytest.raises(ArithmeticError, match=re.escape("4.0 [2.0, 1.0]")):
         optimizer.step()
     assert parameter.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("count", [0, 1, 1023, 1024, 3_000_001])
+def test_norms_of_large_tensors_are_exact(count):
+    torch.manual_seed(count)
+    values = torch.randn(count) * torch.rand(count).pow(6)
+    found = float(square_sum([values, values[: count // 2]], CPU))
+    assert found == pytest.approx(float(values.double().square().sum() + values[: count // 2].double().square().sum()), rel=1e-6)
 
 
 def test_the_apex_on_pypi_is_taken_for_what_it_is(monkeypatch):
