@@ -12,7 +12,9 @@ from tokenize_data.chat import ASSISTANT, ROLE_NAMES, TEMPLATE, ChatTemplate, Re
 from tokenize_data.encode import Encoded, Encoder
 from tokenize_data.errors import RowError
 from tokenize_data.records import RowReader, parse_line
-from tokenize_data.sources import MAX_LINE_BYTES, Chunk
+from tokenize_data.rows import Unreadable, too_long
+from tokenize_data.sources import Chunk
+from tokenize_data.streams import MAX_LINE_BYTES
 
 
 @dataclass(frozen=True)
@@ -89,23 +91,21 @@ class Converter:
     def __call__(self, chunk: Chunk) -> Converted:
         result = Converted(replace(chunk, data=b""))  # the lines need not travel back to the process that writes
         rows: list[tuple[int, bytes, int, list[Rendered]]] = []  # line, raw, copies, documents
-        for line, size in chunk.too_long:
-            result.read += 1
-            result.rejects.append(Reject(line, f"{size:,} bytes long, more than {MAX_LINE_BYTES:,}: split the row, or shorten it", b""))
-        for line, raw in enumerate(chunk.data.split(b"\n"), chunk.first_line):
-            if not raw or raw.isspace():
-                continue
+        for line, row in chunk.rows():
             copies = self._choices[chunk.source].copies(line)
             if copies == 0:
                 result.left_out += 1
                 continue
             result.read += 1
+            if not isinstance(row, Unreadable) and len(row) > MAX_LINE_BYTES:
+                row = too_long(len(row))
+            if isinstance(row, Unreadable):
+                result.rejects.append(Reject(line, row.reason, row.raw))
+                continue
             try:
-                if len(raw) > MAX_LINE_BYTES:
-                    raise RowError(f"{len(raw):,} bytes long, more than {MAX_LINE_BYTES:,}: split the row, or shorten it")
-                rows.append((line, raw, copies, self.render(raw, chunk.source)))
+                rows.append((line, row, copies, self.render(row, chunk.source)))
             except RowError as error:
-                result.rejects.append(Reject(line, str(error), raw))
+                result.rejects.append(Reject(line, str(error), row))
         self._encode(rows, result)
         result.rejects.sort(key=lambda reject: reject.line)
         return result

@@ -257,7 +257,8 @@ def _all_have(rows: Iterable[Row], keys: tuple[str, ...]) -> bool:
 
 def _join_parts(content: Any) -> Any:
     if isinstance(content, list) and content and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-        return "".join(str(part.get("text", "")) for part in content)
+        texts = [part.get("text") for part in content]
+        return "".join(texts) if all(isinstance(text, str) for text in texts) else content
     return content
 
 
