@@ -15,6 +15,7 @@ from tokenize_data.streams import MAX_LINE_BYTES
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BOM = "\ufeff"
+_IN_NUMBERS = "0123456789+-.eE"  # a number may go on in the next piece of the file
 _UNREADABLE = (ValueError, OverflowError, TypeError, NotImplementedError, RecursionError)  # what Arrow raises of a value, UTF-8 included
 
 
@@ -86,7 +87,7 @@ class _Text:
         while True:
             left = len(self._text) - self._at
             reason, end = self._try()
-            if end is not None and (end < len(self._text) or self._is_whole):
+            if end is not None and (self._is_whole or self._text[end : end + 1] not in _IN_NUMBERS):
                 break
             if self._is_whole:
                 raise self.error(reason)
@@ -201,7 +202,7 @@ class _Lines:
 
     def taken(self) -> tuple[bytes, int]:
         """What was taken since the last time, and how many lines that is."""
-        raw, count = b"".join(self._taken), len(self._taken)
+        raw, count = b"".join(self._taken).rstrip(b"\r\n"), len(self._taken)
         self._taken, self._size = [], 0
         return raw, count
 
@@ -209,9 +210,8 @@ class _Lines:
 def _physical_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
     rest = b""
     for block in blocks:
-        lines = (rest + block).splitlines(keepends=True)
-        rest = b"" if lines[-1].endswith(b"\n") else lines.pop()  # one that ends with \r may go on with \n
-        yield from lines
+        *lines, rest = (rest + block).split(b"\n")
+        yield from (line + b"\n" for line in lines)
         if len(rest) > MAX_LINE_BYTES:
             yield rest
             rest = b""
