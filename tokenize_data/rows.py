@@ -15,7 +15,8 @@ from tokenize_data.streams import MAX_LINE_BYTES
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BOM = "\ufeff"
-_IN_NUMBERS = "0123456789+-.eE"  # a number may go on in the next piece of the file
+_STRUCTURE = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{}]', re.DOTALL)  # a text, whose end may be missing, or a bracket
+_SCALAR = re.compile(r'[^ \t\r\n,\[\]{}"]*+')
 _UNREADABLE = (ValueError, OverflowError, TypeError, NotImplementedError, RecursionError)  # what Arrow raises of a value, UTF-8 included
 
 
@@ -38,7 +39,7 @@ def too_long(size: int) -> Unreadable:
 
 
 def json_rows(name: str, blocks: Iterator[bytes]) -> Iterator[Row]:
-    """Each value in the file's own words. A file that is no JSON is an error, as nobody knows where its next row begins."""
+    """Each value in the file's own words, checked later. It is an error of the file where nobody can tell where the next one begins."""
     text = _Text(name, blocks)
     if text.next_character() != "[":
         while text.next_character():
@@ -64,7 +65,6 @@ class _Text:
     def __init__(self, name: str, blocks: Iterator[bytes]) -> None:
         self._name, self._blocks = name, blocks
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # a row is decoded again, and refused by itself
-        self._json = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
         self._text, self._at, self._row, self._is_whole = "", 0, 0, False
 
     def next_character(self) -> str:
@@ -83,17 +83,13 @@ class _Text:
     def value(self) -> bytes:
         """The JSON value that begins here, on one line: within its texts a line feed is an escape, outside of them it is a space."""
         self._row += 1
-        self.next_character()
-        while True:
+        if self.next_character() in ("", ",", "]", "}", ":"):
+            raise self.error("a value is missing")
+        while (end := _end_of_value(self._text, self._at, self._is_whole)) is None:
             left = len(self._text) - self._at
-            reason, end = self._try()
-            if end is not None and (self._is_whole or self._text[end : end + 1] not in _IN_NUMBERS):
-                break
-            if self._is_whole:
-                raise self.error(reason)
-            if left > MAX_LINE_BYTES:
-                raise self.error(f"more than {MAX_LINE_BYTES:,} characters long, or not valid JSON ({reason or 'no end'})")
-            self._read(max(left, 1))
+            if self._is_whole or left > MAX_LINE_BYTES:
+                raise self.error("it has no end" if self._is_whole else f"more than {MAX_LINE_BYTES:,} characters long, or without an end")
+            self._read(left)
         piece = self._text[self._at : end]
         self._at = end
         return piece.replace("\n", " ").encode("utf-8", "surrogateescape")
@@ -105,14 +101,6 @@ class _Text:
             "write a list of objects, or a .jsonl file with one object a line"
         )
 
-    def _try(self) -> tuple[str, int | None]:
-        try:
-            return "", self._json.raw_decode(self._text, self._at)[1]
-        except json.JSONDecodeError as error:
-            return f"{error.msg} at character {error.pos - self._at + 1}", None
-        except RecursionError as error:
-            raise self.error("nested too deeply") from error
-
     def _read(self, least: int) -> None:
         """At least so many characters more, unless the file ends."""
         parts = [self._text[self._at :]]
@@ -122,6 +110,26 @@ class _Text:
             parts.append(self._decoder.decode(block or b"", final=block is None))
             least -= len(parts[-1])
         self._text, self._at = "".join(parts), 0
+
+
+def _end_of_value(text: str, at: int, is_whole: bool) -> int | None:
+    """Where the value that begins at `at` ends, None if the text does not show that. No value is made: a small file may hold millions."""
+    if text[at] == '"':
+        found = _STRUCTURE.match(text, at)
+        return found.end() if found and found[1] else None
+    if text[at] not in "[{":
+        found = _SCALAR.match(text, at)
+        assert found is not None
+        return found.end() if is_whole or found.end() < len(text) else None
+    depth = 0
+    for found in _STRUCTURE.finditer(text, at):
+        character = text[found.start()]
+        if character == '"':
+            continue
+        depth += 1 if character in "[{" else -1
+        if depth == 0:
+            return found.end()
+    return None
 
 
 # ---- CSV and TSV
@@ -180,8 +188,7 @@ class _Lines:
 
     def __init__(self, name: str, blocks: Iterator[bytes]) -> None:
         self._name, self._lines = name, _physical_lines(blocks)
-        self._taken: list[bytes] = []
-        self._size = 0
+        self._taken, self._count = bytearray(), 0
         self.rows, self.is_end = 0, False
 
     def __iter__(self) -> _Lines:
@@ -192,9 +199,9 @@ class _Lines:
         if line is None:
             self.is_end = True
             raise StopIteration
-        self._taken.append(line)
-        self._size += len(line)
-        if self._size > MAX_LINE_BYTES:
+        self._taken += line
+        self._count += 1
+        if len(self._taken) > MAX_LINE_BYTES:
             raise UserError(
                 f"{self._name} row {self.rows + 1}: more than {MAX_LINE_BYTES:,} bytes long: close its quotes, or shorten the row"
             )
@@ -202,8 +209,8 @@ class _Lines:
 
     def taken(self) -> tuple[bytes, int]:
         """What was taken since the last time, and how many lines that is."""
-        raw, count = b"".join(self._taken).rstrip(b"\r\n"), len(self._taken)
-        self._taken, self._size = [], 0
+        raw, count = bytes(self._taken).rstrip(b"\r\n"), self._count
+        self._taken, self._count = bytearray(), 0
         return raw, count
 
 

@@ -117,9 +117,8 @@ def test_numbers_and_dates_stay_what_they_were_after_many_texts(bench):
     bench.write(json.dumps([pair("q", answer) for answer in answers]), "a.json")
     assert [row["gold"] for row in rows_of(bench.root / "a.json")] == answers
     for name in ("a.csv", "a.json"):
-        few = bench.write(
-            (bench.root / name).read_bytes().replace(b"q,text\n", b"").replace(b'{"prompt": "q", "gold": "text"}, ', b""), name
-        )
+        content = (bench.root / name).read_bytes()
+        few = bench.write(content.replace(b"q,text\n", b"").replace(b'{"prompt": "q", "gold": "text"}, ', b""), name)
         assert bench.tokenize("--data", few, run_name=name).code == 0
         assert [trained for _, trained in texts(bench, name)] == [f"{answer}<|im_end|>" for answer in answers[12_000:]]
 
@@ -206,9 +205,9 @@ def test_a_bad_csv_row_is_refused_and_the_next_one_read(bench, name):
         ("a.json", "[]", "has no rows"),
         ("a.json", "[1, 2", "row 2: no ',' or ']' after it"),
         ("a.json", '[{"a": 1} {"a": 2}]', "row 1: no ',' or ']' after it"),
-        ("a.json", '[{"a": 1}, ]', "row 2: Expecting value"),
+        ("a.json", '[{"a": 1}, ]', "row 2: a value is missing"),
         ("a.json", '[{"a": 1}] 5', "something follows the list's ']'"),
-        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.json", "[" * 100_000, "row 1: it has no end"),
         ("a.json", '{"a": {"b": "c"', "cannot be read as JSON: row 1"),
         ("a.arrow", "ARROW1 no", "cannot be read as arrow"),
         ("a.parquet.gz", "x", "is a compressed parquet file: decompress it first"),
@@ -230,8 +229,8 @@ def test_any_bytes_give_rows_or_one_line(data, size):
     for read in readers:
         try:
             assert all(isinstance(row, Unreadable) or b"\n" not in row for row in read())
-        except UserError as error:
-            assert str(error)
+        except UserError:
+            continue  # anything else is a traceback
 
 
 # ---- which file
@@ -276,18 +275,8 @@ def test_rows_are_not_copied_outside_the_chosen_folders(bench, monkeypatch, tmp_
     bench.write('[{"prompt": "secret", "gold": "secret"}]', "a.json")
     bench.write("prompt,gold\nsecret,secret\n", "a.csv")
     parquet.write_table(pa.Table.from_pylist([pair("secret", "secret")]), bench.root / "a.parquet")
-    command = [
-        sys.executable,
-        "-m",
-        "tokenize_data",
-        "--run_name",
-        "r",
-        "--tokenized_data_dir",
-        bench.tokenized,
-        "--checkpoint",
-        bench.base,
-    ]
-    command += ["--data", *(bench.root / f"a.{kind}" for kind in ("json", "csv", "parquet"))]
+    command = [sys.executable, "-m", "tokenize_data", "--run_name", "r", "--checkpoint", bench.base]
+    command += ["--tokenized_data_dir", bench.tokenized, "--data", *(bench.root / f"a.{kind}" for kind in ("json", "csv", "parquet"))]
     subprocess.run([str(part) for part in command], check=True, cwd=elsewhere)
     assert [file for file in elsewhere.rglob("*") if file.is_file()] == []
 
@@ -402,8 +391,9 @@ ENORMOUS = {
     "white space": ("a.jsonl", b" " * (1 << 20), b"", b"\n", "no row can be used|bytes long, more than 16,777,216"),
     "a JSON text": ("a.json", b"x" * (1 << 20), b'[{"prompt": "', b'"}]', "row 1: more than 16,777,216 characters long"),
     "a JSON list of lists": ("a.json", b"[0]," * (1 << 18), b"[[", b"]]", "row 1: more than 16,777,216 characters long"),
+    "a line of lists": ("a.jsonl", b"[0]," * (1 << 18), b"[", b"]\n", "bytes long, more than 16,777,216"),
     "a quoted value": ("a.csv", b"x\n" * (1 << 19), b'prompt,gold\nq,"', b'"\n', "row 1: more than 16,777,216 bytes long"),
-    "a line of values": ("a.csv", b"x," * (1 << 19), b"prompt,gold\n", b"\n", "row 1: more than 16,777,216 bytes long"),
+    "a line of cells": ("a.csv", b"x," * (1 << 19), b"prompt,gold\n", b"\n", "row 1: more than 16,777,216 bytes long"),
     "a header": ("a.csv", b"x" * (1 << 20), b"", b"\n", "row 1: more than 16,777,216 bytes long"),
 }
 
@@ -411,22 +401,37 @@ ENORMOUS = {
 @pytest.mark.parametrize("packing", ["zst", "gz"])
 @pytest.mark.parametrize("what", ENORMOUS)
 def test_enormous_rows_in_small_files_take_little_memory(bench, what, packing):
-    """Each is 600 MB when decompressed, in a file of a few kilobytes."""
+    """Each is 300 MB when decompressed, in a file of a few kilobytes."""
     name, piece, before, after, message = ENORMOUS[what]
-    data = bench.write(compressed(packing, piece, 600, before, after), f"{name}.{packing}")
+    data = bench.write(compressed(packing, piece, 300, before, after), f"{name}.{packing}")
     assert data.stat().st_size < 4 << 20
-    done = run_with(400, bench, data)
+    done = run_with(250, bench, data)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr[-2000:]
     assert any(part in done.stderr for part in message.split("|")), done.stderr
 
 
+def test_a_row_of_many_values_takes_little_memory(bench):
+    """15 MB, which Python's own objects would need half a GB for."""
+    good, bad = json.dumps(pair()), f'{{"prompt": [{"[0]," * 3_900_000}[0]], "gold": "a"}}'
+    done = run_with(250, bench, bench.write(f"[{good},\n{bad}]", "a.json"), "--max_bad_rows", "1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (rejected,) = map(json.loads, (bench.tokenized / "r" / "rejected.jsonl").read_text().splitlines())
+    assert rejected["reason"] == "more than 500,000 values: a row is one flat object"
+
+
+def test_a_malformed_row_of_a_json_list_costs_itself_alone(bench):
+    good = json.dumps(pair())
+    assert bench.tokenize("--data", bench.write(f'[{good}, {{"prompt": x}}, 5, {good}]', "a.json"), "--max_bad_rows", "2").code == 0
+    assert bench.manifest()["rows"] == {"read": 4, "accepted": 2, "rejected": 2, "left_out": 0}
+
+
 def test_a_json_list_of_many_rows_is_read_in_pieces(bench):
-    """120 MB of one list."""
+    """60 MB of one list."""
     row = json.dumps(pair("q" * 1000, "a" * 23_000)).encode()
-    data = bench.write(compressed("zst", row + b", ", 5000, b"[", row + b"]"), "a.json.zst")
-    done = run_with(400, bench, data, "--seq", "16", "--max_bad_rows", "5001")
+    data = bench.write(compressed("zst", row + b", ", 2500, b"[", row + b"]"), "a.json.zst")
+    done = run_with(250, bench, data, "--seq", "16", "--max_bad_rows", "2501")
     assert done.returncode == 2
-    assert "5,001 rows read = 0 accepted + 5,001 rejected" in done.stderr
+    assert "2,501 rows read = 0 accepted + 2,501 rejected" in done.stderr
 
 
 # ---- names and byte-order marks
