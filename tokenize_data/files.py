@@ -40,10 +40,7 @@ def as_json(content: Any, indent: int | None = None) -> bytes:
 
 def _open(path: Path, flags: int) -> int:
     handle = os.open(path, flags | os.O_CLOEXEC, _MODE)
-    try:
-        if os.fstat(handle).st_mode & 0o777 != _MODE:  # an old file, or a umask that takes our own right away
+    if os.fstat(handle).st_mode & 0o777 != _MODE:  # an old file, or a umask that takes our own right away
+        with contextlib.suppress(PermissionError):  # another's file, who lets us write to it and decides who reads it
             os.fchmod(handle, _MODE)
-    except OSError:
-        os.close(handle)
-        raise
     return handle
