@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -41,6 +42,8 @@ class OneLineParser(argparse.ArgumentParser):
 
 def exit_code_of(program: str, main: Callable[[], int]) -> int:
     """Run `main` as a command: a UserError becomes one line on stderr and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no UTF-8, and is printed all the same
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main()
     except UserError as error:
