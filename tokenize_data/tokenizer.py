@@ -28,6 +28,7 @@ from tokenizers import AddedToken, Tokenizer
 from tokenize_data.errors import UserError
 
 _VERBATIM_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _WANTED_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
 _CONVERT = """
 import os, sys, warnings
@@ -88,13 +89,18 @@ class BaseTokenizer:
         return hashlib.sha256(json.dumps(pipeline, sort_keys=True).encode()).hexdigest()
 
     def extended(self, tokens: tuple[str, ...]) -> BaseTokenizer:
-        """The same with `tokens` added as special tokens, those it knows already left as they are."""
-        missing = [token for token in dict.fromkeys(tokens) if self.backend.token_to_id(token) is None]
-        if not missing:
+        """The same with `tokens` as special tokens: those that it finds whole stay, those in its vocabulary alone keep their ids."""
+        torn = [token for token in dict.fromkeys(tokens) if not self.finds(token)]
+        if not torn:
             return self
         backend = Tokenizer.from_str(self.backend.to_str())
-        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
-        return replace(self, backend=backend, added=self.added + tuple(missing))
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in torn])
+        return replace(self, backend=backend, added=self.added + tuple(t for t in torn if self.backend.token_to_id(t) is None))
+
+    def finds(self, token: str) -> bool:
+        """Whether this token is found in a text as a whole. One that is in the vocabulary alone is taken apart."""
+        number = self.backend.token_to_id(token)
+        return number is not None and number in self.backend.encode(f"a{token}a", add_special_tokens=False).ids
 
     def save(self, folder: Path, chat_template: str | None) -> None:
         """A folder that AutoTokenizer reads back to the same ids: tokenizer.json is used as it stands."""
@@ -134,6 +140,7 @@ def _is_verbatim(folder: Path, config: dict[str, Any]) -> bool:
     known = {token["content"] for token in _read_json(folder / "tokenizer.json").get("added_tokens", [])}
     declared = [token["content"] for token in config.get("added_tokens_decoder", {}).values()]
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    declared += [token.get("content") if isinstance(token, dict) else token for name in _SPECIAL_NAMES if (token := config.get(name))]
     declared += list(extra.values()) if isinstance(extra, dict) else [t["content"] if isinstance(t, dict) else t for t in extra]
     return known.issuperset(declared)
 
