@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenize_data.chat import ChatTemplate
 from tokenize_data.errors import UserError
-from tokenize_data.tokenizer import BaseTokenizer
+from tokenize_data.tokenizer import BaseTokenizer, read_template
 
 MEGATRON_TOKENS = ("<|im_start|>", "<|im_end|>")
 OWN = "the tokenizer's own"
@@ -65,7 +65,7 @@ def _find_source(choice: str, tokenizer: BaseTokenizer) -> tuple[str, str]:
     if choice in packaged_templates():
         return choice, (resources.files("tokenize_data") / "jinja" / f"{choice}.jinja").read_text()
     try:
-        return choice, Path(choice).read_text()
+        return choice, read_template(Path(choice))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         names = ", ".join(packaged_templates())
