@@ -95,8 +95,8 @@ def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | No
     base = base or find_base_model(config)
     adapters.check_base(config, base)
     root = Path(config.tokenized_data_dir)
-    reader = ShardReader(dataset_folder(root, config.run_name))
-    validation = ShardReader(dataset_folder(root, f"{config.run_name}-val")) if config.has_validation else None
+    reader = ShardReader(dataset_folder(root, config.run_name)).keep_open()
+    validation = ShardReader(dataset_folder(root, f"{config.run_name}-val")).keep_open() if config.has_validation else None
     for part in (reader, validation):
         if part is not None and part.manifest.seq > config.seq:
             raise UserError(
