@@ -10,14 +10,14 @@ import platform
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from sft.job import processes
-from tokenize_data.errors import UserError
+from tokenize_data.errors import TRACEBACK, UserError
 
-TRACEBACK = "SFT_TRACEBACK"  # set by a person who wants more than a line
 _SAME_SIGNAL_SECONDS = 3.0
 
 
@@ -63,7 +63,7 @@ def guarded(command: str, work: Callable[[], int]) -> int:
         return work()
     except Exception as error:
         if os.environ.get(TRACEBACK):
-            raise
+            traceback.print_exc()
         code = _code_of(error)
         if int(os.environ["WORLD_SIZE"]) > 1:
             leave(code, reason_of(error), is_consequence=_is_consequence(error))

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +87,22 @@ def start(
             )
             return EXIT_FAILED
         return _told(command, notes, codes, stacks)
+
+
+def as_exit_code(command: str, what: str, code: int, may_be: Collection[int]) -> int:
+    """How another program ended, as this one's exit code. What it does not say itself is a crash, and said here."""
+    if code in may_be:
+        return code
+    how = f"was killed ({signal_name(-code)}): out of memory, or from outside?" if code < 0 else f"crashed (exit code {code})"
+    sys.stderr.write(f"sft {command}: {what} {how}\n")
+    return EXIT_FAILED
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has none
+        return f"signal {number}"
 
 
 def free_port() -> int:
@@ -180,14 +196,14 @@ def _told(command: str, notes: Path, codes: Sequence[int], stacks: Path | None) 
             return EXIT_FAILED
         sys.stderr.write(f"sft {command}: {first['message']}{hint if first['code'] == EXIT_FAILED else ''}\n")
         return int(first["code"])
-    names = ", ".join(signal.Signals(number).name for number in killed) or f"exit codes {', '.join(map(str, codes))}"
+    names = ", ".join(map(signal_name, killed)) or f"exit codes {', '.join(map(str, codes))}"
     sys.stderr.write(f"sft {command}: {_dead(codes) or f'the processes of this run ended without a word ({names})'}{hint}\n")
     return EXIT_FAILED
 
 
 def _dead(codes: Sequence[int]) -> str | None:
     """Ranks that were ended by a signal. We kill the others in turn, but only after one has failed."""
-    killed = [f"{rank} ({signal.Signals(-code).name})" for rank, code in enumerate(codes) if code < 0]
+    killed = [f"{rank} ({signal_name(-code)})" for rank, code in enumerate(codes) if code < 0]
     if not killed:
         return None
     return f"processes were killed: rank {', '.join(killed)}: out of memory, or from outside?"

@@ -51,6 +51,12 @@ def is_finished(folder: Path) -> bool:
     return (folder / "adapter").is_dir() or ((folder / "hf").is_dir() and not trains_adapters(folder))
 
 
+def result_of(folder: Path) -> Path | None:
+    """The folder of a finished run's model or adapter. None where it is not finished, or holds no weights any more."""
+    result = folder / ("adapter" if (folder / "adapter").is_dir() else "hf")
+    return result if is_finished(folder) and any(result.glob("*.safetensors")) else None
+
+
 def trains_adapters(folder: Path) -> bool:
     """By run.toml; a run without one trains weights."""
     try:
