@@ -104,8 +104,9 @@ class TrainConfig:
     gpu_file: str | None = setting(None, "TOML file with GPUs of your own: a table for each", "layout", metavar="F")
 
     hang_timeout: float | None = setting(
-        None, "seconds without progress that end a run (default: ten usual iterations, at least 120)", "layout", metavar="S", above=0
-    )
+        None, "seconds without progress that end a run (default: ten usual iterations, at least 120; an hour for files)", "layout",
+        metavar="S", above=0,
+    )  # fmt: skip
 
     replace_timeout: float = setting(
         300.0, "seconds that the others wait for a lost node, before they go on with fewer replicas", "layout", metavar="S", above=0

@@ -18,6 +18,7 @@ from sft.config.train import TrainConfig
 from sft.job import ending, hostfile, hub, lease, nodes, processes, torchrun
 from sft.job.base import find_base_model
 from sft.job.devices import visible_gpus
+from sft.job.identity import refuse_another
 from sft.job.prepare import Job, facts_of, make_job, placement_warning, tokenise
 from sft.observe import run_folder
 from sft.observe.header import header, iterations_text
@@ -49,6 +50,7 @@ def _decide(config: TrainConfig) -> Job | int:
     if code:
         return code
     job = make_job(config, base)
+    refuse_another(job)
     if (finished := _code_if_finished(job)) is not None:
         return finished
     _compare_documents(job)
@@ -143,6 +145,7 @@ def _run_as_worker(config: TrainConfig) -> int:
     if code := torchrun.prepared(store, config, base, tokenise):
         return code
     job = torchrun.compare(store, config, lambda: make_job(config, base, world=int(os.environ["WORLD_SIZE"])))
+    refuse_another(job)
     if os.environ["RANK"] != "0":
         return processes.EXIT_FINISHED if run_folder.is_finished(job.folder) else _work(job, store)
     if (finished := _code_if_finished(job)) is not None:

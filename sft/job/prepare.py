@@ -15,7 +15,7 @@ import numpy as np
 
 from sft.config.naming import run_folder
 from sft.config.train import TrainConfig
-from sft.job import adapters
+from sft.job import adapters, processes
 from sft.job.base import BaseModel, find_base_model, tokenizer_flags
 from sft.job.devices import visible_gpus
 from sft.job.planning import choose, trained_share
@@ -81,12 +81,18 @@ def tokenise(config: TrainConfig, base: BaseModel) -> int:
     command += ["--val", *config.val] if config.val else []
     command += ["--retokenize"] if config.retokenize else []
     if not (config.datasets or config.val_datasets):
-        return subprocess.run(command).returncode
+        return _run_data_stage(command)
     with tempfile.TemporaryDirectory(prefix="sft-") as scratch:  # the lists alone: everything else are flags here
         file = Path(scratch, "datasets.yaml")
         lists = {name: [dataset_values(spec) for spec in getattr(config, name)] for name in ("datasets", "val_datasets")}
         file.write_text(json.dumps(escaped(lists)))
-        return subprocess.run([*command, "--config", str(file)]).returncode
+        return _run_data_stage([*command, "--config", str(file)])
+
+
+def _run_data_stage(command: list[str]) -> int:
+    code = subprocess.run(command).returncode
+    known = (processes.EXIT_OK, processes.EXIT_USER_ERROR, processes.EXIT_FAILED)
+    return processes.as_exit_code("train", "the data stage (tokenize_data)", code, known)
 
 
 def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | None = None) -> Job:
@@ -95,8 +101,8 @@ def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | No
     base = base or find_base_model(config)
     adapters.check_base(config, base)
     root = Path(config.tokenized_data_dir)
-    reader = ShardReader(dataset_folder(root, config.run_name))
-    validation = ShardReader(dataset_folder(root, f"{config.run_name}-val")) if config.has_validation else None
+    reader = ShardReader(dataset_folder(root, config.run_name)).keep_open()
+    validation = ShardReader(dataset_folder(root, f"{config.run_name}-val")).keep_open() if config.has_validation else None
     for part in (reader, validation):
         if part is not None and part.manifest.seq > config.seq:
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sft.engine.pipeline import Pipeline
 from sft.job.prepare import Job, config_values, resolved_facts, versions
 from tokenize_data.errors import UserError, shorten
 
+KEPT_TOKENIZER = "tokenizer"  # in the run's folder: that of the data set goes when the data is tokenised anew
 # What decides the order and the content of the data, and what the optimizer's states mean.
 _RESOLVED = ("data", "base_fingerprint", "adapter_fingerprint")
 _CONFIGURED = ("global_batch", "seed", "optimizer", "loss_mask")
@@ -84,12 +86,23 @@ class Saver:
             commit.prune(self._job.folder, self._job.config.keep, self.best)
 
 
+def keep_tokenizer(job: Job) -> None:
+    """Copy what the export needs of the tokenised data."""
+    target = job.folder / KEPT_TOKENIZER
+    scratch = target.with_name(f".{KEPT_TOKENIZER}.part")
+    for folder in (scratch, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(job.reader.folder / job.reader.manifest.tokenizer["folder"], scratch)
+    scratch.rename(target)
+
+
 def facts_for(job: Job, names: Mapping[str, str], vocabulary_size: int, adapter: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What a checkpoint says of its run: enough to refuse another one, and to export without it."""
     manifest = job.reader.manifest
+    tokenizer = job.folder / KEPT_TOKENIZER
     return {
         "config": config_values(job.config), "resolved": resolved_facts(job), "versions": versions(), "names": dict(names),
-        "vocabulary_size": vocabulary_size, "tokenizer_folder": str((job.reader.folder / manifest.tokenizer["folder"]).resolve()),
+        "vocabulary_size": vocabulary_size, "tokenizer_folder": str(tokenizer.resolve()),
         "tokenizer": manifest.tokenizer["fingerprint"], "template": manifest.template, "adapter": adapter,
     }  # fmt: skip
 

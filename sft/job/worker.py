@@ -19,12 +19,13 @@ from sft.engine.groups import Processes, form_groups
 from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
 from sft.job import adapters
-from sft.job.ending import Interrupt, Watchdog
+from sft.job.ending import Interrupt
 from sft.job.loop import iterate
 from sft.job.merging import merge_into
 from sft.job.prepare import Job, stage_layers
-from sft.job.saving import Saver, facts_for, go_on, training_facts
+from sft.job.saving import KEPT_TOKENIZER, Saver, facts_for, go_on, keep_tokenizer, training_facts
 from sft.job.watch import Watch, watched
+from sft.job.watchdog import Watchdog
 from sft.model.build import BuiltStage, build_stage
 from sft.model.lora import is_adapter
 from sft.model.quantized import fill
@@ -64,21 +65,24 @@ def work(job: Job, store: Any = None) -> None:
         built, names = load_stage(job, base, processes, device, given)
         pipeline = Pipeline(
             built, processes, optimizer=optimizer_settings(job), clip=job.config.clip, device=device,
-            vocabulary_size=base.config.vocab_size, is_interrupted=lambda: interrupt.name is not None,
+            vocabulary_size=base.config.vocab_size, is_interrupted=lambda: interrupt.is_asked,
         )  # fmt: skip
         peers = peers_of(dist.new_group(backend="gloo") if device.type == "cuda" else None)
         start = go_on(job, pipeline, peers, watch.say, watch.warn)
         if built.adapted is not None:
             watch.say(adapters.trained_text(built))
+        if dist.get_rank() == 0:
+            keep_tokenizer(job)
         watch.start(start)
         file_names = {name: names[name] for name in built.all_places}
         facts = facts_for(job, file_names, base.config.vocab_size, adapters.facts(built, job.config, job.base))
         saver = Saver(job, pipeline, peers, facts, watch.warn)
         watchdog = Watchdog(job.config.hang_timeout, watch.warn)
         watchdog.start()
-        result = iterate(job, pipeline, watch, saver, peers, start, watchdog.beat)
+        result = iterate(job, pipeline, watch, saver, peers, start, watchdog, interrupt)
+        with watchdog.during("writing the model", folder=job.folder):
+            _write_result(job, pipeline, _origins(job, base, file_names, training_facts(facts, result)), facts["adapter"], watch)
         watchdog.end()
-        _write_result(job, pipeline, _origins(job, base, file_names, training_facts(facts, result)), facts["adapter"], watch)
         watch.finish(job.result_folder)
     stop_worker()
 
@@ -157,8 +161,7 @@ def _write_result(job: Job, pipeline: Pipeline, origins: Origins, adapter: Mappi
 
 
 def _origins(job: Job, base: LoadedBase, names: Mapping[str, str], facts: Mapping[str, Any]) -> Origins:
-    manifest = job.reader.manifest
     return Origins(
-        config=base.config, generation_config=base.generation_config, tokenizer_folder=job.reader.folder / manifest.tokenizer["folder"],
+        config=base.config, generation_config=base.generation_config, tokenizer_folder=job.folder / KEPT_TOKENIZER,
         names=names, facts=facts,
     )  # fmt: skip

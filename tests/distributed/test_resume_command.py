@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,35 @@ def test_early_stopping_exports_the_best(site: Site):
     assert "stopped early: 2 validations without a better loss than" in done.stdout
     assert f"the model of iteration {best} is exported" in done.stdout
     assert (site.root / "checkpoints" / f"{_RUN}-early" / f"step-{best:07d}").is_dir()
+
+
+def test_data_that_is_tokenised_anew_does_not_disturb_a_run(site: Site):
+    """Validation and training data are replaced before the first validation; the run goes on, and its checkpoint can be exported."""
+    name, run = "anew", "llama-base-anew-seq256"
+    folder = site.root / "checkpoints" / run
+    flags = ["--checkpoint", "base", "--run_name", name, "--data", "train.jsonl", "--val", "val.jsonl", "--seq", "256"]
+    command = [sys.executable, "-m", "sft", *flags, "--global_batch", "4", "--iters", "4000", "--eval_interval", "50"]
+    process = subprocess.Popen(command, cwd=site.root, env=site.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        _until(process, lambda: (folder / "metrics.jsonl").exists() and len(site.metrics(run)) >= 2)
+        process.send_signal(signal.SIGSTOP)
+        assert not any("val_loss" in record for record in site.metrics(run))
+        other = ["--data", "val.jsonl", "--val", "train.jsonl", "--retokenize", "--checkpoint", "base", "--run_name", name, "--seq", "256"]
+        made = subprocess.run([sys.executable, "-m", "tokenize_data", *other], cwd=site.root, env=site.environment(), capture_output=True)
+        assert made.returncode == 0, made.stderr
+        process.send_signal(signal.SIGCONT)
+        _until(process, lambda: any("val_loss" in record for record in site.metrics(run)))
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 75, err
+    done = site.sft("export", str(folder), "--out", "anew-hf")
+    assert done.returncode == 0, done.stderr
+    assert (site.root / "anew-hf" / "tokenizer_config.json").exists()
+
+
+def _until(process: subprocess.Popen, holds: Callable[[], bool]) -> None:
+    while not holds():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)

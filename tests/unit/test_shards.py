@@ -295,3 +295,18 @@ def test_a_killed_worker_is_an_error_not_a_missing_chunk(bench):
         list(ordered_map(lambda number: os._exit(9) if number == 7 else number, range(20), 2))
     with pytest.raises(ZeroDivisionError):
         list(ordered_map(lambda number: 1 // (number - 3), range(20), 2))
+
+
+def test_a_data_set_that_is_kept_open_outlives_its_files(bench, monkeypatch):
+    """Another takes its place while it is read."""
+    monkeypatch.setattr("tokenize_data.shards.SHARD_BYTES", 1 << 10)
+    make(bench, 3000)
+    folder = bench.tokenized / "r"
+    whole = ShardReader(folder)
+    assert len(whole.manifest.shards) > 2
+    expected = [document.ids.tolist() for document in whole]
+    kept = ShardReader(folder).keep_open()
+    make(bench, 4, "--retokenize")
+    assert len(ShardReader(folder)) == 4
+    assert [document.ids.tolist() for document in kept] == expected
+    assert len(kept.lengths) == len(kept.trained) == 3000

@@ -49,6 +49,7 @@ if codes:
 records = [{"iteration": 1, "loss": 3.0, "val_loss": 2.0 + len(values["loss"])}, {"iteration": 2, "loss": 2.5, "val_loss": 4.0}]
 (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\\n" for record in records))
 (run / "hf").mkdir()
+(run / "hf" / "model.safetensors").touch()
 """
 
 
@@ -179,6 +180,33 @@ def test_failures_are_tried_again_and_finished_ones_are_not(folder: Path, capsys
     assert table()["small-full-120"]["best_val_loss"] == "4.0"
     assert sum(len((run / "gpus").read_text().split()) for run in folder.glob("sweeps/grid/runs/*/run")) == 2 + 3 + 2 + 2
     assert (folder / "sweeps" / "grid" / "axis-loss.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_an_end_without_a_result_is_a_failure(folder: Path, capsys: pytest.CaptureFixture[str], code: int):
+    """Whatever the exit code says: nothing was trained."""
+    (folder / "plan" / "small-full-120").write_text(f"{code} {code}")
+    exit_code, out, err = sweep(capsys)
+    assert exit_code == 3
+    assert f"small-full-120: failed (exit code {code}), tried again (1 of 1): it ended as if finished, and left no model in " in out
+    assert err.endswith(f"its last words: it went wrong {code}\n")
+    assert table()["small-full-120"]["state"] == "failed"
+
+
+def test_a_model_whose_weights_are_gone_is_no_result(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert sweep(capsys)[0] == 0
+    run = next(folder.glob("sweeps/grid/runs/small-full-120/run"))
+    (run / "hf" / "model.safetensors").unlink()
+    assert sweep(capsys, "--table")[0] == 0
+    assert table()["small-full-120"]["state"] == "interrupted"
+
+
+def test_a_trial_that_was_killed(folder: Path, capsys: pytest.CaptureFixture[str]):
+    script = (folder / "trainer.py").read_text().replace("sys.exit(int(codes[0]))", "os.kill(os.getpid(), int(codes[0]))")
+    (folder / "trainer.py").write_text(script)
+    (folder / "plan" / "small-full-120").write_text("9 9")
+    assert sweep(capsys)[0] == 3
+    assert table()["small-full-120"]["reason"] == "it was killed (SIGKILL): out of memory, or from outside?"
 
 
 def test_several_at_once_have_gpus_of_their_own(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
