@@ -1,6 +1,7 @@
 """A training job, from what was typed to the exported model.
 
-In reading order: settings (flags and recipe) and devices, base (the base model's facts), planning (what is asked of the plan), prepare
+In reading order: settings (flags and recipe) and devices, base (the base model's facts), question
+(which layouts are open to the plan) and planning (what is known of the data and the machine), prepare
 (what will be done) and speed (of this CPU), launch (questions and processes), lease (one run at a time in a folder), nodes, meeting,
 preflight and network (the same command on several nodes), hostfile (over ssh), torchrun (workers that torchrun started), processes (this
 node's workers, and how they ended), ending (how a worker ends: errors, signals, hangs), worker (what each process does), loop (all

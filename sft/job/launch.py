@@ -60,7 +60,7 @@ def _decide(config: TrainConfig) -> Job | int:
         accepted = _ask(iterations_text(facts), job.iterations)
         if accepted is None:
             return processes.EXIT_OK
-        job = replace(job, config=replace(config, iters=accepted), iterations=accepted)
+        job = replace(job, config=replace(job.config, iters=accepted), iterations=accepted)
     return job
 
 

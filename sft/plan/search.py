@@ -38,6 +38,7 @@ class Question:
     adapters: Adapters | None = None
     tp: int | None = None
     pp: int | None = None
+    dp: int | None = None
     micro_batch: int | None = None
     recompute: str | None = None
     sequence_parallel: bool | None = None
@@ -110,6 +111,7 @@ def _ranges(layers: int, pp: int, cost: float) -> tuple[range, ...]:
     return tuple(layer_ranges(layers, pp, head_cost=cost))
 
 
+@lru_cache(maxsize=64)
 def search(question: Question) -> Found:
     """Everything that may be chosen, evaluated. A setting that is given stays as it is."""
     fitting: list[Choice] = []
@@ -138,6 +140,8 @@ def _layouts(question: Question, refused: dict[tuple[int, int], str]) -> Iterato
     for tp in (question.tp,) if question.tp else sizes:
         for pp in (question.pp,) if question.pp else sizes:
             if question.world % (tp * pp) and not (question.tp and question.pp):
+                continue
+            if question.dp is not None and question.dp * tp * pp != question.world:
                 continue
             try:
                 yield layout_of(question, tp, pp)

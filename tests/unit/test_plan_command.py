@@ -17,6 +17,7 @@ from sft.cli import entry
 from sft.config.train import TrainConfig
 from sft.job import planning
 from sft.job.prepare import facts_of, make_job, stage_layers
+from sft.job.question import Case
 from sft.plan.gpus import TABLE
 from tests.conftest import Workbench, pair
 from tests.unit.test_plan_search import LLAMA_8B, LLAMA_70B
@@ -146,7 +147,7 @@ def tokenised(bench: Workbench, tmp_path: Path) -> TrainConfig:
     return TrainConfig(run_name="r", tokenized_data_dir=str(bench.tokenized), checkpoint=str(bench.base), save_checkpoint_dir=str(tmp_path))
 
 
-class _Base:
+class BaseStub:
     """What make_job needs of a base model."""
 
     family, is_entry, num_parameters, fingerprint = "llama", False, 8_030_261_248, "x"
@@ -160,17 +161,20 @@ def test_training_takes_the_first_of_the_plan(tokenised, monkeypatch):
     monkeypatch.setattr(planning, "visible_gpus", lambda: 8)
     monkeypatch.setattr("sft.job.prepare.visible_gpus", lambda: 8)
     monkeypatch.setattr(planning, "gpu_here", lambda table: TABLE["h100-80gb"])
-    base: Any = _Base(LLAMA_8B)
+    base: Any = BaseStub(LLAMA_8B)
     job = make_job(tokenised, base)
     reader = job.reader
-    batches = planning.batches_of(reader, job.sampler)
-    question = planning.make_question(tokenised, base, batches, planning.trained_share(tokenised, reader), TABLE["h100-80gb"], 8)
+    case = Case(
+        config=tokenised, base=base, world=8, gpu=TABLE["h100-80gb"], pack=lambda _: planning.batches_of(reader, job.sampler),
+        trained_share=planning.trained_share(tokenised, reader),
+    )  # fmt: skip
+    question = case.ask().question
     choice = planning.best(question)
     assert (job.layout, job.micro_batch, job.recompute, job.dtype) == (choice.layout, choice.micro_batch, choice.recompute, "bf16")
     assert stage_layers(job) == list(choice.ranges)
     expected = facts_of(job).expected_seconds
     assert expected == pytest.approx(job.iterations * choice.seconds.total)
-    large: Any = _Base(LLAMA_70B)
+    large: Any = BaseStub(LLAMA_70B)
     with pytest.raises(UserError, match=r"does not fit: .* no layout on 8 fits: \d+ GPUs do") as refused:
         make_job(replace(tokenised, tp=1, pp=1), large)
     assert "of 80 GB" in str(refused.value)
@@ -180,14 +184,14 @@ def test_on_gpus_that_nobody_knows_training_is_as_simple_as_it_was(tokenised, mo
     monkeypatch.setattr(planning, "visible_gpus", lambda: 2)
     monkeypatch.setattr("sft.job.prepare.visible_gpus", lambda: 2)
     monkeypatch.setattr(planning, "gpu_here", lambda table: None)
-    base: Any = _Base(LLAMA_8B)
+    base: Any = BaseStub(LLAMA_8B)
     job = make_job(tokenised, base)
     assert (str(job.layout), job.micro_batch, job.recompute) == ("tp 1 x pp 1 x dp 2", 4, "none")
     assert facts_of(job).expected_seconds is None
 
 
 def test_on_the_cpu_what_is_simplest_is_taken_until_memory_is_short(tokenised, monkeypatch):
-    base: Any = _Base(LLAMA_8B | {"num_hidden_layers": 12, "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 49152})
+    base: Any = BaseStub(LLAMA_8B | {"num_hidden_layers": 12, "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 49152})
     job = make_job(tokenised, base)
     assert (str(job.layout), job.micro_batch, job.recompute, job.dtype) == ("tp 1 x pp 1 x dp 1", 1, "none", "fp32")
     assert facts_of(job).expected_seconds is not None
