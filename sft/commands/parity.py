@@ -25,6 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     import os
 
     from sft.job import ending, processes
+    from sft.plan.experts import check_no_experts
     from sft.plan.layout import ModelShape, choose_layout
 
     for name in ("tp", "pp", "dp", "iters"):
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 
             raise UserError(f"--{name} {getattr(arguments, name)} must be at least 1")
     config = _model_config(arguments)
+    check_no_experts(config.to_dict())
     world = arguments.tp * arguments.pp * arguments.dp
     layout = choose_layout(
         world, ModelShape.of_config(config.to_dict()), tp=arguments.tp, pp=arguments.pp,

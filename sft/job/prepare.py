@@ -23,6 +23,7 @@ from sft.job.question import settled
 from sft.job.speed import expected_seconds
 from sft.observe.header import Facts
 from sft.plan.architecture import Architecture, head_cost
+from sft.plan.experts import check_no_experts
 from sft.plan.layout import Layout, ModelShape
 from sft.plan.packing import plan_batch
 from sft.plan.placement import Placement
@@ -73,7 +74,8 @@ class Job:
 
 
 def tokenise(config: TrainConfig, base: BaseModel) -> int:
-    """Run the data stage, which says what it does. Returns its exit code."""
+    """Run the data stage, which says what it does. Returns its exit code. A base that cannot be trained is refused first."""
+    check_no_experts(base.config)
     command = [sys.executable, "-m", "tokenize_data", "--run_name", config.run_name, "--tokenized_data_dir", config.tokenized_data_dir]
     command += tokenizer_flags(config, base)
     for name in _DATA_FLAGS:
