@@ -17,7 +17,7 @@ from rich.console import Console
 from sft.config.train import TrainConfig
 from sft.job import ending, hostfile, hub, lease, nodes, processes, torchrun
 from sft.job.base import find_base_model
-from sft.job.devices import visible_gpus
+from sft.job.devices import prepare_gpus, visible_gpus
 from sft.job.prepare import Job, facts_of, make_job, placement_warning, tokenise
 from sft.observe import run_folder
 from sft.observe.header import header, iterations_text
@@ -156,6 +156,7 @@ def _work(job: Job, store: Any = None) -> int:
     """Be a worker. What is slow to import is imported here."""
 
     def work() -> int:
+        prepare_gpus()
         importlib.import_module("sft.engine.start").prepare_environment()
         importlib.import_module("sft.job.worker").work(job, store)
         return processes.EXIT_OK

@@ -12,12 +12,12 @@ import numpy as np
 
 from sft.config.train import TrainConfig
 from sft.job.base import BaseModel, Described, describe_base_model
-from sft.job.devices import visible_gpus
+from sft.job.devices import gpu_here, visible_gpus
 from sft.job.question import Case, Pack, global_batch_of, recompute_of
 from sft.job.speed import cpu_operations_per_second
 from sft.plan.answer import Data, Plan
 from sft.plan.architecture import KNOWN_KINDS
-from sft.plan.gpus import GB, TABLE, Gpu, find_gpu, gpu_here, read_gpus
+from sft.plan.gpus import GB, TABLE, Gpu, find_gpu, read_gpus
 from sft.plan.layout import Layout
 from sft.plan.rows import Batches
 from sft.plan.sampler import Sampler, num_iterations

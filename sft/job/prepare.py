@@ -17,7 +17,7 @@ from sft.config.naming import run_folder
 from sft.config.train import TrainConfig
 from sft.job import adapters
 from sft.job.base import BaseModel, find_base_model, tokenizer_flags
-from sft.job.devices import visible_gpus
+from sft.job.devices import check_torch, visible_gpus
 from sft.job.planning import choose, trained_share
 from sft.job.question import settled
 from sft.job.speed import expected_seconds
@@ -75,6 +75,7 @@ class Job:
 
 def tokenise(config: TrainConfig, base: BaseModel) -> int:
     """Run the data stage, which says what it does. Returns its exit code. A base that cannot be trained is refused first."""
+    check_torch(visible_gpus())
     check_no_experts(base.config)
     command = [sys.executable, "-m", "tokenize_data", "--run_name", config.run_name, "--tokenized_data_dir", config.tokenized_data_dir]
     command += tokenizer_flags(config, base)

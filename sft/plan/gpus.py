@@ -1,4 +1,4 @@
-"""What a GPU can do: the table that plans are made with, the user's own entries, and which one this machine has, found without torch.
+"""What a GPU can do: the table that plans are made with, the user's own entries, and which kind a device is.
 
 Rates are those of the data sheets (dense bf16; links and networks in one direction). `*_efficiency` is the share of a rate that large
 operations reach in practice: the only numbers here that come from measured runs, one set for all runs on a kind of GPU.
@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import difflib
 import re
-import subprocess
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from tokenize_data.errors import UserError
 
 GB = 2**30  # of memory, as GPUs count it
-_PROC = Path("/proc/driver/nvidia/gpus")
+_MIG_SLICES = 7  # of a whole GPU's processors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A GPU of a machine, or an instance of a partitioned one (MIG): `index` is then that of the GPU."""
+
+    index: int
+    name: str  # as the driver calls it
+    uuid: str | None = None
+    memory_gb: float | None = None
+    is_partitioned: bool = False
+    is_instance: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +138,20 @@ def _read_entry(file: Path, name: str, entry: dict[str, Any], table: dict[str, G
     return Gpu(name=name.lower(), **values)
 
 
-def gpu_here(table: dict[str, Gpu] | None = None) -> Gpu | None:
-    """The first GPU of this machine. None where there is none, or none that the table has."""
-    return recognise(_name_from_driver() or _name_from_tool(), TABLE if table is None else table)
+def plan_for(device: Device, table: dict[str, Gpu]) -> Gpu | None:
+    """The kind of GPU that a device is. An instance of a partitioned one has its share of memory and rates."""
+    whole, _, share = device.name.partition(" MIG ")
+    gpu = recognise(whole, table)
+    slices = re.match(r"(\d+)(?:c\.\d+)?g\.(\d+)gb", share)
+    if gpu is None or not slices:
+        return None if device.is_instance else gpu
+    memory = device.memory_gb or float(slices[2])
+    part = min(1.0, int(slices[1]) / _MIG_SLICES)
+    return replace(
+        gpu, name=f"{gpu.name}-{slices[0]}", memory_gb=round(memory, 1), bf16_tflops=gpu.bf16_tflops * part,
+        fp32_tflops=gpu.fp32_tflops * part, memory_gbps=gpu.memory_gbps * min(1.0, memory / gpu.memory_gb), gpus_per_node=1,
+        reserved_gb=min(gpu.reserved_gb, memory / 8),
+    )  # fmt: skip
 
 
 def recognise(name: str | None, table: dict[str, Gpu]) -> Gpu | None:
@@ -137,24 +159,3 @@ def recognise(name: str | None, table: dict[str, Gpu]) -> Gpu | None:
     words = set(re.split(r"[^a-z0-9]+", re.sub(r"rtx (?=\d)", "rtx", (name or "").lower())))
     found = [(len(words & set(key.split("-"))), -len(key), gpu) for key, gpu in table.items() if key.split("-")[0] in words]
     return max(found, key=lambda entry: entry[:2])[2] if found else None
-
-
-def _name_from_driver() -> str | None:
-    if not _PROC.is_dir():
-        return None
-    for folder in sorted(_PROC.iterdir()):
-        try:
-            text = (folder / "information").read_text()
-        except OSError:
-            continue
-        if found := re.search(r"^Model:\s*(.+)$", text, re.MULTILINE):
-            return found.group(1)
-    return None
-
-
-def _name_from_tool() -> str | None:
-    try:
-        done = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None
