@@ -49,6 +49,7 @@ def this_cpu(processes: int, operations_per_second: float = _CPU_OPERATIONS) -> 
     return Gpu(
         name="cpu", memory_gb=round(memory, 1), bf16_tflops=rate, fp32_tflops=rate, memory_gbps=10.0 / processes, link_gbps=2.0,
         network_gbps=1.0, gpus_per_node=max(processes, 1), matrix_efficiency=1.0, reserved_gb=min(1.0, memory / 4),
+        spare=0.0, communicator_gb=0.0,
     )  # fmt: skip
 
 

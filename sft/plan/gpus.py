@@ -16,6 +16,7 @@ from typing import Any
 from tokenize_data.errors import UserError
 
 GB = 2**30  # of memory, as GPUs count it
+_MAY_BE_ZERO = ("reserved_gb", "spare", "communicator_gb")
 _MIG_SLICES = 7  # of a whole GPU's processors
 
 
@@ -33,7 +34,7 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """Memory in GB (2^30 bytes); rates in TFLOP/s and GB/s (10^9 bytes)."""
+    """Memory in GB (2^30 bytes), as CUDA reports it: a little less than a GPU's name says. Rates in TFLOP/s and GB/s (10^9 bytes)."""
 
     name: str
     memory_gb: float
@@ -47,20 +48,25 @@ class Gpu:
     memory_efficiency: float = 0.75
     link_efficiency: float = 0.75
     network_efficiency: float = 0.8
-    reserved_gb: float = 3.0  # the CUDA context, NCCL's buffers, what the allocator cannot use
+    reserved_gb: float = 1.0  # the CUDA context, loaded kernels, workspaces of cuBLAS
+    spare: float = 0.03  # share of the memory that stays free: fragments between segments that grow, and what a plan does not know
+    communicator_gb: float = 0.5  # buffers of one of NCCL's communicators over NVLink (nccl issues 864, 964)
 
-    @property
-    def usable_bytes(self) -> int:
-        return int((self.memory_gb - self.reserved_gb) * GB)
+    def withheld_gb(self, communicators: int) -> float:
+        """What is not for tensors."""
+        return self.reserved_gb + self.spare * self.memory_gb + self.communicator_gb * communicators
+
+    def usable_bytes(self, communicators: int) -> int:
+        return int((self.memory_gb - self.withheld_gb(communicators)) * GB)
 
 
 def _gpu(
     name: str, memory_gb: float, bf16: float, memory_gbps: float, link: float, network: float, efficiency: float, fp32: float = 19.5,
-    reserved_gb: float = 3.0,
+    reserved_gb: float = 1.0,
 ) -> Gpu:  # fmt: skip
     return Gpu(
         name=name, memory_gb=memory_gb, bf16_tflops=bf16, memory_gbps=memory_gbps, link_gbps=link, network_gbps=network,
-        matrix_efficiency=efficiency, fp32_tflops=fp32, reserved_gb=reserved_gb,
+        matrix_efficiency=efficiency, fp32_tflops=fp32, reserved_gb=reserved_gb, communicator_gb=0.5 if link >= 100 else 0.2,
     )  # fmt: skip
 
 
@@ -69,20 +75,20 @@ _AMPERE, _HOPPER = 0.83, 0.63
 TABLE: dict[str, Gpu] = {
     gpu.name: gpu
     for gpu in (
-        _gpu("a100-40gb", 40, 312, 1555, 300, 25, _AMPERE),
-        _gpu("a100-80gb", 80, 312, 2039, 300, 25, _AMPERE),
-        _gpu("h100-80gb", 80, 989, 3350, 450, 50, _HOPPER, 67),
-        _gpu("h100-pcie-80gb", 80, 756, 2000, 50, 25, _HOPPER, 51),
-        _gpu("h200-141gb", 140, 989, 4800, 450, 50, _HOPPER, 67),
-        _gpu("gh200-96gb", 95, 989, 4000, 450, 50, _HOPPER, 67),
+        _gpu("a100-40gb", 39.4, 312, 1555, 300, 25, _AMPERE),
+        _gpu("a100-80gb", 79.1, 312, 2039, 300, 25, _AMPERE),
+        _gpu("h100-80gb", 79.1, 989, 3350, 450, 50, _HOPPER, 67),
+        _gpu("h100-pcie-80gb", 79.1, 756, 2000, 50, 25, _HOPPER, 51),
+        _gpu("h200-141gb", 139.7, 989, 4800, 450, 50, _HOPPER, 67),
+        _gpu("gh200-96gb", 94.4, 989, 4000, 450, 50, _HOPPER, 67),
         _gpu("b200-180gb", 178, 2250, 7700, 900, 50, _HOPPER, 75),
-        _gpu("a10g-24gb", 22.5, 70, 600, 25, 6, _AMPERE, 31, 1.5),
-        _gpu("a40-48gb", 45, 150, 696, 50, 12.5, _AMPERE, 37, 2.0),
-        _gpu("a6000-48gb", 48, 155, 768, 50, 12.5, _AMPERE, 39, 2.0),
-        _gpu("l4-24gb", 22.5, 121, 300, 25, 12.5, 0.6, 30, 1.5),
-        _gpu("l40s-48gb", 45, 362, 864, 25, 25, 0.6, 92, 2.0),
-        _gpu("rtx3090-24gb", 24, 71, 936, 25, 6, _AMPERE, 36, 1.5),
-        _gpu("rtx4090-24gb", 24, 165, 1008, 25, 6, _AMPERE, 83, 1.5),
+        _gpu("a10g-24gb", 22.0, 70, 600, 25, 6, _AMPERE, 31, 0.8),
+        _gpu("a40-48gb", 44.3, 150, 696, 50, 12.5, _AMPERE, 37, 0.8),
+        _gpu("a6000-48gb", 47.4, 155, 768, 50, 12.5, _AMPERE, 39, 0.8),
+        _gpu("l4-24gb", 21.9, 121, 300, 25, 12.5, 0.6, 30, 0.8),
+        _gpu("l40s-48gb", 44.3, 362, 864, 25, 25, 0.6, 92, 0.8),
+        _gpu("rtx3090-24gb", 23.6, 71, 936, 25, 6, _AMPERE, 36, 0.8),
+        _gpu("rtx4090-24gb", 23.6, 165, 1008, 25, 6, _AMPERE, 83, 0.8),
     )
 }
 
@@ -129,7 +135,7 @@ def _read_entry(file: Path, name: str, entry: dict[str, Any], table: dict[str, G
         if key not in keys:
             close = difflib.get_close_matches(key, keys, n=1)
             raise UserError(f"{file}: [{name}] has an unknown key '{key}'" + (f": did you mean '{close[0]}'?" if close else ""))
-        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0 or (value == 0 and key != "reserved_gb"):
+        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0 or (value == 0 and key not in _MAY_BE_ZERO):
             raise UserError(f"{file}: [{name}] {key} = {value!r} must be a number above 0")
         values[key] = value
     missing = [key for key in ("memory_gb", "bf16_tflops", "memory_gbps", "link_gbps", "network_gbps") if key not in values]

@@ -76,7 +76,7 @@ def test_a_preference_that_does_not_fit_the_memory_is_left(packaged, capsys, tmp
     small = ["--checkpoint", "smollm2", "--size", "135m", *on(2)]
     _, found = plan(capsys, packaged, *small, "--tp", "1", "--pp", "1", "--micro_batch", "1", "--recompute", "full")
     toy = tmp_path / "gpus.toml"
-    toy.write_text(f'[toy]\nlike = "h100-80gb"\nmemory_gb = {found["peak_gb"] - 0.3}\nreserved_gb = 0\n')
+    toy.write_text(f'[toy]\nlike = "h100-80gb"\nmemory_gb = {found["peak_gb"] - 0.3}\nreserved_gb = 0\nspare = 0\ncommunicator_gb = 0\n')
     code, found = plan(capsys, packaged, *small, "--gpu_file", toy, "--gpu", "toy")
     assert code == 0, found
     assert (found["tp"], found["pp"]) != (1, 1)
