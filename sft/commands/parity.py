@@ -42,9 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_small(arguments: argparse.Namespace, world: int) -> int:
+    from sft.plan.experts import check_no_experts
     from sft.plan.layout import ModelShape, choose_layout
 
     config = _model_config(arguments)
+    check_no_experts(config.to_dict())
     layout = choose_layout(
         world, ModelShape.of_config(config.to_dict()), tp=arguments.tp, pp=arguments.pp,
         sequence_parallel=not arguments.no_sequence_parallel, global_batch=world * 12,

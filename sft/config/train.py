@@ -56,6 +56,10 @@ class TrainConfig:
     iters: int | None = setting(None, "iterations, instead of those computed", "duration", metavar="N", least=1)
     no_autoaccept_iters: bool = setting(False, "show the calculation, and ask before starting", "duration")
     global_batch: int = setting(64, "documents an iteration", "duration", metavar="N", least=1)
+    gradient_accumulation: int | None = setting(
+        None, "rows that each replica adds up in an iteration: A * micro_batch * dp documents, in place of --global_batch; micro_batch "
+        "counts as 1 unless it is given", "duration", metavar="A", least=1,
+    )  # fmt: skip
 
     lr: float = setting(2e-5, "highest learning rate", "optimizer", above=0)
     min_lr: float = setting(2e-6, "lowest learning rate at the end", "optimizer", least=0)

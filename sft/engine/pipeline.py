@@ -59,12 +59,13 @@ class Pipeline:
         self._is_interrupted = is_interrupted
         self.should_stop = False  # a signal has reached some process; the same on every one, after a step
         self.loss = Loss(built.stage, vocabulary_size, processes.tensor)
-        module = _OneStagePipeline(built.stage, processes, self.loss)
+        with processes.communicators.lent():
+            module = _OneStagePipeline(built.stage, processes, self.loss)
         self.optimizer = ShardedOptimizer(
             _trained(built, processes), optimizer, Groups(tensor=processes.tensor, replicas=processes.replicas, tied=processes.tied),
             clip=clip, device=device, votes=self._votes, approve=self._approve,
         )  # fmt: skip
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), processes.communicators.lent():
             self._engine, *_ = deepspeed.initialize(
                 model=module, optimizer=self.optimizer, config=_deepspeed_config(processes.layout.dp), dist_init_required=False
             )  # fmt: skip

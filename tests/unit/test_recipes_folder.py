@@ -43,7 +43,7 @@ def asked(recipe: str, *argv: str) -> TrainConfig:
     parser = argparse.ArgumentParser()
     add_flags(parser)
     values = combined(typed_values(parser.parse_args(["--config", str(FOLDER / f"{recipe}.yaml"), *argv])), pytest.fail)
-    return make_config(values, world=1)
+    return make_config(values)
 
 
 @pytest.fixture
