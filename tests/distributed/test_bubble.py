@@ -22,7 +22,6 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return run_chosen(request, CASES, tmp_path_factory.mktemp("bubble"))
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["pp2, 4 rows", pytest.param("pp4, 12 rows", marks=pytest.mark.slow)])
 def test_a_pipeline_waits_as_long_as_its_schedule_says(name, results):
     pp = CASES[name]["pp"]

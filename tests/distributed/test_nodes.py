@@ -148,7 +148,7 @@ def test_four_hosts_one_of_them_late(site: Site, node: Callable):
         assert four["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("end", ["replaced", _slow("fewer")])
 def test_after_a_loss_the_run_goes_on(site: Site, node: Callable, end: str):
     """With a replacement that comes in time; without one, with half the replicas."""

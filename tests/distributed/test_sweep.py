@@ -57,7 +57,7 @@ def _kill_when(site: Site, name: str, ready: Callable[[], bool], number: signal.
     return process.wait(120)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("losses", [("full",), pytest.param(("completion", "full"), marks=pytest.mark.slow)], ids=["one", "two"])
 def test_a_sweep_killed_twice_ends_with_the_same_table(site: Site, losses: tuple[str, ...]):
     whole_name, name = f"whole{len(losses)}", f"killed{len(losses)}"

@@ -162,7 +162,7 @@ def main(cases_file: str, out: str, seconds: str) -> None:
         "train": train_and_validate, "not_finite": trouble.not_finite, "masters": trouble.masters, "self_check": trouble.check,
         "hang": hang, "memory": memory.measure, "adapters": adapters.train_adapters, "bubble": bubble.measure,
     }  # fmt: skip
-    device = start_worker(timeout_seconds=120)
+    device = start_worker(timeout_seconds=600)
     reuse_groups()
     for number, case in enumerate(json.loads(Path(cases_file).read_text())):
         disarm = arm(Path(out), float(seconds))
