@@ -141,10 +141,15 @@ def act(fault: dict[str, Any]) -> None:
 
 
 def _is_me(who: str) -> bool:
-    """`main` is the command; its workers are `rank 0`, `rank 1`, ... and `rank *`. None is a helper process of multiprocessing."""
+    """`main` is the command; its workers are `rank 0`, `rank 1`, ... and `rank *`; those of a recipe NAME.yaml are `run NAME`.
+
+    None is a helper process of multiprocessing.
+    """
     rank = os.environ.get("RANK")
     if "--multiprocessing-fork" in sys.orig_argv or any("multiprocessing" in word for word in sys.orig_argv[1:3]):
         return False
+    if who.startswith("run "):
+        return rank is not None and any(word.endswith(f"/{who[4:]}.yaml") for word in sys.argv)
     return rank is None if who == "main" else rank is not None and who in ("rank *", f"rank {rank}")
 
 
