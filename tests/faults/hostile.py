@@ -252,8 +252,8 @@ def _python(lair: Lair, arguments: list[str]) -> tuple[int, str]:
 
     environment = lair.site.environment({"HF_HUB_OFFLINE": "1"})
     done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=lair.folder, env=environment, capture_output=True, text=True, check=False, timeout=HANG_SECONDS,
-        stdin=subprocess.DEVNULL,
+        [sys.executable, "-m", *arguments], cwd=lair.folder, env=environment, capture_output=True, text=True, check=False,
+        timeout=HANG_SECONDS, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     return done.returncode, done.stderr
 

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 class Fault:
     """`point` is such as iteration:5, write:1 (the first save) or event:1200; `gate` a folder of its own.
 
-    `who` is `main` (the command), `rank N`, `rank *`, or `run NAME` of a recipe NAME.yaml. `action` is hold, kill, stop, signal:SIGTERM, files:BYTES, memory:BYTES,
-    readonly:FOLDER or clock:SECONDS.
+    `who` is `main` (the command), `rank N`, `rank *`, or `run NAME` of a recipe NAME.yaml. `action` is hold, kill, stop, signal:SIGTERM,
+    files:BYTES, memory:BYTES, readonly:FOLDER or clock:SECONDS.
     """
 
     point: str
