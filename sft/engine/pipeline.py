@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,7 @@ class Pipeline:
     ) -> None:  # fmt: skip
         self.built, self.processes, self.device = built, processes, device
         self._is_interrupted = is_interrupted
+        self.on_gradients: Callable[[Mapping[str, Tensor]], None] | None = None  # sees them when they are complete, before they are clipped
         self.should_stop = False  # a signal has reached some process; the same on every one, after a step
         self.loss = Loss(built.stage, vocabulary_size, processes.tensor)
         module = _OneStagePipeline(built.stage, processes, self.loss)
@@ -124,6 +125,8 @@ class Pipeline:
         tied = self.built.tied_name
         if tied in gradients and self.processes.tied is not None:
             dist.all_reduce(gradients[tied], group=self.processes.tied)
+        if self.on_gradients is not None:
+            self.on_gradients(gradients)
         total = torch.nn.utils.get_total_norm(list(gradients.values()))
         is_bad = ~torch.isfinite(total.to(self.device))
         if self.loss.losses:
@@ -150,5 +153,10 @@ def _deepspeed_config(dp: int, clip: float, dtype: torch.dtype) -> dict[str, Any
         "pipeline": {"use_reentrant": False, "pipe_partitioned": False, "grad_partitioned": False},
     }  # fmt: skip
     if dtype is torch.bfloat16:
-        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        # The loss is computed outside the module, so DeepSpeed's prologue of the backward pass comes after the gradients of head and norm,
+        # and would clear them: they are added to the float32 sums at once instead. Those are reduced as they are, in float32.
+        config |= {
+            "bf16": {"enabled": True, "immediate_grad_update": True}, "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
+        }  # fmt: skip
     return config

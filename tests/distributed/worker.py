@@ -79,7 +79,7 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
     fill(built.quantized, built.places, lambda name, part: part.take(whole[name]) if part else whole[name])
     initialise(built.parameters, built.places, adapters.SEED)
     settings = OptimizerSettings(
-        name="adamw", lr=plain.LR, beta1=plain.BETAS[0], beta2=plain.BETAS[1], eps=plain.EPS, weight_decay=plain.DECAY
+        name=case.get("optimizer", "adamw"), lr=plain.LR, beta1=plain.BETAS[0], beta2=plain.BETAS[1], eps=plain.EPS, weight_decay=plain.DECAY
     )  # fmt: skip
     pipeline = Pipeline(
         built, processes, optimizer=settings, clip=plain.CLIP, dtype=dtype, device=device, vocabulary_size=config.vocab_size
@@ -97,6 +97,8 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
 def config_of(case: dict[str, Any]) -> Any:
     """The family's tiny configuration, with as many of its layers as the case wants."""
     config = tiny_config(case["family"])
+    if "tied" in case:
+        config.tie_word_embeddings = case["tied"]
     for name, value in case.get("sizes", {}).items():
         setattr(config, name, value)
     config.num_hidden_layers = case.get("layers", config.num_hidden_layers)
@@ -156,11 +158,12 @@ def arm(out: Path, seconds: float) -> Callable[[], None]:
 
 
 def main(cases_file: str, out: str, seconds: str) -> None:
-    from tests.distributed import adapters, bubble, memory, trouble
+    from tests.distributed import adapters, bubble, memory, parity, trouble
 
     kinds = {
         "train": train_and_validate, "not_finite": trouble.not_finite, "masters": trouble.masters, "self_check": trouble.check,
         "hang": hang, "memory": memory.measure, "adapters": adapters.train_adapters, "bubble": bubble.measure,
+        "parity": parity.train,
     }  # fmt: skip
     device = start_worker(timeout_seconds=600)
     reuse_groups()
