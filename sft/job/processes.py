@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sft.engine.listen import ATTEMPT
 from sft.job.network import interface_towards
 
 EXIT_OK, EXIT_FINISHED, EXIT_USER_ERROR, EXIT_FAILED, EXIT_PREEMPTED = 0, 1, 2, 3, 75
@@ -41,6 +43,7 @@ class Place:
     node: int = 0
     address: str = "127.0.0.1"
     port: int | None = None  # None: a free one
+    attempt: str | None = None  # what all nodes call this attempt, and nobody else knows; None where there is one node
 
 
 class End:
@@ -97,6 +100,7 @@ def _environment(place: Place, notes: Path, threads: int | None) -> dict[str, st
     environment = {
         **os.environ, "WORLD_SIZE": str(place.nodes * place.per_node), "LOCAL_WORLD_SIZE": str(place.per_node),
         "MASTER_ADDR": place.address, "MASTER_PORT": str(place.port or free_port()), NOTES: str(notes), PREPARED: "1",
+        ATTEMPT: place.attempt or secrets.token_hex(8),
     }  # fmt: skip
     if place.nodes > 1 and (interface := interface_towards(place.address)) is not None:
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
