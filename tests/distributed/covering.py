@@ -24,7 +24,7 @@ def covering(axes: Mapping[str, Sequence[Any]], is_allowed: Callable[[Row], bool
         for axis in sorted(axes.keys() - row.keys(), key=lambda name: (-len(axes[name]), name)):
             choices = [value for value in axes[axis] if is_allowed({**row, axis: value})]
             gains = [sum(_pair(axis, value, *other) in missing for other in row.items()) for value in choices]
-            row[axis] = max(zip(choices, gains, strict=True), key=lambda choice: (choice[1], -used[axis, choice[0]]))[0]  # noqa: B023
+            row[axis] = max(zip(choices, gains, strict=True), key=lambda choice: (choice[1], -used[axis, choice[0]]))[0]
         rows.append({axis: row[axis] for axis in axes})
         used.update(row.items())
         missing -= pairs_of(row)
