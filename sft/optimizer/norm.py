@@ -19,4 +19,5 @@ def square_sum(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
 def _square_sum(flat: Tensor) -> Tensor:
     whole = flat.numel() // _ROW * _ROW
     norms = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1).double()
-    return norms.square().sum() + flat[whole:].double().square().sum()
+    total: Tensor = norms.square().sum() + flat[whole:].double().square().sum()
+    return total

@@ -20,7 +20,7 @@ from tests.distributed import plain
 from tests.distributed.worker import Run, prepare, reuse_groups
 
 ITERATIONS, SAVED_AFTER = 8, 4
-PATIENCE_SECONDS = 200  # for a case that processes of another world save
+PATIENCE_SECONDS = 1200  # for a case that processes of another world save
 
 
 def saved(root: Path, name: str, iteration: int = SAVED_AFTER) -> Path:
@@ -89,7 +89,7 @@ def _train(run: Run, start: int, iterations: int) -> list[list[float]]:
 
 
 def main(cases_file: str, root: str) -> None:
-    device = start_worker(timeout_seconds=300)
+    device = start_worker(timeout_seconds=PATIENCE_SECONDS)
     reuse_groups()
     for case in json.loads(Path(cases_file).read_text()):
         result = run_case(case, device, Path(root))

@@ -18,6 +18,8 @@ from sft.checkpoint.fragments import Checkpoint
 from sft.optimizer.states import MASTER
 from tests.distributed.resume_worker import ITERATIONS, SAVED_AFTER, saved
 
+pytestmark = pytest.mark.timeout(3600)  # the first test waits for all processes
+
 ROOT = Path(__file__).parents[2]
 # Written by: (layout, options). Names of layouts are tp, pp, dp.
 WRITERS: dict[str, dict[str, Any]] = {
@@ -92,7 +94,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [*command, "-m", "tests.distributed.resume_worker", str(file), str(folder)], env=environment, capture_output=True, text=True,
-            timeout=280, cwd=ROOT, check=False,
+            timeout=1500, cwd=ROOT, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-6000:]
 

@@ -189,7 +189,7 @@ def test_torchrun_starts_workers_too(site: Site, alone: str):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sft"]
     command += ["--checkpoint", "base", "--run_name", "orders", "--data", "train.jsonl", "--global_batch", "12", "--lr", "1e-3"]
     command += ["--seq", "256", "--iters", "2", "--id", "torchrun", "--tokenized_data_dir", "fresh"]  # rank 1 waits for rank 0's shards
-    done = subprocess.run(command, cwd=site.root, env=site.environment(), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=site.root, env=site.environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert site.metrics(f"{alone}-torchrun")[0]["loss"] == pytest.approx(site.metrics(alone)[0]["loss"], rel=1e-6)
 

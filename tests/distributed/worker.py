@@ -182,7 +182,7 @@ def main(cases_file: str, out: str, seconds: str) -> None:
         "hang": hang, "memory": memory.measure, "adapters": adapters.train_adapters, "bubble": bubble.measure,
         "parity": parity.train, "old": go_on,
     }  # fmt: skip
-    device = start_worker(timeout_seconds=120)
+    device = start_worker(timeout_seconds=600)
     reuse_groups()
     for number, case in enumerate(json.loads(Path(cases_file).read_text())):
         disarm = arm(Path(out), float(seconds))

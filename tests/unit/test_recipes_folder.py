@@ -95,7 +95,6 @@ def test_it_starts_with_a_tiny_model_of_its_family(place: Path, family: Callable
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_it_trains_a_tiny_model_of_its_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Callable[[str], Path], recipe: str):
     monkeypatch.chdir(tmp_path)
