@@ -13,23 +13,17 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.sandbox
-
 from tokenize_data.errors import RowError, UserError, shorten
+from tokenize_data.rendering import Message as Message  # whoever calls this module passes them
+from tokenize_data.rendering import Renderer
 
 TEMPLATE, SYSTEM, USER, ASSISTANT = range(4)
 ROLE_NAMES = ("template", "system", "user", "assistant")
 _ROLE_OF = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "assistant": ASSISTANT}
 _MOST_KEPT = 4096
 _PLACEHOLDER = re.compile("(\\s*)\ue000(\\d+)\ue001(\\s*)")
-
-Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,12 +65,12 @@ class ChatTemplate:
     source: str
     special_tokens: dict[str, str]
     special_texts: frozenset[str]
-    _compiled: jinja2.Template = field(init=False, repr=False)
+    _renderer: Renderer = field(init=False, repr=False)
     _skeletons: dict[tuple[Any, ...], _Skeleton] = field(init=False, default_factory=dict, repr=False)
     _plans: dict[tuple[Any, ...], list[tuple[int, frozenset[int]]]] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        self._compiled = _compile(self.source, self.name)
+        self._renderer = Renderer(self.name, self.source, self.special_tokens)
         alternatives = "|".join(re.escape(text) for text in sorted(self.special_texts, key=len, reverse=True))
         self._special = re.compile(alternatives or r"(?!)")
 
@@ -85,14 +79,7 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
         """The text that transformers' apply_chat_template gives."""
-        try:
-            text: str = self._compiled.render(messages=messages, add_generation_prompt=generation_prompt, **self.special_tokens)
-            return text
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
-            raise RowError(
-                f"template '{self.name}' refuses this conversation ({' '.join(m['role'] for m in messages)}): {shorten(error, 160)}; "
-                "change the row, or choose another --template"
-            ) from error
+        return self._renderer(messages, generation_prompt)
 
     def documents(self, messages: Sequence[Message]) -> list[Rendered]:
         """The documents of a conversation: one, or more where the template shows a turn otherwise once it is history."""
@@ -286,38 +273,3 @@ def _fill(skeleton: _Skeleton, messages: Sequence[Message]) -> Rendered | None:
         texts.append(piece)
         length += len(piece)
     return Rendered("".join(texts), starts, roles, splits, skeleton.num_special)
-
-
-# ---- compiling
-
-
-class _GenerationBlock(jinja2.ext.Extension):  # type: ignore[misc]  # jinja2 is not typed
-    """`{% generation %}` marks the assistant's text for other trainers; here it only passes its body on."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 wants a class attribute
-
-    def parse(self, parser: Any) -> Any:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-        return jinja2.nodes.Scope(body, lineno=line)
-
-
-def _compile(source: str, name: str) -> jinja2.Template:
-    """The environment is that of transformers' apply_chat_template; the date is that of this start, for all rows."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlock]
-    )
-    now = datetime.now()
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-    environment.filters["tojson"] = to_json
-    environment.globals.update(raise_exception=refuse, strftime_now=now.strftime)
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"template '{name}' does not compile: line {error.lineno}: {error.message}") from error

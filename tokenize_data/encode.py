@@ -1,21 +1,22 @@
 """Text with spans to token ids with roles.
 
-A token's place in the text comes from a table of token lengths in bytes: added up, they must give the length of the text, else this
-text is done again with the tokenizer's own offsets. Where the model begins to write, the text is split before it is tokenised, so the
-ids before that place are exactly those of the prompt at generation time.
+A token's place in the text comes from a table of token lengths in bytes: added up, they must give the length of each piece of the text,
+else this text is done again with the tokenizer's own offsets. Where the model begins to write, the text is split before it is tokenised,
+so the ids before that place are exactly those of the prompt at generation time.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from tokenize_data import fast_bpe, fast_words
+from tokenize_data.byte_lengths import ByteLengths
 from tokenize_data.chat import ASSISTANT, Rendered
 from tokenize_data.errors import RowError, shorten
 from tokenize_data.tokenizer import BaseTokenizer
@@ -58,8 +59,10 @@ class Encoder:
     def __init__(self, tokenizer: BaseTokenizer, fast: bool = True) -> None:
         self._backend = backend = tokenizer.backend
         self._fast = (fast_bpe.build(tokenizer.pipeline) or fast_words.build(tokenizer.pipeline, backend)) if fast else None
-        self._table, self._prefix = _lengths_in_bytes(tokenizer)
-        self._is_added = np.zeros(len(self._table), dtype=bool)
+        self._pipeline = tokenizer.pipeline
+        self._lengths = ByteLengths.of(tokenizer)
+        self._splits_texts = self._lengths.prefix == "none"  # elsewhere each piece would get a space of its own
+        self._is_added = np.zeros(len(self._lengths.table), dtype=bool)
         self._is_added[list(backend.get_added_tokens_decoder())] = True
         self._count = 0
 
@@ -78,7 +81,9 @@ class Encoder:
 
     def encode(self, documents: Sequence[Rendered]) -> list[Encoded | RowError]:
         """Ids and roles of each document, in order."""
-        if self._prefix == "none":
+        if not self._lengths.is_known:
+            return [self._by_offsets(document) for document in documents]
+        if self._splits_texts:
             pieces = [piece for document in documents for piece in _split(document)]
             counts = [len(document.splits) + 1 for document in documents]
         else:
@@ -106,23 +111,24 @@ class Encoder:
 
     def _one(self, document: Rendered, ids: list[np.ndarray]) -> Encoded | RowError:
         tokens = ids[0] if len(ids) == 1 else np.concatenate(ids)
-        lengths = self._table[tokens]
-        text = document.text
-        if self._prefix != "none":
-            lengths = lengths - self._added_prefixes(tokens)
-        ends = lengths.cumsum()
-        if text.isascii():
-            size, boundaries = len(text), document.starts
-        else:
-            boundaries, size = _byte_positions(text, document.starts)
-        if (int(ends[-1]) if len(ends) else 0) != size:
+        known = self._lengths
+        if known.unknown is not None and (tokens == known.unknown).any():
             return self._by_offsets(document)
-        positions = np.searchsorted(ends - lengths, boundaries).tolist()
-        if self._prefix != "none" and document.splits:
-            splits = document.splits if text.isascii() else _byte_positions(text, document.splits)[0]
-            if not np.isin(splits, np.append(ends - lengths, size)).all():
-                return self._by_offsets(document)
-        return _with_runs(tokens, positions, document.roles)
+        lengths = known.table[tokens]
+        if known.prefix != "none":
+            lengths = lengths - self._added_prefixes(tokens)
+        edges = [*document.splits, len(document.text)]
+        places = known.places(document.text, [*document.starts, *edges], document.splits if self._splits_texts else ())
+        if places is None:
+            return self._by_offsets(document)
+        ends = lengths.cumsum()
+        counts = itertools.accumulate(map(len, ids))
+        if any((ends[count - 1] if count else 0) != places[edge] for count, edge in zip(counts, edges[-len(ids) :], strict=True)):
+            return self._by_offsets(document)
+        starts = ends - lengths
+        if not self._splits_texts and not np.isin([places[split] for split in document.splits], np.append(starts, places[edges[-1]])).all():
+            return self._by_offsets(document)
+        return _with_runs(tokens, np.searchsorted(starts, [places[start] for start in document.starts]).tolist(), document.roles)
 
     def _added_prefixes(self, tokens: np.ndarray) -> np.ndarray:
         """1 where a token begins with the space that the tokenizer itself put before a stretch of text."""
@@ -130,21 +136,30 @@ class Encoder:
         starts = np.zeros(len(tokens), dtype=np.int64)
         if len(tokens):
             starts[0] = not added[0]
-            if self._prefix == "always":
+            if self._lengths.prefix == "always":
                 starts[1:] = added[:-1] & ~added[1:]
         return starts
 
+    @cached_property
+    def _placing(self) -> Tokenizer:
+        """The tokenizer with offsets that say where a token begins: some post-processors take a token's leading spaces out of them."""
+        if "'trim_offsets': True" not in str(self._pipeline.get("post_processor")):
+            return self._backend
+        plain = Tokenizer.from_str(self._backend.to_str())
+        plain.post_processor = None
+        return plain
+
     def _by_offsets(self, document: Rendered) -> Encoded | RowError:
-        pieces = [document.text] if self._prefix != "none" else _split(document)
+        pieces = _split(document) if self._splits_texts else [document.text]
         tokens: list[int] = []
         starts: list[int] = []
         at = 0
         for piece in pieces:
-            encoding = self._backend.encode(piece, add_special_tokens=False)
+            encoding = self._placing.encode(piece, add_special_tokens=False)
             tokens += encoding.ids
             starts += [at + start for start, _ in encoding.offsets]
             at += len(piece)
-        if self._prefix != "none":
+        if not self._splits_texts:
             for split in document.splits:
                 index = int(np.searchsorted(starts, split))
                 ends_before = index == 0 or encoding.offsets[index - 1][1] <= split
@@ -171,13 +186,13 @@ class Encoder:
         return _with_runs(np.array(tokens, dtype=np.uint32), np.searchsorted(starts, document.starts).tolist(), document.roles)
 
     def _tokens_with_starts(self, text: str) -> list[tuple[int, int]]:
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        encoding = self._placing.encode(text, add_special_tokens=False)
         return [(token, start) for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def _behind_anchor(self, piece: str) -> list[tuple[int, int]] | None:
         """The tokens of a piece with no space put before it. Where no token reaches across, the two sides do not influence each other."""
         for anchor in _ANCHORS:
-            encoding = self._backend.encode(anchor + piece, add_special_tokens=False)
+            encoding = self._placing.encode(anchor + piece, add_special_tokens=False)
             if all(start >= 1 or end <= 1 for start, end in encoding.offsets):
                 pairs = zip(encoding.ids, encoding.offsets, strict=True)
                 return [(token, start - 1) for token, (start, _) in pairs if start >= 1]
@@ -187,15 +202,6 @@ class Encoder:
 def _split(document: Rendered) -> list[str]:
     edges = [0, *document.splits, len(document.text)]
     return [document.text[start:end] for start, end in itertools.pairwise(edges)]
-
-
-def _byte_positions(text: str, positions: Sequence[int]) -> tuple[list[int], int]:
-    result, total, last = [], 0, 0
-    for position in positions:
-        total += len(text[last:position].encode())
-        last = position
-        result.append(total)
-    return result, total + len(text[last:].encode())
 
 
 def _with_runs(tokens: np.ndarray, positions: list[int], roles: list[int]) -> Encoded:
@@ -212,36 +218,3 @@ def _with_runs(tokens: np.ndarray, positions: list[int], roles: list[int]) -> En
             lengths.append(length)
             kept.append(role)
     return Encoded(tokens, lengths, kept)
-
-
-def _lengths_in_bytes(tokenizer: BaseTokenizer) -> tuple[np.ndarray, str]:
-    """How many bytes of text each token stands for, and whether spaces are put before texts: 'none', 'first' or 'always'."""
-    backend, pipeline = tokenizer.backend, tokenizer.pipeline
-    described = json.dumps([pipeline["normalizer"], pipeline["pre_tokenizer"]])
-    byte_level = '"ByteLevel"' in described
-    fallback = bool(pipeline["model"].get("byte_fallback"))
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    added = backend.get_added_tokens_decoder()
-    table = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
-    for token, identifier in vocabulary.items():
-        if identifier in added:
-            table[identifier] = len(added[identifier].content.encode())
-        elif byte_level:
-            table[identifier] = len(token)
-        elif fallback and len(token) == 6 and token.startswith("<0x"):
-            table[identifier] = 1
-        else:
-            table[identifier] = len(token.replace("\u2581", " ").encode())
-    return table, _prefix_rule(pipeline)
-
-
-def _prefix_rule(pipeline: dict[str, Any]) -> str:
-    normalizer, pre_tokenizer = pipeline["normalizer"] or {}, pipeline["pre_tokenizer"] or {}
-    if any(step.get("type") == "Prepend" for step in normalizer.get("normalizers", [normalizer])):
-        return "always"
-    for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
-        if step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never":
-            return str(step.get("prepend_scheme", "always"))
-        if step.get("type") == "ByteLevel" and step.get("add_prefix_space"):
-            return "first"
-    return "none"

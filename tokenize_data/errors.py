@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -48,6 +49,8 @@ def exit_code_of(program: str, main: Callable[[], int]) -> int:
 
     Python's own exit code for a crash is 1, which says that a run is finished already.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no UTF-8, and is printed all the same
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main()
     except UserError as error:

@@ -7,13 +7,14 @@ Ranks follow the order of the merges; a table leads from ranks to the vocabulary
 from __future__ import annotations
 
 import itertools
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tiktoken
 from tokenizers import Tokenizer
+
+from tokenize_data.byte_lengths import composer
 
 _GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Digits(individual) before GPT-2's pattern: a digit ends the piece, so white space before it is matched as a whole.
@@ -35,6 +36,8 @@ def build(pipeline: dict[str, Any]) -> Encode | None:
     pattern = _pattern(pipeline["pre_tokenizer"])
     model, added = pipeline["model"], pipeline["added_tokens"]
     normal_form = _normal_form(pipeline["normalizer"])
+    if normal_form and any(token["normalized"] or not token["content"].isascii() for token in added):
+        return None  # what is looked for in the composed text and what in the text as it stands would have to be kept apart
     if pattern is None or normal_form is None or not _is_plain_bpe(model) or not _added_are_simple(added):
         return None
     ranks, ids = _ranks(model)
@@ -44,12 +47,11 @@ def build(pipeline: dict[str, Any]) -> Encode | None:
     table = np.array(ids + [token["id"] for token in added], dtype=np.uint32)
     encoding = tiktoken.Encoding("fast", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
     allowed = set(special)
+    compose = composer(added) if normal_form else str
     has_gaps = bool((table == _NO_TOKEN).any())
 
     def encode(text: str) -> np.ndarray:
-        if normal_form and not text.isascii():
-            text = unicodedata.normalize("NFC", text)
-        found = table[encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())]
+        found = table[encoding.encode_to_numpy(compose(text), allowed_special=allowed, disallowed_special=())]
         return found[found != _NO_TOKEN] if has_gaps else found
 
     return encode

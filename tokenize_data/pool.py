@@ -1,4 +1,8 @@
-"""Several processes that each convert a chunk at a time; results come back in order. A dead worker is an error, never a missing chunk."""
+"""Several processes that each convert a chunk at a time; results come back in order. A dead worker is an error, never a missing chunk.
+
+Templates and tokenizers that do not come to an end are stopped by timers of processor time: the template's own (see `rendering`), and here
+one for each chunk, which is a hundred times what the slowest tokenizer takes.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,20 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeAlias, TypeVar
 
+from tokenize_data import guard
 from tokenize_data.errors import UserError
 
 Pipe: TypeAlias = "Connection[Any, Any]"
+_SECONDS_FOR_A_TASK = 600  # of processor time
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
 def ordered_map(work: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
-    """`map` over processes. With one worker, in this process. Workers are forked, so `work` need not be pickled."""
-    if workers <= 1:
-        yield from map(work, tasks)
-        return
+    """`map` over processes, also where it is one: it may be killed. Workers are forked, so `work` need not be pickled."""
     context = multiprocessing.get_context("fork")
     ours: list[Pipe] = []
     processes = []
@@ -32,7 +36,7 @@ def ordered_map(work: Callable[[Task], Result], tasks: Iterable[Task], workers: 
         ours.append(here)
         processes.append(process)
     try:
-        yield from _dispatch(tasks, ours)
+        yield from _dispatch(tasks, dict(zip(ours, processes, strict=True)))
     finally:
         for connection in ours:
             connection.close()
@@ -41,7 +45,7 @@ def ordered_map(work: Callable[[Task], Result], tasks: Iterable[Task], workers: 
             process.join()
 
 
-def _dispatch(tasks: Iterable[Any], connections: list[Pipe]) -> Iterator[Any]:
+def _dispatch(tasks: Iterable[Any], workers: dict[Pipe, BaseProcess]) -> Iterator[Any]:
     waiting = iter(enumerate(tasks))
     busy: dict[Pipe, int] = {}
     finished: dict[int, Any] = {}
@@ -52,7 +56,7 @@ def _dispatch(tasks: Iterable[Any], connections: list[Pipe]) -> Iterator[Any]:
             busy[connection] = following[0]
             connection.send(following[1])
 
-    for connection in connections:
+    for connection in workers:
         feed(connection)
     while busy:
         ready = wait(list(busy))
@@ -61,7 +65,8 @@ def _dispatch(tasks: Iterable[Any], connections: list[Pipe]) -> Iterator[Any]:
             try:
                 result = connection.recv()
             except (EOFError, ConnectionError) as error:
-                raise UserError("a worker process was killed, most likely for want of memory: use fewer --workers") from error
+                workers[connection].join()
+                raise UserError(_why_it_died(workers[connection].exitcode)) from error
             if isinstance(result, BaseException):
                 raise result
             finished[number] = result
@@ -71,14 +76,24 @@ def _dispatch(tasks: Iterable[Any], connections: list[Pipe]) -> Iterator[Any]:
             due += 1
 
 
+def _why_it_died(exit_code: int | None) -> str:
+    if guard.was_stopped_by_timer(exit_code):
+        return "the template did not come to an end on one of the rows, and was stopped: use another --template"
+    if exit_code == -signal.SIGVTALRM:
+        return f"the tokenizer took more than {_SECONDS_FOR_A_TASK} s of processor time for a part of a file: use another base model"
+    return "a worker process was killed, most likely for want of memory: use fewer --workers"
+
+
 def _serve(work: Callable[[Any], Any], connection: Pipe, inherited: list[Pipe]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which closes our pipe
+    guard.may_be_killed()
     for other in inherited:
         other.close()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone: so are we
         while True:
             task = connection.recv()
             try:
+                signal.setitimer(signal.ITIMER_VIRTUAL, _SECONDS_FOR_A_TASK)
                 result = work(task)
             except BaseException as error:
                 result = error

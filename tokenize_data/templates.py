@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 from tokenize_data.chat import ChatTemplate
 from tokenize_data.errors import UserError
-from tokenize_data.tokenizer import BaseTokenizer
+from tokenize_data.tokenizer import BaseTokenizer, read_template
 
 MEGATRON_TOKENS = ("<|im_start|>", "<|im_end|>")
 OWN = "the tokenizer's own"
@@ -26,14 +28,27 @@ def choose_template(choice: str, tokenizer: BaseTokenizer) -> tuple[ChatTemplate
     specials = {k: v for k in ("bos_token", "eos_token", "unk_token", "pad_token") if (v := tokenizer.special(k)) is not None}
     template = ChatTemplate(name=name, source=source, special_tokens=specials, special_texts=tokenizer.special_texts())
     template.check()
+    markers = _markers(template)
     if name != OWN:
-        missing = [marker for marker in _markers(template) if tokenizer.backend.token_to_id(marker) is None]
-        if missing:
-            raise UserError(
-                f"template '{name}' needs special tokens that the tokenizer lacks: {' '.join(missing)}; list them as add_tokens = "
-                f"{json.dumps(missing)} in the model's entry of checkpoints.toml, or use another --template"
-            )
+        _refuse_torn(name, [marker for marker in markers if not tokenizer.finds(marker)], tokenizer)
+    whole = {token.content for token in tokenizer.backend.get_added_tokens_decoder().values()}
+    if more := whole.intersection(markers) - template.special_texts:  # added, but not as special tokens
+        template = replace(template, special_texts=template.special_texts | more)
     return template, tokenizer
+
+
+def _refuse_torn(name: str, torn: Sequence[str], tokenizer: BaseTokenizer) -> None:
+    """Markers that the tokenizer takes apart would be trained, or not, a letter at a time."""
+    if not torn:
+        return
+    known = [marker for marker in torn if tokenizer.backend.token_to_id(marker) is not None]
+    lacking = [marker for marker in torn if marker not in known]
+    reasons = [f"lacks: {' '.join(lacking)}"] if lacking else []
+    reasons += [f"takes apart, though its vocabulary has them: {' '.join(known)}"] if known else []
+    raise UserError(
+        f"template '{name}' needs special tokens that the tokenizer {', or '.join(reasons)}; list them as add_tokens = "
+        f"{json.dumps(torn)} in the model's entry of checkpoints.toml, or use another --template"
+    )
 
 
 def packaged_templates() -> list[str]:
@@ -50,7 +65,7 @@ def _find_source(choice: str, tokenizer: BaseTokenizer) -> tuple[str, str]:
     if choice in packaged_templates():
         return choice, (resources.files("tokenize_data") / "jinja" / f"{choice}.jinja").read_text()
     try:
-        return choice, Path(choice).read_text()
+        return choice, read_template(Path(choice))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         names = ", ".join(packaged_templates())

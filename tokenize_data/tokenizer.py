@@ -25,10 +25,13 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from tokenize_data.errors import UserError
+from tokenize_data.errors import UserError, shorten
 
 _VERBATIM_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _WANTED_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
+_MAX_TEMPLATE_BYTES = 1 << 20
+_MAX_JSON_BYTES = 1 << 29
 _CONVERT = """
 import os, sys, warnings
 warnings.filterwarnings("ignore"); os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -88,13 +91,18 @@ class BaseTokenizer:
         return hashlib.sha256(json.dumps(pipeline, sort_keys=True).encode()).hexdigest()
 
     def extended(self, tokens: tuple[str, ...]) -> BaseTokenizer:
-        """The same with `tokens` added as special tokens, those it knows already left as they are."""
-        missing = [token for token in dict.fromkeys(tokens) if self.backend.token_to_id(token) is None]
-        if not missing:
+        """The same with `tokens` as special tokens: those that it finds whole stay, those in its vocabulary alone keep their ids."""
+        torn = [token for token in dict.fromkeys(tokens) if not self.finds(token)]
+        if not torn:
             return self
         backend = Tokenizer.from_str(self.backend.to_str())
-        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
-        return replace(self, backend=backend, added=self.added + tuple(missing))
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in torn])
+        return replace(self, backend=backend, added=self.added + tuple(t for t in torn if self.backend.token_to_id(t) is None))
+
+    def finds(self, token: str) -> bool:
+        """Whether this token is found in a text as a whole. One that is in the vocabulary alone is taken apart."""
+        number = self.backend.token_to_id(token)
+        return number is not None and number in self.backend.encode(f"a{token}a", add_special_tokens=False).ids
 
     def save(self, folder: Path, chat_template: str | None) -> None:
         """A folder that AutoTokenizer reads back to the same ids: tokenizer.json is used as it stands."""
@@ -134,6 +142,7 @@ def _is_verbatim(folder: Path, config: dict[str, Any]) -> bool:
     known = {token["content"] for token in _read_json(folder / "tokenizer.json").get("added_tokens", [])}
     declared = [token["content"] for token in config.get("added_tokens_decoder", {}).values()]
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    declared += [token.get("content") if isinstance(token, dict) else token for name in _SPECIAL_NAMES if (token := config.get(name))]
     declared += list(extra.values()) if isinstance(extra, dict) else [t["content"] if isinstance(t, dict) else t for t in extra]
     return known.issuperset(declared)
 
@@ -186,12 +195,30 @@ def _from_hub(path: str) -> Path:
         ) from error
 
 
+def read_template(file: Path) -> str:
+    with file.open("rb") as stream:  # a device has no size to look at first
+        content = stream.read(_MAX_TEMPLATE_BYTES + 1)
+    if len(content) > _MAX_TEMPLATE_BYTES:
+        raise UserError(f"{file} has more than {_MAX_TEMPLATE_BYTES:,} bytes, so it is no chat template: give another one")
+    return content.decode()
+
+
 def _read_template(folder: Path, config: dict[str, Any]) -> str | None:
-    if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text()
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        try:
+            return read_template(file)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise UserError(f"{file} cannot be read ({reason}): fetch the base model again, or remove it") from error
     template = config.get("chat_template") or _read_json(folder / "chat_template.json").get("chat_template")
     if isinstance(template, list):  # several named ones: the default is for chat
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    if template is not None and not isinstance(template, str):
+        raise UserError(f"{folder}: chat_template is {shorten(template)}, not text: fetch the base model again, or remove it")
+    if template is not None and len(template) > _MAX_TEMPLATE_BYTES:
+        raise UserError(f"{folder}: chat_template has more than {_MAX_TEMPLATE_BYTES:,} characters: fetch the base model again")
     return template
 
 
@@ -199,8 +226,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
+        size = file.stat().st_size if file.is_file() else 0
+        if not 0 < size <= _MAX_JSON_BYTES:
+            raise ValueError(f"{size:,} bytes, where at most {_MAX_JSON_BYTES:,} are read" if size else "no text in it")
         content = json.loads(file.read_text())
-    except (ValueError, OSError) as error:
+        if not isinstance(content, dict):
+            raise ValueError(f"it is {shorten(content)}, where {{...}} is needed")
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON ({error}): fetch the base model again") from error
-    assert isinstance(content, dict), file
     return content

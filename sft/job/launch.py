@@ -17,7 +17,7 @@ from rich.console import Console
 from sft.config.train import TrainConfig
 from sft.job import ending, hostfile, hub, lease, nodes, processes, torchrun
 from sft.job.base import find_base_model
-from sft.job.devices import visible_gpus
+from sft.job.devices import prepare_gpus, visible_gpus
 from sft.job.identity import refuse_another
 from sft.job.prepare import Job, facts_of, make_job, placement_warning, tokenise
 from sft.observe import run_folder
@@ -62,7 +62,7 @@ def _decide(config: TrainConfig) -> Job | int:
         accepted = _ask(iterations_text(facts), job.iterations)
         if accepted is None:
             return processes.EXIT_OK
-        job = replace(job, config=replace(config, iters=accepted), iterations=accepted)
+        job = replace(job, config=replace(job.config, iters=accepted), iterations=accepted)
     return job
 
 
@@ -159,6 +159,7 @@ def _work(job: Job, store: Any = None) -> int:
     """Be a worker. What is slow to import is imported here."""
 
     def work() -> int:
+        prepare_gpus()
         importlib.import_module("sft.engine.start").prepare_environment()
         importlib.import_module("sft.job.worker").work(job, store)
         return processes.EXIT_OK

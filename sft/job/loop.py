@@ -102,7 +102,7 @@ class _Loop:
             self._saver.best = number
         with self._saving():
             if number % config.save_interval == 0 or is_last or should_stop or (is_better and config.early_stopping):
-                self._saver.save(number, self.result)
+                self._saver.save(number, self.result, is_final=is_last or should_stop or best.is_enough)
             self._saver.poll()
             if should_stop and not is_last:
                 self._leave(number)

@@ -20,6 +20,7 @@ from sft.job import preflight, processes
 from sft.job.base import find_base_model
 from sft.job.meeting import Guest, Host, say_on_stderr
 from sft.job.prepare import Job, config_values, make_job, versions
+from sft.job.question import batch_values
 from tokenize_data.errors import UserError
 
 # What may differ from node to node.
@@ -89,7 +90,7 @@ def run_guest(config: TrainConfig, run: Run) -> int:
 def _as_decided(config: TrainConfig, decision: dict[str, Any]) -> TrainConfig:
     """Whether there is validation is node 0's to say: it has made the shards, and names of files may be missing here."""
     iters, nodes, rank = (decision[name] for name in ("iters", "nodes", "rank"))
-    config = replace(config, iters=iters, nodes=nodes, rank=rank, max_restarts=0)
+    config = replace(config, iters=iters, nodes=nodes, rank=rank, max_restarts=0, **decision["batch"])
     if config.has_validation == decision["has_validation"]:
         return config
     return replace(config, val=("as node 0",) if decision["has_validation"] else (), val_datasets=())
@@ -128,8 +129,8 @@ def _start_together(host: Host, config: TrainConfig, job: Job, chosen: Sequence[
     """Returns a name of this attempt that only its nodes know."""
     token = _leave_token(job.folder)
     decision = {
-        "iters": job.iterations, "has_validation": config.has_validation, "folder": str(job.folder.resolve()), "token": token.name,
-        "restarts_left": restarts_left,
+        "iters": job.iterations, "has_validation": config.has_validation, "batch": batch_values(job.config),
+        "folder": str(job.folder.resolve()), "token": token.name, "restarts_left": restarts_left,
     }  # fmt: skip
     mine = preflight.ready(0, _per_node(job), facts_to_compare(job, config), None, job.folder)
     try:
@@ -199,5 +200,6 @@ def _leave_token(folder: Path) -> Path:
 def workers_flags(argv: Sequence[str], job: Job) -> list[str]:
     """What the workers are started with: as typed, and what was decided since. Of a flag that is there twice, the last one counts."""
     flags = [*argv, "--iters", str(job.iterations)] if job.config.iters is not None else list(argv)
-    flags += ["--nodes", str(job.config.nodes), "--rank", str(job.config.rank)]
+    flags += ["--nodes", str(job.config.nodes), "--rank", str(job.config.rank), "--global_batch", str(job.config.global_batch)]
+    flags += [word for name in ("tp", "pp") if (size := getattr(job.config, name)) for word in (f"--{name}", str(size))]
     return flags if job.config.val_datasets else [*flags, "--val", *job.config.val]

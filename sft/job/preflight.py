@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sft.job.devices import visible
 from tokenize_data.errors import shorten
 
-_GPUS = Path("/proc/driver/nvidia/gpus")
 _MOST_CLOCK_SECONDS = 60.0
 
 
@@ -90,16 +90,9 @@ def table(nodes: Sequence[Ready]) -> list[str]:
 
 
 def _devices() -> str:
-    """Without torch."""
-    if not _GPUS.is_dir():
+    names = [device.name for device in visible()]
+    if not names:
         return f"{len(os.sched_getaffinity(0))} CPU cores"
-    names = []
-    for folder in sorted(_GPUS.iterdir()):
-        try:
-            lines = (folder / "information").read_text().splitlines()
-        except OSError:
-            lines = []
-        names.append(next((line.partition(":")[2].strip() for line in lines if line.startswith("Model")), "GPU"))
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
 
 

@@ -14,8 +14,8 @@ from sft.checkpoint.adapter import AdapterFiles, AdapterOrigins, write_adapter
 from sft.checkpoint.commit import peers_of
 from sft.checkpoint.export import Origins, export
 from sft.checkpoint.hf_folder import publish
+from sft.config.optimizer import OptimizerSpec
 from sft.engine.groups import Processes, form_groups
-from sft.engine.optimizers import OptimizerSettings
 from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
 from sft.job import adapters
@@ -33,7 +33,7 @@ from sft.model.selfcheck import self_check
 from sft.model.weights import WeightFiles, load, match_names
 from tokenize_data.errors import UserError
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +59,12 @@ def work(job: Job, store: Any = None) -> None:
             recompute=job.recompute,
             device=device,
             trust_remote_code=job.config.trust_remote_code,
+            dtype=DTYPES[job.dtype],
         )
         given = AdapterFiles(Path(job.config.adapter)) if job.config.adapter else None
         built, names = load_stage(job, base, processes, device, given)
         pipeline = Pipeline(
-            built, processes, optimizer=optimizer_settings(job), clip=job.config.clip, dtype=_DTYPES[job.dtype], device=device,
+            built, processes, optimizer=optimizer_settings(job), clip=job.config.clip, device=device,
             vocabulary_size=base.config.vocab_size, is_interrupted=lambda: interrupt.is_asked,
         )  # fmt: skip
         peers = peers_of(dist.new_group(backend="gloo") if device.type == "cuda" else None)
@@ -111,7 +112,7 @@ def load_stage(
     layers = stage_layers(job)[processes.stage]
     built = build_stage(
         base.config, layers, processes.tensor, sequence_parallel=job.layout.sequence_parallel, recompute=job.recompute,
-        dtype=_DTYPES[job.dtype], device=device, trust_remote_code=job.config.trust_remote_code,
+        dtype=DTYPES[job.dtype], device=device, trust_remote_code=job.config.trust_remote_code,
         lora=adapters.settings_of(job.config, given), bits=adapters.bits_of(job.config),
     )  # fmt: skip
     adapters.check_vocabulary(built, int(job.base.config["vocab_size"]), base.config.vocab_size)
@@ -125,15 +126,16 @@ def load_stage(
     )  # fmt: skip
     own = {name: (parameter, built.places[name].part) for name, parameter in built.parameters.items() if not is_adapter(name)}
     load(own, files, names, grown=grown)
-    fill(built.quantized, built.places, lambda name, part: files.read(names[name], part, _DTYPES[job.dtype]))
+    fill(built.quantized, built.places, lambda name, part: files.read(names[name], part, DTYPES[job.dtype]))
     adapters.begin(built, given)
     return built, names
 
 
-def optimizer_settings(job: Job) -> OptimizerSettings:
+def optimizer_settings(job: Job) -> OptimizerSpec:
     config = job.config
-    return OptimizerSettings(
-        name=config.optimizer, lr=config.lr, beta1=config.beta1, beta2=config.beta2, eps=config.eps, weight_decay=config.weight_decay
+    return OptimizerSpec(
+        name=config.optimizer, lr=config.lr, beta1=config.beta1, beta2=config.beta2, eps=config.eps, weight_decay=config.weight_decay,
+        momentum=config.momentum,
     )  # fmt: skip
 
 

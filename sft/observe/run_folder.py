@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tokenize_data.errors import UserError
+from tokenize_data.files import replace_private
 
 State = Literal["running", "preempted", "failed", "finished"]
 STATES: tuple[str, ...] = get_args(State)
@@ -86,12 +87,10 @@ def write_run_toml(folder: Path, *, config: Mapping[str, Any], resolved: Mapping
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a whole file, or leave the old one as it is."""
-    scratch = path.with_name(f".{path.name}.part")
+    """Write a whole file, which only its owner can read, or leave the old one as it is."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(text.encode())
-        os.replace(scratch, path)
+        replace_private(path, text.encode("utf-8", "backslashreplace"), path.with_name(f".{path.name}.part"))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}: check the folder and the room on the disk") from error
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sft.plan.experts import check_no_experts
 from tokenize_data.errors import UserError
 
 _ROTARY_KINDS = ("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi3", "olmo2", "granite")
@@ -82,6 +83,7 @@ class Architecture:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Architecture:
+        check_no_experts(config)
         kind = str(config.get("model_type", "unknown"))
         if kind == "gemma3" and isinstance(config.get("text_config"), dict):
             return cls.of_config({"model_type": "gemma3_text", **config["text_config"]})

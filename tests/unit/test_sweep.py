@@ -12,6 +12,8 @@ import pytest
 
 from sft.commands.sweep import run as run_command
 from sft.config.recipe import read_recipe
+from sft.job import devices
+from sft.plan.gpus import Device
 from sft.sweep import pool, results, trials
 from sft.sweep.condition import holds
 from sft.sweep.grid import read_sweep
@@ -210,6 +212,7 @@ def test_a_trial_that_was_killed(folder: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_several_at_once_have_gpus_of_their_own(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(devices, "installed", lambda: (tuple(Device(index=number, name="NVIDIA L4") for number in range(10)), False))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,9")
     assert pool.make_slots(2) == [{"CUDA_VISIBLE_DEVICES": "4,5"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
     with pytest.raises(UserError, match="--parallel 6 with 5 visible GPUs: at most 5"):
