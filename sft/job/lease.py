@@ -17,6 +17,8 @@ from tokenize_data import lock
 from tokenize_data.errors import UserError
 
 NAME = ".lease.json"
+_KINDS: dict[str, Any] = {"host": str, "boot": str, "pid": int, "started": str | None, "renewed": float | int, "token": str}
+_LATEST_SECONDS = 1e12  # since the epoch
 RENEW_SECONDS, EXPIRY_SECONDS, WATCH_SECONDS = 10.0, 60.0, 25.0
 
 
@@ -51,8 +53,8 @@ def is_free(folder: Path, wait_seconds: float) -> bool:
 def _take(file: Path, token: str, watch_seconds: float) -> None:
     while not _created(file, token):
         content = _read(file)
-        if content is None:  # given up meanwhile, or half written by one that died
-            if file.exists() and _unchanged(file, 1.0):
+        if content is None:  # given up meanwhile, half written by one that died, or no lease; a holder that lives writes it again
+            if file.exists() and _unchanged(file, 1.0 if _is_empty(file) else watch_seconds):
                 _remove(file, None)
             continue
         reason = _why_alive(file, content, watch_seconds)
@@ -66,9 +68,9 @@ def _take(file: Path, token: str, watch_seconds: float) -> None:
 
 def _why_alive(file: Path, content: dict[str, Any], watch_seconds: float) -> str | None:
     """How it is known that the holder lives; None where it is dead."""
-    age = f"its lease is {max(0.0, time.time() - float(content['renewed'])):.0f} s old"
+    age = f"its lease is {max(0.0, time.time() - content['renewed']):.0f} s old"
     if content["host"] == platform.node() and content["boot"] == _boot():
-        return age if _start_of(int(content["pid"])) == content["started"] else None
+        return age if _start_of(content["pid"]) == content["started"] else None
     if 0 <= _age(file) < EXPIRY_SECONDS:
         return age
     return None if _unchanged(file, watch_seconds) else age  # clocks of two hosts may differ: what counts is that nobody renews it
@@ -122,12 +124,21 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _parsed(data: bytes) -> dict[str, Any] | None:
+    """None where it is no lease: a part of one, or one with text in place of a number."""
     try:
         content = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    keys = {"host", "boot", "pid", "started", "renewed", "token"}
-    return content if isinstance(content, dict) and keys <= content.keys() else None
+    if not isinstance(content, dict) or not content.keys() >= _KINDS.keys():
+        return None
+    has_kinds = all(isinstance(content[name], kind) for name, kind in _KINDS.items())
+    return content if has_kinds and 0 <= content["renewed"] < _LATEST_SECONDS else None
+
+
+def _is_empty(file: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return file.stat().st_size == 0
+    return True
 
 
 def _age(file: Path) -> float:

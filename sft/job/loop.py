@@ -118,7 +118,7 @@ class _Loop:
         if number == start or self._has_left:
             return
         with self._saving():
-            self._saver.save(number, self.result)
+            self._saver.save(number, self.result, is_final=True)
             if self._saver.finish():
                 self._watch.warn(f"iteration {number:,} was saved before the run ends: the same command goes on from there")
 

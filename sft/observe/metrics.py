@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from typing import Any
 from sft.observe.run_folder import replace_file
 from tokenize_data.errors import UserError
 from tokenize_data.files import append_private
+
+_MOST_ITERATIONS = 1 << 53
 
 
 class MetricsFile:
@@ -34,21 +37,21 @@ class MetricsFile:
 
     def rewind(self, iteration: int) -> int:
         """Before a resume after `iteration`: drop what came later, and a torn line. Returns the number of records that stay."""
-        kept = [record for record in read(self._path) if isinstance(at := record.get("iteration"), int) and at <= iteration]
+        kept = [record for record in read(self._path) if record["iteration"] <= iteration]
         if self._path.exists():
             replace_file(self._path, "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in kept))
         return len(kept)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records, in the order written; none where there is no file. A line that was torn by a crash is left out."""
+    """The records, in the order written; none where there is no file. A line that is none, as a crash may leave it, is left out."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}: give the folder of a run") from error
-    return [record for line in lines if isinstance(record := _parsed(line), dict)]
+    return [record for line in lines if (record := _parsed(line)) is not None]
 
 
 def valid_record(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +67,11 @@ def valid_record(record: Mapping[str, Any]) -> dict[str, Any]:
 def number(record: Mapping[str, Any], key: str) -> float | None:
     """A finite number of the record, or None."""
     value = record.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    with contextlib.suppress(OverflowError):
+        return float(value) if math.isfinite(value) else None
+    return None
 
 
 def _ends_a_line(file: Any) -> bool:
@@ -74,8 +81,11 @@ def _ends_a_line(file: Any) -> bool:
     return bool(file.read(1) == b"\n")
 
 
-def _parsed(line: bytes) -> Any:
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """A record, which has the number of its iteration."""
     try:
-        return json.loads(line)
-    except ValueError:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    number = record.get("iteration") if isinstance(record, dict) else None
+    return record if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < _MOST_ITERATIONS else None

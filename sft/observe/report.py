@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from sft.config.secrets import masked_value
 from sft.config.train import TrainConfig
 from sft.observe import chart, metrics
 from sft.observe.lengths import bins
@@ -27,11 +27,7 @@ from tokenize_data.records import DatasetSpec
 SERIES = ("loss", "val_loss", "val_accuracy", "lr", "grad_norm", "tokens_per_second", "fill")
 _MOST_POINTS, _NUM_SAMPLES, _MOST_TEXT = 1500, 12, 4000
 _ONLY_IN_RECIPES = ("datasets", "val_datasets")
-_MASKED = "[hidden]"
-_SECRETS = re.compile(
-    r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|AKIA|xox[abp]-|glpat-)[\w-]{8,}|(?i:bearer)\s+[\w.~+/-]{8,}=*"
-    r"|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)|(?i:(?<=api_key=)|(?<=token=)|(?<=password=))[^\s&\"']+"
-)
+_DEEPEST = 40  # of what other programs have left in the folder
 _PLACEHOLDER = "__REPORT__"
 
 
@@ -60,7 +56,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
     status = read_status(folder)
     if not records and status is None and not table:
         raise UserError(f"{folder} is no run's folder: it has neither run.toml nor metrics.jsonl nor status.json")
-    config, resolved = table.get("config", {}), table.get("resolved", {})
+    config, resolved = (part if isinstance(part := table.get(name), dict) else {} for name in ("config", "resolved"))
     data = _data(resolved.get("data_folder"))
     evaluation = _evaluation(folder / "evaluation")
     return {
@@ -95,7 +91,7 @@ def repeat_command(config: Mapping[str, Any]) -> str:
 
 def repeat_recipe(config: Mapping[str, Any]) -> str:
     """What has no flag: the lists of data sets, as a recipe. Empty where there are none."""
-    lists = {name: [dict(entry) for entry in config.get(name) or []] for name in _ONLY_IN_RECIPES}
+    lists = {name: [entry for entry in _listed(config.get(name)) if isinstance(entry, Mapping)] for name in _ONLY_IN_RECIPES}
     plain = asdict(DatasetSpec(files=("",)))
     kept = {
         name: [{key: value for key, value in entry.items() if key == "files" or value != plain.get(key)} for entry in entries]
@@ -103,6 +99,10 @@ def repeat_recipe(config: Mapping[str, Any]) -> str:
         if entries
     }
     return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True) if kept else ""
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _series(records: Sequence[Mapping[str, Any]], key: str) -> list[list[float]] | None:
@@ -152,7 +152,8 @@ def _warnings(folder: Path, status: Mapping[str, Any] | None, records: Sequence[
     found = []
     if status is not None and status["state"] in ("failed", "preempted"):
         found.append(f"{status['state']} after iteration {status['iteration']:,}: {status.get('reason') or 'no reason given'}")
-    found += [f"iteration {record.get('iteration')}: {record['note']}" for record in records if record.get("note")][:50]
+    notes = [(record["iteration"], note) for record in records if isinstance(note := record.get("note"), str)]
+    found += [f"iteration {iteration}: {note}" for iteration, note in notes][:50]
     try:
         lines = (folder / "warnings.log").read_text(errors="replace").splitlines()
     except OSError:
@@ -165,7 +166,7 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     try:
         scores = json.loads((folder / "scores.json").read_bytes())
         samples = _samples(folder / "predictions.jsonl", [model["label"] for model in scores["models"]])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return {"scores": scores, "samples": samples}
 
@@ -193,13 +194,19 @@ def _samples(path: Path, labels: Sequence[str]) -> list[dict[str, Any]]:
     return pool[:: max(1, len(pool) // _NUM_SAMPLES)][:_NUM_SAMPLES]
 
 
-def _clean(value: Any) -> Any:
+def _clean(value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
-        return _SECRETS.sub(_MASKED, value[:_MOST_TEXT] + ("…" if len(value) > _MOST_TEXT else ""))
+        return value[:_MOST_TEXT] + ("…" if len(value) > _MOST_TEXT else "")
     if isinstance(value, float):
         return value if np.isfinite(value) else None
+    if isinstance(value, Mapping | list | tuple) and depth >= _DEEPEST:
+        return "…"
     if isinstance(value, Mapping):
-        return {str(key): _clean(part) for key, part in value.items()}
+        return {str(key): _clean(masked_value(part, str(key)) if _is_plain(part) else part, depth + 1) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(part) for part in value]
+        return [_clean(masked_value(part) if _is_plain(part) else part, depth + 1) for part in value]
     return value if value is None or isinstance(value, bool | int) else str(value)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float)

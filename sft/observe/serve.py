@@ -13,6 +13,13 @@ from tokenize_data.errors import UserError
 _HERE = ("127.0.0.1", "localhost")
 
 
+def _host_of(header: str) -> str | None:
+    try:
+        return urlsplit(f"//{header}").hostname
+    except ValueError:  # such as a bracket that is never closed
+        return None
+
+
 def make_server(folders: Sequence[Path], port: int) -> ThreadingHTTPServer:
     """Not started yet. Port 0 takes any that is free."""
     for folder in folders:
@@ -20,10 +27,10 @@ def make_server(folders: Sequence[Path], port: int) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in _HERE:  # a foreign page that calls itself by our address
+            if _host_of(self.headers.get("Host", "")) not in _HERE:  # a foreign page that calls itself by our address
                 self._send(403, "text/plain", "only for this machine")
                 return
-            path = urlsplit(self.path).path
+            path = self.path.partition("?")[0]
             try:
                 if path == "/":
                     self._send(200, "text/html; charset=utf-8", report.page(folders, is_live=True))

@@ -18,6 +18,7 @@ from sft.sweep.trials import record_of, run_of, state_of
 
 SCORES = "scores.json"  # of the run's folder: numbers of whatever has judged the model
 _MEASURED = ("state", "iterations", "best_val_loss", "best_iteration", "val_loss", "val_perplexity", "val_accuracy", "train_loss")
+_DEEPEST = 40  # underscores of a score's name
 _LAST = ("seconds", "failures", "run", "reason")
 
 
@@ -76,13 +77,13 @@ def _scores(run: Path) -> dict[str, float]:
     """The numbers of scores.json, those of inner tables with both names."""
     try:
         content = json.loads((run / SCORES).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return dict(_numbers("score", content))
 
 
 def _numbers(name: str, content: Any) -> list[tuple[str, float]]:
-    if isinstance(content, dict):
+    if isinstance(content, dict) and name.count("_") < _DEEPEST:
         return [pair for key, value in content.items() for pair in _numbers(f"{name}_{key}", value)]
     return [(name, content)] if isinstance(content, int | float) and not isinstance(content, bool) else []
 

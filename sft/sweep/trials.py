@@ -51,7 +51,7 @@ def run_of(trial: Trial) -> Path | None:
 def record_of(sweep: Sweep, trial: Trial) -> Record:
     try:
         return Record(**json.loads(recipe_file(sweep, trial).with_suffix(".json").read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return Record()
 
 

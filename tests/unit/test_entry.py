@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -94,8 +96,8 @@ def test_how_the_data_stage_ends(
     monkeypatch.setattr(prepare.sys, "executable", str(program))
     monkeypatch.setattr(prepare, "tokenizer_flags", lambda config, base: [])
     config = TrainConfig(run_name="r")
-    base: object = None
-    assert prepare.tokenise(config, base) == code  # type: ignore[arg-type]
+    base: Any = SimpleNamespace(config={})
+    assert prepare.tokenise(config, base) == code
     assert capsys.readouterr().err == said
 
 

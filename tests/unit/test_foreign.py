@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
+from sft.cli import entry
 from sft.config import foreign
 from sft.config.convert import convert
 from sft.config.foreign import flat, trl
+from sft.config.foreign.rules import own_keys
 from sft.config.recipe import make_config, read_recipe
+from sft.config.secrets import is_secret_name
 from sft.config.train import TrainConfig
 from tests.conftest import Outcome
 from tokenize_data.errors import UserError
@@ -162,3 +165,29 @@ def test_the_command(bench, tmp_path):
     ours = bench._run(entry, ["convert-recipe", bench.write("run_name: r\n", "ours.yaml")])
     assert ours.code == 2
     assert "has no key of another trainer's recipe" in ours.err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "wandb_api_key: {}", "hub_token: {}", "env: {{WANDB_API_KEY: {}}}", "password: {}", "report_to: [{{api_key: {}}}]",
+        "extra: 'https://me:{}@host/x'", "note: {}",
+    ],
+)  # fmt: skip
+def test_secrets_are_not_printed(tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]):
+    secret = "0123456789abcdef0123456789abcdef01234567"
+    file = tmp_path / "old.yaml"
+    file.write_text(
+        f"learning_rate: 1e-5\nper_device_train_batch_size: 1\ndataset_name: a.jsonl\nmodel_name_or_path: b\n{line.format(secret)}\n"
+    )
+    entry(["convert-recipe", str(file)])
+    entry(["train", "--config", str(file)])
+    said = "".join(capsys.readouterr())
+    assert secret[:12] not in said
+    assert "[hidden]" in said or "'...'" in said
+
+
+def test_a_secret_name_is_none_of_the_usual_ones():
+    assert not [
+        name for name in own_keys() | {"max_new_tokens", "eos_token_id", "tokenizer_name", "key", "add_tokens"} if is_secret_name(name)
+    ]

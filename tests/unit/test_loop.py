@@ -36,6 +36,7 @@ class Scene:
         self.signal_at: int | None = None
         self.tell: Callable[[dict[str, Any]], None] = lambda record: None
         self.can_save = True
+        self.finals: list[int] = []  # saves after which nothing is trained
         self.watchdog = Watchdog(None, self.said.append, clock=lambda: self.now, moved=lambda _: self.moved)
         self.interrupt = Interrupt()
         config = TrainConfig(run_name="r", global_batch=4, tensorboard=False, **settings)
@@ -78,8 +79,9 @@ class Scene:
             assert batch.plan.num_micro_batches
         return {"val_loss": float(len(self.events)), "val_perplexity": 1.0, "val_accuracy": 1.0}
 
-    def save(self, number: int, result: dict[str, Any]) -> None:
+    def save(self, number: int, result: dict[str, Any], *, is_final: bool) -> None:
         self.hours(f"save {number}")
+        self.finals += [number] if is_final else []
 
     def finish(self) -> bool:
         self.hours("finish")
@@ -112,6 +114,7 @@ def test_nothing_that_takes_hours_is_a_hang(scene: Callable[..., Scene]):
         "save 2", "validate", "save 3", "save 4", "validate", "save 6", "finish", "restore",
     ]  # fmt: skip
     assert result["iterations"] == 3
+    assert made.finals == [6]
     assert "the model of iteration 3 is exported, with the best validation loss, 2.0000" in made.said
 
 
@@ -120,7 +123,7 @@ def test_writing_the_model_is_no_hang(scene: Callable[..., Scene], monkeypatch: 
     made.run()
     stubbed = (
         "start_worker", "stop_worker", "form_groups", "read_base", "self_check", "Pipeline", "peers_of", "go_on", "facts_for", "Saver",
-        "keep_tokenizer", "optimizer_settings", "training_facts", "_origins", "adapters", "dist", "torch", "_DTYPES", "Interrupt",
+        "keep_tokenizer", "optimizer_settings", "training_facts", "_origins", "adapters", "dist", "torch", "DTYPES", "Interrupt",
     )  # fmt: skip
     for name in stubbed:
         monkeypatch.setattr(worker, name, MagicMock())
@@ -148,6 +151,7 @@ def test_what_ends_the_run_comes_after_a_save(scene: Callable[..., Scene], error
         made.run()
     assert raised.value is error
     assert made.events == ["save 3", "finish"]
+    assert made.finals == [3]
     assert made.said == ["iteration 3 was saved before the run ends: the same command goes on from there"]
 
 

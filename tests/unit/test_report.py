@@ -109,6 +109,84 @@ def test_keys_and_passwords_are_not_shown(tmp_path: Path) -> None:
     assert page.count("[hidden]") >= 5
 
 
+SECRETS = {
+    "a key of Weights & Biases": ("login with {}", "0123456789abcdef0123456789abcdef01234567"),
+    "a password": ("password: {}", "hunter22"),
+    "in quotes": ('{{"password": "{}"}}', "two words"),
+    "a variable": ("WANDB_API_KEY={} sft", "abcd"), "YAML": ("api_key: {}", "abcd-efgh"),
+    "a flag": ("--hub_token={}", "abcdefg"), "basic": ("Authorization: Basic {}", "dXNlcjpwYXNz"),
+    "a secret": ("client_secret = '{}'", "it's"[:2]), "cut off": ("x" * 3990 + " {}", KEY),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_secrets_are_not_shown(tmp_path: Path, name: str) -> None:
+    text, secret = SECRETS[name]
+    run = make_run(tmp_path / "run")
+    (run / "warnings.log").write_text(text.format(secret) + "\n")
+    (shown,) = facts_in(report.page([run]))["runs"][0]["warnings"]
+    assert "[hidden]" in shown or name == "cut off"
+    assert secret not in shown.replace("client_secret", "")
+    assert secret[:8] not in shown or name == "a secret"
+
+
+def test_settings_that_are_secrets_by_their_name(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    commit = "89abcdef0123456789abcdef0123456789abcdef"
+    resolved = {
+        "api_key": "short",
+        "base_folder": f"/hub/snapshots/{commit}",
+        "revision": commit,
+        "max_new_tokens": 5,
+        "deep": {"password": 12345},
+    }
+    write_run_toml(run, config={}, resolved=resolved, versions={})
+    shown = facts_in(report.page([run]))["runs"][0]["resolved"]
+    assert shown == {**resolved, "api_key": "[hidden]", "deep": {"password": "[hidden]"}}
+
+
+def deep(inner: str, depth: int) -> str:
+    return '{"a":' * depth + inner + "}" * depth
+
+
+@pytest.mark.parametrize("depth", [300, 900, 100_000])
+def test_what_is_deeply_nested_spoils_no_report(tmp_path: Path, depth: int) -> None:
+    run = make_run(tmp_path / "run", iterations=3)
+    lines = [
+        deep("1", depth),
+        f'{{"iteration": 4, "loss": {deep("1", depth)}}}',
+        "[" * depth + "]" * depth,
+        '{"iteration": "4", "loss": 1}',
+    ]
+    lines += [
+        '{"iteration": 4, "loss": 1' + "0" * 400 + "}",
+        '{"iteration": 5, "loss": 0.25, "note": {"a": 1}}',
+        '{"loss": 1}',
+        '{"iteration": true}',
+    ]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("\n".join(lines) + "\n")
+    add_evaluation(run, "x")
+    scores = json.loads((run / "evaluation" / "scores.json").read_text())
+    (run / "evaluation" / "scores.json").write_text(json.dumps(scores)[:-1] + f', "more": {deep("1", depth)}}}')
+    facts = facts_in(report.page([run]))["runs"][0]
+    assert facts["series"]["loss"][0][-1] == 5
+    assert facts["series"]["loss"][1][-1] == 0.25
+    (run / "status.json").write_text(deep("1", depth))
+    (run / "run.toml").write_text("config = " + "[" * depth + "]" * depth + "\nresolved = 3\n")
+    assert facts_in(report.page([run]))["runs"][0]["config"] == {}
+
+
+@pytest.mark.parametrize("host", ["[", "]", "[::1", "a]b", "evil.example:x"])
+def test_a_host_that_is_none(server: tuple[str, Path], host: str) -> None:
+    url, _ = server
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(f"{url}/", Host=host)
+    assert caught.value.code == 403
+    caught.value.close()
+    assert facts_in(get(f"{url}/?a=["))["live"] is True
+
+
 def test_long_runs_are_thinned_out(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", iterations=10_000)
     iterations, values = report.run_facts(run)["series"]["lr"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sft.config.flags import WORDS
+from sft.config.secrets import masked, masked_value
 from sft.config.train import ONLY_FLAGS, TrainConfig
 from tokenize_data.errors import shorten
 
@@ -35,7 +36,7 @@ class Line:
     def shown(self) -> str:
         if self.value is None or isinstance(self.value, bool):
             return str(self.value).lower().replace("none", "null")
-        return shorten(self.value)
+        return shorten(masked_value(self.value, self.key))
 
 
 Rule = Callable[[str, Any, Mapping[str, Any]], Line]  # the key, its value, the whole recipe
@@ -70,15 +71,15 @@ def said_of(trainer: Trainer, key: str, recipe: Mapping[str, Any]) -> Line:
 
 
 def mapped(key: str, value: Any, ours: Mapping[str, Any], comment: str = "") -> Line:
-    return Line(key=key, value=value, ours=ours, comment=comment)
+    return Line(key=key, value=value, ours=ours, comment=masked(comment))
 
 
 def warned(key: str, value: Any, why: str, ours: Mapping[str, Any] | None = None) -> Line:
-    return Line(key=key, value=value, kind=Kind.WARNED, ours=ours or {}, comment=why)
+    return Line(key=key, value=value, kind=Kind.WARNED, ours=ours or {}, comment=masked(why))
 
 
 def refused(key: str, value: Any, why: str) -> Line:
-    return Line(key=key, value=value, kind=Kind.REFUSED, comment=why)
+    return Line(key=key, value=value, kind=Kind.REFUSED, comment=masked(why))
 
 
 # ---- rules
