@@ -187,6 +187,27 @@ def test_a_data_set_on_the_hub_is_read_from_its_files(bench, monkeypatch):
     assert "name one as owner/name:SPLIT" in bench.tokenize("--data", "owner/name", "--retokenize").err
 
 
+def test_a_data_set_that_was_fetched_before_is_read_offline(bench, monkeypatch):
+    folder = bench.root / "snapshot"
+    folder.mkdir()
+    bench.jsonl([pair()], "snapshot/train.jsonl")
+    bench.jsonl([pair()], "snapshot/test.jsonl")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, **options: str(folder))
+    assert bench.tokenize("--data", "owner/name").code == 0
+    assert bench.documents()[0]["file"] == "owner/name/train.jsonl"
+    outcome = bench.tokenize("--data", "owner/name:test", "--retokenize")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert f"splits are known to the Hub alone: give files of {folder}" in outcome.err
+
+
+def test_a_name_that_the_hub_does_not_have_is_one_line(bench, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    outcome = bench.tokenize("--data", "no/such-data")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
+    assert "no/such-data is no file here, and cannot be read from the Hub" in outcome.err
+
+
 # ---- names and byte-order marks
 
 
