@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenize_data.errors import UserError
+from tokenize_data.folders import files_of
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+){0,2}")
 
@@ -32,6 +33,8 @@ def files(name: str) -> list[HubFile]:
     for logger in ("datasets", "huggingface_hub"):  # what goes wrong is said below, once
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
+        if _is_offline():
+            return _fetched_before(name, repository, is_whole=not rest)
         splits = _splits(repository, rest[0] if len(rest) == 2 else None)
         return [_fetch(url) for url in splits[_choose(name, rest, list(splits))]]
     except UserError:
@@ -39,6 +42,22 @@ def files(name: str) -> list[HubFile]:
     except Exception as error:  # both libraries raise dozens of kinds
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(f"{name} is no file here, and cannot be read from the Hub: {type(error).__name__}: {reason}") from error
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _fetched_before(name: str, repository: str, is_whole: bool) -> list[HubFile]:
+    """Without the Hub nobody knows what the splits are: what was fetched is read as any folder."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(repository, repo_type="dataset", local_files_only=True))
+    if not is_whole:
+        raise UserError(f"{name}: HF_HUB_OFFLINE is set, and splits are known to the Hub alone: give files of {folder}")
+    return [HubFile(f"{repository}/{file.relative_to(folder)}", file) for file in files_of(str(folder), folder)]
 
 
 def _splits(repository: str, configuration: str | None) -> dict[str, list[str]]:

@@ -36,7 +36,8 @@ class Chunk:
     def rows(self) -> Iterator[tuple[int, Row]]:
         """All rows by number. A byte-order mark before a line is none of its text: joined files have them anywhere."""
         lines = ((number, line.removeprefix(BOM)) for number, line in enumerate(self.data.split(b"\n"), self.first_line))
-        return merge(self.bad, ((number, line) for number, line in lines if line and not line.isspace()), key=itemgetter(0))
+        rows: Iterator[tuple[int, Row]] = ((number, line) for number, line in lines if line and not line.isspace())
+        return merge(self.bad, rows, key=itemgetter(0)) if self.bad else rows
 
 
 @dataclass

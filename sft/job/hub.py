@@ -60,7 +60,7 @@ def push(run: Path, folder: Path, model_id: str, *, public: bool, say: Callable[
             text = card(run, url.repo_id, is_adapter=folder.name == "adapter", has_curve=curve.exists())
             operations = [
                 CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-                for name, content in {**files, "README.md": text.encode()}.items()
+                for name, content in {**files, "README.md": text.encode("utf-8", "backslashreplace")}.items()
             ]
             done = api.create_commit(url.repo_id, operations, commit_message=f"Model of {run.resolve().name}")
     except Exception as error:  # many kinds: no network, no right, a full account

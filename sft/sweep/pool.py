@@ -15,6 +15,7 @@ from typing import Any
 
 from sft.job.devices import visible_gpus
 from tokenize_data.errors import UserError
+from tokenize_data.files import append_private
 
 _POLL_SECONDS = 0.1
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -64,7 +65,7 @@ class Pool:
 
     def _start(self, task: Task) -> None:
         slot = self._free.pop(0)
-        with task.log.open("ab") as log:
+        with append_private(task.log) as log:
             process = subprocess.Popen(
                 task.command, env={**os.environ, **slot}, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True, preexec_fn=_end_with_parent if sys.platform == "linux" else None,

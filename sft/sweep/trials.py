@@ -18,6 +18,7 @@ from sft.observe import run_folder
 from sft.sweep.grid import Sweep, Trial
 from sft.sweep.pool import Pool, Task, make_slots
 from tokenize_data.errors import UserError
+from tokenize_data.files import append_private
 
 _WAIT_SECONDS = 120.0
 Say = Callable[[str], None]
@@ -151,7 +152,7 @@ class Runner:
         for line in sweep.after:
             words = [word.replace("{run}", str(run)).replace("{model}", str(model)) for word in shlex.split(line)]
             command = [sys.executable, "-m", *words] if words[:1] == ["sft"] else words
-            with recipe_file(sweep, trial).with_suffix(".log").open("ab") as log:
+            with append_private(recipe_file(sweep, trial).with_suffix(".log")) as log:
                 try:
                     code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT).returncode
                 except OSError as error:
