@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
+from tokenizers import __version__ as tokenizers_version
 
+from tokenize_data import guard
 from tokenize_data.errors import UserError, shorten
 
 _VERBATIM_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -32,8 +35,19 @@ _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 _WANTED_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
 _MAX_TEMPLATE_BYTES = 1 << 20
 _MAX_JSON_BYTES = 1 << 29
+_MAX_ID = (1 << 24) - 1  # tables go up to the largest id; the largest vocabularies have a million tokens
+_TRIED = (
+    "".join(map(chr, range(32, 127))),
+    "The first treatment. " * 20,
+    "a" * 200,
+    " \n\t\r\n  ",
+    "caf\u00e9 e\u0301 \u65e5\u672c \U0001f642 \u09dc",
+)
 _CONVERT = """
-import os, sys, warnings
+import os, resource, sys, warnings
+for kind, most in ((resource.RLIMIT_CPU, 900), (resource.RLIMIT_AS, 1 << 36)):
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (min([most, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]), hard))
 warnings.filterwarnings("ignore"); os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True)
@@ -120,20 +134,82 @@ def load_tokenizer(path: str) -> BaseTokenizer:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our workers are the parallelism; threads and forks do not mix
     folder = Path(path) if Path(path).is_dir() else _from_hub(path)
     config = _read_json(folder / "tokenizer_config.json")
+    _check(folder, config)
     if not _is_verbatim(folder, config):
         return _read(_converted(folder), fallback_template=_read_template(folder, config))
     return _read(folder)
 
 
 def _read(folder: Path, fallback_template: str | None = None) -> BaseTokenizer:
-    try:
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise UserError(f"{folder}/tokenizer.json cannot be read ({error}): save the tokenizer again with save_pretrained") from error
+    config = {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / "tokenizer_config.json")}
+    _check(folder, config)
+    _try_once(folder / "tokenizer.json")
+    backend = _load(folder / "tokenizer.json")
     backend.no_truncation()
     backend.no_padding()
-    config = {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / "tokenizer_config.json")}
     return BaseTokenizer(backend=backend, config=config, chat_template=_read_template(folder, config) or fallback_template)
+
+
+def _load(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"{file} cannot be read ({error}): save the tokenizer again with save_pretrained") from error
+
+
+def _try_once(file: Path) -> None:
+    """Load a tokenizer and use it in a process that may be killed, before it is loaded here. What went well is remembered."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): save the tokenizer again with save_pretrained") from error
+    digest = hashlib.sha256(f"{tokenizers_version} {_MAX_ID} {_TRIED}".encode() + content).hexdigest()
+    mark = _cache() / "tried" / digest
+    if mark.exists():
+        return
+    child = guard.Child(_use, guard.Limits(seconds=60 + len(content) // 500_000, num_bytes=(2 << 30) + 64 * len(content)))
+    try:
+        child.ask(str(file))
+    except guard.LimitError as error:
+        raise UserError(f"{file} is no usable tokenizer: it {error}, when it was tried: use another base model") from error
+    finally:
+        child.close()
+    with contextlib.suppress(OSError):  # a home that cannot be written: tried again each time
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+
+def _use(file: str) -> str:
+    backend = _load(Path(file))
+    token, largest = max(backend.get_vocab(with_added_tokens=True).items(), key=lambda pair: pair[1], default=("", 0))
+    if largest > _MAX_ID:
+        raise UserError(
+            f"{file} gives {shorten(token)} the id {largest:,}, above {_MAX_ID:,}: save the tokenizer again with save_pretrained"
+        )
+    for text in _TRIED:
+        with contextlib.suppress(Exception):  # an unknown character, which concerns the rows that have it
+            backend.decode(backend.encode(text, add_special_tokens=False).ids)
+            backend.encode(text, add_special_tokens=True)
+    json.loads(backend.to_str())
+    return ""
+
+
+def _check(folder: Path, config: dict[str, Any]) -> None:
+    """What is read of a configuration has the kind that it should have."""
+    tokens: list[tuple[str, Any]] = [(name, config.get(name)) for name in _SPECIAL_NAMES]
+    for name, kinds in (
+        ("added_tokens_decoder", dict),
+        ("extra_special_tokens", (list, dict)),
+        ("additional_special_tokens", (list, dict)),
+    ):
+        values = config.get(name) or {}
+        if not isinstance(values, kinds):
+            raise UserError(f"{folder}: {name} is {shorten(values)}, not a list of tokens: correct tokenizer_config.json")
+        tokens += [(name, value) for value in (values.values() if isinstance(values, dict) else values)]
+    for name, token in tokens:
+        text = token.get("content") if isinstance(token, dict) else token
+        if token is not None and not isinstance(text, str):
+            raise UserError(f"{folder}: {name} is {shorten(token)}, not the text of a token: correct tokenizer_config.json")
 
 
 def _is_verbatim(folder: Path, config: dict[str, Any]) -> bool:
@@ -153,7 +229,7 @@ def _converted(folder: Path) -> Path:
     digest = hashlib.sha256(metadata.version("transformers").encode())
     for file in sorted(names):
         digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sft" / "tokenizers"
+    cache = _cache() / "tokenizers"
     kept = cache / digest.hexdigest()
     if (kept / "tokenizer.json").exists():
         return kept
@@ -171,6 +247,10 @@ def _converted(folder: Path) -> Path:
     return kept
 
 
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sft"
+
+
 def _convert(folder: Path, out: Path) -> None:
     command = [sys.executable, "-c", _CONVERT, str(folder), str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -178,6 +258,8 @@ def _convert(folder: Path, out: Path) -> None:
         return
     shutil.rmtree(out, ignore_errors=True)
     reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    if done.returncode < 0:
+        reason = f"it ended with {signal.Signals(-done.returncode).name}, after too much processor time or memory"
     reason = re.sub(r"^\w+(\.\w+)*: ", "", reason)
     raise UserError(f"transformers cannot load the tokenizer in {folder}: {reason[:300]}")
 

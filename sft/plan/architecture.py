@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tokenize_data.errors import UserError
+from tokenize_data.errors import UserError, shorten
 
 _ROTARY_KINDS = ("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi3", "olmo2", "granite")
 KNOWN_KINDS = (*_ROTARY_KINDS, "gpt_neox", "opt", "falcon")
@@ -24,6 +24,12 @@ _NAMES = {
     "heads": ("num_attention_heads", "n_head", "n_heads"),
     "vocabulary": ("vocab_size",),
 }
+# Far above any model. What is larger is a damaged file, or one that is meant to exhaust whoever builds the model.
+_LARGEST = {
+    **dict.fromkeys(_NAMES["layers"], 10_000), **dict.fromkeys(_NAMES["hidden"], 1 << 20), **dict.fromkeys(_NAMES["heads"], 1 << 16),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "head_dim"), 1 << 16),
+    **dict.fromkeys(("vocab_size", "intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "max_position_embeddings"), 1 << 26),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +138,17 @@ class Architecture:
 def head_cost(model: Architecture, trained_share: float) -> float:
     """Of the head, in layers: only trained tokens are projected to the vocabulary."""
     return model.head_weights / model.layer_weights * trained_share
+
+
+def check_sizes(config: Mapping[str, Any], file: object) -> None:
+    """Refuse sizes of which a model would be built without end, before anything is built or planned."""
+    for part in (config, config.get("text_config")):
+        for name, largest in _LARGEST.items() if isinstance(part, Mapping) else ():
+            value = part.get(name)
+            if value is None and name in part:
+                continue
+            if name in part and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest):
+                raise UserError(f"{file}: {name} is {shorten(value)}, not a number from 1 to {largest:,}: fetch the base model again")
 
 
 def _size(config: Mapping[str, Any], kind: str, what: str) -> int:
