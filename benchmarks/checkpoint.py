@@ -45,9 +45,9 @@ class Trainee:
     def __init__(self, millions: float) -> None:
         from transformers import AutoConfig
 
+        from sft.config.optimizer import OptimizerSpec
         from sft.engine.feed import Feed
         from sft.engine.groups import form_groups
-        from sft.engine.optimizers import OptimizerSettings
         from sft.engine.pipeline import Pipeline
         from sft.engine.start import start_worker
         from sft.job.synthetic import SyntheticReader
@@ -70,10 +70,8 @@ class Trainee:
             torch.manual_seed(0)
             for parameter in built.parameters.values():
                 parameter.normal_(0, 0.02) if parameter.dim() > 1 else parameter.fill_(1)
-        settings = OptimizerSettings(name="adamw", lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-5, weight_decay=0.1)
-        self.pipeline = Pipeline(
-            built, processes, optimizer=settings, clip=1.0, dtype=torch.float32, device=device, vocabulary_size=_VOCABULARY
-        )
+        settings = OptimizerSpec(name="adamw", lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-5, weight_decay=0.1)
+        self.pipeline = Pipeline(built, processes, optimizer=settings, clip=1.0, device=device, vocabulary_size=_VOCABULARY)
         self._reader: Any = SyntheticReader(256, _VOCABULARY, _SEQ)
         self._feed = Feed(self._reader, capacity=4 * _SEQ, replicas=1, replica=0, loss_mask=0.0)
         self._sampler = Sampler(256, _BATCH, 0)

@@ -148,9 +148,9 @@ def run_ours(case: Case) -> dict[str, Any]:
     import torch
     from transformers import LlamaConfig
 
+    from sft.config.optimizer import OptimizerSpec
     from sft.engine.feed import Feed
     from sft.engine.groups import form_groups
-    from sft.engine.optimizers import OptimizerSettings
     from sft.engine.pipeline import Pipeline
     from sft.engine.start import start_worker
     from sft.job.processes import be_alone
@@ -177,9 +177,9 @@ def run_ours(case: Case) -> dict[str, Any]:
         torch._dynamo.config.cache_size_limit = 64
         for block in built.stage.blocks:
             block.layer.compile(dynamic=True)  # type: ignore[union-attr]
-    settings = OptimizerSettings(name=case.optimizer, lr=_RATE, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+    settings = OptimizerSpec(name=case.optimizer, lr=_RATE, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
     pipeline = Pipeline(
-        built, processes, optimizer=settings, clip=1.0, dtype=torch.bfloat16, device=device, vocabulary_size=config.vocab_size
+        built, processes, optimizer=settings, clip=1.0, device=device, vocabulary_size=config.vocab_size
     )  # fmt: skip
     if not case.chunked:
         pipeline.loss.at_once = 10**9

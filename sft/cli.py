@@ -46,10 +46,15 @@ def entry(argv: list[str] | None = None) -> int:
     is_named = not argv[0].startswith("-")
     name = make_parser().parse_args(argv[:1]).command if is_named else "train"
     flags = argv[1:] if is_named else argv
+    return exit_code_of(f"sft {name}", lambda: _run(name, flags))
+
+
+def _run(name: str, flags: list[str]) -> int:
     command = importlib.import_module(f"sft.commands.{name.replace('-', '_')}")
     text = COMMANDS[name]
     parser = OneLineParser(prog=f"sft {name}", description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
     command.add_flags(parser)
     arguments = parser.parse_args(flags)
     arguments.argv = flags
-    return exit_code_of(f"sft {name}", lambda: command.run(arguments))
+    code: int = command.run(arguments)
+    return code

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -76,9 +75,58 @@ def status(code: int, body: str = "", **headers: str) -> Callable[[], tuple[int,
     return lambda: (code, body.encode(), {name.replace("_", "-"): value for name, value in headers.items()})
 
 
-def slow(seconds: float) -> Callable[[], tuple[int, bytes, dict[str, str]]]:
+def silent(until: threading.Event) -> Callable[[], tuple[int, bytes, dict[str, str]]]:
+    """Nothing is said until the event; it should be set before the server is closed."""
+
     def wait() -> tuple[int, bytes, dict[str, str]]:
-        time.sleep(seconds)
+        until.wait()
         return 200, b"{}", {}
 
     return wait
+
+
+@dataclass
+class Flood:
+    """What a server that does not stop has sent, and whether nobody listens any more."""
+
+    url: str = ""
+    sent: int = 0
+    gave_up: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def flood(code: int, is_chunked: bool, size: int, step: int = 2**20) -> Iterator[Flood]:
+    """Each answer is `size` bytes, `step` at a time."""
+    made = Flood()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(code)
+            self.send_header(*(("Transfer-Encoding", "chunked") if is_chunked else ("Content-Length", str(size))))
+            self.end_headers()
+            piece = b"x" * step
+            framed = b"%x\r\n%s\r\n" % (step, piece) if is_chunked else piece
+            with contextlib.suppress(OSError):
+                while made.sent < size:
+                    self.wfile.write(framed)
+                    made.sent += step
+            self.close_connection = True
+            made.gave_up.set()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    made.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield made
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

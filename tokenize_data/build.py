@@ -123,7 +123,7 @@ def _prove_fast_path(converter: Converter, sources: Sequence[Source], say: Say) 
     texts: list[str] = []
     for index, source in enumerate(sources):
         for chunk in islice(source.chunks(index), 1):
-            lines = [line for line in chunk.data.split(b"\n") if line.strip()]
+            lines = [row for _, row in chunk.rows() if isinstance(row, bytes)]
             for line in lines[:: max(len(lines) // each, 1)][:each]:
                 with contextlib.suppress(RowError):
                     texts += [document.text for document in converter.render(line, index)]
@@ -148,15 +148,20 @@ def _save_tokenizer(plan: Plan, folder: Path, name: str) -> list[FileInfo]:
 def _describe(plan: Plan, formats: Sequence[str], tally: Tally) -> list[dict[str, Any]]:
     rows = iter(tally.rows_of_source)
     return [
-        {"name": spec.name, "format": name, "reading": spec.reading(), "files": [_describe_source(source, next(rows)) for source in group]}
+        {
+            "name": spec.name, "format": name, "reading": spec.reading(), "asked": list(spec.files),
+            "files": [_describe_source(source, next(rows)) for source in group],
+        }
         for spec, name, group in zip(plan.specs, formats, plan.sources, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 def _describe_source(source: Source, rows: int) -> dict[str, Any]:
-    """mtime_ns 0 stands for what is no JSONL file, whose contents cannot be compared without loading it."""
-    mtime = Path(source.name).expanduser().stat().st_mtime_ns if source.unit == "line" else 0
-    return {"name": source.name, "size": source.size, "sha256": source.sha256, "mtime_ns": mtime, "rows": rows}
+    """Times 0 stand for a file of the Hub, which is not compared again."""
+    times = (0, 0) if source.is_remote else (source.mtime_ns, source.ctime_ns)
+    return {
+        "name": source.name, "size": source.size, "sha256": source.sha256, "mtime_ns": times[0], "ctime_ns": times[1], "rows": rows,
+    }  # fmt: skip
 
 
 def _id(tokenizer: BaseTokenizer, token: str | None) -> int | None:

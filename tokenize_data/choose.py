@@ -20,9 +20,9 @@ def recognise_format(spec: DatasetSpec, group: Sequence[Source]) -> tuple[str, s
     """(the format's name, a line that says which it is and by which keys)."""
     rows = []
     for chunk in group[0].chunks(0):
-        for line in islice((line for line in chunk.data.split(b"\n") if line.strip()), _NUM_ROWS_LOOKED_AT):
+        for _, row in islice(chunk.rows(), _NUM_ROWS_LOOKED_AT):
             with contextlib.suppress(RowError):
-                rows.append(parse_line(line))
+                rows += [parse_line(row)] if isinstance(row, bytes) else []
         break
     name = recognise(rows, spec)
     keys = {"qa": f"{spec.question_key} -> {spec.answer_key}", "text": spec.text_key, "chat": "messages", "sharegpt": "conversations"}
@@ -51,6 +51,4 @@ def choose_rows(spec: DatasetSpec, group: Sequence[Source], seed: int) -> Iterat
 
 def _row_numbers(source: Source) -> Iterator[int]:
     for chunk in source.chunks(0):
-        for number, line in enumerate(chunk.data.split(b"\n"), chunk.first_line):
-            if line and not line.isspace():
-                yield number
+        yield from (number for number, _ in chunk.rows())

@@ -131,9 +131,14 @@ def _with_recipe(arguments: argparse.Namespace, values: dict[str, Any]) -> argpa
 
 
 def entry(argv: list[str] | None = None) -> int:
+    return exit_code_of(_PROGRAM, lambda: run(_arguments(argv)))
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    """With the names of those that were `typed`."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
     untyped = object()
     marked = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(arguments), untyped)))
     arguments.typed = {name for name, value in vars(marked).items() if value is not untyped}
-    return exit_code_of(_PROGRAM, lambda: run(arguments))
+    return arguments

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 
@@ -11,7 +12,9 @@ from tokenize_data.chat import ASSISTANT, ROLE_NAMES, TEMPLATE, ChatTemplate, Re
 from tokenize_data.encode import Encoded, Encoder
 from tokenize_data.errors import RowError
 from tokenize_data.records import RowReader, parse_line
-from tokenize_data.sources import MAX_LINE_BYTES, Chunk
+from tokenize_data.rows import Unreadable, too_long
+from tokenize_data.sources import Chunk
+from tokenize_data.streams import MAX_LINE_BYTES
 
 
 @dataclass(frozen=True)
@@ -88,23 +91,21 @@ class Converter:
     def __call__(self, chunk: Chunk) -> Converted:
         result = Converted(replace(chunk, data=b""))  # the lines need not travel back to the process that writes
         rows: list[tuple[int, bytes, int, list[Rendered]]] = []  # line, raw, copies, documents
-        for line, size in chunk.too_long:
-            result.read += 1
-            result.rejects.append(Reject(line, f"{size:,} bytes long, more than {MAX_LINE_BYTES:,}: split the row, or shorten it", b""))
-        for line, raw in enumerate(chunk.data.split(b"\n"), chunk.first_line):
-            if not raw or raw.isspace():
-                continue
+        for line, row in chunk.rows():
             copies = self._choices[chunk.source].copies(line)
             if copies == 0:
                 result.left_out += 1
                 continue
             result.read += 1
+            if not isinstance(row, Unreadable) and len(row) > MAX_LINE_BYTES:
+                row = too_long(len(row))
+            if isinstance(row, Unreadable):
+                result.rejects.append(Reject(line, row.reason, row.raw))
+                continue
             try:
-                if len(raw) > MAX_LINE_BYTES:
-                    raise RowError(f"{len(raw):,} bytes long, more than {MAX_LINE_BYTES:,}: split the row, or shorten it")
-                rows.append((line, raw, copies, self.render(raw, chunk.source)))
+                rows.append((line, row, copies, self.render(row, chunk.source)))
             except RowError as error:
-                result.rejects.append(Reject(line, str(error), raw))
+                result.rejects.append(Reject(line, str(error), row))
         self._encode(rows, result)
         result.rejects.sort(key=lambda reject: reject.line)
         return result
@@ -124,15 +125,17 @@ class Converter:
         encoded = iter(self.encoder.encode([document for *_, documents in rows for document in documents]))
         kept: list[np.ndarray] = []
         for line, raw, copies, documents in rows:
+            own = list(islice(encoded, len(documents)))  # all of them, also where the first is refused
             try:
-                made = [self._finish(next(encoded), document, result) for document in documents]
+                made = [self._finish(one, document) for one, document in zip(own, documents, strict=True)]
             except RowError as error:
                 result.rejects.append(Reject(line, str(error), raw))
                 continue
             result.accepted += 1
-            for document, num_cut in made * copies:
+            for document, num_cut, is_injected in made * copies:
                 self._look(document, result)
                 kept.append(document.ids)
+                result.num_injected += is_injected
                 result.lengths.append(len(document.ids))
                 result.trained.append(document.trained)
                 result.cut.append(num_cut)
@@ -158,13 +161,14 @@ class Converter:
             result.num_double_bos += begins and len(ids) > 1 and int(ids[1]) == self._bos_id
             result.num_without_bos += not begins and bool(self._bos)
 
-    def _finish(self, encoded: Encoded | RowError, document: Rendered, result: Converted) -> tuple[Encoded, int]:
+    def _finish(self, encoded: Encoded | RowError, document: Rendered) -> tuple[Encoded, int, bool]:
+        """(the document within --seq, number of tokens cut off, are there special tokens in its own texts)."""
         if isinstance(encoded, RowError):
             raise encoded
-        length = len(encoded.ids)
+        length, is_injected = len(encoded.ids), False
         if document.num_special is not None:
             ids = encoded.ids[encoded.ids < len(self._is_special)]
-            result.num_injected += int(self._is_special[ids].sum()) > document.num_special
+            is_injected = int(self._is_special[ids].sum()) > document.num_special
         if length > self._seq:
             encoded = encoded.cut(self._seq)
         if encoded.trained == 0:
@@ -174,4 +178,4 @@ class Converter:
                     "raise --seq, or shorten the question"
                 )
             raise RowError(f"{length:,} tokens, and none of them is trained: add an answer, or leave the row out")
-        return encoded, length - len(encoded.ids)
+        return encoded, length - len(encoded.ids), is_injected

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
+EXIT_FAILED = 3
+TRACEBACK = "SFT_TRACEBACK"  # set by a person who wants more than a line
 
 
 class UserError(Exception):
@@ -40,7 +45,12 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def exit_code_of(program: str, main: Callable[[], int]) -> int:
-    """Run `main` as a command: a UserError becomes one line on stderr and exit code 2."""
+    """Run `main` as a command: a UserError becomes one line on stderr and exit code 2, a crash one line and 3.
+
+    Python's own exit code for a crash is 1, which says that a run is finished already.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no UTF-8, and is printed all the same
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main()
     except UserError as error:
@@ -52,3 +62,9 @@ def exit_code_of(program: str, main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{program}: interrupted; nothing that was unfinished is kept", file=sys.stderr)
         return 130
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        text = " ".join(str(error).split())[:500]
+        print(f"{program}: {type(error).__name__}{f': {text}' if text else ''}; {TRACEBACK}=1 shows where", file=sys.stderr)
+        return EXIT_FAILED

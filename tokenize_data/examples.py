@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tokenize_data.choose import recognise_format
 from tokenize_data.errors import RowError, UserError
 from tokenize_data.records import DatasetSpec, Message, Row, RowReader, parse_line
-from tokenize_data.sources import open_source
+from tokenize_data.rows import Unreadable
+from tokenize_data.sources import Source, open_sources
 
 _STAND_IN = "-"  # for an answer that a row need not have
 
@@ -49,7 +49,7 @@ def read_examples(spec: DatasetSpec, *, answers_needed: bool, limit: int | None 
     """All rows, or the first `limit`. The first one that cannot be used is an error, with its place."""
     if spec.weight != 1.0 or spec.samples is not None:
         spec = replace(spec, weight=1.0, samples=None)  # shares are for training; here every row counts once
-    sources = [open_source(name) for name in spec.files]
+    sources = open_sources(spec.files)
     name, description = recognise_format(spec, sources)
     reading = _Reading(spec, name)
     rows: list[Example] = []
@@ -68,14 +68,13 @@ def read_examples(spec: DatasetSpec, *, answers_needed: bool, limit: int | None 
     return Examples(name=spec.name, rows=rows, description=description)
 
 
-def _lines(sources: list[Any]) -> Iterator[tuple[str, bytes]]:
+def _lines(sources: list[Source]) -> Iterator[tuple[str, bytes]]:
     for source in sources:
         for chunk in source.chunks(0):
-            for number, size in chunk.too_long:
-                raise UserError(f"{source.place(number)}: {size:,} bytes long: shorten it")
-            for number, line in enumerate(chunk.data.split(b"\n"), chunk.first_line):
-                if line.strip():
-                    yield source.place(number), line
+            for number, row in chunk.rows():
+                if isinstance(row, Unreadable):
+                    raise UserError(f"{source.place(number)}: {row.reason}")
+                yield source.place(number), row
 
 
 class _Reading:

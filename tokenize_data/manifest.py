@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenize_data.errors import UserError
+from tokenize_data.files import as_json, replace_private
 from tokenize_data.names import check_run_name
 from tokenize_data.shards import FileInfo
 
@@ -71,13 +72,7 @@ def dataset_folder(root: Path, run_name: str) -> Path:
 def write(folder: Path, manifest: Manifest) -> None:
     """Make the data set exist: one atomic replacement."""
     content = {key: value for key, value in asdict(manifest).items() if key != "unknown"}
-    scratch = folder / f".{NAME}.{os.getpid()}"
-    with scratch.open("w") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, folder / NAME)
+    replace_private(folder / NAME, as_json(content, indent=1) + b"\n", folder / f".{NAME}.{os.getpid()}", sync=True)
     sync_folder(folder)
 
 

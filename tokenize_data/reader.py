@@ -55,6 +55,12 @@ class ShardReader:
         self._files: list[Any] = [None] * len(manifest.shards)
         self._batches: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
 
+    def keep_open(self) -> ShardReader:
+        """Map all files now, so that this data set can be read to its end even where another takes its place meanwhile."""
+        self._files = [self._open(info) for info in self.manifest.shards]
+        _ = self._index
+        return self
+
     def __len__(self) -> int:
         return self.manifest.documents
 

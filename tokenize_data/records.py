@@ -205,6 +205,14 @@ def _refuse_constant(name: str) -> Any:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_JSON_TEXT = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_LARGE, _MOST_VALUES = 1 << 20, 500_000  # 16 MB of small values would take half a GB of memory
+
+
+def _num_values(text: str) -> int:
+    """About so many values a row has."""
+    structure = _JSON_TEXT.sub("", text)
+    return sum(map(structure.count, ",[{"))
 
 
 def parse_line(line: bytes) -> Row:
@@ -215,6 +223,8 @@ def parse_line(line: bytes) -> Row:
         raise RowError(f"not UTF-8: byte 0x{line[error.start]:02x} at {error.start + 1}: save the file as UTF-8") from error
     if "\x00" in text:
         raise RowError(f"a NUL byte at {text.index(chr(0)) + 1}: the file is damaged there, or is not text; write the row again")
+    if len(text) > _LARGE and _num_values(text) > _MOST_VALUES:
+        raise RowError(f"more than {_MOST_VALUES:,} values: a row is one flat object")
     try:
         row = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -257,7 +267,8 @@ def _all_have(rows: Iterable[Row], keys: tuple[str, ...]) -> bool:
 
 def _join_parts(content: Any) -> Any:
     if isinstance(content, list) and content and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-        return "".join(str(part.get("text", "")) for part in content)
+        texts = [part.get("text") for part in content]
+        return "".join(texts) if all(isinstance(text, str) for text in texts) else content
     return content
 
 

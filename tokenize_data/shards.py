@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from tokenize_data.convert import Converted
+from tokenize_data.files import open_private
 
 BATCH_DOCUMENTS = 1024
 SHARD_BYTES = 256 << 20
@@ -31,7 +32,7 @@ class _HashedFile:
     """What pyarrow writes to: hashes and counts as it goes, and is on disk when closed."""
 
     def __init__(self, path: Path) -> None:
-        self._file: IO[bytes] = path.open("wb")
+        self._file: IO[bytes] = open_private(path)
         self._hash = hashlib.sha256()
         self.bytes = 0
         self.closed = False

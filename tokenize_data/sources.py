@@ -1,244 +1,218 @@
-"""Files to chunks of JSON lines. JSONL (plain, .gz, .zst) is read as bytes; everything else comes through `datasets` as JSON lines."""
+"""Files to chunks of JSON lines. What a row's texts are is decided by the bytes of the file, and nothing of it is kept elsewhere."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-import logging
-import re
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from heapq import merge
+from io import BufferedReader
+from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from tokenize_data.errors import UserError
+from tokenize_data import folders, hub_data
+from tokenize_data.errors import UserError, shorten
+from tokenize_data.folders import kind_of
+from tokenize_data.rows import Row, Unreadable, arrow_rows, csv_rows, json_rows, too_long
+from tokenize_data.streams import BOM, CHUNK_BYTES, COMPRESSED, MAX_LINE_BYTES, Hashed, first_line, text_blocks
 
-CHUNK_BYTES = 1 << 20
-MAX_LINE_BYTES = 16 << 20
-_JSONL_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".ndjson.gz", ".ndjson.zst", ".gz", ".zst")
-_LOADERS = {".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
-_BOM = b"\xef\xbb\xbf"
+_MOST_FILES = 1 << 16  # the index of a data set numbers them with 16 bits
+_BATCH_ROWS = 128
+_SEPARATORS = {"csv": ",", "tsv": "\t"}
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Whole lines of one file. `too_long` are lines (numbers and sizes) that were skipped because nobody writes rows of that size."""
+    """Whole lines of one file, of which empty ones are no rows. `bad` are rows that could not be read, with their numbers."""
 
     source: int
     first_line: int
     data: bytes
     bytes_read: int
-    too_long: tuple[tuple[int, int], ...] = ()
+    bad: tuple[tuple[int, Unreadable], ...] = ()
+
+    def rows(self) -> Iterator[tuple[int, Row]]:
+        """All rows by number. A byte-order mark before a line is none of its text: joined files have them anywhere."""
+        lines = ((number, line.removeprefix(BOM)) for number, line in enumerate(self.data.split(b"\n"), self.first_line))
+        return merge(self.bad, ((number, line) for number, line in lines if line and not line.isspace()), key=itemgetter(0))
 
 
 @dataclass
 class Source:
-    """One file, folder or Hub data set. `sha256` and `size` are known once all of it has been read."""
+    """One file. Its `sha256`, `size` and times are known once all of it has been read."""
 
     name: str
-    unit: str = "line"
+    path: Path
+    kind: str = "jsonl"
     size: int = 0
     sha256: str = ""
-    _loader: str | None = field(default=None, repr=False)
-    _rows: Any = field(default=None, repr=False)
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    is_remote: bool = False  # `path` is where it was fetched to
+
+    @property
+    def unit(self) -> str:
+        return "line" if self.kind == "jsonl" else "row"
 
     def place(self, number: int) -> str:
         return f"{self.name} {self.unit} {number}"
 
     def chunks(self, index: int) -> Iterator[Chunk]:
-        if self._loader is None:
-            yield from _jsonl_chunks(self, index)
-        else:
-            yield from _dataset_chunks(self, index, self._loader)
+        """The file's rows; `index` is what the chunks call it."""
+        with open(self.path, "rb") as file:
+            begun = _identity(file)
+            if self.kind in ("parquet", "arrow"):
+                yield from _columns(self, index, file)
+            else:
+                yield from _text(self, index, file)
+            if _identity(file)[:2] != begun[:2]:
+                raise UserError(f"{self.name} was changed while it was read: start again when it is finished")
+            self.size, self.mtime_ns, self.ctime_ns = begun
 
 
-def open_source(name: str) -> Source:
-    """What `name` means: a file that exists, a folder with data, or a data set on the Hub."""
+# ---- which files
+
+
+def open_sources(names: Sequence[str]) -> list[Source]:
+    """What `--data` means: files, folders with data, and data sets on the Hub, each as its files."""
+    sources = [source for name in names for source in _open(name)]
+    if len(sources) > _MOST_FILES:
+        raise UserError(f"{len(sources):,} files, more than {_MOST_FILES:,}: write them as fewer")
+    return sources
+
+
+def _open(name: str) -> list[Source]:
     path = Path(name).expanduser()
     if path.is_dir():
-        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            return Source(name, unit="row", _loader="disk")
-        if any(file.name.endswith((*_JSONL_SUFFIXES, *_LOADERS)) for file in path.iterdir()):
-            return Source(name, unit="row", _loader="folder")
-        raise UserError(f"{name} is a directory without data files: give JSONL files, or a folder that save_to_disk wrote")
+        return [_open_file(str(file), file) for file in folders.files_of(name, path)]
     if path.exists():
-        if not path.is_file():
-            raise UserError(f"{name} is not a regular file: give a JSONL file")
-        try:
-            size = path.stat().st_size
-            path.open("rb").close()
-        except OSError as error:
-            raise UserError(f"{name} cannot be read: {error.strerror}: check its permissions") from error
-        loader = None if _is_json_lines(path) else _LOADERS.get(path.suffix.lower())
-        return Source(name, unit="row" if loader else "line", size=size, _loader=loader)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+){0,2}", name) and not name.lower().endswith((*_JSONL_SUFFIXES, *_LOADERS)):
-        return Source(name, unit="row", _loader="hub")
+        return [_open_file(name, path)]
+    if hub_data.is_name(name) and not kind_of(path):
+        return [_open_file(file.name, file.path, is_remote=True) for file in hub_data.files(name)]
     near = sorted(file.name for file in path.parent.iterdir() if file.suffix == path.suffix)[:4] if path.parent.is_dir() else []
     raise UserError(f"{name}: no such file" + (f"; {path.parent} has {', '.join(near)}" if near else ": check the path given to --data"))
 
 
-def _is_json_lines(path: Path) -> bool:
-    """A .json file that holds one object a line, as many people's do."""
-    if path.suffix.lower() != ".json":
-        return False
-    with path.open("rb") as file:
-        line = file.readline(CHUNK_BYTES).removeprefix(_BOM).strip()
-    return line.startswith(b"{") and line.endswith(b"}")
-
-
-# ---- JSONL
-
-
-class _Hashed:
-    """A binary file that hashes and counts what is read from it."""
-
-    def __init__(self, raw: IO[bytes]) -> None:
-        self._raw = raw
-        self.sha256 = hashlib.sha256()
-        self.count = 0
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._raw.read(size)
-        self.sha256.update(data)
-        self.count += len(data)
-        return data
-
-    def readable(self) -> bool:
-        return True
-
-    @property
-    def closed(self) -> bool:
-        return self._raw.closed
-
-
-def _blocks(source: Source, raw: _Hashed) -> Iterator[bytes]:
-    """The file's content, decompressed, in pieces."""
+def _open_file(name: str, path: Path, is_remote: bool = False) -> Source:
+    if not path.is_file():
+        raise UserError(f"{name} is not a regular file: give a JSONL file")
     try:
-        if source.name.endswith(".zst"):
-            yield from _zstd_blocks(source, raw)
-            return
-        stream: Any = gzip.GzipFile(fileobj=raw, mode="rb") if source.name.endswith(".gz") else raw  # type: ignore[call-overload]
-        while block := stream.read(CHUNK_BYTES):
-            yield block
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{source.name} is cut short or damaged ({error}): copy or compress it again") from error
+        size = path.stat().st_size
+        path.open("rb").close()
     except OSError as error:
-        raise UserError(f"{source.name} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{name} cannot be read: {error.strerror}: check its permissions") from error
+    kind = kind_of(path) or "jsonl"
+    if is_remote and kind_of(path) is None:
+        raise UserError(f"{name} is of a kind that is not read from the Hub: fetch it, and write it as JSONL")
+    if kind in ("parquet", "arrow") and path.suffix.lower() in COMPRESSED:
+        raise UserError(f"{name} is a compressed {kind} file: decompress it first")
+    if kind == "json":  # many people's .json files hold one object a line
+        line = first_line(name, path)
+        kind = "jsonl" if line.startswith(b"{") and line.endswith(b"}") else "json"
+    return Source(name, path, kind, size, is_remote=is_remote)
 
 
-def _zstd_blocks(source: Source, raw: _Hashed) -> Iterator[bytes]:
-    import zstandard
-
-    frame = None
-    try:
-        while block := raw.read(CHUNK_BYTES // 16):
-            while block:
-                if frame is None or frame.eof:
-                    frame = zstandard.ZstdDecompressor().decompressobj()
-                yield frame.decompress(block)
-                block = frame.unused_data if frame.eof else b""
-    except zstandard.ZstdError as error:
-        raise UserError(f"{source.name} is damaged ({error}): copy or compress it again") from error
-    if frame is not None and not frame.eof:
-        raise UserError(f"{source.name} is cut short (its last zstd frame has no end): copy or compress it again")
+# ---- their rows
 
 
-def _jsonl_chunks(source: Source, index: int) -> Iterator[Chunk]:
-    with open(Path(source.name).expanduser(), "rb") as file:
-        raw = _Hashed(file)
-        rest, line, skipped = b"", 1, 0
-        too_long: list[tuple[int, int]] = []
-        first = True
-        for block in _blocks(source, raw):
-            if first:
-                first = False
-                block = block.removeprefix(_BOM)
-                if block[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                    raise UserError(f"{source.name} line 1: not UTF-8 but UTF-16: save the file as UTF-8")
-            if skipped:  # inside a line that is too long: drop up to its end
-                cut = block.find(b"\n")
-                if cut < 0:
-                    skipped += len(block)
-                    continue
-                too_long.append((line, skipped + cut))
-                line, skipped, block = line + 1, 0, block[cut + 1 :]
-            cut = block.rfind(b"\n")
+def _identity(file: BufferedReader) -> tuple[int, int, int]:
+    """(size, mtime, ctime)."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _text(source: Source, index: int, file: BufferedReader) -> Iterator[Chunk]:
+    raw = Hashed(file)
+    blocks = text_blocks(source.name, source.path, raw)
+    if source.kind == "jsonl":
+        yield from _line_chunks(index, blocks, raw)
+    else:
+        rows = json_rows(source.name, blocks) if source.kind == "json" else csv_rows(source.name, blocks, _SEPARATORS[source.kind])
+        yield from _row_chunks(source, index, rows, lambda _: raw.count)
+    source.sha256 = raw.sha256.hexdigest()
+
+
+def _line_chunks(index: int, blocks: Iterator[bytes], raw: Hashed) -> Iterator[Chunk]:
+    rest, line, skipped = b"", 1, 0
+    bad: list[tuple[int, Unreadable]] = []
+    for block in blocks:
+        if skipped:  # inside a line that is too long: drop up to its end
+            cut = block.find(b"\n")
             if cut < 0:
-                rest += block
-                if len(rest) > MAX_LINE_BYTES:
-                    skipped, rest = len(rest), b""
+                skipped += len(block)
                 continue
-            data, rest = rest + block[: cut + 1], block[cut + 1 :]
-            yield Chunk(index, line, data, raw.count, tuple(too_long))
-            line += data.count(b"\n")
-            too_long = []
-        if skipped:
-            too_long.append((line, skipped))
-        if rest or too_long:
-            yield Chunk(index, line, rest, raw.count, tuple(too_long))
-        if raw.count == 0:
-            raise UserError(f"{source.name} is empty: give a file with at least one row")
-        source.size, source.sha256 = raw.count, raw.sha256.hexdigest()
+            bad.append((line, too_long(skipped + cut)))
+            line, skipped, block = line + 1, 0, block[cut + 1 :]
+        cut = block.rfind(b"\n")
+        if cut < 0:
+            rest += block
+            if len(rest) > MAX_LINE_BYTES:
+                skipped, rest = len(rest), b""
+            continue
+        data, rest = rest + block[: cut + 1], block[cut + 1 :]
+        yield Chunk(index, line, data, raw.count, tuple(bad))
+        line += data.count(b"\n")
+        bad = []
+    if skipped:
+        bad.append((line, too_long(skipped)))
+    if rest or bad:
+        yield Chunk(index, line, rest, raw.count, tuple(bad))
 
 
-# ---- through `datasets`
-
-
-def _dataset_chunks(source: Source, index: int, loader: str) -> Iterator[Chunk]:
-    if source._rows is None:
-        source._rows = _load(source, loader)
-    rows = source._rows
-    digest = hashlib.sha256()
+def _row_chunks(source: Source, index: int, rows: Iterator[Row], bytes_read: Callable[[int], int]) -> Iterator[Chunk]:
     lines: list[bytes] = []
-    length, first, number = 0, 1, 0
-    total = max(len(rows), 1)
+    bad: list[tuple[int, Unreadable]] = []
+    size, first, number = 0, 1, 0
     for number, row in enumerate(rows, 1):
-        line = json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
-        digest.update(line)
-        lines.append(line)
-        length += len(line)
-        if length >= CHUNK_BYTES:
-            yield Chunk(index, first, b"\n".join(lines), source.size * number // total)
-            lines, length, first = [], 0, number + 1
+        if isinstance(row, Unreadable):
+            bad.append((number, row))
+            size += len(row.raw)
+            row = b""
+        lines.append(row)
+        size += len(row)
+        if size >= CHUNK_BYTES:
+            yield Chunk(index, first, b"\n".join(lines), bytes_read(number), tuple(bad))
+            lines, bad, size, first = [], [], 0, number + 1
     if lines:
-        yield Chunk(index, first, b"\n".join(lines), source.size)
+        yield Chunk(index, first, b"\n".join(lines), bytes_read(number), tuple(bad))
     if number == 0:
         raise UserError(f"{source.name} has no rows: give data with at least one row")
-    source.sha256 = digest.hexdigest()
 
 
-def _load(source: Source, loader: str) -> Any:
-    import datasets  # slow to import, and only needed for what is not JSONL
+def _columns(source: Source, index: int, file: BufferedReader) -> Iterator[Chunk]:
+    import pyarrow as pa
+    from pyarrow import parquet
 
-    datasets.disable_progress_bars()
-    for name in ("datasets", "huggingface_hub"):  # what goes wrong is said below, once
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    name = str(Path(source.name).expanduser())
     try:
-        if loader == "disk":
-            return _only_split(source, datasets.load_from_disk(name))
-        if loader == "folder":
-            return _only_split(source, datasets.load_dataset(name))
-        if loader == "hub":
-            repository, *rest = source.name.split(":")
-            data = datasets.load_dataset(repository, rest[0] if len(rest) == 2 else None)
-            return data[rest[-1]] if rest else _only_split(source, data)
-        options = {"sep": "\t"} if name.endswith(".tsv") else {}
-        return datasets.load_dataset(loader, data_files=name, split="train", **options)
-    except UserError:
-        raise
-    except Exception as error:  # datasets raises dozens of kinds
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise UserError(f"{source.name} cannot be read as {loader} by datasets: {type(error).__name__}: {reason}") from error
+        opened: Any = parquet.ParquetFile(file, pre_buffer=False) if source.kind == "parquet" else _ArrowFile(file)
+        names = opened.schema_arrow.names
+        if twice := [column for column in names if names.count(column) > 1]:
+            raise UserError(f"{source.name} has two columns named {twice[0]}: give each a name of its own")
+        total = opened.metadata.num_rows if source.kind == "parquet" else 0
+        size = os.fstat(file.fileno()).st_size
+        rows = arrow_rows(opened.iter_batches(_BATCH_ROWS))
+        yield from _row_chunks(source, index, rows, lambda number: size * number // total if total else 0)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{source.name} cannot be read as {source.kind}: {shorten(error, 200)}: write it again") from error
+    file.seek(0)
+    source.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _only_split(source: Source, data: Any) -> Any:
-    if not hasattr(data, "keys"):
-        return data
-    if "train" in data:
-        return data["train"]
-    if len(data) == 1:
-        return next(iter(data.values()))
-    raise UserError(f"{source.name} has the splits {', '.join(data)}: name one as {source.name}:SPLIT")
+class _ArrowFile:
+    """Arrow's two formats, with what of a Parquet file is used here."""
+
+    def __init__(self, file: BufferedReader) -> None:
+        import pyarrow as pa
+
+        self._is_stream = file.read(6) != b"ARROW1"
+        file.seek(0)
+        self._reader: Any = pa.ipc.open_stream(file) if self._is_stream else pa.ipc.open_file(file)
+        self.schema_arrow = self._reader.schema
+
+    def iter_batches(self, batch_size: int) -> Iterator[Any]:
+        numbers = range(0 if self._is_stream else self._reader.num_record_batches)
+        for batch in self._reader if self._is_stream else map(self._reader.get_batch, numbers):
+            for at in range(0, len(batch), batch_size):
+                yield batch.slice(at, batch_size)

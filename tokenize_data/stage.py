@@ -20,7 +20,7 @@ from tokenize_data.errors import UserError
 from tokenize_data.manifest import Manifest
 from tokenize_data.names import check_run_name
 from tokenize_data.records import DatasetSpec
-from tokenize_data.sources import open_source
+from tokenize_data.sources import open_sources
 from tokenize_data.templates import choose_template
 from tokenize_data.tokenizer import BaseTokenizer, load_tokenizer
 
@@ -100,7 +100,7 @@ def _existing(request: Request, folder: Path, tokenizer: BaseTokenizer, template
 
 
 def _plan(request: Request, tokenizer: BaseTokenizer, template: ChatTemplate) -> Plan:
-    sources = tuple(tuple(open_source(name) for name in spec.files) for spec in request.specs)
+    sources = tuple(tuple(open_sources(spec.files)) for spec in request.specs)
     return Plan(
         run_name=request.run_name, specs=request.specs, sources=sources, tokenizer=tokenizer, template=template, seq=request.seq,
         workers=request.workers, max_bad_rows=request.max_bad_rows, seed=request.seed, fast=request.fast,

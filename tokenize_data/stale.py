@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from tokenize_data.chat import ChatTemplate
 from tokenize_data.errors import UserError
+from tokenize_data.folders import files_of
 from tokenize_data.manifest import Manifest
 from tokenize_data.records import DatasetSpec
 from tokenize_data.tokenizer import BaseTokenizer
@@ -36,7 +38,7 @@ def differences(manifest: Manifest, specs: Sequence[DatasetSpec], seq: int) -> l
         found.append(f"data sets: made of {len(manifest.datasets)}, asked for {len(specs)}")
         return found
     for spec, made in zip(specs, manifest.datasets, strict=True):
-        found += _file_differences(spec, made["files"])
+        found += _file_differences(spec, made)
         for key, value in spec.reading().items():
             before = made["reading"].get(key)
             if before != value and not (key == "format" and value is None):
@@ -44,10 +46,30 @@ def differences(manifest: Manifest, specs: Sequence[DatasetSpec], seq: int) -> l
     return found
 
 
-def _file_differences(spec: DatasetSpec, made: list[dict[str, Any]]) -> list[str]:
-    if len(spec.files) != len(made):
+def _file_differences(spec: DatasetSpec, dataset: dict[str, Any]) -> list[str]:
+    made = dataset["files"]
+    if dataset.get("asked") == list(spec.files):
+        found = [line for file in made if (line := _file_difference(file["name"], file))]
+        known = {file["name"] for file in made}
+        new = [name for name in _names(spec.files, folders_only=True) if name not in known]
+        return [*found, *(f"file {name}: was not there" for name in new)]
+    names = _names(spec.files)
+    if len(names) != len(made):
         return [f"files: made of {', '.join(file['name'] for file in made)}, asked for {', '.join(spec.files)}"]
-    return [line for name, file in zip(spec.files, made, strict=True) if (line := _file_difference(name, file))]
+    return [line for name, file in zip(names, made, strict=True) if (line := _file_difference(name, file))]
+
+
+def _names(given: Sequence[str], folders_only: bool = False) -> list[str]:
+    """With a folder's files in place of it."""
+    found: list[str] = []
+    for name in given:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            with contextlib.suppress(UserError):
+                found += map(str, files_of(name, path))
+        elif not folders_only:
+            found.append(name)
+    return found
 
 
 def _file_difference(name: str, made: dict[str, Any]) -> str | None:
@@ -57,9 +79,12 @@ def _file_difference(name: str, made: dict[str, Any]) -> str | None:
     if made["mtime_ns"] == 0 or not path.is_file():
         return None if name == made["name"] else f"data: made of {made['name']}, asked for {name}"
     status = path.stat()
-    same_file = name == made["name"] and status.st_mtime_ns == made["mtime_ns"]
+    # A program can set mtime back, but not ctime, so a file with both is the same one.
+    same_file = name == made["name"] and (status.st_mtime_ns, status.st_ctime_ns) == (made["mtime_ns"], made.get("ctime_ns"))
     if status.st_size == made["size"] and (same_file or _sha256(path) == made["sha256"]):
         return None
+    if status.st_size == made["size"]:
+        return f"contents of {name}: other ones than the shards were made of, in the same {status.st_size:,} bytes"
     return f"contents of {name}: {status.st_size:,} bytes, the shards were made of {made['name']} with {made['size']:,} bytes"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import IO
 from tokenize_data.chat import ROLE_NAMES
 from tokenize_data.convert import Converted, Reject
 from tokenize_data.errors import RowError, UserError
+from tokenize_data.files import as_json, open_private
 from tokenize_data.sources import Source
 
 
@@ -20,7 +20,7 @@ class Tally:
 
     def __init__(self, max_bad_rows: int, sources: Sequence[Source], path: Path) -> None:
         self._limit, self._sources, self._path = max_bad_rows, sources, path
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
         self._first: str | None = None
         self.read = self.accepted = self.left_out = self.rejected = 0
         self.documents = self.trained = self.cut = 0
@@ -54,9 +54,9 @@ class Tally:
                 raise RowError(f"{self._first} (--max_bad_rows N sets up to N such rows aside; {self.counts()})")
             raise RowError(f"more than {self._limit} bad rows (--max_bad_rows), the first is {self._first} ({self.counts()})")
         if self._file is None:
-            self._file = self._path.open("w")
-        row = {"file": source.name, source.unit: reject.line, "reason": reject.reason, "row": reject.raw.decode(errors="replace")}
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._file = open_private(self._path)
+        row = {"file": source.name, source.unit: reject.line, "reason": reject.reason, "row": reject.raw.decode(errors="backslashreplace")}
+        self._file.write(as_json(row) + b"\n")
         self.reasons[_kind(reject.reason)] += 1
 
     def counts(self) -> str:

@@ -21,10 +21,10 @@ from sft.checkpoint import hf_folder
 from sft.checkpoint.adapter_config import CONFIG, PREFIX, WEIGHTS, AdapterConfig, config_content, read_adapter_config
 from sft.checkpoint.export import gathered
 from sft.checkpoint.fragments import Checkpoint
-from sft.checkpoint.state import MASTER
 from sft.engine.pipeline import Pipeline
 from sft.model.lora import A, Adapted, is_adapter
 from sft.model.tensor_parallel import Place
+from sft.optimizer.states import MASTER
 from tokenize_data.errors import UserError, shorten
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from sft.checkpoint import hf_folder
 from sft.checkpoint.fragments import Checkpoint
-from sft.checkpoint.state import MASTER
 from sft.engine.pipeline import Pipeline
 from sft.model.collectives import TensorGroup
 from sft.model.tensor_parallel import Place
+from sft.optimizer.states import MASTER
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -33,25 +33,48 @@ _TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 _CHUNK_BYTES = 8 * 2**20
 
 
+@dataclass(frozen=True)
+class Later:
+    """Values that are made when they are written: what they are made of takes less memory, or is none of this host's."""
+
+    num_elements: int
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fragment:
-    """A stretch of a part of a tensor, on the CPU."""
+    """A stretch of a part of a tensor."""
 
     name: str
     state: str
     shape: tuple[int, ...]  # of the whole
     part: Slice | None  # None: the part is the whole
     offset: int
-    values: Tensor  # flat
+    values: Tensor | Later  # flat, on the CPU
+    is_of_parameters_shape: bool = True  # not a row or a column of factored moments, whose shape and part are their own
+
+    @property
+    def described_as(self) -> str:
+        """Where the header says shape and part."""
+        return self.name if self.is_of_parameters_shape else f"{self.name}|{self.state}"
 
     @property
     def key(self) -> str:
         return f"{self.name}|{self.state}|{self.offset}"
 
+    @property
+    def num_elements(self) -> int:
+        return self.values.num_elements if isinstance(self.values, Later) else self.values.numel()
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * self.values.dtype.itemsize
+
 
 def write_fragments(folder: Path, fragments: Sequence[Fragment], rank: int, world: int, limit_bytes: int | None = None) -> list[FileRecord]:
     """Files of at most `limit_bytes` (a single larger fragment gets one for itself), on the disk when this returns."""
-    limit_bytes = limit_bytes or _limit(sum(fragment.values.nbytes for fragment in fragments))
+    limit_bytes = limit_bytes or _limit(sum(fragment.num_bytes for fragment in fragments))
     files = list(_filled(fragments, limit_bytes))
     suffixes = ["", *(f"-{number}" for number in range(1, len(files)))]
     paths = [folder / f"rank-{rank:05d}-of-{world:05d}{suffix}.safetensors" for suffix in suffixes]
@@ -67,11 +90,11 @@ def _filled(fragments: Sequence[Fragment], limit_bytes: int) -> Iterator[list[Fr
     waiting: list[Fragment] = []
     size = 0
     for fragment in fragments:
-        if waiting and size + fragment.values.nbytes > limit_bytes:
+        if waiting and size + fragment.num_bytes > limit_bytes:
             yield waiting
             waiting, size = [], 0
         waiting.append(fragment)
-        size += fragment.values.nbytes
+        size += fragment.num_bytes
     if waiting:
         yield waiting
 
@@ -91,7 +114,7 @@ def _write_file(path: Path, fragments: Sequence[Fragment]) -> FileRecord:
     """Written here, not by safetensors: hashed on the way, an error comes with the system's reason, and no memory is mapped."""
     digest = hashlib.sha256()
     with path.open("xb", buffering=0) as file:
-        _reserve(file.fileno(), sum(fragment.values.nbytes for fragment in fragments))
+        _reserve(file.fileno(), sum(fragment.num_bytes for fragment in fragments))
         for chunk in _chunks(fragments):
             digest.update(chunk)
             written = 0
@@ -102,22 +125,23 @@ def _write_file(path: Path, fragments: Sequence[Fragment]) -> FileRecord:
 
 
 def _chunks(fragments: Sequence[Fragment]) -> Iterator[memoryview]:
-    parts = {fragment.name: (fragment.shape, fragment.part) for fragment in fragments}
-    assert all(parts[fragment.name] == (fragment.shape, fragment.part) for fragment in fragments), "a rank has one part of a parameter"
+    parts = {fragment.described_as: (fragment.shape, fragment.part) for fragment in fragments}
+    assert all(parts[fragment.described_as] == (fragment.shape, fragment.part) for fragment in fragments), "a rank has one part of each"
     described = {name: {"shape": shape, "part": part and {"dim": part.dim, "pieces": part.pieces}} for name, (shape, part) in parts.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "parts": json.dumps(described)}}
     end = 0
     for fragment in fragments:
-        values = fragment.values
-        assert values.dim() == 1, fragment.key
         assert fragment.key not in header, fragment.key
-        header[fragment.key] = {"dtype": _DTYPES[values.dtype], "shape": [values.numel()], "data_offsets": [end, end + values.nbytes]}
-        end += values.nbytes
+        stop = end + fragment.num_bytes
+        header[fragment.key] = {"dtype": _DTYPES[fragment.values.dtype], "shape": [fragment.num_elements], "data_offsets": [end, stop]}
+        end = stop
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     yield memoryview(len(text).to_bytes(8, "little") + text)
     for fragment in fragments:
-        data = fragment.values.view(torch.uint8).numpy().data
+        values = fragment.values.make() if isinstance(fragment.values, Later) else fragment.values
+        assert (values.dim(), values.numel(), values.device.type) == (1, fragment.num_elements, "cpu"), fragment.key
+        data = values.view(torch.uint8).numpy().data
         for start in range(0, len(data), _CHUNK_BYTES):
             yield data[start : start + _CHUNK_BYTES]
 
@@ -145,6 +169,7 @@ class Checkpoint:
         self.folder = folder
         self.manifest = read_manifest(folder)
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._shapes_of_states: dict[tuple[str, str], tuple[int, ...]] = {}  # where they are not their parameters'
         self._stored: dict[tuple[str, str], list[_Stored]] = {}
         for record in self.manifest["files"]:
             path = folder / record["name"]
@@ -168,7 +193,7 @@ class Checkpoint:
 
     def read(self, name: str, state: str, part: Slice | None = None) -> Tensor:
         """A part, zero where it reaches past the whole; all of the tensor where none is given."""
-        shape = self._shapes[name]
+        shape = self._shape_of(name, state)
         if part is not None:
             shape = part.shape_of(shape)
         return self.read_stretch(name, state, part, 0, prod(shape)).view(shape)
@@ -182,7 +207,7 @@ class Checkpoint:
 
     def read_into(self, result: Tensor, name: str, state: str, part: Slice | None, start: int) -> None:
         """The stretch of a flat part that begins at `start` and is as long as `result`, which may be of another type, or on a GPU."""
-        stored, shape, stop = self._stored.get((name, state), []), self._shapes[name], start + result.numel()
+        stored, shape, stop = self._stored.get((name, state), []), self._shape_of(name, state), start + result.numel()
         dims = {at.part.dim for at in stored if at.part is not None} | ({part.dim} if part is not None else set())
         if len(dims) > 1:  # sliced otherwise than when it was written
             assert part is not None
@@ -198,15 +223,20 @@ class Checkpoint:
         if missing:
             raise UserError(f"{self.folder} lacks {missing} of the values of {name} ({state}): take another checkpoint")
 
+    def _shape_of(self, name: str, state: str) -> tuple[int, ...]:
+        return self._shapes_of_states.get((name, state)) or self._shapes[name]
+
     def _note(self, file: Any) -> None:
         parts = json.loads(file.metadata()["parts"])
         for key in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
             name, state, offset = key.split("|")
-            shape = tuple(int(size) for size in parts[name]["shape"])
-            part = _part_of(parts[name]["part"])
+            own = parts.get(f"{name}|{state}")
+            described = own or parts[name]
+            shape = tuple(int(size) for size in described["shape"])
+            part = _part_of(described["part"])
             given = file.get_slice(key)
             (length,), dtype = given.get_shape(), _TORCH_DTYPES[given.get_dtype()]
-            if self._shapes.setdefault(name, shape) != shape:
+            if (self._shapes_of_states.setdefault((name, state), shape) if own else self._shapes.setdefault(name, shape)) != shape:
                 raise ValueError(f"{name} has two shapes")
             if not 0 <= int(offset) <= int(offset) + length <= prod(part.shape_of(shape) if part else shape):
                 raise ValueError(f"{key} lies outside of its part")

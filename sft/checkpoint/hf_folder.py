@@ -147,7 +147,7 @@ def write_training(folder: Path, facts: Mapping[str, Any]) -> None:
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with _writing(file):
-        file.write_text(text, encoding="utf-8")
+        file.write_bytes(text.encode("utf-8", "backslashreplace"))  # a name that is not UTF-8: JSON's own escape
 
 
 def publish(scratch: Path, target: Path, *, overwrite: bool = False) -> None:

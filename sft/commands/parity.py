@@ -1,9 +1,10 @@
-"""`sft parity`: train a small model of a base's own shape on a layout, and with plain transformers, and compare."""
+"""`sft parity`: train a small model of a base's own shape, or the base itself, on a layout, and with plain transformers, and compare."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +20,102 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recompute", default="none", choices=["none", "selective", "full"], help="as in training (default: none)")
     parser.add_argument("--loss_mask", type=float, default=0.0, metavar="W", help="weight of user and system tokens (default: 0)")
     parser.add_argument("--iters", type=int, default=8, metavar="N", help="iterations to compare (default: 8)")
+    parser.add_argument("--dtype", default=None, choices=["fp32", "bf16"], help="default: fp32; with --weights as in training")
+    parser.add_argument("--weights", action="store_true", help="compare the base's own weights on rows of --run_name, on the devices here")
+    parser.add_argument("--rows", type=int, default=64, metavar="N", help="with --weights: so many documents (default: 64)")
+    parser.add_argument("--run_name", default=None, metavar="R", help="with --weights: the data, tokenised before")
+    parser.add_argument("--tokenized_data_dir", default="tokenized", metavar="D", help="with --weights: root of the shards")
+    parser.add_argument("--seq", type=int, default=2048, metavar="L", help="with --weights: as in training (default: 2048)")
+    parser.add_argument("--micro_batch", type=int, default=1, metavar="B", help="with --weights: as in training (default: 1)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import os
+    from tokenize_data.errors import UserError
 
-    from sft.job import ending, processes
+    for name in ("tp", "pp", "dp", "iters", "rows"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} {getattr(arguments, name)} must be at least 1")
+    if arguments.weights and arguments.run_name is None:
+        raise UserError("--weights compares on rows of a data set: name it with --run_name, or leave --weights out")
+    world = arguments.tp * arguments.pp * arguments.dp
+    return _run_weights(arguments, world) if arguments.weights else _run_small(arguments, world)
+
+
+def _run_small(arguments: argparse.Namespace, world: int) -> int:
+    from sft.plan.experts import check_no_experts
     from sft.plan.layout import ModelShape, choose_layout
 
-    for name in ("tp", "pp", "dp", "iters"):
-        if getattr(arguments, name) < 1:
-            from tokenize_data.errors import UserError
-
-            raise UserError(f"--{name} {getattr(arguments, name)} must be at least 1")
     config = _model_config(arguments)
-    world = arguments.tp * arguments.pp * arguments.dp
+    check_no_experts(config.to_dict())
     layout = choose_layout(
         world, ModelShape.of_config(config.to_dict()), tp=arguments.tp, pp=arguments.pp,
         sequence_parallel=not arguments.no_sequence_parallel, global_batch=world * 12,
     )  # fmt: skip
+
+    def compare() -> int:
+        import torch
+
+        from sft.job import parity
+
+        outcome = parity.compare(
+            config, layout, iterations=arguments.iters, loss_mask=arguments.loss_mask, recompute=arguments.recompute,
+            dtype=torch.bfloat16 if arguments.dtype == "bf16" else torch.float32,
+        )  # fmt: skip
+        if outcome is None:
+            return 0
+        _say(parity.table(outcome, layout, config.architectures[0] if config.architectures else config.model_type))
+        return 0 if outcome.is_equal else 3
+
+    return _start(arguments, world, compare)
+
+
+def _run_weights(arguments: argparse.Namespace, world: int) -> int:
+    from sft.config.train import TrainConfig
+    from sft.job.prepare import make_job
+
+    names = ("checkpoint", "size", "run_name", "tokenized_data_dir", "tp", "pp", "recompute", "loss_mask", "dtype", "seq", "micro_batch")
+    given = {name: getattr(arguments, name) for name in names}
+    file = str(arguments.checkpoints_file) if arguments.checkpoints_file else None
+    config = TrainConfig(
+        **given, checkpoints_file=file, nproc_per_node=world, sequence_parallel=not arguments.no_sequence_parallel,
+        global_batch=max(64, world),
+    )  # fmt: skip
+    job = make_job(config, world=world)
+
+    def compare() -> int:
+        from sft.job import parity_rows
+
+        outcome = parity_rows.compare(job, arguments.rows)
+        if outcome is None:
+            return 0
+        _say(parity_rows.table(outcome, job))
+        return 0 if outcome.is_equal else 3
+
+    return _start(arguments, world, compare)
+
+
+def _start(arguments: argparse.Namespace, world: int, compare: Callable[[], int]) -> int:
+    """As a launcher, the processes; as one of them, or the only one, the comparison."""
+    import os
+
+    from sft.job import ending, processes
+
     if world > 1 and "RANK" not in os.environ:
         return processes.start("parity", arguments.argv, processes.Place(per_node=world), threads=1)
     if world == 1:
         processes.be_alone()
-    return ending.guarded("parity", lambda: _compare(arguments, config, layout))
+
+    def prepared() -> int:
+        from sft.engine.start import prepare_environment
+
+        prepare_environment()
+        return compare()
+
+    return ending.guarded("parity", prepared)
 
 
-def _compare(arguments: argparse.Namespace, config: Any, layout: Any) -> int:
-    from sft.engine.start import prepare_environment
-
-    prepare_environment()
-    from sft.job import parity
-
-    outcome = parity.compare(config, layout, iterations=arguments.iters, loss_mask=arguments.loss_mask, recompute=arguments.recompute)
-    if outcome is None:
-        return 0
-    sys.stdout.write(
-        "\n".join(parity.table(outcome, layout, config.architectures[0] if config.architectures else config.model_type)) + "\n"
-    )
-    return 0 if outcome.is_equal else 3
+def _say(lines: Sequence[str]) -> None:
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _model_config(arguments: argparse.Namespace) -> Any:

@@ -16,10 +16,6 @@ WORDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "data", "completion: learn the answers alone, as --loss_mask 0; full: questions and system messages too, as --loss_mask 1",
         {"choices": ("completion", "full"), "metavar": "completion|full"},
     ),
-    "gradient_accumulation": (
-        "duration", "rows of --micro_batch documents that each replica adds up in an iteration, instead of --global_batch",
-        {"type": int, "metavar": "A"},
-    ),
 }  # fmt: skip
 
 

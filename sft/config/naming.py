@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 from sft.config.train import TrainConfig
 from tokenize_data.errors import UserError
 
+Named = TrainConfig | SimpleNamespace  # settings, or what a file says that they were
 _LAYOUT = re.compile(r"-tp(\d+)-pp(\d+)(?=[-/.]|$)")
 
 
@@ -16,10 +18,13 @@ def run_folder(config: TrainConfig, base_family: str, is_entry: bool) -> Path:
 
     `is_entry` says that the checkpoint is a name of checkpoints.toml, not a path: then it has a size, 7 unless another is given.
     """
-    checkpoint = Path(config.checkpoint).name
     size = (config.size or "7") if is_entry else config.size
-    parts = [base_family, *([size] if size else []), checkpoint, config.run_name]
-    return Path(config.save_checkpoint_dir) / ("-".join(parts) + _suffixes(config))
+    return Path(config.save_checkpoint_dir) / "-".join([base_family, *([size] if size else []), name_of(config)])
+
+
+def name_of(config: Named) -> str:
+    """<checkpoint>-<run_name><suffixes>. Different settings may give one name: `a-ep5`, and `a` with five epochs."""
+    return f"{Path(config.checkpoint).name}-{config.run_name}{_suffixes(config)}"
 
 
 def layout_of_path(path: str) -> tuple[int, int] | None:
@@ -42,7 +47,7 @@ def intermediate_name(pattern: str | None, iteration: int, where: str) -> str:
         ) from error
 
 
-def _suffixes(config: TrainConfig) -> str:
+def _suffixes(config: Named) -> str:
     suffixes = [f"it{config.intermediate_iter:07d}"] if config.intermediate_iter is not None else []
     defaults = TrainConfig(run_name="x")
     for name, label in (("epochs", "ep"), ("seq", "seq"), ("loss_mask", "loss"), ("lora", "lora")):

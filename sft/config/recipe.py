@@ -56,18 +56,17 @@ def checked(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         elif key == "loss":
             values[key] = _one_of(value, tuple(_LOSS_MASKS), f"{where}: loss")
         else:
-            kind = int if key in WORDS else plain_type(hints[key])
-            values[key] = _coerced(value, kind, f"{where}: {key}")
+            values[key] = _coerced(value, plain_type(hints[key]), f"{where}: {key}")
     return values
 
 
-def make_config(values: Mapping[str, Any], *, world: int) -> TrainConfig:
-    """The configuration of settings that were typed or read. `world` is the number of processes, for --gradient_accumulation."""
+def make_config(values: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of settings that were typed or read."""
     values = {name: value for name, value in values.items() if value is not None}
     if "loss" in values:
         values["loss_mask"] = _LOSS_MASKS[values.pop("loss")]
-    if "gradient_accumulation" in values:
-        values["global_batch"] = _global_batch(values, world)
+    if "global_batch" in values and "gradient_accumulation" in values:
+        raise UserError("--global_batch and --gradient_accumulation say the same in two ways: give one of them")
     if "run_name" not in values:
         raise UserError("--run_name is missing: it names the data set and the run, such as --run_name pubmedqa")
     return TrainConfig(**values)
@@ -111,16 +110,6 @@ def _yaml(value: Any) -> str:
         return f"[{', '.join(_yaml(part) for part in value)}]"
     text = json.dumps(escaped(value), ensure_ascii=False)
     return text.replace("e", ".0e") if isinstance(value, float) and "." not in text else text  # as YAML 1.1 wants it
-
-
-def _global_batch(values: dict[str, Any], world: int) -> int:
-    steps = values.pop("gradient_accumulation")
-    if steps < 1:
-        raise UserError(f"--gradient_accumulation {steps} must be at least 1")
-    if "global_batch" in values:
-        raise UserError("--global_batch and --gradient_accumulation say the same in two ways: give one of them")
-    replicas = max(1, world // (values.get("tp", 1) * values.get("pp", 1)))
-    return int(steps * values.get("micro_batch", 1) * replicas)
 
 
 def _coerced(value: Any, kind: type, where: str) -> Any:

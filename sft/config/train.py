@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from sft.config.optimizer import OPTIMIZERS
 from tokenize_data.errors import UserError
 from tokenize_data.names import check_run_name
 from tokenize_data.records import FORMATS, DatasetSpec
 
 SCHEDULES = ("cosine", "linear", "constant")
-OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "sgd")
 DTYPES = ("bf16", "fp32")
 ONLY_FLAGS = ("config", "rank", "hostfile")  # no keys of a recipe: it is the same on all nodes
 RECOMPUTES = ("none", "selective", "full")
@@ -56,6 +56,10 @@ class TrainConfig:
     iters: int | None = setting(None, "iterations, instead of those computed", "duration", metavar="N", least=1)
     no_autoaccept_iters: bool = setting(False, "show the calculation, and ask before starting", "duration")
     global_batch: int = setting(64, "documents an iteration", "duration", metavar="N", least=1)
+    gradient_accumulation: int | None = setting(
+        None, "rows that each replica adds up in an iteration: A * micro_batch * dp documents, in place of --global_batch; micro_batch "
+        "counts as 1 unless it is given", "duration", metavar="A", least=1,
+    )  # fmt: skip
 
     lr: float = setting(2e-5, "highest learning rate", "optimizer", above=0)
     min_lr: float = setting(2e-6, "lowest learning rate at the end", "optimizer", least=0)
@@ -64,10 +68,14 @@ class TrainConfig:
         None, "iterations with a rising learning rate, instead of a share", "optimizer", metavar="N", least=0
     )
     schedule: str = setting("cosine", "how the learning rate falls", "optimizer", choices=SCHEDULES)
-    optimizer: str = setting("adamw", "optimizer", "optimizer", choices=OPTIMIZERS)
+    optimizer: str = setting(
+        "adamw", "adamw8bit keeps its moments in 8 bits, adafactor those of a matrix as a row and a column, muon (for matrices inside the "
+        "layers; adamw for the rest) one moment, sgd none", "optimizer", choices=tuple(OPTIMIZERS),
+    )  # fmt: skip
     beta1: float = setting(0.9, "AdamW's first decay rate", "optimizer", metavar="B", least=0, most=1)
     beta2: float = setting(0.95, "AdamW's second decay rate", "optimizer", metavar="B", least=0, most=1)
     eps: float = setting(1e-5, "AdamW's epsilon", "optimizer", above=0)
+    momentum: float = setting(0.0, "of sgd", "optimizer", metavar="M", least=0, most=1)
     weight_decay: float = setting(0.1, "not on biases and norms", "optimizer", metavar="W", least=0)
     clip: float = setting(1.0, "largest gradient norm; 0 for no clipping", "optimizer", metavar="C", least=0)
     dtype: str | None = setting(None, "default: bf16 on GPUs, fp32 on the CPU", "optimizer", choices=DTYPES)
@@ -100,8 +108,9 @@ class TrainConfig:
     gpu_file: str | None = setting(None, "TOML file with GPUs of your own: a table for each", "layout", metavar="F")
 
     hang_timeout: float | None = setting(
-        None, "seconds without progress that end a run (default: ten usual iterations, at least 120)", "layout", metavar="S", above=0
-    )
+        None, "seconds without progress that end a run (default: ten usual iterations, at least 120; an hour for files)", "layout",
+        metavar="S", above=0,
+    )  # fmt: skip
 
     replace_timeout: float = setting(
         300.0, "seconds that the others wait for a lost node, before they go on with fewer replicas", "layout", metavar="S", above=0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sft.model.collectives import TensorGroup
+from sft.optimizer.exchange import Replicas
 from sft.plan.layout import Layout
 
 # torch 2.13 renamed both.
@@ -79,6 +82,37 @@ def _moved_back(first: Tensor, dim: int) -> Tensor:
     return first.movedim(0, dim).contiguous()
 
 
+class Communicators:
+    """One group for each distinct set of ranks: on GPUs each has buffers of its own, half a GB of them. All calls are collective."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, ...], Any] = {tuple(range(dist.get_world_size())): dist.group.WORLD}
+
+    def of(self, ranks: Iterable[int]) -> Any:
+        """The group of these ranks, formed where there is none yet. Every process asks for the same sets in the same order."""
+        wanted = tuple(sorted(set(ranks)))
+        if wanted not in self._made:
+            self._made[wanted] = dist.new_group(list(wanted))
+        return self._made[wanted]
+
+    @property
+    def own(self) -> list[tuple[int, ...]]:
+        """The sets that this process is in."""
+        rank = dist.get_rank()
+        return [ranks for ranks in self._made if rank in ranks]
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """DeepSpeed forms groups for each purpose, and again those that there are (0.19): for this while it is given ours."""
+        from deepspeed import comm
+
+        new_group, comm.new_group = comm.new_group, self.of
+        try:
+            yield
+        finally:
+            comm.new_group = new_group
+
+
 @dataclass(frozen=True, kw_only=True)
 class Processes:
     """This process among those of the run, and the groups it belongs to."""
@@ -90,6 +124,8 @@ class Processes:
     tensor: TensorGroup
     topology: Any  # DeepSpeed's
     tied: Any  # the group of first and last stage that share an embedding with this process; None in stages between
+    replicas: Replicas  # the processes that hold the same weights
+    communicators: Communicators
 
     @property
     def is_first_stage(self) -> bool:
@@ -107,17 +143,24 @@ def form_groups(layout: Layout) -> Processes:
     rank = dist.get_rank()
     topology = ProcessTopology(axes=["data", "pipe", "model"], dims=[layout.dp, layout.pp, layout.tp])
     coordinates = topology.get_coord(rank)
+    communicators = Communicators()
     tensor: TensorGroup = Alone()
     for ranks in topology.get_axis_comm_lists("model") if layout.tp > 1 else ():
-        group = dist.new_group(ranks)
+        group = communicators.of(ranks)
         if rank in ranks:
             tensor = Together(group)
     tied = None
     for ranks in topology.get_axis_comm_lists("pipe") if layout.pp > 1 else ():
         ends = [ranks[0], ranks[-1]]
-        group = dist.new_group(ends)
+        group = communicators.of(ends)
         if rank in ends:
             tied = group
+    replicas = Replicas()
+    for ranks in topology.get_axis_comm_lists("data") if layout.dp > 1 else ():
+        group = communicators.of(ranks)
+        if rank in ranks:
+            replicas = Replicas(size=layout.dp, rank=coordinates.data, group=group)
     return Processes(
-        layout=layout, rank=rank, stage=coordinates.pipe, replica=coordinates.data, tensor=tensor, topology=topology, tied=tied
+        layout=layout, rank=rank, stage=coordinates.pipe, replica=coordinates.data, tensor=tensor, topology=topology, tied=tied,
+        replicas=replicas, communicators=communicators,
     )  # fmt: skip

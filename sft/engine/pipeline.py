@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,13 @@ import torch.distributed as dist
 from deepspeed.pipe import LayerSpec, PipelineModule
 from torch import Tensor, nn
 
+from sft.config.optimizer import OptimizerSpec
 from sft.engine.feed import MicroBatch
 from sft.engine.groups import Processes
-from sft.engine.optimizers import OptimizerSettings, make_optimizer
 from sft.model.build import BuiltStage
-from sft.model.gradients import sum_partial
 from sft.model.quantized import widen_norms
 from sft.model.stage import Loss
-from sft.plan.memory import bucket_elements
+from sft.optimizer.sharded import Groups, ShardedOptimizer, Trained
 
 NEVER = 10**9
 
@@ -46,37 +46,30 @@ class _OneStagePipeline(PipelineModule):  # type: ignore[misc]  # DeepSpeed has 
             super().__init__(
                 layers=layers, topology=processes.topology, loss_fn=loss, partition_method="uniform", dynamic_shape=True
             )  # fmt: skip
-        self.before_reduction: Any = None
-
-    def get_tied_weights_and_groups(self) -> list[Any]:
-        """DeepSpeed calls this on every stage once an iteration, when gradients are complete and not yet averaged over replicas."""
-        if self.before_reduction is not None:
-            self.before_reduction()
-        return []
 
 
 class Pipeline:
     """One process's part in training: iterations and validations are collective calls."""
 
     def __init__(
-        self, built: BuiltStage, processes: Processes, *, optimizer: OptimizerSettings, clip: float, dtype: torch.dtype,
-        device: torch.device, vocabulary_size: int, is_interrupted: Callable[[], bool] = lambda: False,
+        self, built: BuiltStage, processes: Processes, *, optimizer: OptimizerSpec, clip: float, device: torch.device,
+        vocabulary_size: int, is_interrupted: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self.built, self.processes, self.device = built, processes, device
         self._is_interrupted = is_interrupted
         self.should_stop = False  # a signal has reached some process; the same on every one, after a step
         self.loss = Loss(built.stage, vocabulary_size, processes.tensor)
-        module = _OneStagePipeline(built.stage, processes, self.loss)
-        module.before_reduction = self._complete_gradients
-        if not processes.is_first_stage and built.tied_name in built.parameters:
-            built.parameters[built.tied_name].ds_pipe_replicated = True  # type: ignore[attr-defined]  # the norm counts it once
-        spare = {f"spare.{number}": parameter for number, parameter in enumerate(built.stage.spare)}
-        self._optimizer = make_optimizer({**built.parameters, **spare}, optimizer, device)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with processes.communicators.lent():
+            module = _OneStagePipeline(built.stage, processes, self.loss)
+        self.optimizer = ShardedOptimizer(
+            _trained(built, processes), optimizer, Groups(tensor=processes.tensor, replicas=processes.replicas, tied=processes.tied),
+            clip=clip, device=device, votes=self._votes, approve=self._approve,
+        )  # fmt: skip
+        with contextlib.redirect_stdout(io.StringIO()), processes.communicators.lent():
             self._engine, *_ = deepspeed.initialize(
-                model=module, optimizer=self._optimizer, config=_deepspeed_config(processes.layout.dp, clip, dtype),
-                dist_init_required=False,
+                model=module, optimizer=self.optimizer, config=_deepspeed_config(processes.layout.dp), dist_init_required=False
             )  # fmt: skip
+        self._engine.pipeline_enable_backward_allreduce = False  # the optimizer exchanges gradients
         if built.quantized:
             widen_norms(built.stage)
 
@@ -86,13 +79,12 @@ class Pipeline:
 
     def step(self, micro_batches: Iterator[MicroBatch], num_micro_batches: int, lr: float) -> StepResult:
         """One update. Raises NotFiniteError before it where the loss or a gradient is not a number."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        self.optimizer.set_rate(lr)
+        self.optimizer.begin(num_micro_batches)
         self.loss.losses.clear()
         self._engine.set_train_batch_size(num_micro_batches * self.processes.layout.dp)
         loss = self._engine.train_batch(micro_batches)
-        norm = self._engine.get_global_grad_norm()
-        return StepResult(loss=float(loss), grad_norm=float(norm))
+        return StepResult(loss=float(loss), grad_norm=self.optimizer.grad_norm)
 
     def evaluate(self, micro_batches: Iterator[MicroBatch], num_micro_batches: int) -> None:
         """Forward only: the last stages add to `loss.counts`."""
@@ -117,38 +109,29 @@ class Pipeline:
         dist.all_gather_object(everyone, mine)
         return sorted(row for rows in everyone for row in rows)
 
-    def _complete_gradients(self) -> None:
-        """Sum what ranks hold parts of; then stop on all processes where something is not a number, and agree on signals."""
-        gradients = {name: self._gradient(parameter) for name, parameter in self.built.parameters.items() if parameter.requires_grad}
-        sum_partial(gradients, self.built.places, self.processes.tensor)
-        tied = self.built.tied_name
-        if tied in gradients and self.processes.tied is not None:
-            dist.all_reduce(gradients[tied], group=self.processes.tied)
-        total = torch.nn.utils.get_total_norm(list(gradients.values()))
-        is_bad = ~torch.isfinite(total.to(self.device))
-        if self.loss.losses:
-            is_bad |= ~torch.isfinite(torch.stack(self.loss.losses).sum())
-        flags = torch.stack([is_bad, torch.tensor(self._is_interrupted(), device=self.device)]).to(torch.int32)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        found_bad, self.should_stop = (bool(flag) for flag in flags.tolist())
-        if found_bad:
+    def _votes(self) -> list[Tensor | float]:
+        """Whether a loss of this process is not a number, and whether a signal has asked it to stop."""
+        total = torch.stack(self.loss.losses).sum() if self.loss.losses else torch.zeros((), device=self.device)
+        return [~torch.isfinite(total), float(self._is_interrupted())]
+
+    def _approve(self, norm: float, votes: Sequence[float]) -> None:
+        """Before an update, on all processes alike."""
+        bad_losses, interrupted = votes
+        self.should_stop = interrupted > 0
+        if bad_losses or not math.isfinite(norm):
             raise NotFiniteError
 
-    def _gradient(self, parameter: nn.Parameter) -> Tensor:
-        """Where this engine gathers a parameter's gradient over micro-batches."""
-        gradient = parameter._hp_grad if self._engine.using_bf16_optimizer else parameter.grad  # type: ignore[attr-defined]
-        assert isinstance(gradient, Tensor), "a parameter of this stage got no gradient"
-        return gradient
+
+def _trained(built: BuiltStage, processes: Processes) -> Trained:
+    return Trained(
+        parameters=built.parameters, places=built.places, ends=(f"{built.anatomy.embedding}.weight", f"{built.anatomy.head}.weight"),
+        tied=built.tied_name, is_first_stage=processes.is_first_stage, spare=tuple(built.stage.spare),
+    )  # fmt: skip
 
 
-def _deepspeed_config(dp: int, clip: float, dtype: torch.dtype) -> dict[str, Any]:
-    """ZeRO-1 always: without it the clipping norm is wrong with pipelines. Gradients are summed in float32."""
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "train_batch_size": dp, "gradient_clipping": clip,
-        "zero_optimization": {"stage": 1, "reduce_bucket_size": bucket_elements(dp)}, "zero_allow_untested_optimizer": True,
-        "steps_per_print": NEVER,
-        "pipeline": {"use_reentrant": False, "pipe_partitioned": False, "grad_partitioned": False},
+def _deepspeed_config(dp: int) -> dict[str, Any]:
+    """Neither ZeRO nor a section for bfloat16: weights and everything about their update are ours."""
+    return {
+        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "train_batch_size": dp, "gradient_clipping": 0.0,
+        "steps_per_print": NEVER, "pipeline": {"use_reentrant": False, "pipe_partitioned": False, "grad_partitioned": False},
     }  # fmt: skip
-    if dtype is torch.bfloat16:
-        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-    return config

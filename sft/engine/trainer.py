@@ -14,7 +14,7 @@ from sft.engine.pipeline import NotFiniteError, Pipeline
 from sft.plan.sampler import Sampler
 from tokenize_data.reader import ShardReader
 
-_VALIDATION_DOCUMENTS = 1024  # planned together
+VALIDATION_DOCUMENTS = 1024  # planned together
 _NAMED_DOCUMENTS = 10
 
 
@@ -47,8 +47,8 @@ def validate(pipeline: Pipeline, feed: Feed, num_documents: int) -> dict[str, fl
     """The exact loss over the first documents of a validation set: the same on every process and every layout."""
     began = time.perf_counter()
     replicas = pipeline.processes.layout.dp
-    for first in range(0, num_documents, _VALIDATION_DOCUMENTS):
-        numbers = np.arange(first, min(first + _VALIDATION_DOCUMENTS, num_documents))
+    for first in range(0, num_documents, VALIDATION_DOCUMENTS):
+        numbers = np.arange(first, min(first + VALIDATION_DOCUMENTS, num_documents))
         batch, micro_batches = feed.plan_for_validation(numbers, replicas)
         pipeline.evaluate(micro_batches, batch.plan.num_micro_batches)
     weighted, weight, right, tokens = pipeline.counts()

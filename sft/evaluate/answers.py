@@ -106,7 +106,7 @@ class ServerAsker:
             finish = LENGTH if choice.get("finish_reason") == "length" else STOP
             tokens = int((content.get("usage") or {}).get("completion_tokens") or 0)
             return Answer(number=example.number, text=cut_at(text or "", stops).strip(), finish=finish, tokens=tokens)
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ServerError(f"{self.client.url}: the answer has no choices[0] with a text") from error
 
 

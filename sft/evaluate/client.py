@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import random
+import re
 import threading
 import time
 import urllib.error
@@ -20,6 +21,8 @@ from tokenize_data.errors import UserError, shorten
 
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _MOST_WAIT_SECONDS = 60.0
+_MOST_BYTES, _MOST_ERROR_BYTES = 32 * 2**20, 64 * 2**10  # of an answer, of the page that explains an error
+_RETRY_AFTER = re.compile(r"[0-9]+(\.[0-9]*)?")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -96,27 +99,39 @@ class Client:
             request.add_unredirected_header("Authorization", f"Bearer {key}")  # another host must not get it
         try:
             with urllib.request.urlopen(request, timeout=self.timeout_seconds) as response:
-                content = json.loads(response.read())
+                content = json.loads(self._body(response, path))
         except urllib.error.HTTPError as error:
             raise self._of_status(error, path) from None
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             reason = getattr(error, "reason", None) or error
             raise ServerError(self._without_key(f"{self.url}/{path}: {type(error).__name__}: {shorten(str(reason), 120)}")) from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ServerError(f"{self.url}/{path}: the answer is not JSON") from None
         if not isinstance(content, dict):
             raise ServerError(f"{self.url}/{path}: the answer is no object")
         return content
 
+    def _body(self, response: http.client.HTTPResponse, path: str) -> bytes:
+        """All of it. An answer that does not end, or that trickles in for ever, is an error."""
+        deadline, parts, size = time.monotonic() + self.timeout_seconds, [], 0
+        while part := response.read1(2**20):
+            parts.append(part)
+            size += len(part)
+            if size > _MOST_BYTES:
+                raise ServerError(f"{self.url}/{path}: the answer is longer than {_MOST_BYTES // 2**20} MB")
+            if time.monotonic() > deadline:
+                raise ServerError(f"{self.url}/{path}: the answer is not whole after {self.timeout_seconds:g} s")
+        return b"".join(parts)
+
     def _of_status(self, error: urllib.error.HTTPError, path: str) -> ServerError:
         with error:
             try:
-                body = error.read().decode(errors="replace")
+                body = error.read(_MOST_ERROR_BYTES).decode(errors="replace")
             except (OSError, http.client.HTTPException):
                 body = ""
         made = ServerError(self._without_key(f"{self.url}/{path}: {error.code} {error.reason}: {shorten(body, 200)}"), error.code)
         after = error.headers.get("Retry-After", "") if error.headers else ""
-        if after.replace(".", "", 1).isdigit():
+        if _RETRY_AFTER.fullmatch(after):  # servers may give a date instead
             made.retry_after = float(after)  # type: ignore[attr-defined]
         return made
 

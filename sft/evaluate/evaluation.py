@@ -16,6 +16,7 @@ from sft.evaluate.lines import LineStore, Record, as_line, fingerprint
 from sft.evaluate.scores import Measure
 from tokenize_data.errors import UserError
 from tokenize_data.examples import Example, Examples
+from tokenize_data.files import open_private
 from tokenize_data.prompts import ChatFormat, Encoded
 
 Tell = Callable[..., None]  # (what is being done, how many are done, total=of how many)
@@ -94,7 +95,7 @@ def summary(evaluated: Sequence[Evaluated], base: str | None, facts: dict[str, A
 def write_predictions(evaluated: Sequence[Evaluated], path: Path) -> None:
     scratch = path.with_name(f".{path.name}.part")
     try:
-        with scratch.open("wb") as file:
+        with open_private(scratch) as file:
             for one in evaluated:
                 for rows in one.predictions.values():
                     file.writelines(map(as_line, rows))

@@ -6,7 +6,6 @@ What it says is JSON and is checked; what is wrong is asked again. Every verdict
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -19,6 +18,7 @@ from tokenize_data.errors import UserError, shorten
 
 _ATTEMPTS = 3  # at an answer that can be read
 _REPLY_TOKENS = 300
+_MOST_CHARACTERS = 100_000  # far more than so many tokens have
 _CHARACTERS_A_TOKEN = 3.5
 _STOPS_ALL = (400, 401, 403, 404, 422)  # what is wrong with one request is wrong with all
 SCORE, FIRST, SECOND, TIE = "score", "first", "second", "tie"
@@ -111,7 +111,8 @@ class Judge:
                 if attempt == _ATTEMPTS - 1:
                     raise ServerError(f"the judge's reply cannot be used ({error}): {shorten(reply, 100)}") from error
                 remark = f"That cannot be used: {error}. Reply with the JSON object alone."
-                messages = [*question.messages(self._rubric), {"role": "assistant", "content": reply}, {"role": "user", "content": remark}]
+                said = {"role": "assistant", "content": reply[:_MOST_CHARACTERS]}
+                messages = [*question.messages(self._rubric), said, {"role": "user", "content": remark}]
         raise AssertionError("unreachable")
 
     def _reply(self, messages: list[dict[str, str]], key: str) -> str:
@@ -131,21 +132,24 @@ class Judge:
 
 def read_verdict(reply: str, key: str) -> Record:
     """The object in a reply, checked. ValueError says what is wrong with it."""
-    found = re.search(r"\{.*\}", reply, re.DOTALL)
-    if found is None:
+    begin, end = reply.find("{"), reply.rfind("}") + 1
+    if begin < 0 or end <= begin:
         raise ValueError("no JSON object")
+    if end - begin > _MOST_CHARACTERS:
+        raise ValueError(f"too long: {end - begin:,} characters")
     try:
-        content = json.loads(found.group())
+        content = json.loads(reply[begin:end])
+        reason = str(content.get("reason", ""))[:2000]
     except (ValueError, RecursionError) as error:
         raise ValueError("not valid JSON") from error
     value = content.get(key)
     if key == SCORE:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise ValueError(f"score is {shorten(value)}, not a number from 0 to 1")
+            raise ValueError(f"score is {_named(value)}, not a number from 0 to 1")
         value = float(value)
     elif value not in (FIRST, SECOND, TIE):
-        raise ValueError(f"better is {shorten(value)}, not first, second or tie")
-    return {key: value, "reason": str(content.get("reason", ""))[:2000]}
+        raise ValueError(f"better is {_named(value)}, not first, second or tie")
+    return {key: value, "reason": reason}
 
 
 def both_orders(question: Question) -> tuple[Question, Question]:
@@ -175,6 +179,10 @@ def read_rubric(path: Path | None) -> str:
     if not text.strip():
         raise UserError(f"--judge_rubric {path} is empty: say what is rated, and what 0 and 1 mean")
     return text
+
+
+def _named(value: Any) -> str:
+    return "nested" if isinstance(value, dict | list) else shorten(value)
 
 
 def _part(name: str, text: str) -> str:

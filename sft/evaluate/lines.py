@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from tokenize_data.errors import UserError, shorten
+from tokenize_data.files import append_private, open_private, replace_private
 
 Record = dict[str, Any]
 
@@ -25,7 +26,7 @@ class LineStore:
         self.records: dict[str, Record] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "ab+")  # noqa: SIM115 - closed by `close`
+            self._file = append_private(path)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
         except BlockingIOError as error:
@@ -55,7 +56,7 @@ class LineStore:
         """The whole file anew, in this order: a reader sees the old one or the new one."""
         scratch = self.path.with_name(f".{self.path.name}.part")
         try:
-            with scratch.open("wb") as file:
+            with open_private(scratch) as file:
                 for record in records:
                     file.write(as_line(record))
             os.replace(scratch, self.path)
@@ -90,11 +91,9 @@ def fingerprint(*parts: Any) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """A whole file, or the old one stays."""
-    scratch = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(text.encode("utf-8", "backslashreplace"))
-        os.replace(scratch, path)
+        replace_private(path, text.encode("utf-8", "backslashreplace"), path.with_name(f".{path.name}.part"))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}: give another place") from error
 

@@ -1,29 +1,24 @@
-"""How a worker ends: by what stopped it, with one line and an exit code; with a stack where it hangs; saved, when a signal says so."""
+"""How a worker ends: by what stopped it, with one line and an exit code; saved, when a signal says so."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import faulthandler
 import json
 import os
 import platform
 import signal
-import statistics
 import sys
-import threading
 import time
-from collections import deque
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from sft.job import processes
-from tokenize_data.errors import UserError
+from tokenize_data.errors import TRACEBACK, UserError
 
-TRACEBACK = "SFT_TRACEBACK"  # set by a person who wants more than a line
 _SAME_SIGNAL_SECONDS = 3.0
-_NEVER_LESS_SECONDS, _TIMES_USUAL, _BEFORE_TRAINING_SECONDS = 120.0, 10.0, 3600.0
 
 
 class PreemptedError(Exception):
@@ -31,15 +26,24 @@ class PreemptedError(Exception):
 
 
 class Interrupt:
-    """Whether a signal has asked this process to save and leave. A second one is not waited for."""
+    """Whether a signal, or an error, has asked this process to save and leave. A second signal is not waited for."""
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self.error: Exception | None = None
         self._heard_at = 0.0
 
     def listen(self) -> None:
         for number in processes.PASSED_ON:
             signal.signal(number, self._heard)
+
+    def because(self, error: Exception) -> None:
+        """Save and leave, on all processes, because of what has gone wrong in this one alone."""
+        self.error = self.error or error
+
+    @property
+    def is_asked(self) -> bool:
+        return self.name is not None or self.error is not None
 
     def _heard(self, number: int, frame: object) -> None:
         if self.name is not None and time.monotonic() - self._heard_at < _SAME_SIGNAL_SECONDS:
@@ -51,49 +55,6 @@ class Interrupt:
             sys.stderr.write(f"sft: {self.name}: saving after this iteration, then leaving; once more to leave at once\n")
 
 
-class Watchdog(threading.Thread):
-    """Ends this process when it has made no progress for much longer than usual. The launcher then ends the others."""
-
-    def __init__(self, limit_seconds: float | None, say: Callable[[str], None]) -> None:
-        super().__init__(name="watchdog", daemon=True)
-        self._given, self._say = limit_seconds, say
-        self._usual: deque[float] = deque(maxlen=20)
-        self._last = time.monotonic()
-        self._is_training = False
-        self._has_ended = False
-
-    def beat(self, *, is_iteration: bool = False) -> None:
-        now = time.monotonic()
-        if is_iteration and self._is_training:
-            self._usual.append(now - self._last)
-        self._is_training |= is_iteration
-        self._last = now
-
-    @property
-    def limit(self) -> float:
-        """Seconds without progress that are too many."""
-        if not self._is_training:
-            return max(self._given or 0.0, _BEFORE_TRAINING_SECONDS)
-        if self._given is not None:
-            return self._given
-        return max(_NEVER_LESS_SECONDS, _TIMES_USUAL * (statistics.median(self._usual) if self._usual else 0.0))
-
-    def end(self) -> None:
-        """What follows takes as long as it takes."""
-        self._has_ended = True
-
-    def run(self) -> None:
-        while not self._has_ended:
-            time.sleep(min(1.0, self.limit / 4))
-            waited = time.monotonic() - self._last
-            if waited > self.limit:
-                where = f"rank {os.environ.get('RANK', '0')} of {platform.node()}"
-                reason = f"no progress for {waited:.0f} s on {where}: this process, or one that it waits for, hangs"
-                self._say(reason)
-                _write_stack()
-                leave(processes.EXIT_FAILED, reason, is_consequence=False)
-
-
 def guarded(command: str, work: Callable[[], int]) -> int:
     """Run `work` in a worker. What stops it is left for the launcher, or said, in one line."""
     _end_with_launcher()
@@ -102,7 +63,7 @@ def guarded(command: str, work: Callable[[], int]) -> int:
         return work()
     except Exception as error:
         if os.environ.get(TRACEBACK):
-            raise
+            traceback.print_exc()
         code = _code_of(error)
         if int(os.environ["WORLD_SIZE"]) > 1:
             leave(code, reason_of(error), is_consequence=_is_consequence(error))
@@ -168,23 +129,17 @@ def _end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _stack_file() -> Path | None:
+def stack_file() -> Path | None:
+    """Where this process leaves its stacks for the launcher; None where there is none."""
     folder = os.environ.get(processes.NOTES)
     return Path(folder, f"{int(os.environ['RANK']):05d}.stack") if folder is not None and Path(folder).is_dir() else None
 
 
 def _register_stack() -> IO[str] | None:
     """The launcher's signal writes the stacks of all threads, whatever this process waits for."""
-    file = _stack_file()
+    file = stack_file()
     if file is None:
         return None
     stream = file.open("w")
     faulthandler.register(processes.SHOW_STACKS, file=stream, all_threads=True)
     return stream
-
-
-def _write_stack() -> None:
-    file = _stack_file()
-    if file is not None:
-        with contextlib.suppress(OSError), file.open("a") as stream:
-            faulthandler.dump_traceback(stream, all_threads=True)

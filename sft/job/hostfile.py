@@ -91,7 +91,9 @@ def run(config: TrainConfig, argv: Sequence[str]) -> int:
         what = f"ssh to {unreached} failed, or `sft` was killed there"
         sys.stderr.write(f"sft train: {what}: see that `ssh {unreached} true` works without a password, and what is said above\n")
         return processes.EXIT_FAILED
-    return codes[0] if codes[0] else max(codes)
+    code = next((code for code in codes if code), processes.EXIT_OK)
+    known = (processes.EXIT_OK, processes.EXIT_FINISHED, processes.EXIT_USER_ERROR, processes.EXIT_FAILED, processes.EXIT_PREEMPTED)
+    return processes.as_exit_code("train", f"`sft` on {hosts[codes.index(code)].host}", code, known)
 
 
 class _Node:

@@ -17,7 +17,8 @@ from rich.console import Console
 from sft.config.train import TrainConfig
 from sft.job import ending, hostfile, hub, lease, nodes, processes, torchrun
 from sft.job.base import find_base_model
-from sft.job.devices import visible_gpus
+from sft.job.devices import prepare_gpus, visible_gpus
+from sft.job.identity import refuse_another
 from sft.job.prepare import Job, facts_of, make_job, placement_warning, tokenise
 from sft.observe import run_folder
 from sft.observe.header import header, iterations_text
@@ -49,6 +50,7 @@ def _decide(config: TrainConfig) -> Job | int:
     if code:
         return code
     job = make_job(config, base)
+    refuse_another(job)
     if (finished := _code_if_finished(job)) is not None:
         return finished
     _compare_documents(job)
@@ -60,7 +62,7 @@ def _decide(config: TrainConfig) -> Job | int:
         accepted = _ask(iterations_text(facts), job.iterations)
         if accepted is None:
             return processes.EXIT_OK
-        job = replace(job, config=replace(config, iters=accepted), iterations=accepted)
+        job = replace(job, config=replace(job.config, iters=accepted), iterations=accepted)
     return job
 
 
@@ -143,6 +145,7 @@ def _run_as_worker(config: TrainConfig) -> int:
     if code := torchrun.prepared(store, config, base, tokenise):
         return code
     job = torchrun.compare(store, config, lambda: make_job(config, base, world=int(os.environ["WORLD_SIZE"])))
+    refuse_another(job)
     if os.environ["RANK"] != "0":
         return processes.EXIT_FINISHED if run_folder.is_finished(job.folder) else _work(job, store)
     if (finished := _code_if_finished(job)) is not None:
@@ -156,6 +159,7 @@ def _work(job: Job, store: Any = None) -> int:
     """Be a worker. What is slow to import is imported here."""
 
     def work() -> int:
+        prepare_gpus()
         importlib.import_module("sft.engine.start").prepare_environment()
         importlib.import_module("sft.job.worker").work(job, store)
         return processes.EXIT_OK

@@ -20,6 +20,7 @@ from sft.job import preflight, processes
 from sft.job.base import find_base_model
 from sft.job.meeting import Guest, Host, say_on_stderr
 from sft.job.prepare import Job, config_values, make_job, versions
+from sft.job.question import batch_values
 from tokenize_data.errors import UserError
 
 # What may differ from node to node.
@@ -34,7 +35,7 @@ Run = Callable[[Job, processes.Place, processes.End], int]
 
 def run_first(config: TrainConfig, decide: Decide, run: Run) -> int:
     """Node 0. `decide` prepares and asks; an exit code from it is the end on all nodes."""
-    host = Host(config.addr, config.port, config.nodes, say_on_stderr)
+    host = Host(config.addr, config.port, config.nodes, config.run_name, say_on_stderr)
     stop: str | None = "node 0 was interrupted"
     try:
         decided = decide(config)
@@ -44,8 +45,8 @@ def run_first(config: TrainConfig, decide: Decide, run: Run) -> int:
         _await_all(host, config)
         for restarts_left in range(config.max_restarts, -1, -1):
             job, chosen = _of_those_who_came(host, decided)
-            _start_together(host, config, job, chosen, restarts_left)
-            code = _run_watched(host, job, run)
+            attempt = _start_together(host, config, job, chosen, restarts_left)
+            code = _run_watched(host, job, run, attempt)
             if code != processes.EXIT_FAILED or not restarts_left:
                 stop = None
                 return code
@@ -66,7 +67,7 @@ def run_guest(config: TrainConfig, run: Run) -> int:
     patience, is_first = config.node_timeout, True
     while True:
         try:
-            guest = Guest(config.addr, config.port, config.rank, patience, say_on_stderr)
+            guest = Guest(config.addr, config.port, config.rank, config.run_name, patience, say_on_stderr)
             decision = guest.decision(patience, say_on_stderr)
         except UserError as error:
             if is_first:
@@ -79,7 +80,7 @@ def run_guest(config: TrainConfig, run: Run) -> int:
         guest.say_ready(preflight.ready(mine.rank, _per_node(job), facts_to_compare(job, config), error_here, folder), config.node_timeout)
         if job is None or error_here is not None:
             raise UserError(error_here or "this node cannot take part")
-        code = _run_watched(guest, job, run)
+        code = _run_watched(guest, job, run, decision["token"])
         if code != processes.EXIT_FAILED or not decision["restarts_left"]:
             return code
         say_on_stderr("this attempt has ended: back to node 0 for the next one")
@@ -88,8 +89,8 @@ def run_guest(config: TrainConfig, run: Run) -> int:
 
 def _as_decided(config: TrainConfig, decision: dict[str, Any]) -> TrainConfig:
     """Whether there is validation is node 0's to say: it has made the shards, and names of files may be missing here."""
-    iters, nodes, rank = (int(decision[name]) for name in ("iters", "nodes", "rank"))
-    config = replace(config, iters=iters, nodes=nodes, rank=rank, max_restarts=0)
+    iters, nodes, rank = (decision[name] for name in ("iters", "nodes", "rank"))
+    config = replace(config, iters=iters, nodes=nodes, rank=rank, max_restarts=0, **decision["batch"])
     if config.has_validation == decision["has_validation"]:
         return config
     return replace(config, val=("as node 0",) if decision["has_validation"] else (), val_datasets=())
@@ -124,11 +125,12 @@ def _of_those_who_came(host: Host, decided: Job) -> tuple[Job, list[int]]:
     raise UserError(f"{len(here) + 1} of {config.nodes} nodes came within {config.replace_timeout:.0f} s, too few: {refusal}")
 
 
-def _start_together(host: Host, config: TrainConfig, job: Job, chosen: Sequence[int], restarts_left: int) -> None:
+def _start_together(host: Host, config: TrainConfig, job: Job, chosen: Sequence[int], restarts_left: int) -> str:
+    """Returns a name of this attempt that only its nodes know."""
     token = _leave_token(job.folder)
     decision = {
-        "iters": job.iterations, "has_validation": config.has_validation, "folder": str(job.folder.resolve()), "token": token.name,
-        "restarts_left": restarts_left,
+        "iters": job.iterations, "has_validation": config.has_validation, "batch": batch_values(job.config),
+        "folder": str(job.folder.resolve()), "token": token.name, "restarts_left": restarts_left,
     }  # fmt: skip
     mine = preflight.ready(0, _per_node(job), facts_to_compare(job, config), None, job.folder)
     try:
@@ -140,6 +142,7 @@ def _start_together(host: Host, config: TrainConfig, job: Job, chosen: Sequence[
     if lines := preflight.differences(nodes):
         raise UserError(f"the nodes differ: {'; '.join(lines)}")
     host.answer(None)
+    return token.name
 
 
 def _job_here(config: TrainConfig, decision: dict[str, Any]) -> tuple[Job | None, str | None]:
@@ -154,10 +157,12 @@ def _job_here(config: TrainConfig, decision: dict[str, Any]) -> tuple[Job | None
     return job, None
 
 
-def _run_watched(meeting: Host | Guest, job: Job, run: Run) -> int:
+def _run_watched(meeting: Host | Guest, job: Job, run: Run, attempt: str) -> int:
     """The run on this node; it ends when another node is lost, and the others hear when this one fails."""
     config, end = job.config, processes.End()
-    place = processes.Place(per_node=_per_node(job), nodes=config.nodes, node=config.rank, address=config.addr, port=config.port + 1)
+    place = processes.Place(
+        per_node=_per_node(job), nodes=config.nodes, node=config.rank, address=config.addr, port=config.port + 1, attempt=attempt
+    )
     with meeting.watching(end.because):
         code = run(job, place, end)
         if code == processes.EXIT_FAILED and end.reason is None:
@@ -195,5 +200,6 @@ def _leave_token(folder: Path) -> Path:
 def workers_flags(argv: Sequence[str], job: Job) -> list[str]:
     """What the workers are started with: as typed, and what was decided since. Of a flag that is there twice, the last one counts."""
     flags = [*argv, "--iters", str(job.iterations)] if job.config.iters is not None else list(argv)
-    flags += ["--nodes", str(job.config.nodes), "--rank", str(job.config.rank)]
+    flags += ["--nodes", str(job.config.nodes), "--rank", str(job.config.rank), "--global_batch", str(job.config.global_batch)]
+    flags += [word for name in ("tp", "pp") if (size := getattr(job.config, name)) for word in (f"--{name}", str(size))]
     return flags if job.config.val_datasets else [*flags, "--val", *job.config.val]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from sft.engine.optimizers import OptimizerSettings
+from sft.config.optimizer import OptimizerSpec
 from tokenize_data.chat import ASSISTANT, TEMPLATE
 from tokenize_data.reader import Document
 
@@ -22,46 +22,91 @@ class PlainStep:
     grad_norm: float
 
 
-def make_model(config: Any, seed: int = 0) -> Any:
-    """A random model in float32, far enough from its initial state that a norm left out shows."""
+@dataclass(frozen=True, kw_only=True)
+class PlainRun:
+    steps: list[PlainStep]
+    masters: dict[str, Tensor]  # float32 weights after the last iteration
+    updates: dict[str, Tensor]  # how far they have come
+
+
+def make_model(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    """A random model, far enough from its initial state that a norm left out shows. In every format it has the same weights, rounded."""
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, mean=0.02, std=0.1)
+        parameter.data = torch.empty(parameter.shape).normal_(mean=0.02, std=0.1).to(dtype)
     return model.train()
 
 
-def train(
-    model: Any, reader: Any, batches: Sequence[np.ndarray], loss_mask: float, settings: OptimizerSettings, clip: float
-) -> list[PlainStep]:
-    """Iterations as they are meant: the gradient of the weighted mean over all trained tokens of the batch, clipped by its whole norm."""
-    decaying = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    groups = [{"params": decaying, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+def train(model: Any, reader: Any, batches: Sequence[np.ndarray], loss_mask: float, settings: OptimizerSpec, clip: float) -> PlainRun:
+    """Iterations as they are meant: the gradient of the weighted mean over all trained tokens of the batch, clipped by its whole norm.
+
+    Gradients are summed in float32, and AdamW updates float32 weights, of which the model has a rounded copy.
+    """
+    weights = dict(model.named_parameters())
+    masters = {name: nn.Parameter(parameter.detach().float().clone()) for name, parameter in weights.items()}
+    begin = {name: master.detach().clone() for name, master in masters.items()}
+    groups = [
+        {"params": [master for master in masters.values() if master.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [master for master in masters.values() if master.dim() <= 1], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps
     )  # fmt: skip
     steps = []
     for numbers in batches:
-        optimizer.zero_grad()
-        documents = [reader[int(number)] for number in numbers]
-        total = sum(float(_weights(document, loss_mask).sum()) for document in documents)
-        loss = 0.0
-        for document in documents:
-            part = document_loss(model, document, loss_mask) / total
-            part.backward()
-            loss += float(part.detach())
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        loss, sums = gradients(model, reader, numbers, loss_mask)
+        for name, master in masters.items():
+            master.grad = sums[name]
+        norm = nn.utils.clip_grad_norm_(masters.values(), clip)
         optimizer.step()
+        with torch.no_grad():
+            for name, parameter in weights.items():
+                parameter.copy_(masters[name])
         steps.append(PlainStep(loss, float(norm)))
-    return steps
+    ends = {name: master.detach() for name, master in masters.items()}
+    return PlainRun(steps=steps, masters=ends, updates={name: end - begin[name] for name, end in ends.items()})
+
+
+def gradients(model: Any, reader: Any, numbers: Iterable[int], loss_mask: float) -> tuple[float, dict[str, Tensor]]:
+    """The loss over some documents, and every parameter's gradient, summed in float32."""
+    documents = [reader[int(number)] for number in numbers]
+    total = sum(float(_weights(document, loss_mask).sum()) for document in documents)
+    weights = dict(model.named_parameters())
+    sums = {name: torch.zeros(parameter.shape, device=parameter.device) for name, parameter in weights.items()}
+    loss = 0.0
+    for document in documents:
+        part = document_loss(model, document, loss_mask) / total
+        part.backward()
+        loss += float(part.detach())
+        for name, parameter in weights.items():
+            if parameter.grad is not None:
+                sums[name] += parameter.grad
+                parameter.grad = None
+    return loss, sums
+
+
+@torch.no_grad()
+def token_losses(model: Any, reader: Any, numbers: Iterable[int], loss_mask: float) -> Tensor:
+    """The negative log-likelihood of each token that counts, of all documents one behind the other."""
+    found = []
+    for number in numbers:
+        document = reader[int(number)]
+        counts = _weights(document, loss_mask) > 0
+        found.append(_nll(model, document).cpu()[counts])
+    return torch.cat(found)
 
 
 def document_loss(model: Any, document: Document, loss_mask: float) -> Tensor:
     """The weighted sum of a document's negative log-likelihoods."""
-    ids = torch.from_numpy(document.ids.astype(np.int64))[None]
+    nll = _nll(model, document)
+    return (nll * _weights(document, loss_mask).to(nll.device)).sum()
+
+
+def _nll(model: Any, document: Document) -> Tensor:
+    ids = torch.from_numpy(document.ids.astype(np.int64))[None].to(model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-    return (torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none") * _weights(document, loss_mask)).sum()
+    return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
 
 
 def _weights(document: Document, loss_mask: float) -> Tensor:

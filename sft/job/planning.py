@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,17 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from sft.config.naming import layout_of_path
 from sft.config.train import TrainConfig
-from sft.job.adapters import bits_of
 from sft.job.base import BaseModel, Described, describe_base_model
-from sft.job.devices import visible_gpus
+from sft.job.devices import gpu_here, visible_gpus
+from sft.job.question import Case, Pack, global_batch_of, recompute_of
 from sft.job.speed import cpu_operations_per_second
 from sft.plan.answer import Data, Plan
-from sft.plan.architecture import KNOWN_KINDS, Architecture
-from sft.plan.gpus import GB, TABLE, Gpu, find_gpu, gpu_here, read_gpus
-from sft.plan.layout import Layout, ModelShape, choose_layout
-from sft.plan.memory import Adapters
+from sft.plan.architecture import KNOWN_KINDS
+from sft.plan.gpus import GB, TABLE, Gpu, find_gpu, read_gpus
+from sft.plan.layout import Layout
 from sft.plan.rows import Batches
 from sft.plan.sampler import Sampler, num_iterations
 from sft.plan.search import RECOMPUTES, Choice, Question, best, layout_of, search
@@ -52,6 +49,7 @@ def this_cpu(processes: int, operations_per_second: float = _CPU_OPERATIONS) -> 
     return Gpu(
         name="cpu", memory_gb=round(memory, 1), bf16_tflops=rate, fp32_tflops=rate, memory_gbps=10.0 / processes, link_gbps=2.0,
         network_gbps=1.0, gpus_per_node=max(processes, 1), matrix_efficiency=1.0, reserved_gb=min(1.0, memory / 4),
+        spare=0.0, communicator_gb=0.0,
     )  # fmt: skip
 
 
@@ -69,12 +67,13 @@ def make_plan(config: TrainConfig) -> Plan:
             notes.append("this GPU is not in the table: describe it with --gpu_file, or name a similar one with --gpu")
         gpu = this_cpu(config.nproc_per_node or 1, cpu_operations_per_second())
         notes.append("planned for this computer's CPU: name GPUs with --gpu h100-80gb --nproc_per_node 8 --nodes 2")
-    data, batches, share = _data(config, notes)
-    question = make_question(config, base, batches, share, gpu, world)
-    choice = best(question)
-    found = search(question)
+    data, pack, share = _data(config, notes)
+    asked = Case(config=config, base=base, world=world, gpu=gpu, pack=pack, trained_share=share).ask()
+    question = asked.question
+    choice, found = best(question), search(question)
+    notes += [line for line in (_layout_note(asked.why_not, choice.layout), _batch_note(config, choice.layout)) if line]
     notes += _further_notes(config, base, question, choice)
-    iterations = config.iters or (num_iterations(data.documents, config.epochs, config.global_batch) if data.documents else None)
+    iterations = config.iters or (num_iterations(data.documents, config.epochs, question.global_batch) if data.documents else None)
     return Plan(
         name=base.entry.name, model=question.model, num_parameters=question.model.num_parameters, data=data,
         epochs=None if config.iters else config.epochs, iterations=iterations, question=question, choice=choice, found=found,
@@ -90,74 +89,51 @@ class Chosen:
     micro_batch: int
     recompute: str
     seconds: float | None = None  # an iteration
+    note: str = ""  # why it is not what the entry says
 
 
 def choose(config: TrainConfig, base: BaseModel, reader: ShardReader, world: int) -> Chosen:
     """By the plan on GPUs that it knows: what does not fit is refused. Elsewhere the simplest; on a CPU, the simplest that fits."""
     gpus = visible_gpus()
     gpu = machine(config) if gpus else this_cpu(max(1, world // config.nodes))
+    pack, share = _packed(reader, config.seed), trained_share(config, reader)
+    case = Case(config=config, base=base, world=world, gpu=gpu, pack=pack, trained_share=share)
     if gpu is None:
-        tp, pp = _given_layout(config, base)
-        layout = choose_layout(
-            world, ModelShape.of_config(base.config), tp=tp, pp=pp, sequence_parallel=config.sequence_parallel,
-            global_batch=config.global_batch,
-        )  # fmt: skip
+        layout, why_not = case.simple_layout()
         return Chosen(
-            layout=layout, micro_batch=config.micro_batch or max(1, _GPU_ROW_TOKENS // config.seq), recompute=_recompute(config) or "none"
-        )
-    batches = batches_of(reader, Sampler(len(reader), config.global_batch, config.seed))
-    question = make_question(config, base, batches, trained_share(config, reader), gpu, world)
+            layout=layout, micro_batch=config.micro_batch or max(1, _GPU_ROW_TOKENS // config.seq),
+            recompute=recompute_of(config) or "none", note=_layout_note(why_not, layout),
+        )  # fmt: skip
+    asked = case.ask()
+    question = asked.question
     if gpus:
         choice = best(question)
-        return Chosen(layout=choice.layout, micro_batch=choice.micro_batch, recompute=choice.recompute, seconds=choice.seconds.total)
+        return Chosen(
+            layout=choice.layout, micro_batch=choice.micro_batch, recompute=choice.recompute, seconds=choice.seconds.total,
+            note=_layout_note(asked.why_not, choice.layout),
+        )  # fmt: skip
     layout = layout_of(question, question.tp or 1, question.pp or 1)
-    micro_batch, recompute = config.micro_batch or 1, _recompute(config)
+    micro_batch, recompute = config.micro_batch or 1, recompute_of(config)
     if recompute is None:
-        found = search(replace(question, tp=layout.tp, pp=layout.pp, micro_batch=micro_batch))
+        found = search(replace(question, micro_batch=micro_batch))
         fitting = {choice.recompute for choice in found.fitting}
         recompute = next((way for way in RECOMPUTES if way in fitting), RECOMPUTES[-1])
-    return Chosen(layout=layout, micro_batch=micro_batch, recompute=recompute)
+    return Chosen(layout=layout, micro_batch=micro_batch, recompute=recompute, note=_layout_note(asked.why_not, layout))
 
 
-def _given_layout(config: TrainConfig, base: BaseModel | Described) -> tuple[int | None, int | None]:
-    """(tp, pp) from the flags, the entry, or the path, in this order."""
-    hint = layout_of_path(base.entry.path)
-    return config.tp or base.entry.tp or (hint[0] if hint else None), config.pp or base.entry.pp or (hint[1] if hint else None)
+def _layout_note(why_not: str | None, layout: Layout) -> str:
+    return "" if why_not is None else f"{why_not}: using tp {layout.tp} x pp {layout.pp} instead"
 
 
-def make_question(
-    config: TrainConfig, base: BaseModel | Described, batches: Batches, share: float, gpu: Gpu, world: int
-) -> Question:  # fmt: skip
-    """What the search is asked. On a CPU, what is not given is the simplest that fits."""
-    is_cpu = gpu.name == "cpu"
-    tp, pp = _given_layout(config, base)
-    return Question(
-        model=Architecture.of_config(base.config), shape=ModelShape.of_config(base.config), batches=batches, world=world, seq=config.seq,
-        global_batch=config.global_batch, trained_share=share, gpu=gpu, dtype=config.dtype or ("fp32" if is_cpu else "bf16"),
-        optimizer=config.optimizer, adapters=_adapters(config), tp=tp or (1 if is_cpu else None), pp=pp or (1 if is_cpu else None),
-        micro_batch=config.micro_batch or (1 if is_cpu else None), recompute=_recompute(config),
-        sequence_parallel=config.sequence_parallel,
-    )  # fmt: skip
+def _batch_note(config: TrainConfig, layout: Layout) -> str:
+    if config.gradient_accumulation is None:
+        return ""
+    factors = f"gradient_accumulation {config.gradient_accumulation} x micro_batch {config.micro_batch or 1} x dp {layout.dp}"
+    return f"{global_batch_of(config, layout.dp):,} documents an iteration = {factors}"
 
 
-def _recompute(config: TrainConfig) -> str | None:
-    """Who trains on a quantised base is short of memory."""
-    return config.recompute or ("full" if bits_of(config) else None)
-
-
-def _adapters(config: TrainConfig) -> Adapters | None:
-    rank = config.lora or (_rank_of(Path(config.adapter)) if config.adapter else None)
-    if rank is None:
-        return None
-    return Adapters(rank=rank, targets=config.lora_targets, bits=bits_of(config))
-
-
-def _rank_of(folder: Path) -> int:
-    file = folder / "adapter_config.json"
-    try:
-        return int(json.loads(file.read_bytes())["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--adapter {folder}: {file.name} does not say a rank ({error}): give a folder in PEFT's format") from error
+def _packed(reader: ShardReader, seed: int) -> Pack:
+    return lambda documents: batches_of(reader, Sampler(len(reader), documents, seed))
 
 
 def batches_of(reader: ShardReader, sampler: Sampler) -> Batches:
@@ -172,16 +148,15 @@ def trained_share(config: TrainConfig, reader: ShardReader) -> float:
     return 1.0 if config.loss_mask else manifest.trained_tokens / max(manifest.tokens, 1)
 
 
-def _data(config: TrainConfig, notes: list[str]) -> tuple[Data, Batches, float]:
+def _data(config: TrainConfig, notes: list[str]) -> tuple[Data, Pack, float]:
     """From the shards, else from what is known ahead, else from the files; the rest is assumed, and said."""
     folder = dataset_folder(Path(config.tokenized_data_dir), config.run_name)
     if (folder / "manifest.json").exists():
         reader = ShardReader(folder)
-        batches = batches_of(reader, Sampler(len(reader), config.global_batch, config.seed))
         manifest = reader.manifest
         tokens, trained = manifest.tokens - len(reader), manifest.trained_tokens
         known = Data(documents=len(reader), tokens=tokens, trained_tokens=trained, source=f"shards in {folder}")
-        return known, batches, trained_share(config, reader)
+        return known, _packed(reader, config.seed), trained_share(config, reader)
     known_number = known_documents(config.run_name, Path(config.checkpoints_file) if config.checkpoints_file else None)
     counted = _count_rows(config.data) if config.data else None
     documents = known_number or (counted[0] if counted else None)
@@ -195,7 +170,8 @@ def _data(config: TrainConfig, notes: list[str]) -> tuple[Data, Batches, float]:
     if documents is None:
         notes.append("how many documents there are is not known: give --data, shards, [documents] in checkpoints.toml, or --iters")
     places = None if documents is None else float(documents * length)
-    return Data(documents=documents, tokens=places, trained_tokens=None, source=source), Batches.all_alike(config.global_batch, length), 1.0
+    known = Data(documents=documents, tokens=places, trained_tokens=None, source=source)
+    return known, lambda documents: Batches.all_alike(documents, length), 1.0
 
 
 def _count_rows(files: tuple[str, ...]) -> tuple[int, float] | None:

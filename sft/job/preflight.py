@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-_GPUS = Path("/proc/driver/nvidia/gpus")
+from sft.job.devices import visible
+from tokenize_data.errors import shorten
+
 _MOST_CLOCK_SECONDS = 60.0
 
 
@@ -33,6 +35,20 @@ class Ready:
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "facts": dict(self.facts)}
+
+    @classmethod
+    def from_json(cls, content: Any) -> Ready:
+        """Of a node's own words. Raises ValueError where they are none: another version, or not a node."""
+        kinds: dict[str, Any] = {
+            "node": int, "host": str, "processes": int, "devices": str, "memory_gib": float | int, "disk_gib": float | int,
+            "clock": float | int, "facts": dict, "error": str | None, "clock_offset": float | int,
+        }  # fmt: skip
+        if not isinstance(content, dict) or content.keys() != kinds.keys():
+            raise ValueError("it says other things of itself than this `sft` does")
+        for name, kind in kinds.items():
+            if not isinstance(content[name], kind):
+                raise ValueError(f"its {name} is {shorten(content[name])}")
+        return cls(**content)
 
 
 def ready(node: int, processes: int, facts: Mapping[str, str], error: str | None, folder: Path) -> Ready:
@@ -74,16 +90,9 @@ def table(nodes: Sequence[Ready]) -> list[str]:
 
 
 def _devices() -> str:
-    """Without torch."""
-    if not _GPUS.is_dir():
+    names = [device.name for device in visible()]
+    if not names:
         return f"{len(os.sched_getaffinity(0))} CPU cores"
-    names = []
-    for folder in sorted(_GPUS.iterdir()):
-        try:
-            lines = (folder / "information").read_text().splitlines()
-        except OSError:
-            lines = []
-        names.append(next((line.partition(":")[2].strip() for line in lines if line.startswith("Model")), "GPU"))
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
 
 

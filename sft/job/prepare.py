@@ -15,13 +15,15 @@ import numpy as np
 
 from sft.config.naming import run_folder
 from sft.config.train import TrainConfig
-from sft.job import adapters
+from sft.job import adapters, processes
 from sft.job.base import BaseModel, find_base_model, tokenizer_flags
-from sft.job.devices import visible_gpus
+from sft.job.devices import check_torch, visible_gpus
 from sft.job.planning import choose, trained_share
+from sft.job.question import settled
 from sft.job.speed import expected_seconds
 from sft.observe.header import Facts
 from sft.plan.architecture import Architecture, head_cost
+from sft.plan.experts import check_no_experts
 from sft.plan.layout import Layout, ModelShape
 from sft.plan.packing import plan_batch
 from sft.plan.placement import Placement
@@ -54,6 +56,7 @@ class Job:
     dtype: str
     folder: Path
     seconds_per_iteration: float | None = None  # as planned; None where that is not known
+    layout_note: str = ""  # why it is not what the entry says
 
     @property
     def capacity(self) -> int:
@@ -71,7 +74,9 @@ class Job:
 
 
 def tokenise(config: TrainConfig, base: BaseModel) -> int:
-    """Run the data stage, which says what it does. Returns its exit code."""
+    """Run the data stage, which says what it does. Returns its exit code. A base that cannot be trained is refused first."""
+    check_torch(visible_gpus())
+    check_no_experts(base.config)
     command = [sys.executable, "-m", "tokenize_data", "--run_name", config.run_name, "--tokenized_data_dir", config.tokenized_data_dir]
     command += tokenizer_flags(config, base)
     for name in _DATA_FLAGS:
@@ -81,12 +86,18 @@ def tokenise(config: TrainConfig, base: BaseModel) -> int:
     command += ["--val", *config.val] if config.val else []
     command += ["--retokenize"] if config.retokenize else []
     if not (config.datasets or config.val_datasets):
-        return subprocess.run(command).returncode
+        return _run_data_stage(command)
     with tempfile.TemporaryDirectory(prefix="sft-") as scratch:  # the lists alone: everything else are flags here
         file = Path(scratch, "datasets.yaml")
         lists = {name: [dataset_values(spec) for spec in getattr(config, name)] for name in ("datasets", "val_datasets")}
         file.write_text(json.dumps(escaped(lists)))
-        return subprocess.run([*command, "--config", str(file)]).returncode
+        return _run_data_stage([*command, "--config", str(file)])
+
+
+def _run_data_stage(command: list[str]) -> int:
+    code = subprocess.run(command).returncode
+    known = (processes.EXIT_OK, processes.EXIT_USER_ERROR, processes.EXIT_FAILED)
+    return processes.as_exit_code("train", "the data stage (tokenize_data)", code, known)
 
 
 def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | None = None) -> Job:
@@ -95,8 +106,8 @@ def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | No
     base = base or find_base_model(config)
     adapters.check_base(config, base)
     root = Path(config.tokenized_data_dir)
-    reader = ShardReader(dataset_folder(root, config.run_name))
-    validation = ShardReader(dataset_folder(root, f"{config.run_name}-val")) if config.has_validation else None
+    reader = ShardReader(dataset_folder(root, config.run_name)).keep_open()
+    validation = ShardReader(dataset_folder(root, f"{config.run_name}-val")).keep_open() if config.has_validation else None
     for part in (reader, validation):
         if part is not None and part.manifest.seq > config.seq:
             raise UserError(
@@ -107,6 +118,7 @@ def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | No
     if world is None:
         world = config.nodes * (config.nproc_per_node or max(visible_gpus(), 1))
     chosen = choose(config, base, reader, world)
+    config = settled(config, chosen.layout)
     if config.early_stopping and validation is None:
         raise UserError(f"--early_stopping {config.early_stopping} needs a validation set: name one with --val")
     iterations = config.iters or num_iterations(len(reader), config.epochs, config.global_batch)
@@ -114,7 +126,7 @@ def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | No
     return Job(
         config=config, base=base, reader=reader, validation=validation, iterations=iterations, layout=chosen.layout,
         micro_batch=chosen.micro_batch, recompute=chosen.recompute, dtype=config.dtype or ("bf16" if on_gpu else "fp32"),
-        folder=run_folder(config, base.family, base.is_entry), seconds_per_iteration=chosen.seconds,
+        folder=run_folder(config, base.family, base.is_entry), seconds_per_iteration=chosen.seconds, layout_note=chosen.note,
     )  # fmt: skip
 
 
@@ -150,7 +162,7 @@ def facts_of(job: Job, start: int = 0) -> Facts:
         num_val_documents=len(job.validation) if job.validation else 0, fill=_mean([plan.fill for plan in plans]),
         balance=_mean([plan.balance for plan in plans]), epochs=None if config.iters else config.epochs, global_batch=config.global_batch,
         iterations=job.iterations, start=start, folder=job.folder, placement=placement_of(job).text() if config.nodes > 1 else "",
-        adapters=adapters.description(config),
+        adapters=adapters.description(config), layout_note=job.layout_note,
         expected_seconds=_expected_seconds(job, start, tokens_left),
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -16,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sft.engine.listen import ATTEMPT
 from sft.job.network import interface_towards
 
 EXIT_OK, EXIT_FINISHED, EXIT_USER_ERROR, EXIT_FAILED, EXIT_PREEMPTED = 0, 1, 2, 3, 75
@@ -41,6 +43,7 @@ class Place:
     node: int = 0
     address: str = "127.0.0.1"
     port: int | None = None  # None: a free one
+    attempt: str | None = None  # what all nodes call this attempt, and nobody else knows; None where there is one node
 
 
 class End:
@@ -86,6 +89,22 @@ def start(
         return _told(command, notes, codes, stacks)
 
 
+def as_exit_code(command: str, what: str, code: int, may_be: Collection[int]) -> int:
+    """How another program ended, as this one's exit code. What it does not say itself is a crash, and said here."""
+    if code in may_be:
+        return code
+    how = f"was killed ({signal_name(-code)}): out of memory, or from outside?" if code < 0 else f"crashed (exit code {code})"
+    sys.stderr.write(f"sft {command}: {what} {how}\n")
+    return EXIT_FAILED
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has none
+        return f"signal {number}"
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -97,6 +116,7 @@ def _environment(place: Place, notes: Path, threads: int | None) -> dict[str, st
     environment = {
         **os.environ, "WORLD_SIZE": str(place.nodes * place.per_node), "LOCAL_WORLD_SIZE": str(place.per_node),
         "MASTER_ADDR": place.address, "MASTER_PORT": str(place.port or free_port()), NOTES: str(notes), PREPARED: "1",
+        ATTEMPT: place.attempt or secrets.token_hex(8),
     }  # fmt: skip
     if place.nodes > 1 and (interface := interface_towards(place.address)) is not None:
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -176,14 +196,14 @@ def _told(command: str, notes: Path, codes: Sequence[int], stacks: Path | None) 
             return EXIT_FAILED
         sys.stderr.write(f"sft {command}: {first['message']}{hint if first['code'] == EXIT_FAILED else ''}\n")
         return int(first["code"])
-    names = ", ".join(signal.Signals(number).name for number in killed) or f"exit codes {', '.join(map(str, codes))}"
+    names = ", ".join(map(signal_name, killed)) or f"exit codes {', '.join(map(str, codes))}"
     sys.stderr.write(f"sft {command}: {_dead(codes) or f'the processes of this run ended without a word ({names})'}{hint}\n")
     return EXIT_FAILED
 
 
 def _dead(codes: Sequence[int]) -> str | None:
     """Ranks that were ended by a signal. We kill the others in turn, but only after one has failed."""
-    killed = [f"{rank} ({signal.Signals(-code).name})" for rank, code in enumerate(codes) if code < 0]
+    killed = [f"{rank} ({signal_name(-code)})" for rank, code in enumerate(codes) if code < 0]
     if not killed:
         return None
     return f"processes were killed: rank {', '.join(killed)}: out of memory, or from outside?"

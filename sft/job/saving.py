@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from sft.checkpoint.fragments import Checkpoint
 from sft.config.train import TrainConfig
 from sft.engine.pipeline import Pipeline
 from sft.job.prepare import Job, config_values, resolved_facts, versions
-from tokenize_data.errors import UserError
+from tokenize_data.errors import UserError, shorten
 
+KEPT_TOKENIZER = "tokenizer"  # in the run's folder: that of the data set goes when the data is tokenised anew
 # What decides the order and the content of the data, and what the optimizer's states mean.
 _RESOLVED = ("data", "base_fingerprint", "adapter_fingerprint")
 _CONFIGURED = ("global_batch", "seed", "optimizer", "loss_mask")
@@ -33,17 +35,32 @@ class Saver:
         self._is_whole = False
         self.best: int | None = None  # the iteration whose checkpoint is kept besides
 
-    def save(self, iteration: int, result: Mapping[str, Any]) -> None:
-        """Begin. One that is still being written is finished first."""
+    def save(self, iteration: int, result: Mapping[str, Any], *, is_final: bool = False) -> None:
+        """Begin. One that is still being written is finished first. `is_final`: nothing is trained until this one is finished."""
         self.finish()
         facts = {**self._facts, "result": dict(result), "next_batch": next_batch(self._job, iteration)}
         try:
-            taken = resume.snapshot(self._pipeline)
+            taken = self._snapshot(iteration, is_final)
             self._pending = resume.start_saving(taken, self._job.folder, iteration=iteration, facts=facts, peers=self._peers)
             self._is_whole = True
         except CheckpointError as error:
             self._is_whole = False
             self._warn(str(error))
+
+    def _snapshot(self, iteration: int, is_final: bool) -> resume.Snapshot:
+        """Too little memory for a copy is no reason to stop training: then there is no checkpoint, on any process."""
+        taken, error = None, None
+        try:
+            taken = resume.snapshot(self._pipeline, is_final=is_final)
+        except (MemoryError, RuntimeError) as caught:  # torch's own for too little memory are RuntimeErrors
+            error = f"rank {self._peers.rank}: {shorten(caught, 160)}"
+        failed = [reason for reason in self._peers.gather(error) if reason]
+        if failed or taken is None:
+            raise CheckpointError(
+                f"the checkpoint of iteration {iteration} was not saved ({'; '.join(failed[:3])}): too little memory for its copy; "
+                "training goes on, and earlier checkpoints are as they were"
+            )
+        return taken
 
     def poll(self) -> None:
         """Between iterations: make visible what has been written."""
@@ -69,12 +86,23 @@ class Saver:
             commit.prune(self._job.folder, self._job.config.keep, self.best)
 
 
+def keep_tokenizer(job: Job) -> None:
+    """Copy what the export needs of the tokenised data."""
+    target = job.folder / KEPT_TOKENIZER
+    scratch = target.with_name(f".{KEPT_TOKENIZER}.part")
+    for folder in (scratch, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(job.reader.folder / job.reader.manifest.tokenizer["folder"], scratch)
+    scratch.rename(target)
+
+
 def facts_for(job: Job, names: Mapping[str, str], vocabulary_size: int, adapter: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What a checkpoint says of its run: enough to refuse another one, and to export without it."""
     manifest = job.reader.manifest
+    tokenizer = job.folder / KEPT_TOKENIZER
     return {
         "config": config_values(job.config), "resolved": resolved_facts(job), "versions": versions(), "names": dict(names),
-        "vocabulary_size": vocabulary_size, "tokenizer_folder": str((job.reader.folder / manifest.tokenizer["folder"]).resolve()),
+        "vocabulary_size": vocabulary_size, "tokenizer_folder": str(tokenizer.resolve()),
         "tokenizer": manifest.tokenizer["fingerprint"], "template": manifest.template, "adapter": adapter,
     }  # fmt: skip
 

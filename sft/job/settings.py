@@ -10,7 +10,7 @@ from typing import Any
 from sft.config.flags import typed_values
 from sft.config.recipe import combined, make_config
 from sft.config.train import TrainConfig
-from sft.job.devices import visible_gpus
+from sft.job.processes import PREPARED
 
 
 def config_of(arguments: argparse.Namespace, command: str = "train", **unless_given: Any) -> TrainConfig:
@@ -21,5 +21,6 @@ def config_of(arguments: argparse.Namespace, command: str = "train", **unless_gi
             sys.stderr.write(f"sft {command}: warning: {line}\n")
 
     values = {**unless_given, **combined(typed_values(arguments), warn)}
-    world = values.get("nodes", 1) * (values.get("nproc_per_node") or max(visible_gpus(), 1))
-    return make_config(values, world=int(os.environ.get("WORLD_SIZE", world)))
+    if PREPARED in os.environ and "global_batch" in values:
+        values.pop("gradient_accumulation", None)  # the launcher has made a number of documents of it
+    return make_config(values)

@@ -60,7 +60,11 @@ def _verdict(store: Any, config: TrainConfig, mine: preflight.Ready, nodes: int)
     """Why the run cannot start; empty where it can."""
     found = [mine]
     for node in range(1, nodes):
-        one = preflight.Ready(**json.loads(_wait(store, f"sft/ready/{node}", config.node_timeout, f"node {node}")))
+        said = _wait(store, f"sft/ready/{node}", config.node_timeout, f"node {node}")
+        try:
+            one = preflight.Ready.from_json(json.loads(said))
+        except (ValueError, RecursionError) as error:
+            return f"what node {node} says of itself cannot be read ({shorten(error, 80)}): install the same `sft` on all nodes"
         found.append(replace(one, clock_offset=0.0))  # when it was written is not known
     for line in preflight.table(found):
         say_on_stderr(line)

@@ -17,6 +17,7 @@ from sft.observe import chart, metrics, report, run_folder
 from sft.observe.progress import Progress, duration
 from sft.observe.trackers import Tracker, open_trackers
 from tokenize_data.errors import UserError, shorten
+from tokenize_data.files import append_private
 
 
 class Watch:
@@ -82,8 +83,8 @@ class _FirstWatch(Watch):
         self._progress.say(text) if self._progress is not None else self._console.print(text)
 
     def warn(self, text: str) -> None:
-        with suppress(OSError), (self._job.folder / "warnings.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(" ".join(text.split()) + "\n")  # for the report
+        with suppress(OSError), append_private(self._job.folder / "warnings.log") as file:
+            file.write(f"{' '.join(text.split())}\n".encode("utf-8", "backslashreplace"))  # for the report
         self._progress.warn(text) if self._progress is not None else self._console.print(f"warning: {text}", style="yellow")
 
     def status(self, state: run_folder.State, reason: str = "") -> None:

@@ -14,17 +14,18 @@ from sft.checkpoint.adapter import AdapterFiles, AdapterOrigins, write_adapter
 from sft.checkpoint.commit import peers_of
 from sft.checkpoint.export import Origins, export
 from sft.checkpoint.hf_folder import publish
+from sft.config.optimizer import OptimizerSpec
 from sft.engine.groups import Processes, form_groups
-from sft.engine.optimizers import OptimizerSettings
 from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
 from sft.job import adapters
-from sft.job.ending import Interrupt, Watchdog
+from sft.job.ending import Interrupt
 from sft.job.loop import iterate
 from sft.job.merging import merge_into
 from sft.job.prepare import Job, stage_layers
-from sft.job.saving import Saver, facts_for, go_on, training_facts
+from sft.job.saving import KEPT_TOKENIZER, Saver, facts_for, go_on, keep_tokenizer, training_facts
 from sft.job.watch import Watch, watched
+from sft.job.watchdog import Watchdog
 from sft.model.build import BuiltStage, build_stage
 from sft.model.lora import is_adapter
 from sft.model.quantized import fill
@@ -32,7 +33,7 @@ from sft.model.selfcheck import self_check
 from sft.model.weights import WeightFiles, load, match_names
 from tokenize_data.errors import UserError
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,26 +59,30 @@ def work(job: Job, store: Any = None) -> None:
             recompute=job.recompute,
             device=device,
             trust_remote_code=job.config.trust_remote_code,
+            dtype=DTYPES[job.dtype],
         )
         given = AdapterFiles(Path(job.config.adapter)) if job.config.adapter else None
         built, names = load_stage(job, base, processes, device, given)
         pipeline = Pipeline(
-            built, processes, optimizer=optimizer_settings(job), clip=job.config.clip, dtype=_DTYPES[job.dtype], device=device,
-            vocabulary_size=base.config.vocab_size, is_interrupted=lambda: interrupt.name is not None,
+            built, processes, optimizer=optimizer_settings(job), clip=job.config.clip, device=device,
+            vocabulary_size=base.config.vocab_size, is_interrupted=lambda: interrupt.is_asked,
         )  # fmt: skip
         peers = peers_of(dist.new_group(backend="gloo") if device.type == "cuda" else None)
         start = go_on(job, pipeline, peers, watch.say, watch.warn)
         if built.adapted is not None:
             watch.say(adapters.trained_text(built))
+        if dist.get_rank() == 0:
+            keep_tokenizer(job)
         watch.start(start)
         file_names = {name: names[name] for name in built.all_places}
         facts = facts_for(job, file_names, base.config.vocab_size, adapters.facts(built, job.config, job.base))
         saver = Saver(job, pipeline, peers, facts, watch.warn)
         watchdog = Watchdog(job.config.hang_timeout, watch.warn)
         watchdog.start()
-        result = iterate(job, pipeline, watch, saver, peers, start, watchdog.beat)
+        result = iterate(job, pipeline, watch, saver, peers, start, watchdog, interrupt)
+        with watchdog.during("writing the model", folder=job.folder):
+            _write_result(job, pipeline, _origins(job, base, file_names, training_facts(facts, result)), facts["adapter"], watch)
         watchdog.end()
-        _write_result(job, pipeline, _origins(job, base, file_names, training_facts(facts, result)), facts["adapter"], watch)
         watch.finish(job.result_folder)
     stop_worker()
 
@@ -107,7 +112,7 @@ def load_stage(
     layers = stage_layers(job)[processes.stage]
     built = build_stage(
         base.config, layers, processes.tensor, sequence_parallel=job.layout.sequence_parallel, recompute=job.recompute,
-        dtype=_DTYPES[job.dtype], device=device, trust_remote_code=job.config.trust_remote_code,
+        dtype=DTYPES[job.dtype], device=device, trust_remote_code=job.config.trust_remote_code,
         lora=adapters.settings_of(job.config, given), bits=adapters.bits_of(job.config),
     )  # fmt: skip
     adapters.check_vocabulary(built, int(job.base.config["vocab_size"]), base.config.vocab_size)
@@ -121,15 +126,16 @@ def load_stage(
     )  # fmt: skip
     own = {name: (parameter, built.places[name].part) for name, parameter in built.parameters.items() if not is_adapter(name)}
     load(own, files, names, grown=grown)
-    fill(built.quantized, built.places, lambda name, part: files.read(names[name], part, _DTYPES[job.dtype]))
+    fill(built.quantized, built.places, lambda name, part: files.read(names[name], part, DTYPES[job.dtype]))
     adapters.begin(built, given)
     return built, names
 
 
-def optimizer_settings(job: Job) -> OptimizerSettings:
+def optimizer_settings(job: Job) -> OptimizerSpec:
     config = job.config
-    return OptimizerSettings(
-        name=config.optimizer, lr=config.lr, beta1=config.beta1, beta2=config.beta2, eps=config.eps, weight_decay=config.weight_decay
+    return OptimizerSpec(
+        name=config.optimizer, lr=config.lr, beta1=config.beta1, beta2=config.beta2, eps=config.eps, weight_decay=config.weight_decay,
+        momentum=config.momentum,
     )  # fmt: skip
 
 
@@ -155,8 +161,7 @@ def _write_result(job: Job, pipeline: Pipeline, origins: Origins, adapter: Mappi
 
 
 def _origins(job: Job, base: LoadedBase, names: Mapping[str, str], facts: Mapping[str, Any]) -> Origins:
-    manifest = job.reader.manifest
     return Origins(
-        config=base.config, generation_config=base.generation_config, tokenizer_folder=job.reader.folder / manifest.tokenizer["folder"],
+        config=base.config, generation_config=base.generation_config, tokenizer_folder=job.folder / KEPT_TOKENIZER,
         names=names, facts=facts,
     )  # fmt: skip

@@ -73,9 +73,6 @@ def build_stage(
     quantized = {name: weight for name, weight in quantized.items() if any(name.startswith(prefix) for prefix in own)}
     places = {**all_places, **(adapted.places if adapted is not None else {})}
     places = {name: places[name] for name in (*parameters, *quantized)}
-    for name, parameter in parameters.items():
-        part = places[name].part
-        parameter.tensor_model_parallel = part is not None and part.is_owner  # type: ignore[attr-defined]  # how DeepSpeed counts a norm
     return BuiltStage(
         stage=stage, parameters=parameters, places=places, anatomy=anatomy, all_places=all_places, tied_name=tied_name,
         base_prefix=model.base_model_prefix, ignored=ignored, renames=renames, adapted=adapted, quantized=quantized,

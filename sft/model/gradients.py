@@ -12,18 +12,29 @@ from sft.model.tensor_parallel import Place
 
 
 def sum_partial(gradients: Mapping[str, Tensor], places: Mapping[str, Place], group: TensorGroup) -> None:
-    """In place. One exchange for all that every rank holds, one for each that only some ranks share."""
+    """In place, all of a stage's gradients in their own shapes."""
+    sum_shared(gradients, places, group)
+    sum_replicas_of_parts(gradients, places, group)
+
+
+def sum_shared(gradients: Mapping[str, Tensor], places: Mapping[str, Place], group: TensorGroup) -> None:
+    """In place, those that every rank holds, or the same stretch of them. One exchange for all."""
+    names = [name for name in gradients if places[name].is_partial and not places[name].is_replica_of_part]
+    if group.size == 1 or not names:
+        return
+    flat = group.sum(torch.cat([gradients[name].flatten() for name in names]))
+    for name, part in zip(names, flat.split([gradients[name].numel() for name in names]), strict=True):
+        gradients[name].copy_(part.view_as(gradients[name]))
+
+
+def sum_replicas_of_parts(gradients: Mapping[str, Tensor], places: Mapping[str, Place], group: TensorGroup) -> None:
+    """In place, those that only some ranks share. One exchange for each."""
     if group.size == 1:
         return
-    whole = [name for name in gradients if places[name].is_partial and not places[name].is_replica_of_part]
-    if whole:
-        flat = group.sum(torch.cat([gradients[name].flatten() for name in whole]))
-        for name, part in zip(whole, flat.split([gradients[name].numel() for name in whole]), strict=True):
-            gradients[name].copy_(part.view_as(gradients[name]))
-    for name in gradients:
+    for name, gradient in gradients.items():
         place = places[name]
         if place.is_replica_of_part:
             assert place.part is not None
-            everything = gradients[name].new_zeros(place.shape)
-            place.part.put(everything, gradients[name])
-            gradients[name].copy_(place.part.take(group.sum(everything)))
+            everything = gradient.new_zeros(place.shape)
+            place.part.put(everything, gradient)
+            gradient.copy_(place.part.take(group.sum(everything)))

@@ -5,34 +5,51 @@ With several tensor-parallel ranks it is run by all of them together, so that a 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM
 
 from sft.model.build import build_stage, without_dropout
 from sft.model.collectives import TensorGroup
 from sft.model.gradients import sum_partial
 from sft.model.loss import negative_log_likelihood
+from sft.model.tensor_parallel import Place
 from tokenize_data.errors import UserError
 
 TOLERANCE = 1e-5
 _GRADIENT_SLACK = 30  # gradients are sums over tokens and layers: their rounding is that much larger
 _LENGTHS = (11, 5, 16)
 _HEAD_SIZE = 8
+_ROUNDING_SHARE, _ROUNDING_TIMES = 0.1, 6.0
 
 
 def self_check(
     config: Any, group: TensorGroup, sequence_parallel: bool, *, recompute: str = "none", device: torch.device | None = None,
-    tolerance: float = TOLERANCE, trust_remote_code: bool = False,
+    tolerance: float = TOLERANCE, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32,
 ) -> float:  # fmt: skip
-    """The largest difference of a loss or gradient, relative to the largest of its tensor. Refuses a model that differs."""
+    """The largest difference of a loss or gradient, relative to the largest of its tensor. Refuses a model that differs.
+
+    Compared in float32 first, with exact attention, and then in the run's own `dtype`, with the attention kernel that the run uses.
+    """
     kind = (config.architectures or [config.model_type])[0]
+    device = device or torch.device("cpu")
     try:
         reference = _reference(config, kind, trust_remote_code)
-        return _compare(reference, kind, group, sequence_parallel, recompute, device or torch.device("cpu"), tolerance, trust_remote_code)
+        run = partial(_Run, kind=kind, group=group, sequence_parallel=sequence_parallel, recompute=recompute, device=device,
+                      trust_remote_code=trust_remote_code)  # fmt: skip
+        with sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else contextlib.nullcontext():
+            worst = _compare(run(dtype=torch.float32), reference, tolerance)
+        if dtype is not torch.float32:
+            _compare(run(dtype=dtype), reference, 1.0)
+        return worst
     except UserError:
         raise
     except Exception as error:  # whatever a model's own code raises when it is called in a way that is not its own
@@ -43,46 +60,88 @@ def self_check(
         ) from error
 
 
-def _compare(
-    reference: Any, kind: str, group: TensorGroup, sequence_parallel: bool, recompute: str, device: torch.device, tolerance: float,
-    trust_remote_code: bool,
-) -> float:  # fmt: skip
-    reference = reference.to(device)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """How the stage is run that is compared."""
+
+    kind: str
+    group: TensorGroup
+    sequence_parallel: bool
+    recompute: str
+    device: torch.device
+    trust_remote_code: bool
+    dtype: torch.dtype
+
+
+def _compare(run: _Run, model: Any, tolerance: float) -> float:
+    """In float32 the relative difference itself; in other formats, as a share of what rounding may make of it."""
+    reference = copy.deepcopy(model).to(run.device)
+    documents = _documents(reference.config.vocab_size, run.device)
+    expected = _trained_with(reference, documents, run.dtype)
+    exact = expected if run.dtype is torch.float32 else _trained_with(reference, documents, torch.float32, weights=run.dtype)
+    losses, gradients, places = _stage_trained_with(run, reference, documents)
+    measure = _difference if run.dtype is torch.float32 else _share_of_rounding
+    worst, where = measure(losses, expected.losses, exact.losses), "losses"
+    slack = _GRADIENT_SLACK if run.dtype is torch.float32 else 1.0
+    for name in dict(reference.named_parameters()):
+        part, found, whole = places[name].part, gradients.get(name), expected.gradients.get(name)
+        if found is None or whole is None:
+            raise UserError(f"{run.kind}: {name} gets no gradient: this model cannot be trained here yet")
+        theirs, truth = (part.take(one) if part else one for one in (whole, exact.gradients[name]))
+        difference = measure(found, theirs, truth)
+        if difference > slack * worst:
+            worst, where = difference / slack, f"gradient of {name}"
+    worst = float(run.group.maximum(torch.tensor(worst, device=run.device)))  # so that no rank goes on alone
+    if not worst <= tolerance:
+        layout = f" at tp {run.group.size}" if run.group.size > 1 else ""
+        in_format = "" if run.dtype is torch.float32 else f" in {str(run.dtype).removeprefix('torch.')}"
+        by = f"off by {worst:.1e}" if run.dtype is torch.float32 else f"off by {worst:.1f} times what rounding explains"
+        raise UserError(
+            f"{run.kind} taken apart into stages{layout} does not compute what transformers computes{in_format} ({where}: {by}): "
+            "it cannot be trained here yet; use a base model of another family" + (" or --tp 1" if run.group.size > 1 else "")
+        )
+    return worst
+
+
+@dataclass(frozen=True)
+class _Trained:
+    losses: Tensor
+    gradients: dict[str, Tensor]
+
+
+def _documents(vocabulary_size: int, device: torch.device) -> list[Tensor]:
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        documents = [torch.randint(3, reference.config.vocab_size, (1, length)).to(device) for length in _LENGTHS]
-    layers = range(reference.config.num_hidden_layers)
+        return [torch.randint(3, vocabulary_size, (1, length)).to(device) for length in _LENGTHS]
+
+
+def _trained_with(model: Any, documents: list[Tensor], dtype: torch.dtype, weights: torch.dtype | None = None) -> _Trained:
+    """Losses and gradients of `model`, its weights rounded to `weights` first, computed in `dtype`."""
+    run = copy.deepcopy(model)
+    for name, parameter in run.named_parameters():
+        parameter.data = model.get_parameter(name).detach().to(weights or dtype).to(dtype)
+    with torch.enable_grad():
+        losses = [_losses(run, ids) for ids in documents]
+        torch.cat(losses).sum().backward()
+    gradients = {name: parameter.grad.float() for name, parameter in run.named_parameters() if parameter.grad is not None}
+    return _Trained(torch.cat(losses).detach(), gradients)
+
+
+def _stage_trained_with(run: _Run, model: Any, documents: list[Tensor]) -> tuple[Tensor, dict[str, Tensor], Mapping[str, Place]]:
     built = build_stage(
-        reference.config, layers, group, sequence_parallel=sequence_parallel, recompute=recompute, dtype=torch.float32,
-        device=device, trust_remote_code=trust_remote_code,
+        model.config, range(model.config.num_hidden_layers), run.group, sequence_parallel=run.sequence_parallel, recompute=run.recompute,
+        dtype=run.dtype, device=run.device, trust_remote_code=run.trust_remote_code,
     )  # fmt: skip
-    whole = dict(reference.named_parameters())
+    whole = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in built.parameters.items():
             part = built.places[name].part
             parameter.copy_(part.take(whole[name]) if part else whole[name])
-    _train(reference, documents)
-    losses = _train_stage(built.stage, documents, reference.config.vocab_size, group)
-    expected_losses = torch.cat([_losses(reference, ids) for ids in documents]).detach()
-    worst, where = _difference(losses, expected_losses), "losses"
-    gradients = {name: parameter.grad for name, parameter in built.parameters.items() if parameter.grad is not None}
-    sum_partial(gradients, built.places, group)
-    for name, parameter in whole.items():
-        part, expected = built.places[name].part, parameter.grad
-        found = gradients.get(name)
-        if found is None or expected is None:
-            raise UserError(f"{kind}: {name} gets no gradient: this model cannot be trained here yet")
-        difference = _difference(found, part.take(expected) if part else expected)
-        if difference > _GRADIENT_SLACK * worst:
-            worst, where = difference / _GRADIENT_SLACK, f"gradient of {name}"
-    worst = float(group.maximum(torch.tensor(worst, device=device)))  # so that no rank goes on alone
-    if not worst <= tolerance:
-        layout = f" at tp {group.size}" if group.size > 1 else ""
-        raise UserError(
-            f"{kind} taken apart into stages{layout} does not compute what transformers computes ({where}: off by {worst:.1e}): "
-            "it cannot be trained here yet; use a base model of another family" + (" or --tp 1" if group.size > 1 else "")
-        )
-    return worst
+    with torch.enable_grad():
+        losses = _train_stage(built.stage, documents, model.config.vocab_size, run.group)
+    gradients = {name: parameter.grad.float() for name, parameter in built.parameters.items() if parameter.grad is not None}
+    sum_partial(gradients, built.places, run.group)
+    return losses, gradients, built.places
 
 
 def tiny(config: Any, least_layers: int = 2) -> Any:
@@ -145,15 +204,11 @@ def _reference(config: Any, kind: str, trust_remote_code: bool) -> Any:
 
 def _losses(model: Any, ids: Tensor) -> Tensor:
     logits = model(input_ids=ids, use_cache=False).logits[0]
-    return torch.nn.functional.cross_entropy(logits, _targets(ids), reduction="none")
+    return torch.nn.functional.cross_entropy(logits.float(), _targets(ids), reduction="none")
 
 
 def _targets(ids: Tensor) -> Tensor:
     return ids[0].roll(-1)
-
-
-def _train(model: Any, documents: list[Tensor]) -> None:
-    sum((_losses(model, ids).sum() for ids in documents), torch.zeros(())).backward()
 
 
 def _train_stage(stage: Any, documents: list[Tensor], vocabulary_size: int, group: TensorGroup) -> Tensor:
@@ -168,5 +223,11 @@ def _train_stage(stage: Any, documents: list[Tensor], vocabulary_size: int, grou
     return losses.detach()
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def _difference(found: Tensor, expected: Tensor, exact: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-3))
+
+
+def _share_of_rounding(found: Tensor, expected: Tensor, exact: Tensor) -> float:
+    """Of what is allowed: a tenth of the tensor, or several times what rounding does to transformers' own result."""
+    allowed = max(_ROUNDING_SHARE * float(exact.norm()), _ROUNDING_TIMES * float((expected - exact).norm()), 1e-3)
+    return float((found - expected).norm()) / allowed

@@ -42,6 +42,7 @@ class Facts:
     iterations: int
     start: int = 0  # the iteration after which the run resumes
 
+    layout_note: str = ""  # why it is not what the entry says
     placement: str = ""  # of processes on nodes, where there are several
     folder: Path
     expected_seconds: float | None = None
@@ -60,6 +61,7 @@ def header(console: Console, facts: Facts) -> None:
         ("model", f"{facts.family}, {_rounded(facts.num_parameters)} parameters, vocabulary of {facts.vocabulary_size:,}"),
         ("adapters", facts.adapters or ""),
         ("layout", _layout(facts)),
+        ("", facts.layout_note),
         ("", facts.placement),
         ("", _memory(facts)),
         ("data", _data(facts)),

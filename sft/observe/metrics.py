@@ -10,6 +10,7 @@ from typing import Any
 
 from sft.observe.run_folder import replace_file
 from tokenize_data.errors import UserError
+from tokenize_data.files import append_private
 
 
 class MetricsFile:
@@ -23,7 +24,7 @@ class MetricsFile:
         written = valid_record(record)
         line = json.dumps(written, allow_nan=False, ensure_ascii=True).encode() + b"\n"
         try:
-            with open(self._path, "ab+") as file:
+            with append_private(self._path) as file:
                 file.write(line if _ends_a_line(file) else b"\n" + line)
         except OSError as error:
             raise UserError(

@@ -113,7 +113,7 @@ def _memory_table(plan: Plan) -> Table:
 
 def _room(plan: Plan) -> str:
     gpu = plan.question.gpu
-    return f"{gpu.memory_gb:g}, of which {gpu.reserved_gb:g} are not for tensors"
+    return f"{gpu.memory_gb:g}, of which {gpu.memory_gb - plan.choice.usable_bytes / GB:.3g} are not for tensors"
 
 
 def _choices_table(plan: Plan) -> Table:

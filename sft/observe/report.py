@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ import yaml
 from sft.config.train import TrainConfig
 from sft.observe import chart, metrics
 from sft.observe.lengths import bins
-from sft.observe.run_folder import read_status, replace_file
+from sft.observe.run_folder import read_run_toml, read_status, replace_file
 from tokenize_data import describe
 from tokenize_data.errors import UserError
 from tokenize_data.reader import ShardReader
@@ -56,7 +55,7 @@ def as_json(folders: Sequence[Path], *, is_live: bool = False) -> str:
 
 def run_facts(folder: Path) -> dict[str, Any]:
     """All that a run's folder says of itself; what is missing or damaged is left out."""
-    table = _run_toml(folder)
+    table = read_run_toml(folder)
     records = metrics.read(folder / "metrics.jsonl")
     status = read_status(folder)
     if not records and status is None and not table:
@@ -104,13 +103,6 @@ def repeat_recipe(config: Mapping[str, Any]) -> str:
         if entries
     }
     return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True) if kept else ""
-
-
-def _run_toml(folder: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads((folder / "run.toml").read_bytes().decode())
-    except (OSError, ValueError):
-        return {}
 
 
 def _series(records: Sequence[Mapping[str, Any]], key: str) -> list[list[float]] | None:

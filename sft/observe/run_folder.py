@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tokenize_data.errors import UserError
+from tokenize_data.files import replace_private
 
 State = Literal["running", "preempted", "failed", "finished"]
 STATES: tuple[str, ...] = get_args(State)
@@ -38,7 +39,7 @@ def read_status(folder: Path) -> dict[str, Any] | None:
     """None where there is none, or a damaged one."""
     try:
         status = json.loads((folder / "status.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     usable = (
         isinstance(status, dict) and status.get("state") in STATES and all(_is_count(status.get(k)) for k in ("iteration", "iterations"))
@@ -51,12 +52,23 @@ def is_finished(folder: Path) -> bool:
     return (folder / "adapter").is_dir() or ((folder / "hf").is_dir() and not trains_adapters(folder))
 
 
+def result_of(folder: Path) -> Path | None:
+    """The folder of a finished run's model or adapter. None where it is not finished, or holds no weights any more."""
+    result = folder / ("adapter" if (folder / "adapter").is_dir() else "hf")
+    return result if is_finished(folder) and any(result.glob("*.safetensors")) else None
+
+
 def trains_adapters(folder: Path) -> bool:
     """By run.toml; a run without one trains weights."""
+    return "lora" in read_run_toml(folder).get("config", {})
+
+
+def read_run_toml(folder: Path) -> dict[str, Any]:
+    """Empty where there is none, or a damaged one."""
     try:
-        return "lora" in tomllib.loads((folder / "run.toml").read_bytes().decode()).get("config", {})
-    except (OSError, ValueError):
-        return False
+        return tomllib.loads((folder / "run.toml").read_bytes().decode())
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
 def write_run_toml(folder: Path, *, config: Mapping[str, Any], resolved: Mapping[str, Any], versions: Mapping[str, str]) -> None:
@@ -75,12 +87,10 @@ def write_run_toml(folder: Path, *, config: Mapping[str, Any], resolved: Mapping
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a whole file, or leave the old one as it is."""
-    scratch = path.with_name(f".{path.name}.part")
+    """Write a whole file, which only its owner can read, or leave the old one as it is."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(text.encode())
-        os.replace(scratch, path)
+        replace_private(path, text.encode("utf-8", "backslashreplace"), path.with_name(f".{path.name}.part"))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}: check the folder and the room on the disk") from error
 

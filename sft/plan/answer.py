@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sft.config.optimizer import OPTIMIZERS
 from sft.plan.architecture import Architecture
+from sft.plan.communicators import communicators
 from sft.plan.gpus import GB
 from sft.plan.memory import stage_weights
 from sft.plan.search import Choice, Found, Question, reason_it_loses
-
-_STATE_BYTES = {"adamw": 12, "adamw8bit": 6, "adafactor": 8, "sgd": 4}  # of a checkpoint, for each trained weight: master and moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,10 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> float:
-        return float(_STATE_BYTES[self.question.optimizer] * self.num_trained)
+        """Float32 weights and moments, whatever format training keeps them in. Factored moments are next to nothing."""
+        kind = OPTIMIZERS[self.question.optimizer]
+        moments = 0 if kind.is_factored else len(kind.states) if kind.matrix_bytes == kind.other_bytes else 1
+        return 4.0 * (1 + moments) * self.num_trained
 
     @property
     def exported_bytes(self) -> float:
@@ -96,7 +99,8 @@ def choice_data(choice: Choice) -> dict[str, Any]:
     return {
         **_short(choice), "sequence_parallel": layout.sequence_parallel, "micro_batches": choice.rows.micro_batches,
         "tokens_per_iteration": choice.rows.tokens, "fill": choice.rows.fill, "balance": choice.rows.balance,
-        "layers": [len(layers) for layers in choice.ranges],
+        "layers": [len(layers) for layers in choice.ranges], "usable_bytes": choice.usable_bytes,
+        "communicators": communicators(layout),
         "memory": [{**asdict(stage), "total": stage.total} for stage in choice.memory],
         "seconds_per_iteration": choice.seconds.total, "seconds": asdict(choice.seconds), "mfu": choice.mfu,
         "tokens_per_second": choice.rows.tokens / choice.seconds.total,

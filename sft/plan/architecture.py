@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sft.plan.experts import check_no_experts
 from tokenize_data.errors import UserError, shorten
 
 _ROTARY_KINDS = ("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi3", "olmo2", "granite")
@@ -28,7 +29,7 @@ _NAMES = {
 _LARGEST = {
     **dict.fromkeys(_NAMES["layers"], 10_000), **dict.fromkeys(_NAMES["hidden"], 1 << 20), **dict.fromkeys(_NAMES["heads"], 1 << 16),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "head_dim"), 1 << 16),
-    **dict.fromkeys(("vocab_size", "intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "max_position_embeddings"), 1 << 26),
+    **dict.fromkeys(("vocab_size", "intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), 1 << 26),
 }  # fmt: skip
 
 
@@ -88,6 +89,7 @@ class Architecture:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Architecture:
+        check_no_experts(config)
         kind = str(config.get("model_type", "unknown"))
         if kind == "gemma3" and isinstance(config.get("text_config"), dict):
             return cls.of_config({"model_type": "gemma3_text", **config["text_config"]})
@@ -142,13 +144,11 @@ def head_cost(model: Architecture, trained_share: float) -> float:
 
 def check_sizes(config: Mapping[str, Any], file: object) -> None:
     """Refuse sizes of which a model would be built without end, before anything is built or planned."""
-    for part in (config, config.get("text_config")):
-        for name, largest in _LARGEST.items() if isinstance(part, Mapping) else ():
-            value = part.get(name)
-            if value is None and name in part:
-                continue
-            if name in part and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest):
-                raise UserError(f"{file}: {name} is {shorten(value)}, not a number from 1 to {largest:,}: fetch the base model again")
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
+    for name, value in ((name, part[name]) for part in parts for name in part if name in _LARGEST):
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if isinstance(value, (int, float, str)) and not (is_whole and 1 <= value <= _LARGEST[name]):
+            raise UserError(f"{file}: {name} is {shorten(value)}, not a number from 1 to {_LARGEST[name]:,}: fetch the base model again")
 
 
 def _size(config: Mapping[str, Any], kind: str, what: str) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from sft.config.optimizer import OPTIMIZERS
 from sft.plan.answer import Plan
+from sft.plan.communicators import communicators
 from sft.plan.gpus import GB
 from sft.plan.memory import kept_of, stage_weights
 from sft.plan.words import rounded, span
@@ -32,13 +34,16 @@ def _memory(plan: Plan) -> list[str]:
     weights = stage_weights(model, layout, peak.stage, layers, question.adapters)
     kept = kept_of(model, layout, work)
     in_flight = min(layout.pp - peak.stage, work.micro_batches)
-    each, moments = work.bytes_each, {"adamw": 8, "adamw8bit": 2, "adafactor": 4, "sgd": 0}[work.optimizer]
+    each, kind = work.bytes_each, OPTIMIZERS[work.optimizer]
+    masters = "4 master + " if work.dtype == "bf16" else ""
+    moments = f"{kind.matrix_bytes:.3g} moments" + (f" ({kind.other_bytes:.3g} of embedding and head)" if work.optimizer == "muon" else "")
+    gpu, groups = question.gpu, communicators(layout)
     lines = [
         f"memory of a rank of stage {peak.stage}, the fullest, at its peak ({peak.moment}); GB are of 2^30 bytes",
         f"  numbers: {weights.base:,} weights, {weights.trained:,} trained, {weights.quantised:,} quantised",
         f"  weights = {each} bytes x {weights.base - weights.quantised:,} + quantised = {peak.weights / GB:.2f} GB",
-        f"  gradients = 4 bytes x {weights.trained:,}, and in bf16 those of the last micro-batch = {peak.gradients / GB:.2f} GB",
-        f"  optimizer = (4 master + {moments} moments) x {weights.trained:,} / dp {layout.dp} = {peak.optimizer / GB:.2f} GB",
+        f"  gradients = float32 sums, 4 bytes x {weights.trained:,}, and the one that is being added = {peak.gradients / GB:.2f} GB",
+        f"  optimizer = ({masters}{moments}) x {weights.trained:,} / dp {layout.dp} = {peak.optimizer / GB:.2f} GB",
         f"  activations of a layer for {work.row_tokens:,} tokens: none {kept.whole / GB:.3f}, selective {kept.products / GB:.3f}, "
         f"full {kept.boundary / GB:.3f} GB",
         f"  in flight = min(pp {layout.pp} - stage {peak.stage}, {work.micro_batches} micro-batches) = {in_flight}; "
@@ -50,7 +55,11 @@ def _memory(plan: Plan) -> list[str]:
             f"in float32 with their gradients = {peak.logits / GB:.2f} GB"
         )
     if peak.buffers:
-        lines.append(f"  buffers = gradients of {weights.trained:,} weights on their way to other replicas = {peak.buffers / GB:.2f} GB")
+        lines.append(f"  buffers = what {work.optimizer} makes of the largest tensor while it updates it = {peak.buffers / GB:.2f} GB")
+    lines.append(
+        f"  not for tensors = {gpu.reserved_gb:g} GB of CUDA + {gpu.spare:.0%} of {gpu.memory_gb:g} GB that stay free + {groups} "
+        f"communicator{'s' * (groups > 1)} x {gpu.communicator_gb:g} GB = {gpu.withheld_gb(groups):.2f} GB"
+    )
     lines.append(f"  total = {peak.total / GB:.2f} GB of {choice.usable_bytes / GB:.2f} GB")
     return lines
 

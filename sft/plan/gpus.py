@@ -1,4 +1,4 @@
-"""What a GPU can do: the table that plans are made with, the user's own entries, and which one this machine has, found without torch.
+"""What a GPU can do: the table that plans are made with, the user's own entries, and which kind a device is.
 
 Rates are those of the data sheets (dense bf16; links and networks in one direction). `*_efficiency` is the share of a rate that large
 operations reach in practice: the only numbers here that come from measured runs, one set for all runs on a kind of GPU.
@@ -8,21 +8,33 @@ from __future__ import annotations
 
 import difflib
 import re
-import subprocess
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from tokenize_data.errors import UserError
 
 GB = 2**30  # of memory, as GPUs count it
-_PROC = Path("/proc/driver/nvidia/gpus")
+_MAY_BE_ZERO = ("reserved_gb", "spare", "communicator_gb")
+_MIG_SLICES = 7  # of a whole GPU's processors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A GPU of a machine, or an instance of a partitioned one (MIG): `index` is then that of the GPU."""
+
+    index: int
+    name: str  # as the driver calls it
+    uuid: str | None = None
+    memory_gb: float | None = None
+    is_partitioned: bool = False
+    is_instance: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """Memory in GB (2^30 bytes); rates in TFLOP/s and GB/s (10^9 bytes)."""
+    """Memory in GB (2^30 bytes), as CUDA reports it: a little less than a GPU's name says. Rates in TFLOP/s and GB/s (10^9 bytes)."""
 
     name: str
     memory_gb: float
@@ -36,20 +48,25 @@ class Gpu:
     memory_efficiency: float = 0.75
     link_efficiency: float = 0.75
     network_efficiency: float = 0.8
-    reserved_gb: float = 3.0  # the CUDA context, NCCL's buffers, what the allocator cannot use
+    reserved_gb: float = 1.0  # the CUDA context, loaded kernels, workspaces of cuBLAS
+    spare: float = 0.03  # share of the memory that stays free: fragments between segments that grow, and what a plan does not know
+    communicator_gb: float = 0.5  # buffers of one of NCCL's communicators over NVLink (nccl issues 864, 964)
 
-    @property
-    def usable_bytes(self) -> int:
-        return int((self.memory_gb - self.reserved_gb) * GB)
+    def withheld_gb(self, communicators: int) -> float:
+        """What is not for tensors."""
+        return self.reserved_gb + self.spare * self.memory_gb + self.communicator_gb * communicators
+
+    def usable_bytes(self, communicators: int) -> int:
+        return int((self.memory_gb - self.withheld_gb(communicators)) * GB)
 
 
 def _gpu(
     name: str, memory_gb: float, bf16: float, memory_gbps: float, link: float, network: float, efficiency: float, fp32: float = 19.5,
-    reserved_gb: float = 3.0,
+    reserved_gb: float = 1.0,
 ) -> Gpu:  # fmt: skip
     return Gpu(
         name=name, memory_gb=memory_gb, bf16_tflops=bf16, memory_gbps=memory_gbps, link_gbps=link, network_gbps=network,
-        matrix_efficiency=efficiency, fp32_tflops=fp32, reserved_gb=reserved_gb,
+        matrix_efficiency=efficiency, fp32_tflops=fp32, reserved_gb=reserved_gb, communicator_gb=0.5 if link >= 100 else 0.2,
     )  # fmt: skip
 
 
@@ -58,20 +75,20 @@ _AMPERE, _HOPPER = 0.83, 0.63
 TABLE: dict[str, Gpu] = {
     gpu.name: gpu
     for gpu in (
-        _gpu("a100-40gb", 40, 312, 1555, 300, 25, _AMPERE),
-        _gpu("a100-80gb", 80, 312, 2039, 300, 25, _AMPERE),
-        _gpu("h100-80gb", 80, 989, 3350, 450, 50, _HOPPER, 67),
-        _gpu("h100-pcie-80gb", 80, 756, 2000, 50, 25, _HOPPER, 51),
-        _gpu("h200-141gb", 140, 989, 4800, 450, 50, _HOPPER, 67),
-        _gpu("gh200-96gb", 95, 989, 4000, 450, 50, _HOPPER, 67),
+        _gpu("a100-40gb", 39.4, 312, 1555, 300, 25, _AMPERE),
+        _gpu("a100-80gb", 79.1, 312, 2039, 300, 25, _AMPERE),
+        _gpu("h100-80gb", 79.1, 989, 3350, 450, 50, _HOPPER, 67),
+        _gpu("h100-pcie-80gb", 79.1, 756, 2000, 50, 25, _HOPPER, 51),
+        _gpu("h200-141gb", 139.7, 989, 4800, 450, 50, _HOPPER, 67),
+        _gpu("gh200-96gb", 94.4, 989, 4000, 450, 50, _HOPPER, 67),
         _gpu("b200-180gb", 178, 2250, 7700, 900, 50, _HOPPER, 75),
-        _gpu("a10g-24gb", 22.5, 70, 600, 25, 6, _AMPERE, 31, 1.5),
-        _gpu("a40-48gb", 45, 150, 696, 50, 12.5, _AMPERE, 37, 2.0),
-        _gpu("a6000-48gb", 48, 155, 768, 50, 12.5, _AMPERE, 39, 2.0),
-        _gpu("l4-24gb", 22.5, 121, 300, 25, 12.5, 0.6, 30, 1.5),
-        _gpu("l40s-48gb", 45, 362, 864, 25, 25, 0.6, 92, 2.0),
-        _gpu("rtx3090-24gb", 24, 71, 936, 25, 6, _AMPERE, 36, 1.5),
-        _gpu("rtx4090-24gb", 24, 165, 1008, 25, 6, _AMPERE, 83, 1.5),
+        _gpu("a10g-24gb", 22.0, 70, 600, 25, 6, _AMPERE, 31, 0.8),
+        _gpu("a40-48gb", 44.3, 150, 696, 50, 12.5, _AMPERE, 37, 0.8),
+        _gpu("a6000-48gb", 47.4, 155, 768, 50, 12.5, _AMPERE, 39, 0.8),
+        _gpu("l4-24gb", 21.9, 121, 300, 25, 12.5, 0.6, 30, 0.8),
+        _gpu("l40s-48gb", 44.3, 362, 864, 25, 25, 0.6, 92, 0.8),
+        _gpu("rtx3090-24gb", 23.6, 71, 936, 25, 6, _AMPERE, 36, 0.8),
+        _gpu("rtx4090-24gb", 23.6, 165, 1008, 25, 6, _AMPERE, 83, 0.8),
     )
 }
 
@@ -118,7 +135,7 @@ def _read_entry(file: Path, name: str, entry: dict[str, Any], table: dict[str, G
         if key not in keys:
             close = difflib.get_close_matches(key, keys, n=1)
             raise UserError(f"{file}: [{name}] has an unknown key '{key}'" + (f": did you mean '{close[0]}'?" if close else ""))
-        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0 or (value == 0 and key != "reserved_gb"):
+        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0 or (value == 0 and key not in _MAY_BE_ZERO):
             raise UserError(f"{file}: [{name}] {key} = {value!r} must be a number above 0")
         values[key] = value
     missing = [key for key in ("memory_gb", "bf16_tflops", "memory_gbps", "link_gbps", "network_gbps") if key not in values]
@@ -127,9 +144,20 @@ def _read_entry(file: Path, name: str, entry: dict[str, Any], table: dict[str, G
     return Gpu(name=name.lower(), **values)
 
 
-def gpu_here(table: dict[str, Gpu] | None = None) -> Gpu | None:
-    """The first GPU of this machine. None where there is none, or none that the table has."""
-    return recognise(_name_from_driver() or _name_from_tool(), TABLE if table is None else table)
+def plan_for(device: Device, table: dict[str, Gpu]) -> Gpu | None:
+    """The kind of GPU that a device is. An instance of a partitioned one has its share of memory and rates."""
+    whole, _, share = device.name.partition(" MIG ")
+    gpu = recognise(whole, table)
+    slices = re.match(r"(\d+)(?:c\.\d+)?g\.(\d+)gb", share)
+    if gpu is None or not slices:
+        return None if device.is_instance else gpu
+    memory = device.memory_gb or float(slices[2])
+    part = min(1.0, int(slices[1]) / _MIG_SLICES)
+    return replace(
+        gpu, name=f"{gpu.name}-{slices[0]}", memory_gb=round(memory, 1), bf16_tflops=gpu.bf16_tflops * part,
+        fp32_tflops=gpu.fp32_tflops * part, memory_gbps=gpu.memory_gbps * min(1.0, memory / gpu.memory_gb), gpus_per_node=1,
+        reserved_gb=min(gpu.reserved_gb, memory / 8),
+    )  # fmt: skip
 
 
 def recognise(name: str | None, table: dict[str, Gpu]) -> Gpu | None:
@@ -137,24 +165,3 @@ def recognise(name: str | None, table: dict[str, Gpu]) -> Gpu | None:
     words = set(re.split(r"[^a-z0-9]+", re.sub(r"rtx (?=\d)", "rtx", (name or "").lower())))
     found = [(len(words & set(key.split("-"))), -len(key), gpu) for key, gpu in table.items() if key.split("-")[0] in words]
     return max(found, key=lambda entry: entry[:2])[2] if found else None
-
-
-def _name_from_driver() -> str | None:
-    if not _PROC.is_dir():
-        return None
-    for folder in sorted(_PROC.iterdir()):
-        try:
-            text = (folder / "information").read_text()
-        except OSError:
-            continue
-        if found := re.search(r"^Model:\s*(.+)$", text, re.MULTILINE):
-            return found.group(1)
-    return None
-
-
-def _name_from_tool() -> str | None:
-    try:
-        done = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None

@@ -1,33 +1,30 @@
 """How many bytes a rank needs at most while it trains, by kind: a model of this engine, checked against its measured peaks.
 
-T tokens in a row, w bytes of a number (2 in bf16, 4 in float32), t tensor ranks, W weights of a rank. What is counted:
+T tokens in a row, w bytes of a number (2 in bf16, 4 in float32), W weights of a rank, d replicas. What is counted:
 
-- at rest: weights wW, and of the trained ones the float32 master and the optimizer's moments, spread over replicas (ZeRO-1), and the
-  float32 sum of gradients; in bf16 the last micro-batch's own gradients stay as well;
+- at rest: weights wW; of the trained ones the optimizer's states and, in bf16, float32 masters, each owned by one of d replicas;
+- gradients: float32 sums 4W from the first micro-batch on, and the one gradient that is about to be added to its sum. So full fine-tuning
+  in bf16 with AdamW takes 2 + 4 + 8 + 4 = 18 bytes for each weight on one replica;
 - activations: what each layer keeps for its backward pass, for every micro-batch that a stage has in flight (1F1B: stages that follow, plus
   one), and what the backward pass of one layer holds for a moment;
 - logits: of trained tokens alone, in float32, with their gradients;
-- buffers: gradients flattened and sent to the other replicas.
+- buffers: what the optimizer makes for a moment of its largest tensor.
 
-The peak is the greatest of the moments at which these meet: the loss, a layer's backward pass, the exchange of gradients.
+The peak is the greatest of the moments at which these meet: the loss, a layer's backward pass, the embedding's, the exchange of gradients
+between replicas (sums and the part of them that a replica owns), the update.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from sft.config.optimizer import OPTIMIZERS
 from sft.plan.activations import Activations, activations_of
 from sft.plan.architecture import Architecture, Linear
 from sft.plan.layout import Layout
 
-_FLAT_ELEMENTS = 500_000_000  # DeepSpeed copies groups of gradients up to this size into one buffer
-_MOMENTS = {"adamw": 8.0, "adamw8bit": 2.0, "adafactor": 4.0, "sgd": 0.0}  # bytes for each trained weight
+_UPDATE_BYTES = {"adafactor": 16.0, "muon": 20.0}  # for each weight of the tensor that is updated, for a moment
 _QUANTISED = {4: 0.5 + 4 / 64, 8: 1.0 + 4 / 4096}  # bytes for each weight, with the scales of blocks
-
-
-def bucket_elements(replicas: int) -> int:
-    """Gradients that go to other replicas at once. In float32 the engine holds two buffers of as many, however small a model is."""
-    return 50_000_000 if replicas > 1 else 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +86,7 @@ class StageWeights:
     quantised: int  # of those, in 4 or 8 bits
     trained: int  # with gradients and moments
     largest: int  # of one tensor that is trained
+    ends: int  # of embedding and head, where they are trained
 
 
 def stage_weights(model: Architecture, layout: Layout, stage: int, layers: range, adapters: Adapters | None) -> StageWeights:
@@ -99,13 +97,14 @@ def stage_weights(model: Architecture, layout: Layout, stage: int, layers: range
     base += model.final_weights if is_last else 0
     own_head = is_last and not (model.is_tied and is_first)
     base += table if own_head else 0
-    linears = [linear.shape_on(tp, model.head_size) for linear in model.linears]
-    largest = max([inputs * outputs for inputs, outputs in linears] + ([table] if is_first or is_last else []))
+    linears = [inputs * outputs for inputs, outputs in (linear.shape_on(tp, model.head_size) for linear in model.linears)]
+    ends = table * (is_first + own_head)
     if adapters is None:
-        return StageWeights(base=base, quantised=0, trained=base, largest=largest)
-    quantised = len(layers) * sum(inputs * outputs for inputs, outputs in linears) if adapters.bits else 0
+        return StageWeights(base=base, quantised=0, trained=base, largest=max([*linears, *([table] if ends else [])]), ends=ends)
+    quantised = len(layers) * sum(linears) if adapters.bits else 0
+    of_layer = [adapters.rank * max(linear.shape_on(tp, model.head_size)) for linear in _adapted(model, adapters)]
     trained = len(layers) * lora_weights(model, tp, adapters)
-    return StageWeights(base=base + trained, quantised=quantised, trained=trained, largest=largest if adapters.bits else 0)
+    return StageWeights(base=base + trained, quantised=quantised, trained=trained, largest=max(of_layer, default=0), ends=0)
 
 
 def lora_weights(model: Architecture, tp: int, adapters: Adapters) -> int:
@@ -133,13 +132,14 @@ def stage_memory(model: Architecture, layout: Layout, stage: int, layers: range,
     held = in_flight * (len(layers) * kept.kept(work.recompute) + kept.boundary * (2 if not is_first else 1))
     stale = kept.boundary * _stale_boundaries(layout, is_last)  # what the engine has not let go of yet
     held += max(0.0, stale - 3 * kept.boundary)
-    lives_on = weights.trained * 2 if work.dtype == "bf16" else 0  # gradients of the last micro-batch
-    before = lives_on if work.micro_batches > 1 else 0
-    busy = replace(rest, buffers=4.0 * bucket_elements(layout.dp)) if work.dtype == "fp32" else rest  # gradients are gathered as they come
-    moments = [_layer_moment(busy, held, before, kept, model, work)]
+    moments = [_layer_moment(rest, held, kept, weights, model, layout, work)]
     if is_last:
-        moments.append(_loss_moment(busy, held, before, model, layout, work, each))
-    moments.append(replace(_exchange_moment(rest, lives_on, weights, layout, work), activations=stale))
+        moments.append(_loss_moment(rest, held, weights, model, layout, work, each))
+    moments.append(_last_gradient_moment(rest, kept, weights, work))
+    moments += [
+        replace(moment, activations=stale)
+        for moment in (_exchange_moment(rest, weights, layout), _update_moment(rest, weights, layout, work))
+    ]
     peak = max(moments, key=lambda moment: moment.total)
     return replace(peak, stage=stage)
 
@@ -152,40 +152,77 @@ def _stale_boundaries(layout: Layout, is_last: bool) -> int:
 
 
 def _at_rest(weights: StageWeights, layout: Layout, work: Work) -> StageMemory:
-    each, trained = work.bytes_each, weights.trained
-    plain = (weights.base - weights.quantised) * each
+    plain = (weights.base - weights.quantised) * work.bytes_each
     quantised = weights.quantised * _QUANTISED[work.adapters.bits] if work.adapters and work.adapters.bits else 0.0
     return StageMemory(
-        stage=0, moment="rest", weights=plain + quantised, gradients=4.0 * trained,
-        optimizer=(4.0 + _MOMENTS[work.optimizer]) * trained / layout.dp, activations=0.0, logits=0.0,
-        buffers=0.0,
+        stage=0, moment="rest", weights=plain + quantised, gradients=0.0, optimizer=_owned(weights, layout, work), activations=0.0,
+        logits=0.0, buffers=0.0,
     )  # fmt: skip
 
 
-def _layer_moment(rest: StageMemory, held: float, before: float, kept: Activations, model: Architecture, work: Work) -> StageMemory:
+def _owned(weights: StageWeights, layout: Layout, work: Work) -> float:
+    """Masters and states of what a replica owns. Where tensors stay whole, the owner of the largest may have more than its share."""
+    kind = OPTIMIZERS[work.optimizer]
+    ends = 0 if kind.is_factored else weights.ends  # factored moments are no more for them
+    masters = 4.0 if work.dtype == "bf16" else 0.0
+    every = masters * weights.trained + kind.matrix_bytes * (weights.trained - ends) + kind.other_bytes * ends
+    share = 1 / layout.dp
+    if kind.needs_whole_matrices and weights.trained:
+        share = max(share, min(1.0, weights.largest / weights.trained))
+    return every * share
+
+
+def _sums(weights: StageWeights, work: Work) -> float:
+    """Of the micro-batches before."""
+    return 4.0 * weights.trained if work.micro_batches > 1 else 0.0
+
+
+def _passing(largest: float, work: Work) -> float:
+    """A gradient that is about to be added to its sum; the first one in float32 is the sum itself."""
+    return work.bytes_each * largest if work.dtype == "bf16" or work.micro_batches > 1 else 0.0
+
+
+def _layer_moment(
+    rest: StageMemory, held: float, kept: Activations, weights: StageWeights, model: Architecture, layout: Layout, work: Work
+) -> StageMemory:  # fmt: skip
     again = kept.whole - kept.kept(work.recompute) + kept.scores if work.recompute != "none" else 0.0
-    return replace(rest, moment="layer", gradients=rest.gradients + before, activations=held + again + kept.backward)
+    shapes = (linear.shape_on(layout.tp, model.head_size) for linear in model.linears)
+    largest = max(inputs * outputs for inputs, outputs in shapes) if work.adapters is None else 0
+    return replace(
+        rest, moment="layer", gradients=_sums(weights, work) + _passing(largest, work), activations=held + again + kept.backward
+    )  # fmt: skip
+
+
+def _last_gradient_moment(rest: StageMemory, kept: Activations, weights: StageWeights, work: Work) -> StageMemory:
+    """The end of a backward pass: one layer's activations are left, and every sum is there."""
+    again = kept.whole + kept.backward + kept.boundary
+    return replace(rest, moment="last gradient", gradients=4.0 * weights.trained + _passing(weights.largest, work), activations=again)
 
 
 def _loss_moment(
-    rest: StageMemory, held: float, before: float, model: Architecture, layout: Layout, work: Work, each: int
+    rest: StageMemory, held: float, weights: StageWeights, model: Architecture, layout: Layout, work: Work, each: int
 ) -> StageMemory:  # fmt: skip
     trained = work.trained_tokens
     at_once = min(trained, work.logits_chunk_tokens or trained)
     copies = 12.0 if layout.tp == 1 else (8.0 + each)  # logits, probabilities and gradients in float32; on several ranks in place
     logits = at_once * model.vocabulary_on(layout.tp) * copies
     normed = trained * model.hidden * (4 + 2 * each)
+    passing = 0.0
     if at_once < trained:  # gradients of the head's weights are summed over chunks
         normed += trained * model.hidden * each
         if work.adapters is None:
-            before += model.vocabulary_on(layout.tp) * (model.embedding_size or model.hidden) * (4 + each)
-    return replace(rest, moment="loss", gradients=rest.gradients + before, activations=held + normed, logits=logits)
+            passing = model.vocabulary_on(layout.tp) * (model.embedding_size or model.hidden) * (4 + each)
+    return replace(rest, moment="loss", gradients=_sums(weights, work) + passing, activations=held + normed, logits=logits)
 
 
-def _exchange_moment(rest: StageMemory, lives_on: float, weights: StageWeights, layout: Layout, work: Work) -> StageMemory:
-    trained = weights.trained
-    if work.dtype == "fp32":
-        part = 4.0 * trained / layout.dp if layout.dp > 1 else 0.0  # a rank's own, beside all of them
-        return replace(rest, moment="exchange", gradients=rest.gradients + part, buffers=2 * 4.0 * bucket_elements(layout.dp))
-    flat = 4.0 * trained if trained <= _FLAT_ELEMENTS else 0.0
-    return replace(rest, moment="exchange", gradients=rest.gradients + lives_on, buffers=flat + 2.0 * trained)
+def _exchange_moment(rest: StageMemory, weights: StageWeights, layout: Layout) -> StageMemory:
+    """Sums on their way stay until all have arrived."""
+    part = 4.0 * weights.trained / layout.dp if layout.dp > 1 else 0.0
+    return replace(rest, moment="exchange", gradients=4.0 * weights.trained + part)
+
+
+def _update_moment(rest: StageMemory, weights: StageWeights, layout: Layout, work: Work) -> StageMemory:
+    whole = weights.largest * layout.tp  # put together from the parts of tensor ranks
+    return replace(
+        rest, moment="update", gradients=4.0 * weights.trained / layout.dp, buffers=_UPDATE_BYTES.get(work.optimizer, 0.0) * whole
+    )  # fmt: skip

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from sft.plan.architecture import Architecture, head_cost
 from sft.plan.chunks import tokens_at_once
+from sft.plan.communicators import communicators
 from sft.plan.gpus import GB, Gpu
 from sft.plan.layout import Layout, ModelShape, choose_layout
 from sft.plan.memory import Adapters, StageMemory, Work, stage_memory
@@ -38,6 +39,7 @@ class Question:
     adapters: Adapters | None = None
     tp: int | None = None
     pp: int | None = None
+    dp: int | None = None
     micro_batch: int | None = None
     recompute: str | None = None
     sequence_parallel: bool | None = None
@@ -101,7 +103,7 @@ def evaluate(question: Question, layout: Layout, micro_batch: int, recompute: st
     peak = (question.gpu.bf16_tflops if question.dtype == "bf16" else question.gpu.fp32_tflops) * 1e12
     return Choice(
         layout=layout, micro_batch=micro_batch, recompute=recompute, rows=rows, ranges=ranges, work=work, memory=memory, seconds=seconds,
-        mfu=operations / seconds.total / layout.world / peak, usable_bytes=question.gpu.usable_bytes,
+        mfu=operations / seconds.total / layout.world / peak, usable_bytes=question.gpu.usable_bytes(communicators(layout)),
     )  # fmt: skip
 
 
@@ -110,6 +112,7 @@ def _ranges(layers: int, pp: int, cost: float) -> tuple[range, ...]:
     return tuple(layer_ranges(layers, pp, head_cost=cost))
 
 
+@lru_cache(maxsize=64)
 def search(question: Question) -> Found:
     """Everything that may be chosen, evaluated. A setting that is given stays as it is."""
     fitting: list[Choice] = []
@@ -138,6 +141,8 @@ def _layouts(question: Question, refused: dict[tuple[int, int], str]) -> Iterato
     for tp in (question.tp,) if question.tp else sizes:
         for pp in (question.pp,) if question.pp else sizes:
             if question.world % (tp * pp) and not (question.tp and question.pp):
+                continue
+            if question.dp is not None and question.dp * tp * pp != question.world:
                 continue
             try:
                 yield layout_of(question, tp, pp)
@@ -175,7 +180,8 @@ def does_not_fit(question: Question, choice: Choice) -> str:
     if gpu.name == "cpu":
         needed = f"{peak.total / GB:.3g} GB of {gpu.memory_gb:g} GB a process on this computer"
         return f"does not fit: {needed} with {_flags_of(choice)}: use --lora or a smaller model, or plan for GPUs with --gpu h100-80gb"
-    room = f"{gpu.memory_gb:g} GB ({gpu.reserved_gb:g} GB of them for CUDA and NCCL)" if gpu.reserved_gb else f"{gpu.memory_gb:g} GB"
+    withheld = gpu.memory_gb - choice.usable_bytes / GB
+    room = f"{gpu.memory_gb:g} GB" + (f" ({withheld:.2g} GB of them for CUDA, NCCL and fragments)" if withheld > 0.05 else "")
     text = f"does not fit: {peak.total / GB:.3g} GB on stage {peak.stage} of {room} with {_flags_of(choice)}"
     nearest = nearest_that_fit(question, choice)
     if nearest:

@@ -13,6 +13,7 @@ from sft.config.train import TrainConfig
 from sft.job.base import find_base_model
 from sft.job.devices import visible_gpus
 from sft.job.planning import make_plan
+from sft.job.question import global_batch_of
 from sft.job.speed import expected_seconds
 from sft.model.base_folder import gguf_file_in
 from sft.plan.sampler import num_iterations
@@ -28,7 +29,7 @@ _BYTES_PER_TOKEN = 4.0
 
 def expected(values: Mapping[str, Any], world: int) -> float | None:
     """Seconds, at most (a run may stop early). None where that is not known: without the model or the data at hand."""
-    config = make_config(values, world=world)
+    config = make_config(values)
     if not _is_here(config):
         return None
     if visible_gpus():
@@ -37,9 +38,10 @@ def expected(values: Mapping[str, Any], world: int) -> float | None:
     if size is None:
         return None
     documents, tokens = size
-    iterations = config.iters or num_iterations(documents, config.epochs, config.global_batch)
+    global_batch = global_batch_of(config, max(1, world // ((config.tp or 1) * (config.pp or 1))))
+    iterations = config.iters or num_iterations(documents, config.epochs, global_batch)
     per_document = _seconds_per_operation() * find_base_model(config).num_parameters * tokens / max(documents, 1)
-    return _START_SECONDS + per_document * iterations * config.global_batch
+    return _START_SECONDS + per_document * iterations * global_batch
 
 
 def _planned(config: TrainConfig) -> float | None:

@@ -92,7 +92,7 @@ def make_slots(parallel: int) -> list[dict[str, str]]:
     count = visible_gpus()
     if count:
         listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = [name.strip() for name in listed.split(",")] if listed else [str(number) for number in range(count)]
+        names = [name.strip() for name in listed.split(",")][:count] if listed else [str(number) for number in range(count)]
         if parallel > count:
             raise UserError(f"--parallel {parallel} with {count} visible GPUs: at most {count}, as each trial has GPUs of its own")
         each = count // parallel

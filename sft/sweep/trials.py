@@ -58,7 +58,7 @@ def record_of(sweep: Sweep, trial: Trial) -> Record:
 def state_of(sweep: Sweep, trial: Trial) -> str:
     """finished, failed, refused, interrupted or waiting."""
     run, record = run_of(trial), record_of(sweep, trial)
-    if run is not None and run_folder.is_finished(run):
+    if run is not None and run_folder.result_of(run) is not None:
         return "finished"
     if record.is_refused:
         return "refused"
@@ -117,7 +117,9 @@ class Runner:
     def _ended(self, task: Task, code: int, seconds: float) -> None:
         sweep, trial = self._sweep, self._trials[task.name]
         record = record_of(sweep, trial)
-        if code in (processes.EXIT_OK, processes.EXIT_FINISHED):
+        run = run_of(trial)
+        has_result = run is not None and run_folder.result_of(run) is not None
+        if code in (processes.EXIT_OK, processes.EXIT_FINISHED) and has_result:
             self._at += 1
             self._say(f"{trial.name}: finished in {seconds:.0f} s ({self._at} of {self._all})")
             self._follow(trial)
@@ -125,9 +127,13 @@ class Runner:
             self._say(f"{trial.name}: stopped by a signal, saved")
             self._waiting.append(trial)
         else:
-            record = replace(
-                record, failures=record.failures + 1, reason=_last_line(task.log), is_refused=code == processes.EXIT_USER_ERROR
-            )
+            reason = _last_line(task.log)
+            if code in (processes.EXIT_OK, processes.EXIT_FINISHED):
+                where = f"no model in {run}" if run is not None else "no run's folder"
+                reason = f"it ended as if finished, and left {where}; its last words: {reason or 'none'}"
+            elif code < 0:
+                reason = f"it was killed ({processes.signal_name(-code)}): out of memory, or from outside?"
+            record = replace(record, failures=record.failures + 1, reason=reason, is_refused=code == processes.EXIT_USER_ERROR)
             _remember(sweep, trial, record)
             again = not record.is_refused and record.failures <= sweep.retries
             what = f"tried again ({record.failures} of {sweep.retries})" if again else "given up"
@@ -139,7 +145,7 @@ class Runner:
     def _follow(self, trial: Trial) -> None:
         """The commands of `after`, once."""
         sweep, run, record = self._sweep, run_of(trial), record_of(self._sweep, trial)
-        if not sweep.after or record.has_followed or run is None or not run_folder.is_finished(run):
+        if not sweep.after or record.has_followed or run is None or run_folder.result_of(run) is None:
             return
         model = run / ("hf" if (run / "hf").is_dir() else "adapter")
         for line in sweep.after:

@@ -46,6 +46,11 @@ def peft_model(case: dict[str, Any], dense: dict[str, torch.Tensor] | None = Non
             model.get_parameter(name).copy_(weight)
     if case.get("bits") == 4 and dense is None:
         _quantize(model)
+    return with_adapters(model, case)
+
+
+def with_adapters(model: Any, case: dict[str, Any]) -> Any:
+    """Adapters of PEFT's around any model, in the model's own dtype, with the values that ours begin with."""
     settings = settings_of(case)
     targets: Any = settings.targets[0] if settings.targets == ("all-linear",) else list(settings.targets)
     tie = bool(model.config.tie_word_embeddings and settings.modules_to_save)
@@ -55,6 +60,7 @@ def peft_model(case: dict[str, Any], dense: dict[str, torch.Tensor] | None = Non
             r=settings.rank, lora_alpha=int(settings.alpha), target_modules=targets, task_type="CAUSAL_LM",
             modules_to_save=list(settings.modules_to_save) or None, use_rslora=settings.is_rank_stabilised, ensure_weight_tying=tie,
         ),
+        autocast_adapter_dtype=False,
     )  # fmt: skip
     with torch.no_grad():
         for name, parameter in made.named_parameters():

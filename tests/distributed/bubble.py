@@ -1,8 +1,7 @@
-"""How long a pipeline waits: stages that sleep, for two times, so that what they compute and send besides drops out of the difference."""
+"""How long a pipeline waits, by the order in which its stages work: each one's turns are noted, and no time is measured."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -11,50 +10,61 @@ from torch.autograd import Function
 
 from tests.distributed.worker import prepare
 
-SHORT, LONG = 0.02, 0.10
-ITERATIONS = 5  # one to warm up, then short and long in turns
+FORWARD, BACKWARD = "F", "B"
 
 
-class _Delay:
-    seconds = SHORT
-
-
-class _Sleep(Function):
-    """Takes its time forward, and twice that backward."""
+class _Note(Function):
+    """Notes when a stage computes forward, and when backward."""
 
     @staticmethod
-    def forward(context: Any, hidden: Tensor, delay: _Delay) -> Tensor:
-        context.seconds = delay.seconds
-        time.sleep(delay.seconds)
+    def forward(context: Any, hidden: Tensor, turns: list[str]) -> Tensor:
+        context.turns = turns
+        turns.append(FORWARD)
         return hidden.view_as(hidden)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        time.sleep(2 * context.seconds)
+        context.turns.append(BACKWARD)
         return gradient, None
 
 
-class _Slow(nn.Module):
-    def __init__(self, block: nn.Module, delay: _Delay) -> None:
+class _Noted(nn.Module):
+    def __init__(self, block: nn.Module, turns: list[str]) -> None:
         super().__init__()
-        self._block, self._delay = block, delay
+        self._block, self._turns = block, turns
 
     def forward(self, hidden: Tensor, row: Any) -> Tensor:
-        function: Any = _Sleep
-        result: Tensor = function.apply(self._block(hidden, row), self._delay)
+        function: Any = _Note
+        result: Tensor = function.apply(self._block(hidden, row), self._turns)
         return result
 
 
 def measure(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """In how many turns of a stage, forward and backward, an iteration is done."""
-    run, delay = prepare(case | {"iterations": ITERATIONS}, device), _Delay()
+    """The turns of this process's stage in an iteration, in their order."""
+    run, turns = prepare(case | {"iterations": 1}, device), list[str]()
     blocks = run.built.stage.blocks
-    for number, block in enumerate(blocks):
-        blocks[number] = _Slow(block, delay)
-    taken: dict[float, list[float]] = {SHORT: [], LONG: []}
-    for number, record in enumerate(run.train()):
-        if number:
-            taken[delay.seconds].append(record["seconds"])
-        delay.seconds = LONG if number % 2 else SHORT
-    turn = 3 * (LONG - SHORT) * len(blocks)
-    return {"turns": (min(taken[LONG]) - min(taken[SHORT])) / turn, "micro_batches": record["micro_batches"]}
+    blocks[0] = _Noted(blocks[0], turns)
+    (record,) = run.train()
+    return {"turns": "".join(turns), "stage": run.processes.stage, "micro_batches": record["micro_batches"]}
+
+
+def time_of(stages: list[str]) -> int:
+    """When the last turn ends, where a forward turn takes 1 and a backward one 2, and each begins as soon as what it needs is there."""
+    ends: dict[tuple[int, str, int], int] = {}
+    clocks, done = [0] * len(stages), [0] * len(stages)
+    while any(done[stage] < len(turns) for stage, turns in enumerate(stages)):
+        moved = False
+        for stage, turns in enumerate(stages):
+            while done[stage] < len(turns):
+                kind = turns[done[stage]]
+                number = turns[: done[stage]].count(kind)
+                other = stage - 1 if kind == FORWARD else stage + 1
+                needs_none = not 0 <= other < len(stages)
+                if not needs_none and (other, kind, number) not in ends:
+                    break
+                begin = max(clocks[stage], 0 if needs_none else ends[other, kind, number])
+                clocks[stage] = ends[stage, kind, number] = begin + (1 if kind == FORWARD else 2)
+                done[stage] += 1
+                moved = True
+        assert moved, stages
+    return max(clocks)

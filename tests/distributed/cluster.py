@@ -93,7 +93,7 @@ def cluster(root: Path) -> Iterator[Cluster]:
 
 
 def _wait_for_nodes(made: Cluster) -> None:
-    for _ in range(60):
+    for _ in range(600):
         if made.run("sinfo", "-h", "-o", "%D %t").strip() == "2 idle":
             return
         time.sleep(0.5)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-CASE_SECONDS = 60
+CASE_SECONDS = 300  # more of them is a hang, on slow and busy machines too
 MOST_STARTS = 3  # where cases die, those after them get another start
 
 

@@ -33,9 +33,9 @@ class EvenReader:
 
 def measure(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Bytes at rest and at the peak of the second and third iteration, when the optimizer has its moments."""
+    from sft.config.optimizer import OptimizerSpec
     from sft.engine.feed import Feed
     from sft.engine.groups import form_groups
-    from sft.engine.optimizers import OptimizerSettings
     from sft.engine.pipeline import Pipeline
     from sft.engine.trainer import train
     from sft.model.build import build_stage
@@ -61,9 +61,9 @@ def measure(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
                 parameter.normal_(0.0, 0.02)
             for weight in built.quantized.values():
                 weight.fill(torch.randn(weight.shape, dtype=dtype) * 0.02)
-        settings = OptimizerSettings(name="adamw", lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+        settings = OptimizerSpec(name="adamw", lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
         pipeline = Pipeline(
-            built, processes, optimizer=settings, clip=plain.CLIP, dtype=dtype, device=device, vocabulary_size=config.vocab_size
+            built, processes, optimizer=settings, clip=plain.CLIP, device=device, vocabulary_size=config.vocab_size
         )  # fmt: skip
         pipeline.loss.at_once = case.get("at_once")
         rows = case["rows"]

@@ -30,7 +30,7 @@ def train(model: Any, reader: Any, batches: list[np.ndarray], loss_mask: float) 
     results = []
     for numbers in batches:
         optimizer.zero_grad()
-        weights = [_weights(reader[int(n)], loss_mask) for n in numbers]
+        weights = [weights_of(reader[int(n)], loss_mask) for n in numbers]
         total = sum(float(w.sum()) for w in weights)
         loss_sum = 0.0
         for number, weight in zip(numbers, weights, strict=True):
@@ -53,7 +53,7 @@ def validate(model: Any, reader: Any, num_documents: int, loss_mask: float) -> d
     right = answers = 0
     for number in range(num_documents):
         ids = torch.from_numpy(reader[number].ids.astype(np.int64))[None]
-        weight = _weights(reader[number], loss_mask)
+        weight = weights_of(reader[number], loss_mask)
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
         nll = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
@@ -64,6 +64,6 @@ def validate(model: Any, reader: Any, num_documents: int, loss_mask: float) -> d
     return {"val_loss": nll_sum / weight_sum, "val_accuracy": right / answers}
 
 
-def _weights(document: Any, loss_mask: float) -> torch.Tensor:
+def weights_of(document: Any, loss_mask: float) -> torch.Tensor:
     roles = document.roles()[1:]
     return torch.from_numpy(np.where(roles == ASSISTANT, 1.0, np.where(roles == TEMPLATE, 0.0, loss_mask)).astype(np.float32))

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.distributed as dist
 
-from sft.checkpoint import state
 from sft.checkpoint.commit import find_latest, peers_of
 from sft.checkpoint.fragments import Checkpoint
 from sft.checkpoint.resume import restore, save, snapshot, start_saving
 from sft.engine.start import start_worker, stop_worker
+from sft.optimizer import states
 from tests.distributed import plain
 from tests.distributed.worker import Run, prepare, reuse_groups
 
 ITERATIONS, SAVED_AFTER = 8, 4
-PATIENCE_SECONDS = 200  # for a case that processes of another world save
+PATIENCE_SECONDS = 1200  # for a case that processes of another world save
 
 
 def saved(root: Path, name: str, iteration: int = SAVED_AFTER) -> Path:
@@ -33,7 +30,7 @@ def saved(root: Path, name: str, iteration: int = SAVED_AFTER) -> Path:
 
 def run_case(case: dict[str, Any], device: torch.device, root: Path) -> dict[str, Any]:
     """{losses and gradient norms; names of what is not bit by bit as without interruption}. Leaves a checkpoint of the last iteration."""
-    run = _prepare(case, device)
+    run = prepare(case, device)
     if case.get("resume"):
         result = _go_on(run, case, root)
     elif case.get("unsaved"):
@@ -66,9 +63,10 @@ def _go_on(run: Run, case: dict[str, Any], root: Path) -> dict[str, Any]:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not saved(root, case["resume"], ITERATIONS).exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    with state.opened(run.pipeline, writes=True) as pieces:
-        for piece in pieces:
-            piece.live.fill_(7.0)  # to be overwritten, all of it
+    for piece in states.pieces(run.pipeline.optimizer):
+        numbers = piece.numbers().fill_(7.0)  # to be overwritten, all of it
+        if not isinstance(piece.live, torch.Tensor):
+            piece.live.put(numbers)
     start = restore(run.pipeline, Checkpoint(saved(root, case["resume"])), peers_of())
     result: dict[str, Any] = {"losses": _train(run, start, ITERATIONS)}
     if case.get("same"):
@@ -79,9 +77,8 @@ def _go_on(run: Run, case: dict[str, Any], root: Path) -> dict[str, Any]:
 
 def _everything(run: Run) -> dict[str, torch.Tensor]:
     """What the model computes with, and what the optimizer knows, in this process."""
-    with state.opened(run.pipeline) as pieces:
-        found = {f"{piece.name}|{piece.state}": piece.live.clone() for piece in pieces}
-    return found | run.weights() | {"step": torch.tensor(state.optimizer_step(run.pipeline))}
+    found = {f"{piece.name}|{piece.state}": piece.numbers().clone() for piece in states.pieces(run.pipeline.optimizer)}
+    return found | run.weights() | {"step": torch.tensor(run.pipeline.optimizer.num_steps)}
 
 
 def _train(run: Run, start: int, iterations: int) -> list[list[float]]:
@@ -91,18 +88,8 @@ def _train(run: Run, start: int, iterations: int) -> list[list[float]]:
     return [[record["loss"], record["grad_norm"]] for record in records]
 
 
-def _prepare(case: dict[str, Any], device: torch.device) -> Run:
-    from sft.engine import optimizers, pipeline
-
-    def other(parameters: Any, settings: Any, device: torch.device) -> Any:
-        return optimizers.make_optimizer(parameters, replace(settings, name=case["optimizer"]), device)
-
-    with mock.patch.object(pipeline, "make_optimizer", other) if "optimizer" in case else contextlib.nullcontext():
-        return prepare(case, device)
-
-
 def main(cases_file: str, root: str) -> None:
-    device = start_worker(timeout_seconds=300)
+    device = start_worker(timeout_seconds=PATIENCE_SECONDS)
     reuse_groups()
     for case in json.loads(Path(cases_file).read_text()):
         result = run_case(case, device, Path(root))

@@ -29,7 +29,7 @@ class Site:
 
     def sft(self, *arguments: str | int, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "sft", *map(str, arguments)]
-        return subprocess.run(command, cwd=self.root, env=self.environment(env), capture_output=True, text=True, timeout=240)
+        return subprocess.run(command, cwd=self.root, env=self.environment(env), capture_output=True, text=True, timeout=600)
 
     def train(self, *arguments: str | int, run_name: str = "orders", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         fixed = ["--checkpoint", "base", "--run_name", run_name, "--data", "train.jsonl", "--val", "val.jsonl", "--global_batch", "12"]

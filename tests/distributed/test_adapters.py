@@ -82,7 +82,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return run_chosen(request, CASES, folder)
 
 
-@pytest.mark.timeout(900)  # the first of them waits for all
+@pytest.mark.timeout(3600)  # the first of them waits for all
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_adapters_train_as_with_peft(name, results):
     torch.set_num_threads(1)

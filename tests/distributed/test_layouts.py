@@ -87,7 +87,7 @@ def oracle(
     return records, {name: parameter.detach() for name, parameter in model.named_parameters()}, model
 
 
-@pytest.mark.timeout(900)  # the first of them waits for all
+@pytest.mark.timeout(3600)  # the first of them waits for all
 @pytest.mark.parametrize("name", CASES)
 def test_a_layout_trains_as_plain_transformers_does(name, results):
     case, ranks = CASES[name], results_of(results[name])

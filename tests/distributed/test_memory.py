@@ -90,7 +90,7 @@ def predicted(case: dict[str, Any], stage: int) -> StageMemory:
     return stage_memory(model, layout, stage, partition([1.0] * model.layers, layout.pp)[stage], work)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", CI)
 def test_predicted_memory_is_what_the_engine_takes(name, results):
     _compare(CASES[name], results_of(results[name]))

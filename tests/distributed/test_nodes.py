@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ import pytest
 
 from tests.distributed import hosts
 from tests.distributed.site import Site, make_site
+from tests.faults.points import Fault, environment, wait_for
+from tests.faults.waiting import HANG_SECONDS, until
 
 pytestmark = pytest.mark.skipif(hosts.are_possible() is not None, reason=str(hosts.are_possible()))
 
@@ -42,9 +43,9 @@ def network() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def node(site: Site, network: list[str]) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Start `sft` on a host."""
-    started = []
+def node(site: Site, network: list[str], tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start `sft` on a host. What it says goes to files."""
+    started, folder = [], tmp_path
 
     def start(
         number: int, *flags: str, private: Path | None = None, address: str | None = None, env: dict | None = None
@@ -52,8 +53,10 @@ def node(site: Site, network: list[str]) -> Iterator[Callable[..., subprocess.Po
         command = [sys.executable, "-m", "sft", *_FLAGS, "--addr", address or hosts.address(0)]
         command += ["--nodes", "2", "--rank", str(number), *flags]  # of a flag that is there twice, the last one counts
         whole = hosts.command_on(network[number], command, private)
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen(whole, cwd=site.root, env=site.environment(env), start_new_session=True, **pipes)
+        said = [folder / f"{len(started)}.{stream}" for stream in ("out", "err")]
+        with said[0].open("w") as out, said[1].open("w") as err:
+            process = subprocess.Popen(whole, cwd=site.root, env=site.environment(env), start_new_session=True, stdout=out, stderr=err)
+        process.said = said
         started.append(process)
         return process
 
@@ -61,22 +64,29 @@ def node(site: Site, network: list[str]) -> Iterator[Callable[..., subprocess.Po
     for process in started:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
 
 
-def _ended(processes: Sequence[subprocess.Popen], seconds: float = 120) -> list[tuple[int, str, str]]:
-    deadline = time.monotonic() + seconds
-    results = []
-    for process in processes:
-        out, err = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
-        results.append((process.returncode, out, err))
-    return results
+def _ended(processes: Sequence[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    return [(process.wait(HANG_SECONDS), *(file.read_text() for file in process.said)) for process in processes]
+
+
+def _until_said(process: subprocess.Popen, text: str) -> None:
+    """On its standard error."""
+    assert until(lambda: text in process.said[1].read_text() or process.poll() is not None)
+    assert text in process.said[1].read_text()
+
+
+def _until_listening(process: subprocess.Popen, port: int) -> None:
+    table = Path(f"/proc/{process.pid}/net/tcp")  # of the host that it is on
+    until(lambda: process.poll() is not None or f":{port:04X} 00000000:0000 0A" in table.read_text())
+    assert process.poll() is None
 
 
 def test_two_hosts_train_as_one_does(site: Site, node: Callable):
     flags = [*_DATA, "--iters", "4", "--id", "two", "--tp", "2", "--nproc_per_node", "2"]
     second = node(1, *flags)  # it comes first, and waits
-    time.sleep(1.5)
+    _until_said(second, "waiting for node 0 at ")
     (code, out, err), (other_code, other_out, other_err) = _ended([node(0, *flags), second])
     assert (code, other_code) == (0, 0), err + other_err
     assert "node 1 is here: sfthost1" in err
@@ -136,7 +146,7 @@ def test_what_only_one_host_has(site: Site, node: Callable):
 def test_four_hosts_one_of_them_late(site: Site, node: Callable):
     flags = ["--iters", "4", "--id", "four", "--tp", "2", "--pp", "2", "--nodes", "4"]
     some = [node(0, *_DATA, *flags), node(1, *flags), node(2, *flags)]
-    time.sleep(20)
+    _until_said(some[0], "waiting for node 3")
     late = node(3, *flags)
     (code, out, err), *others = _ended([*some, late])
     assert [code, *(other[0] for other in others)] == [0, 0, 0, 0], err + "".join(other[2] for other in others)
@@ -148,18 +158,19 @@ def test_four_hosts_one_of_them_late(site: Site, node: Callable):
         assert four["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("end", ["replaced", _slow("fewer")])
-def test_after_a_loss_the_run_goes_on(site: Site, node: Callable, end: str):
+def test_after_a_loss_the_run_goes_on(site: Site, node: Callable, tmp_path: Path, end: str):
     """With a replacement that comes in time; without one, with half the replicas."""
     flags = ["--iters", "40", "--id", end, "--save_interval", "5", "--max_restarts", "2"]
-    flags += ["--replace_timeout", "60" if end == "replaced" else "4"]
-    first, second = node(0, *_DATA, *flags), node(1, *flags)
-    _until_iteration(site, f"{_RUN}-{end}", 8)
+    flags += ["--replace_timeout", "1200" if end == "replaced" else "4", "--hang_timeout", "3600"]
+    fault = Fault("iteration:8", tmp_path / "gate", "rank 1")
+    first, second = node(0, *_DATA, *flags), node(1, *flags, env=environment(fault))
+    assert wait_for(fault, first)
     os.killpg(second.pid, signal.SIGKILL)
     if end == "replaced":
         second = node(1, *flags)
-    code, out, err = _ended([first], 250)[0]
+    code, out, err = _ended([first])[0]
     assert code == 0, err
     assert "another attempt from the latest checkpoint (2 left): waiting for all 2 nodes" in err
     assert "resumed after iteration " in out
@@ -177,17 +188,18 @@ def test_a_hostfile_starts_all_over_ssh(site: Site, network: list[str]):
     reason = hosts.ssh_is_possible()
     if reason is not None:
         pytest.skip(reason)
-    with hosts.ssh_servers(network[:2], site.root / "ssh") as environment:
+    with hosts.ssh_servers(network[:2], site.root / "ssh") as keys:
         (site.root / "hosts").write_text(f"# two\n{hosts.address(0)} slots=1\n{hosts.address(1)} slots=1\n")
-        command = [sys.executable, "-m", "sft", *_FLAGS, *_DATA, "--hostfile", "hosts", "--id", "ssh", "--iters", "4000"]
+        command = [sys.executable, "-m", "sft", *_FLAGS, *_DATA, "--hostfile", "hosts", "--id", "ssh", "--iters", "1000000"]
         process = subprocess.Popen(
-            hosts.command_on(network[0], command), cwd=site.root, env=site.environment(environment), stdout=subprocess.PIPE,
+            hosts.command_on(network[0], command), cwd=site.root, env=site.environment(keys), stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:
             _until_iteration(site, f"{_RUN}-ssh", 5)
             process.send_signal(signal.SIGTERM)
-            ((code, out, err),) = _ended([process], 60)
+            out, err = process.communicate(timeout=HANG_SECONDS)
+            code = process.returncode
         finally:
             process.kill()
     assert code == 75, out + err
@@ -210,34 +222,30 @@ def test_a_wrong_address_and_a_port_in_use(site: Site, node: Callable):
     ((code, _, err),) = _ended([node(1, "--iters", "4", "--node_timeout", "2", address="10.77.0.9")])
     assert code == 2
     assert "node 0 at 10.77.0.9:6020 did not answer within 2 s" in err
-    first = node(0, *_DATA, "--iters", "4", "--id", "port", "--node_timeout", "8")
-    time.sleep(1)
+    first = node(0, *_DATA, "--iters", "4", "--id", "port")
+    _until_listening(first, 6020)
     ((code, _, err),) = _ended([node(0, *_DATA, "--iters", "4", "--id", "port")])
     assert code == 2
     assert "node 0 cannot listen on 10.77.0.1:6020 (Address already in use)" in err
-    _ended([first])
+    first.terminate()
 
 
 @pytest.mark.parametrize("fault", ["killed", _slow("cut")])
-def test_a_lost_host_ends_the_run_on_the_other(site: Site, node: Callable, fault: str):
-    flags = ["--iters", "600", "--id", fault, "--hang_timeout", "60"]
-    first, second = node(0, *_DATA, *flags), node(1, *flags)
-    _until_iteration(site, f"{_RUN}-{fault}", 4)
+def test_a_lost_host_ends_the_run_on_the_other(site: Site, node: Callable, tmp_path: Path, fault: str):
+    flags = ["--iters", "600", "--id", fault, "--hang_timeout", "3600"]
+    moment = Fault("iteration:4", tmp_path / "gate", "rank 1")
+    first, second = node(0, *_DATA, *flags), node(1, *flags, env=environment(moment))
+    assert wait_for(moment, first)
     if fault == "killed":
         os.killpg(second.pid, signal.SIGKILL)
     else:
         hosts.cut(1)
-    began = time.monotonic()
-    code, _, err = _ended([first], 60)[0]
+    code, _, err = _ended([first])[0]
     assert code == 3, err
     assert "node 1 (sfthost1) " in err
     assert "the same command goes on from the latest checkpoint" in err
-    assert time.monotonic() - began < (15 if fault == "killed" else 40)
 
 
-def _until_iteration(site: Site, run: str, iteration: int, seconds: float = 120) -> None:
+def _until_iteration(site: Site, run: str, iteration: int) -> None:
     file = site.root / "checkpoints" / run / "metrics.jsonl"
-    deadline = time.monotonic() + seconds
-    while not (file.exists() and len(file.read_text().splitlines()) >= iteration):
-        assert time.monotonic() < deadline, f"{run} did not come to iteration {iteration}"
-        time.sleep(0.1)
+    assert until(lambda: file.exists() and len(file.read_text().splitlines()) >= iteration), f"{run} did not come to iteration {iteration}"

@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from sft.checkpoint.fragments import Checkpoint
-from sft.checkpoint.state import MASTER
+from sft.optimizer.states import MASTER
 from tests.distributed.resume_worker import ITERATIONS, SAVED_AFTER, saved
+
+pytestmark = pytest.mark.timeout(3600)  # the first test waits for all processes
 
 ROOT = Path(__file__).parents[2]
 # Written by: (layout, options). Names of layouts are tp, pp, dp.
@@ -32,6 +34,9 @@ WRITERS: dict[str, dict[str, Any]] = {
     "sgd-122": {"family": "llama", "layers": 2, "optimizer": "sgd"},
     "neox-111": {"family": "gpt-neox", "layers": 2},
     "8bit-112": {"family": "llama", "layers": 2, "optimizer": "adamw8bit"},
+    "adafactor-112": {"family": "llama", "layers": 2, "optimizer": "adafactor"},
+    "muon-212": {"family": "llama3-tied", "layers": 2, "optimizer": "muon"},
+    "momentum-121": {"family": "llama", "layers": 2, "optimizer": "sgd, momentum"},
     "lora-221": {"family": "llama", "layers": 2, "lora": {"modules_to_save": ["model.norm"]}},
     "lora8-121": {"family": "llama3-tied", "layers": 2, "bits": 8, "lora": {"dropout": 0.1}},
 }
@@ -45,9 +50,19 @@ READERS: dict[str, list[str]] = {
     "opt-221": ["111", "122", "112"],
     "sgd-122": ["211"],
     "neox-111": ["221", "114"],
+    "adafactor-112": ["111", "221"],
+    "muon-212": ["111", "122"],
+    "momentum-121": ["112"],
     "lora-221": ["121"],
     "lora8-121": ["111"],
 }
+
+STATES: dict[str, tuple[str, ...]] = {
+    "sgd": (), "sgd, momentum": ("momentum_buffer",), "muon": ("exp_avg", "exp_avg_sq", "momentum_buffer"),
+    "adafactor": ("exp_avg_sq", "exp_avg_sq_col", "exp_avg_sq_row"),
+}  # fmt: skip
+# Muon makes a matrix orthogonal in bfloat16, where the last bit of a float32 sum can decide how a number is rounded.
+ROUNDING = {"muon": 1e-4}
 
 
 def _case(name: str, layout: str, **options: Any) -> dict[str, Any]:
@@ -79,7 +94,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [*command, "-m", "tests.distributed.resume_worker", str(file), str(folder)], env=environment, capture_output=True, text=True,
-            timeout=280, cwd=ROOT, check=False,
+            timeout=1500, cwd=ROOT, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-6000:]
 
@@ -110,7 +125,8 @@ def test_other_layouts_go_on_within_rounding(results: Path, result: Any, name: s
     assert resumed.manifest["optimizer_step"] == whole.manifest["optimizer_step"]
     for parameter in whole.names():
         expected = whole.read(parameter, MASTER)
-        assert (resumed.read(parameter, MASTER) - expected).norm() <= 1e-6 * expected.norm(), parameter
+        rounding = ROUNDING.get(WRITERS[name].get("optimizer", ""), 1e-6)
+        assert (resumed.read(parameter, MASTER) - expected).norm() <= rounding * expected.norm(), parameter
 
 
 def test_saving_in_the_background_changes_nothing(result: Any) -> None:
@@ -121,8 +137,8 @@ def test_what_is_written_has_no_pickle_and_nothing_twice(results: Path) -> None:
     for name, options in WRITERS.items():
         checkpoint = Checkpoint(saved(results, name))
         assert {file.suffix for file in checkpoint.folder.iterdir()} == {".json", ".safetensors"}
-        assert checkpoint.states() == ([MASTER] if options.get("optimizer") == "sgd" else [MASTER, "exp_avg", "exp_avg_sq"])
-        assert checkpoint.manifest["optimizer_step"] == (0 if options.get("optimizer") == "sgd" else SAVED_AFTER)
+        assert checkpoint.states() == [MASTER, *STATES.get(options.get("optimizer", "adamw"), ("exp_avg", "exp_avg_sq"))]
+        assert checkpoint.manifest["optimizer_step"] == SAVED_AFTER
         trains_head = options["family"] not in ("llama3-tied", "opt-350m") and "lora" not in options
         assert ("lm_head.weight" in checkpoint.names()) == trains_head
     sizes = [sum(file["bytes"] for file in Checkpoint(saved(results, name)).manifest["files"]) for name in ("tied-122", "tied-bf16-122")]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed.site import Site, make_site
+from tests.faults.points import Fault, environment, wait_for
+from tests.faults.rows import is_alive
+from tests.faults.waiting import until
 
 _FIXED = ["--checkpoint", "base", "--run_name", "orders", "--global_batch", "12", "--lr", "1e-3", "--seq", "256", "--iters", "6"]
 _RUN = "llama-base-orders-seq256"
@@ -28,22 +32,22 @@ def site(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Site:
 
 
 def _kill_after(site: Site, run: str, iteration: int, *flags: str) -> None:
-    """Start a run and kill all its processes when a checkpoint of `iteration` is there."""
+    """Start a run and kill all its processes after an iteration. What was saved before it is on the disk."""
     command = [sys.executable, "-m", "sft", *_FIXED, "--data", "train.jsonl", "--val", "val.jsonl", *flags]
+    fault = Fault(f"iteration:{iteration}", site.root / "gates" / run, "rank *")
     process = subprocess.Popen(
-        command, cwd=site.root, env=site.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command, cwd=site.root, env=site.environment(environment(fault)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )  # fmt: skip
-    folder = site.root / "checkpoints" / run / f"step-{iteration:07d}"
-    deadline = time.monotonic() + 120
-    while not folder.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    assert wait_for(fault, process)
+    os.killpg(process.pid, signal.SIGKILL)  # its workers end with it
     process.wait()
-    assert folder.exists()
+    assert until(lambda: not any(is_alive(pid) for pid in fault.pids()))
 
 
 def test_a_killed_run_goes_on_with_another_layout(site: Site):
-    _kill_after(site, f"{_RUN}-killed", 2, "--save_interval", "2", "--id", "killed", "--nproc_per_node", "2", "--pp", "2")
+    _kill_after(site, f"{_RUN}-killed", 5, "--save_interval", "2", "--id", "killed", "--nproc_per_node", "2", "--pp", "2")
+    assert (site.root / "checkpoints" / f"{_RUN}-killed" / "step-0000002").is_dir()
     assert not (site.root / "checkpoints" / f"{_RUN}-killed" / "hf").exists()
     done = site.train("--iters", 6, "--save_interval", 2, "--id", "killed")
     assert done.returncode == 0, done.stderr
@@ -132,3 +136,35 @@ def test_early_stopping_exports_the_best(site: Site):
     assert "stopped early: 2 validations without a better loss than" in done.stdout
     assert f"the model of iteration {best} is exported" in done.stdout
     assert (site.root / "checkpoints" / f"{_RUN}-early" / f"step-{best:07d}").is_dir()
+
+
+def test_data_that_is_tokenised_anew_does_not_disturb_a_run(site: Site):
+    """Validation and training data are replaced before the first validation; the run goes on, and its checkpoint can be exported."""
+    name, run = "anew", "llama-base-anew-seq256"
+    folder = site.root / "checkpoints" / run
+    flags = ["--checkpoint", "base", "--run_name", name, "--data", "train.jsonl", "--val", "val.jsonl", "--seq", "256"]
+    command = [sys.executable, "-m", "sft", *flags, "--global_batch", "4", "--iters", "4000", "--eval_interval", "50"]
+    process = subprocess.Popen(command, cwd=site.root, env=site.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        _until(process, lambda: (folder / "metrics.jsonl").exists() and len(site.metrics(run)) >= 2)
+        process.send_signal(signal.SIGSTOP)
+        assert not any("val_loss" in record for record in site.metrics(run))
+        other = ["--data", "val.jsonl", "--val", "train.jsonl", "--retokenize", "--checkpoint", "base", "--run_name", name, "--seq", "256"]
+        made = subprocess.run([sys.executable, "-m", "tokenize_data", *other], cwd=site.root, env=site.environment(), capture_output=True)
+        assert made.returncode == 0, made.stderr
+        process.send_signal(signal.SIGCONT)
+        _until(process, lambda: any("val_loss" in record for record in site.metrics(run)))
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 75, err
+    done = site.sft("export", str(folder), "--out", "anew-hf")
+    assert done.returncode == 0, done.stderr
+    assert (site.root / "anew-hf" / "tokenizer_config.json").exists()
+
+
+def _until(process: subprocess.Popen, holds: Callable[[], bool]) -> None:
+    while not holds():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)

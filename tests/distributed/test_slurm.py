@@ -18,7 +18,7 @@ _SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "slurm.sbatch"
 _RUN = ["--checkpoint", "base", "--run_name", "orders", "--data", "train.jsonl", "--global_batch", "12", "--lr", "1e-3", "--seq", "256"]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_a_job_is_signalled_queued_again_and_finished(tmp_path: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "site").mkdir()
     (tmp_path / "cluster").mkdir()

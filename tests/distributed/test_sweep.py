@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.distributed.site import Site, make_site
+from tests.faults.points import Fault, environment, wait_for
+from tests.faults.rows import is_alive
+from tests.faults.waiting import HANG_SECONDS, until
 from tests.models import tiny_config
 
 _SWEEP = """
@@ -45,19 +46,23 @@ def table(site: Site, name: str) -> list[dict[str, str]]:
         return [{key: value for key, value in row.items() if key not in _VOLATILE} for row in csv.DictReader(file)]
 
 
-def _kill_when(site: Site, name: str, ready: Callable[[], bool], number: signal.Signals) -> int:
-    """Start a sweep, and send it a signal, not its trials, as soon as `ready`."""
+def _kill_at(site: Site, name: str, trial: str, iteration: int, number: signal.Signals) -> int:
+    """Start a sweep, and send it a signal, not its trials, after an iteration of a trial, which waits until it has heard of it."""
+    fault = Fault(f"iteration:{iteration}", site.root / "gates" / f"{name}-{trial}-{iteration}", f"run {trial}")
     command = [sys.executable, "-m", "sft", "sweep", f"{name}.yaml"]
-    process = subprocess.Popen(command, cwd=site.root, env=site.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while not ready() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    assert process.poll() is None, "it was finished before its moment came"
+    with_fault, log = site.environment(environment(fault)), site.root / "sweeps" / name / "trials" / f"{trial}.log"
+    process = subprocess.Popen(command, cwd=site.root, env=with_fault, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert wait_for(fault, process), "it ended before its moment came"
+    before = log.read_text().count("SIGTERM")
     os.kill(process.pid, number)
-    return process.wait(120)
+    assert until(lambda: log.read_text().count("SIGTERM") > before)
+    fault.open()
+    code = process.wait(HANG_SECONDS)
+    assert until(lambda: not any(is_alive(pid) for pid in fault.pids()))
+    return code
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("losses", [("full",), pytest.param(("completion", "full"), marks=pytest.mark.slow)], ids=["one", "two"])
 def test_a_sweep_killed_twice_ends_with_the_same_table(site: Site, losses: tuple[str, ...]):
     whole_name, name = f"whole{len(losses)}", f"killed{len(losses)}"
@@ -67,10 +72,9 @@ def test_a_sweep_killed_twice_ends_with_the_same_table(site: Site, losses: tuple
     assert done.returncode == 0, done.stdout + done.stderr
     assert "full: finished" in done.stdout
     runs, (first, *_, last) = site.root / "sweeps" / name / "runs", (*losses, losses[-1])
-    assert _kill_when(site, name, lambda: any(runs.glob(f"{first}/*/step-*")), signal.SIGKILL) == -signal.SIGKILL
+    assert _kill_at(site, name, first, 4, signal.SIGKILL) == -signal.SIGKILL
     assert not any(runs.glob(f"{first}/*/hf"))
-    before = set(runs.glob(f"{last}/*/step-*"))
-    assert _kill_when(site, name, lambda: bool(_later(runs, last, before)), signal.SIGTERM) == 75
+    assert _kill_at(site, name, last, 9, signal.SIGTERM) == 75
     assert not any(runs.glob(f"{last}/*/hf"))
     again = site.sft("sweep", f"{name}.yaml")
     assert again.returncode == 0, again.stdout + again.stderr
@@ -83,12 +87,6 @@ def test_a_sweep_killed_twice_ends_with_the_same_table(site: Site, losses: tuple
     assert all(row["best_val_loss"] for row in whole)
     assert len(list((site.root / "sweeps" / whole_name / "tokenized").glob("orders-????????"))) == 1  # tokenised once for all
     assert (site.root / "sweeps" / whole_name / "axis-loss.png").exists() == (len(losses) == 2)
-
-
-def _later(runs: Path, trial: str, before: set[Path]) -> set[Path]:
-    """Checkpoints of iterations after those that the killed start has left, and those that it saved when it was ended."""
-    newest = max((int(path.name.removeprefix("step-")) for path in before), default=0)
-    return {path for path in runs.glob(f"{trial}/*/step-*") if int(path.name.removeprefix("step-")) > newest + 3}
 
 
 @pytest.mark.slow

@@ -51,6 +51,28 @@ def test_a_run_leaves_what_the_contract_names(site: Site, alone: str):
     assert "torch" in run["versions"]
 
 
+def test_a_data_file_whose_name_is_not_utf8_and_files_that_only_their_owner_reads(site: Site):
+    file = os.fsencode(site.root) + b"/caf\xe9.jsonl"
+    shutil.copyfile(site.root / "train.jsonl", file)
+    before = os.umask(0)
+    try:
+        done = site.sft(
+            "--checkpoint", "base", "--run_name", "named", "--data", os.fsdecode(file), "--iters", 1, "--global_batch", 12, "--seq", 256
+        )  # fmt: skip
+    finally:
+        os.umask(before)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = site.root / "checkpoints" / "llama-base-named-seq256"
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in [*run.iterdir(), *(site.root / "tokenized" / "named").iterdir()]}
+    kept = ("run.toml", "recipe.yaml", "metrics.jsonl", "status.json", "report.html", "manifest.json")
+    assert {modes[name] for name in kept} == {"0o600"}
+    assert {mode for name, mode in modes.items() if name.endswith((".arrow", ".jsonl", ".log", ".toml", ".html"))} == {"0o600"}, modes
+    assert "caf\\udce9.jsonl" in (run / "report.html").read_text()
+    assert site.sft("report", run).returncode == 0
+    again = site.sft("--config", run / "recipe.yaml", "--id", "again")
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
 def test_four_processes_give_the_same_losses_and_weights(site: Site, alone: str):
     done = site.train("--iters", 4, "--eval_interval", 2, "--id", "four", "--nproc_per_node", 4, "--tp", 2, "--pp", 2)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -167,7 +189,7 @@ def test_torchrun_starts_workers_too(site: Site, alone: str):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sft"]
     command += ["--checkpoint", "base", "--run_name", "orders", "--data", "train.jsonl", "--global_batch", "12", "--lr", "1e-3"]
     command += ["--seq", "256", "--iters", "2", "--id", "torchrun", "--tokenized_data_dir", "fresh"]  # rank 1 waits for rank 0's shards
-    done = subprocess.run(command, cwd=site.root, env=site.environment(), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=site.root, env=site.environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert site.metrics(f"{alone}-torchrun")[0]["loss"] == pytest.approx(site.metrics(alone)[0]["loss"], rel=1e-6)
 

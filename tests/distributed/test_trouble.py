@@ -89,7 +89,7 @@ def test_updates_below_bfloat16s_resolution_add_up(name, results):
 
 
 def test_a_hanging_run_is_ended_with_every_ranks_stack(tmp_path):
-    (result,) = run_cases(2, [{"kind": "hang"}], tmp_path, case_seconds=2, starts=1)
+    (result,) = run_cases(2, [{"kind": "hang"}], tmp_path, case_seconds=10, starts=1)  # time enough to come to the barrier
     assert isinstance(result, Died)
     assert "rank 0 hung here:" in result.report
     assert "rank 1 hung here:" in result.report

@@ -68,14 +68,15 @@ _POISONS: dict[str, Callable[[Run], Any]] = {"parameter": _poison_parameter, "lo
 
 def masters(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """bfloat16 with a rate whose single updates are below its resolution: weights and their float32 masters after each iteration."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
     run = prepare(case, device)
-    name, parameter = next((n, p) for n, p in run.built.parameters.items() if p.dim() == 2 and "proj" in n)
-    history = [(parameter.detach().clone(), safe_get_full_fp32_param(parameter).clone())]
-    for _ in run.train(case["lr"]):
-        history.append((parameter.detach().clone(), safe_get_full_fp32_param(parameter).clone()))
-    return {"name": name, "history": history}
+    shard = next(shard for shard in run.pipeline.optimizer.shards if shard.is_matrix and "proj" in shard.name)
+
+    def both() -> tuple[Tensor, Tensor]:
+        return shard.parameter.detach()[shard.rows.start : shard.rows.stop].clone(), shard.weights.detach().clone()
+
+    history = [both()]
+    history += [both() for _ in run.train(case["lr"])]
+    return {"name": shard.name, "history": history}
 
 
 def check(case: dict[str, Any], device: torch.device) -> dict[str, Any]:

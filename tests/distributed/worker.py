@@ -27,6 +27,7 @@ from tokenize_data.errors import UserError
 
 DOCUMENTS, SEQ, SEED = 40, 32, 7
 GLOBAL_BATCH, ITERATIONS, VALIDATION_DOCUMENTS = 12, 8, 6
+SMALL = 2**16  # tensors with fewer elements are not split over replicas: everything here, unless a case says otherwise
 GRACE_SECONDS = 3  # between writing stacks and ending, so that all ranks get to write theirs
 
 
@@ -53,15 +54,17 @@ class Run:
 
 
 def prepare(case: dict[str, Any], device: torch.device) -> Run:
+    from sft.config.optimizer import OptimizerSpec
     from sft.engine.feed import Feed
     from sft.engine.groups import form_groups
-    from sft.engine.optimizers import OptimizerSettings
     from sft.engine.pipeline import Pipeline
     from sft.model.build import build_stage
     from sft.model.lora import initialise, is_adapter
     from sft.model.quantized import fill
-    from tests.distributed import adapters
+    from sft.optimizer import ownership
+    from tests.distributed import adapters, reference
 
+    ownership._SMALL_ELEMENTS = case.get("small", SMALL)
     config, dtype = config_of(case), getattr(torch, case.get("dtype", "float32"))
     layout = layout_of(case)
     processes = form_groups(layout)
@@ -78,11 +81,13 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
                 parameter.copy_(part.take(whole[name]) if part else whole[name])
     fill(built.quantized, built.places, lambda name, part: part.take(whole[name]) if part else whole[name])
     initialise(built.parameters, built.places, adapters.SEED)
-    settings = OptimizerSettings(
-        name="adamw", lr=plain.LR, beta1=plain.BETAS[0], beta2=plain.BETAS[1], eps=plain.EPS, weight_decay=plain.DECAY
+    optimizer = case.get("optimizer", "adamw")
+    settings = OptimizerSpec(
+        name=optimizer.partition(",")[0], momentum=reference.MOMENTUM if "momentum" in optimizer else 0.0, lr=plain.LR,
+        beta1=plain.BETAS[0], beta2=plain.BETAS[1], eps=plain.EPS, weight_decay=plain.DECAY,
     )  # fmt: skip
     pipeline = Pipeline(
-        built, processes, optimizer=settings, clip=plain.CLIP, dtype=dtype, device=device, vocabulary_size=config.vocab_size
+        built, processes, optimizer=settings, clip=plain.CLIP, device=device, vocabulary_size=config.vocab_size
     )  # fmt: skip
     pipeline.loss.at_once = case.get("at_once")
     reader: Any = MemoryReader(DOCUMENTS, config.vocab_size, SEQ)
@@ -97,6 +102,8 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
 def config_of(case: dict[str, Any]) -> Any:
     """The family's tiny configuration, with as many of its layers as the case wants."""
     config = tiny_config(case["family"])
+    if "tied" in case:
+        config.tie_word_embeddings = case["tied"]
     for name, value in case.get("sizes", {}).items():
         setattr(config, name, value)
     config.num_hidden_layers = case.get("layers", config.num_hidden_layers)
@@ -118,6 +125,18 @@ def train_and_validate(case: dict[str, Any], device: torch.device) -> dict[str, 
     validation = validate(run.pipeline, run.feed, case.get("val_documents", VALIDATION_DOCUMENTS))
     weights = {name: (run.built.places[name].part, weight) for name, weight in run.weights().items()}
     return {"records": records, "validation": validation, "weights": weights, "run": run}
+
+
+def go_on(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """From a checkpoint that lies there already, as `resume_worker` trains."""
+    from sft.checkpoint.commit import peers_of
+    from sft.checkpoint.fragments import Checkpoint
+    from sft.checkpoint.resume import restore
+    from tests.distributed import resume_worker
+
+    run = prepare(case, device)
+    start = restore(run.pipeline, Checkpoint(Path(case["checkpoint"])), peers_of())
+    return {"start": start, "losses": resume_worker._train(run, start, ITERATIONS)}
 
 
 def hang(case: dict[str, Any], device: torch.device) -> None:
@@ -156,13 +175,14 @@ def arm(out: Path, seconds: float) -> Callable[[], None]:
 
 
 def main(cases_file: str, out: str, seconds: str) -> None:
-    from tests.distributed import adapters, bubble, memory, trouble
+    from tests.distributed import adapters, bubble, memory, parity, trouble
 
     kinds = {
         "train": train_and_validate, "not_finite": trouble.not_finite, "masters": trouble.masters, "self_check": trouble.check,
         "hang": hang, "memory": memory.measure, "adapters": adapters.train_adapters, "bubble": bubble.measure,
+        "parity": parity.train, "old": go_on,
     }  # fmt: skip
-    device = start_worker(timeout_seconds=120)
+    device = start_worker(timeout_seconds=600)
     reuse_groups()
     for number, case in enumerate(json.loads(Path(cases_file).read_text())):
         disarm = arm(Path(out), float(seconds))

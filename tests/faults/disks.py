@@ -10,7 +10,8 @@ import subprocess
 from pathlib import Path
 
 from sft.checkpoint.commit import find_latest
-from tests.faults.rows import RUN, TWO, Field, Row, finish, iterations_done, newest_step, run, start, until, workers_of
+from tests.faults.rows import RUN, TWO, Field, Row, finish, iterations_done, newest_step, run, start, workers_of
+from tests.faults.waiting import until
 
 NO_ROOM = 1_000_000  # bytes: room for metrics, not for a checkpoint
 TINY = ("46m", "32m")  # room for a checkpoint and the model; for a checkpoint alone
@@ -27,22 +28,22 @@ def limited_files(field: Field) -> Row:
 def _limited(field: Field, rank: int) -> str | None:
     name = f"limited{rank}"
     folder = field.site.root / "checkpoints" / f"{RUN}-{name}"
-    process = start(field.site, "--id", name, "--iters", 4000, *TWO)
-    if not until(lambda: newest_step(folder) > 0 or process.poll() is not None, 90) or process.poll() is not None:
-        return finish(process, 1)[2]
+    process = start(field.site, "--id", name, "--iters", 1_000_000, *TWO)
+    if not until(lambda: newest_step(folder) > 0 or process.poll() is not None) or process.poll() is not None:
+        return finish(process)[2]
     pid = workers_of(process.pid)[rank]
     _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (NO_ROOM, hard))
     done = iterations_done(field.site, name)
-    until(lambda: iterations_done(field.site, name) >= done + 4 or process.poll() is not None, 30)  # one that was under way is through
+    until(lambda: iterations_done(field.site, name) >= done + 4 or process.poll() is not None)  # one that was under way is through
     kept, done = newest_step(folder), iterations_done(field.site, name)
-    until(lambda: iterations_done(field.site, name) >= done + 8 or process.poll() is not None, 60)
+    until(lambda: iterations_done(field.site, name) >= done + 8 or process.poll() is not None)
     stayed, is_alive = newest_step(folder) == kept, process.poll() is None
     if is_alive:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
-        recovered = until(lambda: newest_step(folder) > kept or process.poll() is not None, 60)
+        recovered = until(lambda: newest_step(folder) > kept or process.poll() is not None)
         process.send_signal(signal.SIGTERM)
-    code, said, errors = finish(process, 60)
+    code, said, errors = finish(process)
     told = said + errors
     if not is_alive or code != 75:
         return f"exit code {code}: {errors[-300:]}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from sft.checkpoint import manifest
 from tests.distributed.site import Site
 from tests.faults.rows import CANARIES, FLAGS, RUN, WHOLE, Field, Row
+from tests.faults.waiting import HANG_SECONDS
 
 SMALL = ("pickle named model.safetensors", "manifest that points outside", "YAML tag")
 REFUSED, RUNS = (2, 3), (0,)
@@ -251,8 +252,8 @@ def _python(lair: Lair, arguments: list[str]) -> tuple[int, str]:
 
     environment = lair.site.environment({"HF_HUB_OFFLINE": "1"})
     done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=lair.folder, env=environment, capture_output=True, text=True, check=False, timeout=240,
-        stdin=subprocess.DEVNULL,
+        [sys.executable, "-m", *arguments], cwd=lair.folder, env=environment, capture_output=True, text=True, check=False,
+        timeout=HANG_SECONDS, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     return done.returncode, done.stderr
 

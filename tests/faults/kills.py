@@ -6,10 +6,9 @@ import os
 import random
 import re
 import signal
-import time
-from collections.abc import Callable
 from typing import Any
 
+from tests.faults.points import Fault, environment, wait_for
 from tests.faults.rows import (
     RUN,
     SEED,
@@ -17,27 +16,28 @@ from tests.faults.rows import (
     WHOLE,
     Field,
     Row,
+    curve,
     finish,
     is_alive,
-    iterations_done,
+    left_behind,
     newest_step,
     run,
     start,
-    until,
     workers_of,
 )  # fmt: skip
+from tests.faults.waiting import until
 
-ITERATIONS_A_LIFE, END_SECONDS, EARLY_SHARE = 5, 10, 0.2
-SMALL = 80  # so many that a run does not end by itself before it is found to have begun
-Kill = Callable[[int, random.Random], None]
+ITERATIONS_A_LIFE, EARLY_SHARE = 5, 0.2
+EARLY_EVENTS = 3000  # files that a worker opens, and modules that it imports, before it trains: more than these
+NO_HANG = ["--hang_timeout", 3600]  # for processes that are held
 
 
 def kill_ranks(field: Field, tries: int = 12) -> Row:
-    return _killed(field, "rank", "SIGKILL of one rank", _one_rank, 1 if field.small else tries)
+    return _killed(field, "rank", "SIGKILL of one rank", 1 if field.small else tries)
 
 
 def kill_launchers(field: Field, tries: int = 12) -> Row:
-    return _killed(field, "launcher", "SIGKILL of the launcher", lambda pid, _: os.kill(pid, signal.SIGKILL), 1 if field.small else tries)
+    return _killed(field, "launcher", "SIGKILL of the launcher", 1 if field.small else tries)
 
 
 def stop_ranks(field: Field) -> Row:
@@ -45,12 +45,11 @@ def stop_ranks(field: Field) -> Row:
     row = Row("SIGSTOP of one rank")
     for rank in (1,) if field.small else (0, 1):
         name = f"stopped{rank}"
-        process = start(field.site, "--id", name, "--iters", 4000, *TWO, "--hang_timeout", 4)
-        until(lambda: iterations_done(field.site, name) >= 2 or process.poll() is not None, 90)  # noqa: B023
+        fault = Fault("iteration:3", field.folder(f"gates/{name}"), f"rank {rank}", "stop")
+        process = start(field.site, "--id", name, "--iters", 4000, *TWO, "--hang_timeout", 8, env=environment(fault))
+        wait_for(fault, process)
         ranks = workers_of(process.pid)
-        if len(ranks) == 2:
-            os.kill(ranks[rank], signal.SIGSTOP)
-        code, _, errors = finish(process, 60)
+        code, _, errors = finish(process)
         stacks = field.site.root / "checkpoints" / f"{RUN}-{name}" / "stacks"
         texts = [file.read_text() for file in sorted(stacks.glob("rank-*.txt"))]
         wrong = None
@@ -64,76 +63,64 @@ def stop_ranks(field: Field) -> Row:
     return row
 
 
-def _one_rank(launcher: int, rng: random.Random) -> None:
-    if until(lambda: bool(workers_of(launcher)), END_SECONDS) and (ranks := workers_of(launcher)):
-        os.kill(rng.choice(ranks), signal.SIGKILL)  # else there is none to kill, which the end tells
-
-
-def _killed(field: Field, name: str, fault: str, kill: Kill, tries: int) -> Row:
+def _killed(field: Field, name: str, fault: str, tries: int) -> Row:
     """One run that is killed again and again, and in the end has the metrics of one that was not."""
     row, rng, site = Row(fault), random.Random(f"{SEED} {name}"), field.site
-    iterations = SMALL if field.small else tries * ITERATIONS_A_LIFE + WHOLE
+    iterations = WHOLE if field.small else tries * ITERATIONS_A_LIFE + WHOLE
     folder = site.root / "checkpoints" / f"{RUN}-{name}"
     flags = ["--id", name, "--iters", iterations, *TWO]
     for number in range(1, tries + 1):
         begin = newest_step(folder)
-        process = start(site, *flags)
-        _wait_for_a_moment(field, process, name, begin, rng)
-        before = newest_step(folder)
-        ranks = workers_of(process.pid)
-        is_early = process.poll() is not None
-        if not is_early:
-            kill(process.pid, rng)
-        wrong = "it had ended by itself" if is_early else _ended(process, ranks, name)
+        moment = _moment(field, name, number, begin, rng)
+        process = start(site, *flags, *NO_HANG, env=environment(moment))
+        is_there = wait_for(moment, process)
+        before, ranks = newest_step(folder), workers_of(process.pid)
+        if is_there:
+            os.kill(process.pid if name == "launcher" else moment.pids()[0], signal.SIGKILL)
+        moment.open()  # one that is held so early that it does not end with its launcher goes on until it sees that it is alone
+        wrong = _ended(process, ranks, name) if is_there else f"it did not come to {moment.point}"
         said, errors = process.communicate()
         after = newest_step(folder)
         lost = max(0, before - after)
         if begin and "resumed after iteration " in said and _resumed_after(said) != begin:
             lost += max(0, begin - _resumed_after(said))
             wrong = wrong or f"resumed after {_resumed_after(said)}, the last commit was {begin}"
-        row.count(f"kill {number} after iteration {iterations_done(site, name)}", wrong and f"{wrong}: {errors[-300:]}", lost)
+        row.count(f"kill {number} of {moment.who} at {moment.point}", wrong and f"{wrong}: {errors[-300:]}", lost)
     committed = newest_step(folder)
     code, said, errors = run(site, *flags)
     whole, _ = field.whole(iterations)
     if code or (committed and _resumed_after(said) != committed):
         row.wrong.append(f"the last start ended with {code}, resumed after {_resumed_after(said)} of {committed}: {errors[-300:]}")
-    elif _curve(site.metrics(f"{RUN}-{name}")) != _curve(whole):
+    elif curve(site.metrics(f"{RUN}-{name}")) != curve(whole):
         row.wrong.append("its losses, rates and gradient norms are not those of a run that was not killed")
-    left = [path.name for path in folder.iterdir() if path.name.startswith((".writing", ".removing", ".latest", ".lease", ".hf"))]
-    if left:
+    if left := left_behind(folder):
         row.wrong.append(f"left behind: {left}")
     return row
 
 
-def _wait_for_a_moment(field: Field, process: Any, name: str, begin: int, rng: random.Random) -> None:
-    """Mostly while it trains, sometimes before it has begun to."""
+def _moment(field: Field, name: str, number: int, begin: int, rng: random.Random) -> Fault:
+    """Mostly while it trains or saves, sometimes before it has begun to. The process is held there until it is killed."""
+    rank, gate = f"rank {rng.choice((0, 1))}", field.folder(f"gates/{name}-{number}")
     if rng.random() < EARLY_SHARE and not field.small:
-        until(lambda: bool(workers_of(process.pid)) or process.poll() is not None, 60)
-        time.sleep(rng.uniform(0, 4))
-        return
-    done = begin + rng.randint(2 if begin else 4, ITERATIONS_A_LIFE)
-    file = field.site.root / "checkpoints" / f"{RUN}-{name}" / "metrics.jsonl"
-    before = file.stat().st_mtime_ns if file.exists() else 0  # it still has what the life before did after its last save
-    until(lambda: (file.exists() and file.stat().st_mtime_ns != before) or process.poll() is not None, 120)
-    until(lambda: iterations_done(field.site, name) >= done or process.poll() is not None, 120)
-    time.sleep(rng.uniform(0, 0.1))
+        return Fault(f"event:{rng.randrange(1, EARLY_EVENTS)}", gate, rank)
+    at = begin + rng.randint(2 if begin else 4, ITERATIONS_A_LIFE)
+    if field.small:
+        return Fault(f"iteration:{at}", gate, rank)
+    point = rng.choice(("iteration", "iteration", "iteration", "snapshot", "write", "manifest"))
+    numbers = {"iteration": at, "snapshot": 2, "write": rng.choice((1, 2)), "manifest": 1}
+    return Fault(f"{point}:{numbers[point]}", gate, "rank 0" if point == "manifest" else rank)
 
 
 def _ended(process: Any, ranks: list[int], name: str) -> str | None:
     """What is wrong with the end of a run of which a process was killed."""
-    began = time.monotonic()
-    if not until(lambda: process.poll() is not None and not any(map(is_alive, ranks)), END_SECONDS):
+    if not until(lambda: process.poll() is not None and not any(map(is_alive, ranks))):
         process.kill()
-        return f"processes outlived it by {END_SECONDS} s"
-    if name == "rank" and ranks and process.returncode != 3:
-        return f"exit code {process.returncode} after {time.monotonic() - began:.0f} s"
+        return "processes outlived it"
+    if name == "rank" and process.returncode != 3:
+        return f"exit code {process.returncode}"
     return None
 
 
 def _resumed_after(said: str) -> int:
     found = re.search(r"resumed after iteration ([\d,]+)", said)
     return int(found[1].replace(",", "")) if found else 0
-
-
-def _curve(records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    return [(record["iteration"], record["loss"], record["lr"], record["grad_norm"]) for record in records]

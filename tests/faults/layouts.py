@@ -16,7 +16,7 @@ from tests.faults.rows import Field, Row
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUTS = ("111", "211", "121", "112", "411", "141", "114", "221", "212", "122")  # tp, pp, dp
 SMALL = ("111", "112")
-LIMIT, LIMIT_SECONDS = 1e-6, 1500
+LIMIT, HANG_SECONDS = 1e-6, 3600  # the second against processes that never end
 _FAMILY = {"family": "llama1"}  # as many heads for keys as for queries: tp may be 4
 
 Table = dict[tuple[str, str], float]
@@ -73,7 +73,7 @@ def _torchrun(folder: Path, world: int, layouts: tuple[str, ...]) -> str | None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command += ["-m", "tests.distributed.resume_worker", str(file), str(folder)]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False, cwd=ROOT)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS, check=False, cwd=ROOT)
     except subprocess.TimeoutExpired:
-        return f"{world} processes took longer than {LIMIT_SECONDS} s"
+        return f"{world} processes did not end within {HANG_SECONDS} s"
     return f"{world} processes: exit code {done.returncode}: {done.stderr[-600:]}" if done.returncode else None

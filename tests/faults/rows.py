@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.distributed.site import Site, make_site
+from tests.faults.waiting import HANG_SECONDS
 from tests.real_parts import smollm2_tokenizer
 
 SEED = 20
@@ -108,14 +108,14 @@ def start(
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 180) -> tuple[int, str, str]:
-    """(exit code, output, errors); killed where it takes longer."""
+def finish(process: subprocess.Popen[str], seconds: float = HANG_SECONDS) -> tuple[int, str, str]:
+    """(exit code, output, errors); killed where it hangs."""
     try:
         said, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         said, errors = process.communicate()
-        return -1, said, f"{errors}\nit took longer than {seconds:.0f} s"
+        return -1, said, f"{errors}\nit did not end within {seconds:.0f} s"
     return process.returncode, said, errors
 
 
@@ -147,15 +147,6 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def until(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return condition()
-
-
 def iterations_done(site: Site, name: str) -> int:
     """The last iteration in a run's metrics.jsonl, torn lines left out; 0 where there is none."""
     file = site.root / "checkpoints" / f"{RUN}-{name}" / "metrics.jsonl"
@@ -165,6 +156,16 @@ def iterations_done(site: Site, name: str) -> int:
 def newest_step(folder: Path) -> int:
     """The newest checkpoint by name; 0 where there is none."""
     return max((int(step.name[5:]) for step in folder.glob("step-*")), default=0)
+
+
+def curve(records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """What two runs that are the same have in common."""
+    return [(record["iteration"], record["loss"], record["lr"], record["grad_norm"]) for record in records]
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Hidden files of a run's folder that nobody needs any more."""
+    return [path.name for path in folder.iterdir() if path.name.startswith((".writing", ".removing", ".latest", ".lease", ".hf"))]
 
 
 def can_mount() -> str | None:

@@ -11,7 +11,7 @@ import pytest
 from tests.faults.campaign import NOT_SMALL, ROWS, one_row, table
 from tests.faults.rows import Field, Row
 
-pytestmark = pytest.mark.timeout(900)  # a row waits for those before it
+pytestmark = pytest.mark.timeout(3600)  # a row waits for those before it
 _SLOWEST_FIRST = ("boundaries", "ranks", "launchers", "layouts")
 _NAMES = [*_SLOWEST_FIRST, *(name for name in ROWS if name not in (*_SLOWEST_FIRST, *NOT_SMALL))]
 

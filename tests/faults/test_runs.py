@@ -15,10 +15,12 @@ import pytest
 
 from sft.job import lease
 from tests.distributed.site import Site, make_site
-from tests.faults.rows import is_alive, until, workers_of
+from tests.faults.points import Fault, environment, wait_for
+from tests.faults.rows import is_alive, workers_of
+from tests.faults.waiting import HANG_SECONDS, until
 from tokenize_data.errors import UserError
 
-_LONG = ["--iters", "400", "--save_interval", "1000"]  # far longer than any test waits
+_LONG = ["--iters", "400", "--save_interval", "1000", "--hang_timeout", "3600"]  # it is held on the way
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +33,20 @@ def site(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Site:
 
 @pytest.fixture
 def start(site: Site) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Start a long run and wait for its third iteration."""
+    """Start a long run. Its processes wait after their third iteration, or do there what `action` says."""
     started = []
 
-    def begin(name: str, *flags: str) -> subprocess.Popen:
+    def begin(name: str, *flags: str, action: str = "hold", who: str = "rank *") -> subprocess.Popen:
+        fault = Fault("iteration:3", site.root / "gates" / f"{name}{len(started)}", who, action)
         command = [sys.executable, "-m", "sft", "--checkpoint", "base", "--run_name", "orders", "--global_batch", "12", "--lr", "1e-3"]
         command += ["--seq", "256", "--id", name, *_LONG, *flags]
         process = subprocess.Popen(
-            command, cwd=site.root, env=site.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command, cwd=site.root, env=site.environment(environment(fault)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
+        process.let_go = fault.open
         started.append(process)
-        until(lambda: len(_metrics(site, name)) >= 3 or process.poll() is not None, 90)
-        assert process.poll() is None, process.communicate()[1]
+        processes = int(flags[flags.index("--nproc_per_node") + 1]) if "--nproc_per_node" in flags and who == "rank *" else 1
+        assert wait_for(fault, process, by=processes), process.communicate()[1]
         return process
 
     yield begin
@@ -58,14 +62,17 @@ def test_a_signal_saves_and_asks_to_be_started_again(site: Site, start: Callable
     name = f"term{processes}"
     process = start(name, "--nproc_per_node", str(processes))
     process.send_signal(signal.SIGTERM if processes == 1 else signal.SIGUSR1)
-    _, said = process.communicate(timeout=20)
+    process.let_go()
+    _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 75, said
     status = site.status(_run(name))
     assert status["state"] == "preempted"
     assert (site.root / "checkpoints" / _run(name) / f"step-{status['iteration']:07d}").is_dir()
     assert f"stopped by a signal after iteration {status['iteration']}, which is saved" in said
     assert "the same command goes on from there" in said
-    start(name, "--nproc_per_node", "1")
+    again = site.train("--id", name, "--iters", status["iteration"] + 2)
+    assert again.returncode == 0, again.stderr
+    assert f"resumed after iteration {status['iteration']}" in again.stdout
     iterations = [record["iteration"] for record in _metrics(site, name)]
     assert iterations == list(range(1, len(iterations) + 1))
 
@@ -77,14 +84,12 @@ def test_no_other_host_can_reach_a_run_on_one_node(start: Callable):
     assert {address.split(".")[0] for address in addresses} == {"127"}, addresses
 
 
-def test_a_killed_process_ends_the_others_soon(site: Site, start: Callable):
+def test_a_killed_process_ends_the_others(site: Site, start: Callable):
     process = start("killed", "--nproc_per_node", "2")
     workers = workers_of(process.pid)
     assert len(workers) == 2
-    began = time.monotonic()
     os.kill(workers[1], signal.SIGKILL)
-    _, said = process.communicate(timeout=30)
-    assert time.monotonic() - began < 10
+    _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 3
     assert "processes were killed: rank " in said
     assert "1 (SIGKILL)" in said
@@ -93,10 +98,8 @@ def test_a_killed_process_ends_the_others_soon(site: Site, start: Callable):
 
 
 def test_a_stopped_process_ends_the_run_with_everyone_s_stack(site: Site, start: Callable):
-    process = start("stopped", "--nproc_per_node", "2", "--hang_timeout", "4")
-    workers = workers_of(process.pid)
-    os.kill(workers[1], signal.SIGSTOP)
-    _, said = process.communicate(timeout=60)
+    process = start("stopped", "--nproc_per_node", "2", "--hang_timeout", "8", action="stop", who="rank 1")
+    _, said = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 3
     assert "no progress for " in said
     assert "where each process was: " in said
@@ -111,7 +114,7 @@ def test_workers_do_not_outlive_their_launcher(site: Site, start: Callable):
     workers = workers_of(process.pid)
     process.kill()
     process.wait()
-    assert until(lambda: not any(is_alive(pid) for pid in workers), 10)
+    assert until(lambda: not any(is_alive(pid) for pid in workers))
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_a_dead_one_s_lease_taken_over(site: Site, start: Callable):
@@ -130,7 +133,7 @@ def test_a_lease_of_another_host_counts_while_it_is_renewed(tmp_path: Path):
     file = tmp_path / lease.NAME
     content = {"host": "elsewhere", "boot": "x", "pid": 7, "started": "1", "renewed": time.time(), "token": "t"}
     file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"is being trained by process 7 on elsewhere, its lease is \d s old"), lease.held(tmp_path):
+    with pytest.raises(UserError, match=r"is being trained by process 7 on elsewhere, its lease is \d+ s old"), lease.held(tmp_path):
         pass
     os.utime(file, (time.time() - 3600, time.time() - 3600))
     with lease.held(tmp_path, watch_seconds=0.1):

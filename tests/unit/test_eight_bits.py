@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sft.checkpoint import eight_bits
+from sft.optimizer import eight_bits
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -25,14 +25,14 @@ def test_numbers_give_their_codes_back(size: int):
     parameter, optimizer = trained(size)
     state = optimizer.state[parameter]
     before = {name: value.clone() for name, value in state.items() if isinstance(value, torch.Tensor)}
-    numbers = {name: values.clone() for name, values in eight_bits.read(state).items()}
+    numbers = {name: values.clone() for name, values in _read(state).items()}
     assert numbers.keys() == {"exp_avg", "exp_avg_sq"}
     assert all(values.dtype == torch.float32 and values.shape == (size,) for values in numbers.values())
-    eight_bits.write(state, numbers)
+    _write(state, numbers)
     for name, value in before.items():
         if value.dtype == torch.uint8:
             assert torch.equal(state[name], value), name
-    for name, values in eight_bits.read(state).items():
+    for name, values in _read(state).items():
         assert torch.equal(values, numbers[name]), name
 
 
@@ -43,16 +43,16 @@ def test_numbers_are_those_of_bitsandbytes():
         expected = bitsandbytes.functional.dequantize_blockwise(
             state[f"state{theirs}"], absmax=state[f"absmax{theirs}"], code=state[f"qmap{theirs}"], blocksize=256
         )
-        torch.testing.assert_close(eight_bits.read(state)[ours], expected, rtol=0.0, atol=0.0)
+        torch.testing.assert_close(_read(state)[ours], expected, rtol=0.0, atol=0.0)
 
 
 def test_blocks_that_begin_elsewhere_keep_the_numbers_within_their_8_bits():
     """As after a resume with another layout: the half of one tensor, and another's beginning."""
     (one, first), (other, second) = trained(9000), trained(8192)
-    numbers = eight_bits.read(first.state[one])
+    numbers = _read(first.state[one])
     shifted = {name: torch.cat([values[100:], values[:100]])[:8192] for name, values in numbers.items()}
-    eight_bits.write(second.state[other], shifted)
-    for name, values in eight_bits.read(second.state[other]).items():
+    _write(second.state[other], shifted)
+    for name, values in _read(second.state[other]).items():
         largest = shifted[name].abs().view(-1, 256).amax(1).repeat_interleave(256)
         assert float(((values - shifted[name]).abs() / largest).max()) < 0.02, name
 
@@ -60,5 +60,16 @@ def test_blocks_that_begin_elsewhere_keep_the_numbers_within_their_8_bits():
 def test_nothing_at_all():
     parameter, optimizer = trained(8192)
     state = optimizer.state[parameter]
-    eight_bits.write(state, {name: torch.zeros(8192) for name in ("exp_avg", "exp_avg_sq")})
-    assert all(not values.any() for values in eight_bits.read(state).values())
+    _write(state, {name: torch.zeros(8192) for name in ("exp_avg", "exp_avg_sq")})
+    assert all(not values.any() for values in _read(state).values())
+
+
+def _read(state):
+    found = eight_bits.states_of(state)
+    return {name: values if isinstance(values, torch.Tensor) else values.numbers() for name, values in found.items()}
+
+
+def _write(state, numbers):
+    for name, values in eight_bits.states_of(state).items():
+        if isinstance(values, eight_bits.EightBits):
+            values.put(numbers[name])

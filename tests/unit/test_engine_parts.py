@@ -1,19 +1,12 @@
-"""The loss over a split vocabulary, stages with and without recomputation, stages on meta, the optimizers' groups."""
+"""The loss over a split vocabulary, stages with and without recomputation, stages on meta."""
 
 from __future__ import annotations
 
-import re
-import sys
-import types
-
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
-from sft.engine import optimizers
 from sft.engine.groups import Alone
-from sft.engine.optimizers import OptimizerSettings, make_optimizer, nvidia_fused_adam
 from sft.model import build
 from sft.model.build import build_stage, make_on_meta, without_dropout
 from sft.model.gradients import sum_partial
@@ -177,48 +170,6 @@ def test_what_is_no_causal_model_is_refused_by_name():
         build.make_on_meta(CLIPConfig(), torch.float32)
 
 
-def test_biases_and_norms_do_not_decay():
-    parameters = dict(_stage("gpt-neox", "none").parameters)
-    frozen = next(name for name in parameters if name.endswith("dense.weight"))
-    parameters[frozen].requires_grad_(False)
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    decaying, others = make_optimizer(parameters, _settings("adamw"), CPU).param_groups
-    assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
-    assert {names[id(parameter)] for parameter in others["params"]} == {
-        name for name in parameters if name.endswith(".bias") or "norm" in name
-    }  # fmt: skip
-    assert len(decaying["params"]) + len(others["params"]) == len(parameters) - 1
-    assert (decaying["lr"], decaying["betas"], decaying["eps"]) == (1e-3, (0.9, 0.95), 1e-6)
-
-
-def test_the_apex_on_pypi_is_taken_for_what_it_is(monkeypatch):
-    monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
-    monkeypatch.delitem(sys.modules, "apex.optimizers", raising=False)
-    assert nvidia_fused_adam() is None
-    unrelated = types.ModuleType("apex.optimizers")
-    monkeypatch.setitem(sys.modules, "apex.optimizers", unrelated)
-    assert nvidia_fused_adam() is None
-    unrelated.FusedAdam = object
-    assert nvidia_fused_adam() is object
-
-
-def test_8_bits_need_bitsandbytes(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    message = "--optimizer adamw8bit needs bitsandbytes: pip install 'sft[quantized]', or use --optimizer adamw"
-    with pytest.raises(UserError, match=re.escape(message)):
-        make_optimizer(_linear(), _settings("adamw8bit"), CPU)
-
-
-def test_nvidias_adam_is_used_on_a_gpu_where_it_is(monkeypatch):
-    made = []
-    monkeypatch.setattr(optimizers, "nvidia_fused_adam", lambda: lambda groups, **options: made.append(options) or "theirs")
-    assert make_optimizer(_linear(), _settings("adamw"), torch.device("cuda")) == "theirs"
-    assert made == [{"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-6, "adam_w_mode": True}]
-    assert isinstance(make_optimizer(_linear(), _settings("adamw"), CPU), torch.optim.AdamW)
-    assert isinstance(make_optimizer(_linear(), _settings("sgd"), CPU), torch.optim.SGD)
-
-
 def _stage(family, recompute, layers=range(4)):
     built = build_stage(
         tiny_config(family), layers, Alone(), sequence_parallel=False, recompute=recompute, dtype=torch.float32, device=CPU
@@ -228,11 +179,3 @@ def _stage(family, recompute, layers=range(4)):
         for parameter in built.parameters.values():
             parameter.normal_(mean=0.02, std=0.1)
     return built
-
-
-def _linear():
-    return dict(nn.Linear(2, 2).named_parameters())
-
-
-def _settings(name):
-    return OptimizerSettings(name=name, lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-6, weight_decay=0.1)

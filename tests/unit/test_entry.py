@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from sft.cli import COMMANDS, entry
+from sft.config.train import TrainConfig
+from sft.job import hostfile, prepare, processes
+from tokenize_data import cli as tokenize_cli
 
 _ASK = """
 import os, sys
@@ -45,3 +49,60 @@ def test_an_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]):
         entry(["evalute"])
     assert ended.value.code == 2
     assert "evaluate" in capsys.readouterr().err
+
+
+def crash(*_: object) -> int:
+    raise ZeroDivisionError("in two\nlines")
+
+
+def test_a_crash_is_one_line_and_no_finished_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr("sft.commands.report.run", crash)
+    assert entry(["report", "x"]) == 3
+    assert capsys.readouterr().err == "sft report: ZeroDivisionError: in two lines; SFT_TRACEBACK=1 shows where\n"
+    monkeypatch.setattr("sft.commands.report.add_flags", crash)
+    assert entry(["report", "x"]) == 3
+    monkeypatch.setattr(tokenize_cli, "run", crash)
+    assert tokenize_cli.entry(["--run_name", "r"]) == 3
+    assert capsys.readouterr().err.endswith("tokenize_data: ZeroDivisionError: in two lines; SFT_TRACEBACK=1 shows where\n")
+
+
+def test_a_crash_with_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("SFT_TRACEBACK", "1")
+    monkeypatch.setattr("sft.commands.report.run", crash)
+    assert entry(["report", "x"]) == 3
+    err = capsys.readouterr().err
+    assert "in crash" in err
+    assert err.endswith("shows where\n")
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("exit 0", 0, ""), ("exit 2", 2, ""), ("exit 3", 3, ""),
+        ("exit 1", 3, "sft train: the data stage (tokenize_data) crashed (exit code 1)\n"),
+        ("exit 247", 3, "sft train: the data stage (tokenize_data) crashed (exit code 247)\n"),
+        ("kill -9 $$", 3, "sft train: the data stage (tokenize_data) was killed (SIGKILL): out of memory, or from outside?\n"),
+        ("kill -40 $$", 3, "sft train: the data stage (tokenize_data) was killed (signal 40): out of memory, or from outside?\n"),
+    ],
+)  # fmt: skip
+def test_how_the_data_stage_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], end: str, code: int, said: str
+):
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{end}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(prepare.sys, "executable", str(program))
+    monkeypatch.setattr(prepare, "tokenizer_flags", lambda config, base: [])
+    config = TrainConfig(run_name="r")
+    base: object = None
+    assert prepare.tokenise(config, base) == code  # type: ignore[arg-type]
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(("codes", "code"), [([0, 0], 0), ([1, 1], 1), ([0, 2], 2), ([0, 127], 3), ([-9, 0], 3), ([75, 3], 75)])
+def test_how_hosts_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int], code: int):
+    (tmp_path / "hosts").write_text("one\ntwo\n")
+    monkeypatch.setattr(hostfile, "_Node", lambda *_: None)
+    monkeypatch.setattr(hostfile, "_wait", lambda _: (codes, None))
+    assert hostfile.run(TrainConfig(run_name="r", hostfile=str(tmp_path / "hosts")), []) == code
+    assert processes.EXIT_FINISHED == 1

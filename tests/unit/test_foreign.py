@@ -20,17 +20,17 @@ from tokenize_data.recipe_file import parse_yaml
 FOLDER = Path(__file__).parents[1] / "foreign"
 
 
-def read(name: str, world: int = 1) -> tuple[TrainConfig, dict[str, str]]:
+def read(name: str) -> tuple[TrainConfig, dict[str, str]]:
     """(the configuration, what was warned of, by key)."""
     warnings: list[str] = []
-    found = make_config(read_recipe(FOLDER / name, warnings.append), world=world)
+    found = make_config(read_recipe(FOLDER / name, warnings.append))
     return found, {line.split(": ")[1]: line for line in warnings}
 
 
 def test_a_full_fine_tune_of_the_handbook():
-    found, warned = read("handbook_full.yaml", world=8)
+    found, warned = read("handbook_full.yaml")
     assert (found.checkpoint, found.dtype, found.seq, found.epochs, found.iters) == ("mistralai/Mistral-7B-v0.1", "bf16", 2048, 1.0, None)
-    assert (found.micro_batch, found.global_batch) == (16, 16 * 4 * 8)
+    assert (found.micro_batch, found.gradient_accumulation) == (16, 4)
     assert [(spec.files, spec.weight) for spec in found.datasets] == [
         (("some/chats:all:train_sft",), 1.0), (("others/orders:train_sft",), 0.25)
     ]  # fmt: skip
@@ -50,13 +50,13 @@ def test_a_full_fine_tune_of_the_handbook():
 
 
 def test_adapters_with_trl_s_names():
-    found, warned = read("handbook_lora.yaml", world=4)
+    found, warned = read("handbook_lora.yaml")
     assert (found.lora, found.lora_alpha, found.lora_dropout, found.lora_targets) == (8, 32.0, 0.05, ("q_proj", "v_proj"))
     assert (found.lora_modules_to_save, found.load_in_4bit, found.dtype) == (("lm_head",), True, "bf16")
     (spec,) = found.datasets
     assert (spec.files, spec.text_key) == (("some/chats:small:train",), "content")
     assert not found.has_validation
-    assert (found.seq, found.iters, found.epochs, found.global_batch) == (1024, 300, 2.0, 64)
+    assert (found.seq, found.iters, found.epochs, found.micro_batch, found.gradient_accumulation) == (1024, 300, 2.0, 2, 8)
     assert (found.lr, found.schedule, found.warmup_iters, found.clip, found.weight_decay) == (2e-4, "constant", 20, 0.3, 0.01)
     assert (found.recompute, found.loss_mask, found.optimizer, found.save_interval) == ("none", 0.0, "adamw", 50)
     assert (found.push_to_hub, found.tensorboard, found.run_name) == (None, False, "gemma-adapters")
@@ -64,8 +64,9 @@ def test_adapters_with_trl_s_names():
 
 
 def test_flat_files():
-    found, warned = read("flat_full.yml", world=2)
-    assert (found.checkpoint, found.lr, found.micro_batch, found.global_batch, found.seq) == ("facebook/opt-350m", 1.41e-5, 16, 128, 512)
+    found, warned = read("flat_full.yml")
+    assert (found.checkpoint, found.lr, found.seq) == ("facebook/opt-350m", 1.41e-5, 512)
+    assert (found.micro_batch, found.gradient_accumulation) == (16, 4)
     assert [(spec.files, spec.text_key) for spec in found.datasets] == [(("owner/reviews:train",), "review")]
     assert (found.save_interval, found.keep, found.recompute, found.push_to_hub) == (200, 5, "full", "me/opt-reviews")
     assert (found.lora, found.loss_mask, found.schedule, found.run_name) == (None, 1.0, "linear", "output")
@@ -84,7 +85,7 @@ def test_what_is_printed_has_each_key_and_runs_the_same(tmp_path, name):
     keys = parse_yaml((FOLDER / name).read_text(), name)
     assert [key for key in keys if f"{key}: " not in text and f"{key}:" not in text] == []
     (tmp_path / "new.yaml").write_text(text)
-    assert make_config(read_recipe(tmp_path / "new.yaml"), world=2) == read(name, world=2)[0]
+    assert make_config(read_recipe(tmp_path / "new.yaml")) == read(name)[0]
 
 
 @pytest.mark.parametrize(
@@ -123,16 +124,23 @@ def test_all_that_is_refused_is_said_at_once(tmp_path):
 
 def test_rank_stabilised_adapters_stay_so(tmp_path):
     (tmp_path / "old.yaml").write_text("model_name_or_path: a/b\nuse_peft: true\nlora_r: 4\nuse_rslora: true\n")
-    found = make_config(read_recipe(tmp_path / "old.yaml"), world=1)
+    found = make_config(read_recipe(tmp_path / "old.yaml"))
     assert (found.lora, found.lora_rslora) == (4, True)
 
 
 def test_our_own_keys_are_taken_beside_theirs(tmp_path):
     (tmp_path / "old.yaml").write_text("model_name_or_path: a/b\nmax_seq_length: 512\ntp: 4\nsave_checkpoint_dir: out\n")
     (tmp_path / "new.yaml").write_text("extends: old.yaml\nseq: 256\n")
-    found = make_config(read_recipe(tmp_path / "new.yaml"), world=4)
+    found = make_config(read_recipe(tmp_path / "new.yaml"))
     assert (found.tp, found.save_checkpoint_dir, found.seq, found.run_name) == (4, "out", 256, "old")
     assert not foreign.is_foreign({"run_name": "r", "seed": 1, "lr": 1.0})
+
+
+@pytest.mark.parametrize(("ours", "expected"), [("", (1, 64)), ("global_batch: 32\n", (None, 32)), ("gradient_accumulation: 2\n", (2, 64))])
+def test_our_batch_replaces_their_default_accumulation(tmp_path, ours, expected):
+    (tmp_path / "old.yaml").write_text(f"model_name_or_path: a/b\nmax_seq_length: 512\n{ours}")
+    found = make_config(read_recipe(tmp_path / "old.yaml"))
+    assert (found.gradient_accumulation, found.global_batch) == expected
 
 
 def test_every_setting_of_transformers_is_known():

@@ -50,7 +50,7 @@ def export(site: FakeHub, run: Path, *flags: str, **environment: str) -> subproc
     code = "import sys; from pathlib import Path; from sft.job import hub; from sft.cli import entry; sys.exit(entry(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "export", str(run), *flags]
     home = {"HF_ENDPOINT": site.url, "HF_HOME": str(run.parent / "home"), "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
-    return subprocess.run(command, env={**os.environ, **home, **environment}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env={**os.environ, **home, **environment}, capture_output=True, text=True, timeout=600)
 
 
 def test_an_upload_that_fails_is_repeated_and_is_whole(site_hub: FakeHub, run: Path):

@@ -91,13 +91,13 @@ def test_unknown_data_set(bench):
 
 
 @pytest.mark.parametrize("command", [["sft"], ["sft", "inspect"], ["tokenize_data"]])
-def test_help_is_quick(command):
-    """In CPU seconds, as the machine may be busy: under half a second."""
+def test_help_imports_little(command):
+    """So little that it is quick."""
     script = (
-        "import sys, time\nfrom importlib import import_module\n"
+        "import sys\nfrom importlib import import_module\n"
         "try: import_module(sys.argv[1] + '.cli').entry([*sys.argv[2:], '-h'])\n"
         "except SystemExit: pass\n"
-        "sys.exit(time.process_time() > 0.5 or 'torch' in sys.modules or 'pyarrow' in sys.modules)"
+        "sys.exit(f'{len(sys.modules)} modules' if len(sys.modules) > 250 or {'torch', 'pyarrow', 'numpy'} & set(sys.modules) else 0)"
     )
     done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

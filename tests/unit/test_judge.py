@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sft.evaluate.client import Client, ServerError, in_parallel
 from sft.evaluate.judge import Judge, Question, both_orders, preference, read_rubric, read_verdict
 from sft.evaluate.lines import LineStore
 from tests import fake_server
-from tests.fake_server import Fake, serve, slow, status
+from tests.fake_server import Fake, flood, serve, silent, status
 from tokenize_data.errors import UserError
 
 KEY = "sk-secret-0123456789abcdef"
@@ -35,14 +35,16 @@ def judge_of(fake: Fake, store: LineStore, workers: int = 3, **options: Any) -> 
 
 
 def test_troubles_pass(tmp_path: Path) -> None:
-    """Busy, broken, slow, no JSON, no object, no choices, a verdict out of range: each is tried again, and every answer is rated."""
+    """Busy, broken, silent, no JSON, no object, no choices, a verdict out of range: each is tried again, and every answer is rated."""
+    is_over = threading.Event()
     troubles = [
-        status(429, "slow down", Retry_After="0.05"), status(500), status(503), slow(1.2), status(200, "<html>"), status(200, "[1]"),
+        status(429, "slow down", Retry_After="0.05"), status(500), status(503), silent(is_over), status(200, "<html>"), status(200, "[1]"),
         status(200, json.dumps({"choices": [{"message": {"content": '{"score": 7}'}}]})),
         status(200, json.dumps({"choices": [{"message": {"content": "I think it is fine"}}]})),
     ]  # fmt: skip
     with serve(Fake(grade, troubles)) as fake, LineStore(tmp_path / "judge.jsonl", lambda record: record["id"]) as store:
-        verdicts, failures = judge_of(fake, store, workers=1, timeout_seconds=0.8).ask(QUESTIONS)
+        verdicts, failures = judge_of(fake, store, workers=1, timeout_seconds=2.0).ask(QUESTIONS)
+        is_over.set()
     assert failures == []
     assert [verdict and verdict["score"] for verdict in verdicts] == [0.0, 1.0] * 3
     assert len(fake.requests) >= len(QUESTIONS) + 8
@@ -109,11 +111,25 @@ def test_a_refused_key_stops_and_is_never_shown(tmp_path: Path, monkeypatch: pyt
     assert len(fake.requests) < len(QUESTIONS) + 1
 
 
-def test_no_more_requests_a_minute_than_allowed(tmp_path: Path) -> None:
-    with serve(Fake(grade)) as fake, LineStore(tmp_path / "judge.jsonl", lambda record: record["id"]) as store:
-        began = time.monotonic()
-        judge_of(fake, store, workers=4, per_minute=1200).ask(QUESTIONS)
-        assert time.monotonic() - began >= 5 * 60 / 1200
+class _Waits(threading.Event):
+    """Waits for no time, and remembers for how long it was to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds.append(timeout or 0.0)
+        return self.is_set()
+
+
+def test_no_more_requests_a_minute_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sft.evaluate.client.time", types.SimpleNamespace(monotonic=lambda: 100.0))  # no time passes
+    with serve(Fake(grade)) as fake:
+        client = Client(url=fake.url, per_minute=1200, stopped=_Waits())
+        for _ in range(4):
+            client.get("models")
+    assert client.stopped.seconds == pytest.approx([0.0, 0.05, 0.10, 0.15])
 
 
 def test_servers_without_structured_output(tmp_path: Path) -> None:
@@ -151,6 +167,14 @@ def test_pairs_are_asked_in_both_orders(tmp_path: Path) -> None:
         ('{"score": -0.1}', "score is -0.1, not a number from 0 to 1"),
         ('{"score": NaN}', "score is nan"),
         ("{}", "score is None"),
+        ('{"score": ' + "[" * 50_000 + "}", "not valid JSON"),
+        ('{"score": ' + "[" * 900 + "]" * 900 + "}", "score is nested|not valid JSON"),
+        ('{"reason": ' + "[" * 900 + "]" * 900 + "}", "score is None|not valid JSON"),
+        ("{" * 300_000, "no JSON object"),
+        ("{" * 300_000 + "}", "too long"),
+        ('{"score": ' + "9" * 10_000 + "}", "not valid JSON"),
+        ('{"score": 1e999}', "score is inf"),
+        ('{"score": true}', "score is True"),
     ],
 )
 def test_verdicts_are_checked(reply: str, wrong: str) -> None:
@@ -185,17 +209,68 @@ def test_a_server_that_is_not_there() -> None:
         Client(url="http://127.0.0.1:9", retries=1, first_wait_seconds=0.01).get("models")
 
 
-def test_an_interrupt_does_not_wait_for_retries(tmp_path: Path) -> None:
-    """All requests fail and would be tried again for minutes; the first one that is asked ends it."""
+class _StopsWhenWaiting(threading.Event):
+    """An interrupt that comes while two requests wait for their next try."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits += (timeout or 0.0) > 1.0
+        if self.waits >= 2:
+            self.set()
+        return super().wait(timeout)
+
+
+def test_an_interrupt_does_not_wait_for_retries() -> None:
+    """All requests fail and would be tried again for minutes; each is asked once."""
     with serve(Fake(lambda request: (503, "busy"))) as fake:
-        client = Client(url=fake.url, first_wait_seconds=30.0)
+        client = Client(url=fake.url, first_wait_seconds=600.0, stopped=_StopsWhenWaiting())
         asked = in_parallel(client, lambda item: client.post("x", {}), [1, 2, 3], 2)
-        timer = threading.Timer(0.3, client.stopped.set)
-        timer.start()
-        began = time.monotonic()
         assert all(isinstance(result, ServerError) for _, result in asked)
-        timer.join()
-    assert time.monotonic() - began < 15
+        assert len(fake.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("header", "waits"),
+    [("7", 7.0), ("\u00b2", 1.0), ("1.5", 1.5), ("-3", 1.0), ("nan", 1.0), ("9" * 400, 60.0), ("Wed, 21 Oct 2065 07:28:00 GMT", 1.0)],
+)
+def test_retry_after_is_a_number_or_nothing(header: str, waits: float) -> None:
+    with serve(Fake(grade, [status(429, "slow down", Retry_After=header)])) as fake:
+        client = Client(url=fake.url, stopped=_Waits())
+        client.post("chat/completions", {"messages": [{}, {"content": "<reference answer>\na\n</<answer to grade>\na\n</"}]})
+    assert client.stopped.seconds[1] == pytest.approx(waits, rel=0.25 if waits == 1.0 else 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("[" * 100_000, "the answer is not JSON"), ('{"a":' * 100_000, "the answer is not JSON"), ("9" * 10_000, "the answer is not JSON"),
+        ('{"choices": [{"message": {"content": "x"}}]', "the answer is not JSON"),
+    ],
+)  # fmt: skip
+def test_answers_that_are_no_json(body: str, message: str) -> None:
+    with serve(Fake(lambda request: (200, body))) as fake, pytest.raises(ServerError, match=message):
+        Client(url=fake.url, retries=0).post("chat/completions", {})
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+@pytest.mark.parametrize("code", [200, 400])
+def test_an_endless_answer_is_not_read_to_its_end(code: int, is_chunked: bool) -> None:
+    """A gigabyte would be sent; a small part of it is read."""
+    with flood(code, is_chunked, 10**9) as server:
+        with pytest.raises(ServerError) as caught:
+            Client(url=server.url, retries=0).post("chat/completions", {})
+        assert server.gave_up.wait(600)
+        assert server.sent < 100e6
+    assert ("longer than 32 MB" if code == 200 else "400 Bad Request: 'xxx") in str(caught.value)
+
+
+def test_an_answer_that_trickles_in_is_given_up() -> None:
+    """A byte now and then: never quiet for long, and never whole."""
+    with flood(200, False, 10**9, step=1) as server, pytest.raises(ServerError, match=r"not whole after 0\.2 s"):
+        Client(url=server.url, retries=0, timeout_seconds=0.2).post("chat/completions", {})
 
 
 def test_a_redirect_does_not_carry_the_key(monkeypatch: pytest.MonkeyPatch) -> None:

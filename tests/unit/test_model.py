@@ -35,6 +35,27 @@ def test_parts_give_transformers_logits_on_a_packed_row(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_they_do_in_bfloat16_within_what_rounding_explains(name):
+    self_check(tiny_config(name), Alone(), False, dtype=torch.bfloat16)
+
+
+def test_a_mistake_in_bfloat16_alone_is_found(monkeypatch):
+    right = attention._one_document
+
+    def wrong(query, *arguments):
+        output = right(query, *arguments)
+        return output * 1.5 if query.dtype is torch.bfloat16 else output
+
+    monkeypatch.setattr(attention, "_one_document", wrong)
+    assert self_check(tiny_config("llama"), Alone(), False) <= 1e-5
+    message = (
+        r"llama taken apart into stages does not compute what transformers computes in bfloat16 \(.+: off by \d+\.\d times what rounding"
+    )
+    with pytest.raises(UserError, match=message):
+        self_check(tiny_config("llama"), Alone(), False, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_equal_those_of_separate_documents(name):
     torch.manual_seed(1)
     theirs = AutoModelForCausalLM.from_config(tiny_config(name), attn_implementation="eager", dtype=torch.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from sft.plan.packing import plan_batch
 from sft.plan.sampler import Sampler, num_iterations
+from tests.counting import lines_run
 from tokenize_data.errors import UserError
 
 
@@ -41,18 +41,6 @@ def test_epochs_differ_and_seeds_differ():
     one, other = Sampler(1000, 1000, 1), Sampler(1000, 1000, 2)
     assert one.documents(0).tolist() != one.documents(1).tolist()
     assert one.documents(0).tolist() != other.documents(0).tolist()
-
-
-def test_ten_million_documents():
-    begun = time.process_time()
-    sampler = Sampler(10_000_000, 64, 0)
-    sampler.documents(0)
-    first = time.process_time() - begun
-    begun = time.process_time()
-    for iteration in range(1000):
-        sampler.documents(iteration)
-    assert first < 5
-    assert (time.process_time() - begun) / 1000 < 0.001
 
 
 LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=80)
@@ -98,12 +86,12 @@ def test_packing_is_tight_and_balanced_on_real_lengths():
     assert np.mean(balances) > 0.97
 
 
-def test_an_iteration_is_planned_in_under_five_milliseconds():
-    lengths = np.random.default_rng(0).integers(20, 2048, 64)
-    begun = time.process_time()
-    for _ in range(200):
-        plan_batch(lengths, 4096, 4)
-    assert (time.process_time() - begun) / 200 < 0.005
+def test_an_iteration_is_planned_in_few_steps():
+    """In lines of Python: packing looks at the rows that there are for each document, and no oftener."""
+    rng = np.random.default_rng(0)
+    some, many = (lines_run(lambda n=n: plan_batch(rng.integers(20, 2048, n).tolist(), 4096, 4)) for n in (64, 256))
+    assert some < 64 * 100
+    assert many < 16 * some
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,12 @@ from tokenize_data.records import Cleaning, DatasetSpec
 BOMB = "a: &a {first}\n" + "".join(f"{n}: &{n} {{open}}{', '.join([f'*{p}'] * 9)}{{close}}\n" for p, n in itertools.pairwise("abcdefghi"))
 
 
-def config(tmp_path: Path, text: str, *argv: str, world: int = 1) -> TrainConfig:
+def config(tmp_path: Path, text: str, *argv: str) -> TrainConfig:
     (tmp_path / "recipe.yaml").write_text(text)
     parser = argparse.ArgumentParser()
     add_flags(parser)
     values = combined(typed_values(parser.parse_args(["--config", str(tmp_path / "recipe.yaml"), *argv])), lambda line: None)
-    return make_config(values, world=world)
+    return make_config(values)
 
 
 def test_a_flag_wins_over_the_recipe(tmp_path):
@@ -79,9 +79,11 @@ def test_extends(tmp_path):
 
 def test_accumulated_rows(tmp_path):
     text = "run_name: r\nmicro_batch: 4\ngradient_accumulation: 2\n"
-    assert config(tmp_path, text).global_batch == 8
-    assert config(tmp_path, text, "--tp", "2", world=8).global_batch == 32
-    assert config(tmp_path, text, "--global_batch", "6").global_batch == 6
+    assert config(tmp_path, text).gradient_accumulation == 2  # what it comes to is known with the layout
+    typed = config(tmp_path, text, "--global_batch", "6")
+    assert (typed.gradient_accumulation, typed.global_batch) == (None, 6)
+    with pytest.raises(UserError, match="--gradient_accumulation 0 must be at least 1"):
+        config(tmp_path, text, "--gradient_accumulation", "0")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_a_run_s_own_recipe_gives_the_same_run(tmp_path):
         template="{% for m in messages %}\n{{ m.content }}{% endfor %}", tensorboard=False, sequence_parallel=False, samples=None, clip=0.0,
     )  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(recipe_text(given))
-    assert make_config(read_recipe(tmp_path / "recipe.yaml"), world=1) == given
+    assert make_config(read_recipe(tmp_path / "recipe.yaml")) == given
     assert tomllib.loads(to_toml({"config": config_values(given)}))["config"]["datasets"][0]["weight"] == 0.5
 
 

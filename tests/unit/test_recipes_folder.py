@@ -43,7 +43,7 @@ def asked(recipe: str, *argv: str) -> TrainConfig:
     parser = argparse.ArgumentParser()
     add_flags(parser)
     values = combined(typed_values(parser.parse_args(["--config", str(FOLDER / f"{recipe}.yaml"), *argv])), pytest.fail)
-    return make_config(values, world=1)
+    return make_config(values)
 
 
 @pytest.fixture
@@ -95,7 +95,6 @@ def test_it_starts_with_a_tiny_model_of_its_family(place: Path, family: Callable
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_it_trains_a_tiny_model_of_its_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Callable[[str], Path], recipe: str):
     monkeypatch.chdir(tmp_path)

@@ -225,7 +225,7 @@ def dom(tmp_path: Path) -> Callable[..., str]:
     def load(address: str, milliseconds: int = 1000) -> str:
         command = [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
         command += [f"--virtual-time-budget={milliseconds}", "--window-size=1200,1600", "--dump-dom", address]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 

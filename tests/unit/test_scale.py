@@ -7,7 +7,6 @@ import resource
 import struct
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -16,33 +15,32 @@ from transformers import LlamaConfig
 from sft.engine.groups import Alone
 from sft.model.build import build_stage, make_on_meta
 from sft.model.weights import INDEX, WeightFiles, match_names
+from tests.counting import bytes_read
 
 _TEN_MILLION = """
-import re, time
+import re
 from pathlib import Path
 import numpy as np
 from sft.plan.packing import plan_batch
 from sft.plan.sampler import Sampler
+from tests.counting import lines_run
 
+Sampler(100, 64, 0).documents(0)  # what is imported at first use
 lengths = np.random.default_rng(0).integers(20, 2048, 10_000_000).astype(np.uint32)
-began = time.process_time()
 sampler = Sampler(len(lengths), 64, 0)
-sampler.documents(0)
-once = time.process_time() - began
-began = time.process_time()
-for iteration in range(1, 101):
-    plan_batch(lengths[sampler.documents(iteration)].tolist(), 2048, 4)
-each = (time.process_time() - began) / 100
+first = lines_run(lambda: sampler.documents(0))
+most = max(lines_run(lambda: plan_batch(lengths[sampler.documents(number)].tolist(), 2048, 4)) for number in range(1, 21))
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]  # ru_maxrss would begin with the parent's
-print(once, each, int(peak) / 2**20)
+print(first, most, int(peak) / 2**20)
 """
 
 
-def test_ten_million_documents_are_planned_within_seconds_and_a_gigabyte():
+def test_ten_million_documents_are_planned_without_a_loop_over_them_and_in_a_gigabyte():
+    """An iteration costs what its 64 documents cost, however many there are."""
     printed = subprocess.run([sys.executable, "-c", _TEN_MILLION], capture_output=True, text=True, check=True).stdout
-    once, each, gigabytes = map(float, printed.split())
-    assert once < 20
-    assert each < 0.005
+    first, most, gigabytes = map(float, printed.split())
+    assert first < 1000  # lines of Python
+    assert most < 64 * 100
     assert gigabytes < 1
 
 
@@ -71,10 +69,10 @@ def seventy_billion(tmp_path_factory):
     return folder, config
 
 
-def test_a_rank_of_a_70b_model_finds_its_slices_within_seconds(seventy_billion):
+def test_a_rank_of_a_70b_model_finds_its_slices_from_the_headers(seventy_billion):
     folder, config = seventy_billion
     assert sum(file.stat().st_size for file in folder.iterdir()) > 130e9
-    began = time.perf_counter()
+    before = bytes_read()
     built = build_stage(
         config, range(30, 40), Alone(rank=5, size=8), sequence_parallel=True, recompute="none", dtype=torch.bfloat16,
         device=torch.device("meta"),
@@ -87,7 +85,7 @@ def test_a_rank_of_a_70b_model_finds_its_slices_within_seconds(seventy_billion):
         part, shape = built.places[name].part, files.shape(names[name])
         assert tuple(parameter.shape) == (part.shape_of(shape) if part else shape)
         places += len(list(part.spans(shape[part.dim]))) if part else 1
-    assert time.perf_counter() - began < 10
+    assert bytes_read() - before < 50e6
     assert places >= len(built.parameters) == 90
     name = "model.layers.35.mlp.down_proj.weight"
     layer = files.read(names[name], built.places[name].part, torch.bfloat16)

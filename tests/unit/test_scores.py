@@ -6,7 +6,6 @@ import json
 import math
 import random
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from sft.evaluate import scores, words
 from sft.evaluate.choices import candidates, choices_of, named_choice
 from sft.evaluate.likelihood import answer_likelihoods, candidate_likelihoods
 from tests import tiny
+from tests.counting import lines_run
 from tokenize_data.chat import ASSISTANT
 from tokenize_data.examples import Example
 from tokenize_data.prompts import open_format
@@ -69,14 +69,15 @@ def row(answer: str, references: list[str], **more: Any) -> dict[str, Any]:
     return {"answer": answer, "references": references, "finish": "stop", "scores": {}, **more}
 
 
-def test_ten_thousand_predictions_are_scored_within_a_minute() -> None:
-    """A smaller number here, scaled; on busy machines CPU time is what counts."""
-    rows = [row(answer, references) for answer, references in made_pairs(400, most_words=40)]
-    began = time.process_time()
-    for measure in scores.measures(rows):
-        scores.score_of(measure)
-    seconds = time.process_time() - began
-    assert seconds * 25 < 60, seconds
+def test_scoring_costs_as_much_for_each_further_prediction() -> None:
+    """Counted in lines of Python. How long ten thousand take is in benchmarks/."""
+
+    def work(count: int) -> int:
+        rows = [row(answer, references) for answer, references in made_pairs(count, most_words=40)]
+        return lines_run(lambda: [scores.score_of(measure) for measure in scores.measures(rows)])
+
+    few, some, many = work(20), work(40), work(80)
+    assert many - some < 3 * (some - few)
 
 
 def test_intervals_cover_and_differences_are_paired() -> None:

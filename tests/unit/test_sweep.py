@@ -12,6 +12,8 @@ import pytest
 
 from sft.commands.sweep import run as run_command
 from sft.config.recipe import read_recipe
+from sft.job import devices
+from sft.plan.gpus import Device
 from sft.sweep import pool, results, trials
 from sft.sweep.condition import holds
 from sft.sweep.grid import read_sweep
@@ -49,6 +51,7 @@ if codes:
 records = [{"iteration": 1, "loss": 3.0, "val_loss": 2.0 + len(values["loss"])}, {"iteration": 2, "loss": 2.5, "val_loss": 4.0}]
 (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\\n" for record in records))
 (run / "hf").mkdir()
+(run / "hf" / "model.safetensors").touch()
 """
 
 
@@ -181,7 +184,35 @@ def test_failures_are_tried_again_and_finished_ones_are_not(folder: Path, capsys
     assert (folder / "sweeps" / "grid" / "axis-loss.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_an_end_without_a_result_is_a_failure(folder: Path, capsys: pytest.CaptureFixture[str], code: int):
+    """Whatever the exit code says: nothing was trained."""
+    (folder / "plan" / "small-full-120").write_text(f"{code} {code}")
+    exit_code, out, err = sweep(capsys)
+    assert exit_code == 3
+    assert f"small-full-120: failed (exit code {code}), tried again (1 of 1): it ended as if finished, and left no model in " in out
+    assert err.endswith(f"its last words: it went wrong {code}\n")
+    assert table()["small-full-120"]["state"] == "failed"
+
+
+def test_a_model_whose_weights_are_gone_is_no_result(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert sweep(capsys)[0] == 0
+    run = next(folder.glob("sweeps/grid/runs/small-full-120/run"))
+    (run / "hf" / "model.safetensors").unlink()
+    assert sweep(capsys, "--table")[0] == 0
+    assert table()["small-full-120"]["state"] == "interrupted"
+
+
+def test_a_trial_that_was_killed(folder: Path, capsys: pytest.CaptureFixture[str]):
+    script = (folder / "trainer.py").read_text().replace("sys.exit(int(codes[0]))", "os.kill(os.getpid(), int(codes[0]))")
+    (folder / "trainer.py").write_text(script)
+    (folder / "plan" / "small-full-120").write_text("9 9")
+    assert sweep(capsys)[0] == 3
+    assert table()["small-full-120"]["reason"] == "it was killed (SIGKILL): out of memory, or from outside?"
+
+
 def test_several_at_once_have_gpus_of_their_own(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(devices, "installed", lambda: (tuple(Device(index=number, name="NVIDIA L4") for number in range(10)), False))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,9")
     assert pool.make_slots(2) == [{"CUDA_VISIBLE_DEVICES": "4,5"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
     with pytest.raises(UserError, match="--parallel 6 with 5 visible GPUs: at most 5"):

@@ -14,6 +14,7 @@ from typing import Any
 from sft.config.foreign import flat, trl
 from sft.config.foreign.rules import Kind, Line, Trainer, own_keys, said_of
 from tokenize_data.errors import UserError
+from tokenize_data.recipe_file import RIVALS
 
 TRAINERS: tuple[Trainer, ...] = (trl.TRAINER, flat.TRAINER)
 _MOST_SHOWN = 6
@@ -36,6 +37,7 @@ def lines_of(content: Mapping[str, Any], file: Path) -> list[Line]:
             Line(key="run_name", kind=Kind.DEFAULT, ours={"run_name": trl.run_name_of(name)}, comment="named after output_dir or file")
         )
     said = {name for line in lines for name in line.ours}
+    said |= {name for pair in RIVALS if said & set(pair) for name in pair}  # two ways to say one thing
     for name, value in trainer.defaults(content).items():
         if name not in said:
             lines.append(Line(key=name, kind=Kind.DEFAULT, ours={name: value}, comment=f"{trainer.name}'s default"))

@@ -7,6 +7,8 @@ made up for here. Small tensors are kept in float32 by bitsandbytes itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,33 +18,38 @@ NAMES = {"state1": "exp_avg", "state2": "exp_avg_sq"}  # ours are torch's, so th
 _BLOCK = 256
 
 
-def is_of_8_bits(optimizer: torch.optim.Optimizer) -> bool:
-    return type(optimizer).__module__.startswith("bitsandbytes")
+@dataclass(frozen=True, kw_only=True)
+class EightBits:
+    """A state as bitsandbytes has it: codes, the value of each code, the factor of each block."""
+
+    codes: Tensor
+    table: Tensor
+    factors: Tensor
+
+    def numbers(self) -> Tensor:
+        """In float32, flat."""
+        return self.table[self.codes.flatten().long()] * self.factors.repeat_interleave(_BLOCK)[: self.codes.numel()]
+
+    def put(self, numbers: Tensor) -> None:
+        """Numbers from `numbers`, changed maybe, back into the state."""
+        found, largest = _quantised(numbers, self.table)
+        self.codes.copy_(found.view_as(self.codes))
+        self.factors.copy_(largest)
+
+    def copied(self, copy: Callable[[Tensor], Tensor]) -> EightBits:
+        return EightBits(codes=copy(self.codes), table=copy(self.table), factors=copy(self.factors))
 
 
-def read(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The states of a tensor as float32, flat, by torch's names: copies, or bitsandbytes' own memory where that is float32."""
-    return {ours: _numbers(state, theirs) for theirs, ours in NAMES.items()}
-
-
-def write(state: dict[str, Any], numbers: dict[str, Tensor]) -> None:
-    """Numbers from `read`, changed maybe, back into the state."""
+def states_of(state: Mapping[str, Any]) -> dict[str, Tensor | EightBits]:
+    """By torch's names. Nothing for a state that is not bitsandbytes'."""
+    found: dict[str, Tensor | EightBits] = {}
     for theirs, ours in NAMES.items():
-        codes = state[theirs]
-        if codes.dtype == torch.uint8:
-            table, factors = state[f"qmap{theirs[-1]}"], state[f"absmax{theirs[-1]}"]
-            found, largest = _quantised(numbers[ours], table)
-            codes.copy_(found.view_as(codes))
-            factors.copy_(largest)
-
-
-def _numbers(state: dict[str, Any], name: str) -> Tensor:
-    codes: Tensor = state[name]
-    if codes.dtype != torch.uint8:
-        return codes
-    table: Tensor = state[f"qmap{name[-1]}"]
-    factors: Tensor = state[f"absmax{name[-1]}"]
-    return table[codes.flatten().long()] * factors.repeat_interleave(_BLOCK)[: codes.numel()]
+        if theirs in state:
+            number, is_float = theirs[-1], state[theirs].dtype != torch.uint8
+            found[ours] = state[theirs] if is_float else EightBits(
+                codes=state[theirs], table=state[f"qmap{number}"], factors=state[f"absmax{number}"]
+            )  # fmt: skip
+    return found
 
 
 def _quantised(numbers: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,54 @@
+"""The optimizers, and what planner, engine and checkpoint need to know of each. A new one is a line here and a file in `optimizer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerKind:
+    """Bytes of state for each trained weight, besides float32 weights: of matrices inside the layers, and of everything else."""
+
+    matrix_bytes: float
+    other_bytes: float
+    needs_whole_matrices: bool = False  # a replica owns whole tensors, not rows of them, and tensor ranks put their parts together
+    is_factored: bool = False  # matrices of any kind have a row and a column of moments
+    states: tuple[str, ...] = ()  # what it keeps of a weight, in checkpoints' words, sorted
+
+
+_EIGHT_BITS = 2 * (1 + 4 / 256)  # two codes, and a float32 factor for each block of 256
+
+_ADAMW = ("exp_avg", "exp_avg_sq")
+
+OPTIMIZERS = {
+    "adamw": OptimizerKind(matrix_bytes=8.0, other_bytes=8.0, states=_ADAMW),
+    "adamw8bit": OptimizerKind(matrix_bytes=_EIGHT_BITS, other_bytes=_EIGHT_BITS, states=_ADAMW),
+    "adafactor": OptimizerKind(
+        matrix_bytes=0.0, other_bytes=4.0, needs_whole_matrices=True, is_factored=True,
+        states=("exp_avg_sq", "exp_avg_sq_col", "exp_avg_sq_row"),
+    ),
+    "sgd": OptimizerKind(matrix_bytes=0.0, other_bytes=0.0),
+    "muon": OptimizerKind(matrix_bytes=4.0, other_bytes=8.0, needs_whole_matrices=True, states=(*_ADAMW, "momentum_buffer")),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSpec:
+    """One run's optimizer. Weights in float32 are updated where they are; weights in bfloat16 have float32 masters."""
+
+    name: str
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    momentum: float = 0.0  # of SGD
+
+    @property
+    def kind(self) -> OptimizerKind:
+        return OPTIMIZERS[self.name]
+
+    @property
+    def states(self) -> list[str]:
+        """What a checkpoint holds besides float32 weights."""
+        return [*self.kind.states, *(["momentum_buffer"] if self.name == "sgd" and self.momentum else [])]

@@ -1,0 +1,74 @@
+"""A shard: the rows of one parameter that this replica updates, as float32 weights that an optimizer of torch's can be given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sft.model.collectives import TensorGroup
+from sft.model.tensor_parallel import Place
+
+_MOST_ELEMENTS = 2**30  # bitsandbytes counts in 32 bits
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shard:
+    """`weights` are the memory of the parameter itself where that is in float32, and otherwise the master copy."""
+
+    name: str
+    parameter: nn.Parameter
+    place: Place
+    rows: range
+    weights: nn.Parameter
+
+    @property
+    def offset(self) -> int:
+        """Of its first weight in this rank's part of the parameter, flat."""
+        return self.rows.start * (self.parameter[:1].numel() if self.parameter.dim() else 1)
+
+    @property
+    def is_matrix(self) -> bool:
+        return self.parameter.dim() > 1
+
+    @property
+    def is_master(self) -> bool:
+        return self.parameter.dtype is not torch.float32
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """New weights to the parameter, rounded to its format."""
+        if self.is_master:
+            _rows(self.parameter.data, self.rows).copy_(self.weights)
+
+
+def make_shards(name: str, parameter: nn.Parameter, place: Place, rows: range, most: int = _MOST_ELEMENTS) -> list[Shard]:
+    """Of all rows that this replica owns, `most` elements in each shard. None where it owns none."""
+    at_once = max(1, most // max(1, parameter[:1].numel() if parameter.dim() else 1))
+    starts = range(rows.start, rows.stop, at_once)
+    return [_make_shard(name, parameter, place, range(start, min(start + at_once, rows.stop))) for start in starts]
+
+
+def _make_shard(name: str, parameter: nn.Parameter, place: Place, rows: range) -> Shard:
+    own = _rows(parameter.data, rows)
+    weights = nn.Parameter(own if parameter.dtype is torch.float32 else own.float())
+    return Shard(name=name, parameter=parameter, place=place, rows=rows, weights=weights)
+
+
+def _rows(tensor: Tensor, rows: range) -> Tensor:
+    return tensor[rows.start : rows.stop] if tensor.dim() else tensor
+
+
+def whole_of(part: Tensor, place: Place, group: TensorGroup) -> Tensor:
+    """A tensor of which tensor ranks hold parts, put together on each of them."""
+    if place.part is None:
+        return part
+    whole = part.new_zeros(place.shape)
+    if place.part.is_owner:
+        place.part.put(whole, part)
+    return group.sum(whole)
+
+
+def part_of(whole: Tensor, place: Place) -> Tensor:
+    return whole if place.part is None else place.part.take(whole)

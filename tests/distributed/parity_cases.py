@@ -1,0 +1,83 @@
+"""The parity table in bfloat16: which combinations of what a user can choose are compared with a bare loop over transformers or PEFT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.distributed.covering import Row, covering, often_enough
+from tests.models import FAMILIES
+
+LAYOUTS: dict[str, dict[str, int]] = {
+    "one": {},
+    "tp2": {"tp": 2},
+    "pp2": {"pp": 2},
+    "dp2": {"dp": 2},
+    "tp2 x pp2": {"tp": 2, "pp": 2},
+    "tp2 x dp2": {"tp": 2, "dp": 2},
+}
+MODES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "adapters": {"lora": {}},
+    "adapters, saved": {"lora": {"modules_to_save": ["embed_tokens", "lm_head", "norm"]}},
+    "4 bits": {"lora": {}, "bits": 4},
+    "8 bits": {"lora": {}, "bits": 8},
+}
+AXES: dict[str, list[Any]] = {
+    "family": sorted(FAMILIES),
+    "layout": list(LAYOUTS),
+    "mode": list(MODES),
+    "tied": [False, True],
+    "recompute": ["none", "selective", "full"],
+    "optimizer": ["adamw", "adamw8bit", "adafactor", "muon", "sgd", "sgd, momentum"],
+    "sequence_parallel": [False, True],
+    "loss_mask": [0.0, 0.5],
+    "pack": [True, False],
+    "split": [False, True],  # are tensors over replicas, by rows; large ones are
+}
+# What the modules of "adapters, saved" are called where they are not called as in Llama.
+_EMBEDDING = {"gpt-neox": "embed_in", "falcon": "word_embeddings", "falcon-new": "word_embeddings"}
+_HEAD: dict[str, str] = {}
+_NORM = {
+    "gpt-neox": "final_layer_norm", "opt": "decoder.final_layer_norm", "opt-350m": "self_attn_layer_norm", "falcon": "ln_f",
+    "falcon-new": "ln_f",
+}  # fmt: skip
+
+
+def is_allowed(row: Row) -> bool:
+    """Left out: stretches of tokens on one tensor rank, and split tensors on one replica, where neither has an effect."""
+    layout = row.get("layout")
+    return (
+        not (row.get("sequence_parallel") and layout not in (None, "tp2", "tp2 x pp2", "tp2 x dp2"))
+        and not (row.get("split") and layout not in (None, "dp2", "tp2 x dp2"))
+        and not (row.get("split") and row.get("sequence_parallel") and layout not in (None, "tp2 x dp2"))
+    )
+
+
+def case_of(row: Row) -> dict[str, Any]:
+    """What a worker is told."""
+    family, mode = row["family"], MODES[row["mode"]]
+    case = {
+        "kind": "parity", "dtype": "bfloat16", "layers": 2, "iterations": 3, "family": family, "tied": row["tied"],
+        "recompute": row["recompute"], "optimizer": row["optimizer"], "sequence_parallel": row["sequence_parallel"],
+        "loss_mask": row["loss_mask"], "pack": row["pack"], "small": 512 if row["split"] else 2**16, **LAYOUTS[row["layout"]], **mode,
+    }  # fmt: skip
+    if "modules_to_save" in mode.get("lora", {}):
+        saved = [_EMBEDDING.get(family, "embed_tokens"), _HEAD.get(family, "lm_head"), _NORM.get(family, "model.norm")]
+        case["lora"] = {"modules_to_save": saved}
+    return case
+
+
+def name_of(row: Row) -> str:
+    tied = "tied" if row["tied"] else "untied"
+    words = [row["family"], row["layout"], row["mode"], tied, row["optimizer"], f"recompute {row['recompute']}"]
+    words += (
+        ["stretches"] * row["sequence_parallel"]
+        + [f"mask {row['loss_mask']}"]
+        + ["unpacked"] * (not row["pack"])
+        + ["split"] * row["split"]
+    )
+    return ", ".join(words)
+
+
+ROWS = covering(AXES, is_allowed)
+IN_CI = often_enough(ROWS, 2)

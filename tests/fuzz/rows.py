@@ -1,0 +1,54 @@
+"""Lines of a .jsonl file, as every format. A row is refused with a reason, or becomes documents whose parts add up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+from tests.real_parts import smollm2_tokenizer
+from tokenize_data.errors import RowError, UserError
+from tokenize_data.prompts import open_format
+from tokenize_data.records import FORMATS, Cleaning, DatasetSpec, RowReader, parse_line, recognise
+
+_ROWS = [
+    {"prompt": "Is it?", "gold": "Yes."},
+    {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": "a", "tool_calls": []}]},
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "日本\u0301"}]},
+    {"instruction": "do", "input": "x", "output": "y"},
+    {"text": "plain <|im_end|>\n"},
+]
+SEEDS = [bytes([n]) + json.dumps(row).encode() for n, row in enumerate(_ROWS)]
+SEEDS += [
+    b"\x00" + line for line in (b"{}", b"[1]", b'{"prompt": NaN}', b'{"prompt": "\\ud800", "gold": ""}', b'{"prompt": 1e999}{"gold": 0}')
+]
+_SPECS = [
+    DatasetSpec(files=("x",), format=name, **more)
+    for name in FORMATS
+    for more in ({}, {"system": "{prompt}!", "prompt": "{{{prompt}}} {gold}", "clean": Cleaning(drop=r"[^a-z\s]", lower=True, strip=True)})
+]
+_CHAT = open_format(smollm2_tokenizer())
+
+PREFIX = 1  # bytes before the JSON
+
+
+def one(data: bytes) -> None:
+    spec, line = _SPECS[data[0] % len(_SPECS) if data else 0], data[1:].replace(b"\n", b" ")
+    try:
+        row = parse_line(line)
+        recognise([row], DatasetSpec(files=("x",)))
+        reader = RowReader(spec, spec.format or "qa")
+        messages = reader.messages(row)
+        documents = _CHAT.plain_document(messages[0]["content"]) if reader.is_plain_text else _CHAT.documents(messages)
+    except RowError as error:
+        assert len(str(error)) < 2000, len(str(error))
+        return
+    except UserError:
+        raise AssertionError("a row is refused as a row") from None
+    assert documents
+    for document in documents:
+        assert sum(document.run_lengths) == len(document.ids)
+        assert len(document.run_lengths) == len(document.run_roles)
+    with contextlib.suppress(RowError):
+        again = _CHAT.documents(messages) if not reader.is_plain_text else documents
+        assert [d.ids.tolist() for d in again] == [d.ids.tolist() for d in documents]

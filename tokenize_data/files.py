@@ -1,0 +1,46 @@
+"""Files that hold users' text: their owner alone reads them, whatever the umask. And JSON for names that are not UTF-8."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+_MODE = 0o600
+
+
+def open_private(path: Path) -> IO[bytes]:
+    """A new, empty file in place of an old one, which whoever opened it before keeps."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    return os.fdopen(_open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
+
+
+def append_private(path: Path) -> IO[bytes]:
+    """A file to append to and to read. An old one that others can read is closed to them first."""
+    return os.fdopen(_open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "ab+")
+
+
+def replace_private(path: Path, content: bytes, scratch: Path, sync: bool = False) -> None:
+    """A whole file by way of `scratch`: a reader sees the old one or the new one."""
+    with open_private(scratch) as file:
+        file.write(content)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def as_json(content: Any, indent: int | None = None) -> bytes:
+    """UTF-8. A byte of a file name that is not UTF-8 becomes JSON's own escape, which reads as the same name."""
+    return json.dumps(content, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace")
+
+
+def _open(path: Path, flags: int) -> int:
+    handle = os.open(path, flags | os.O_CLOEXEC, _MODE)
+    if os.fstat(handle).st_mode & 0o777 != _MODE:  # an old file, or a umask that takes our own right away
+        with contextlib.suppress(PermissionError):  # another's file, who lets us write to it and decides who reads it
+            os.fchmod(handle, _MODE)
+    return handle

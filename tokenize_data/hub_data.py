@@ -1,0 +1,70 @@
+"""The files of a data set on the Hub: `datasets` says which ones a split has, huggingface_hub fetches them; both read no rows."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenize_data.errors import UserError
+
+_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+){0,2}")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """`name` is what people are told, `path` where the file was fetched to."""
+
+    name: str
+    path: Path
+
+
+def is_name(name: str) -> bool:
+    """owner/name, owner/name:SPLIT or owner/name:CONFIGURATION:SPLIT."""
+    return _NAME.fullmatch(name) is not None
+
+
+def files(name: str) -> list[HubFile]:
+    """The files of the split that is named, else of `train`, else of the only one there is."""
+    repository, *rest = name.split(":")
+    for logger in ("datasets", "huggingface_hub"):  # what goes wrong is said below, once
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    try:
+        splits = _splits(repository, rest[0] if len(rest) == 2 else None)
+        return [_fetch(url) for url in splits[_choose(name, rest, list(splits))]]
+    except UserError:
+        raise
+    except Exception as error:  # both libraries raise dozens of kinds
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UserError(f"{name} is no file here, and cannot be read from the Hub: {type(error).__name__}: {reason}") from error
+
+
+def _splits(repository: str, configuration: str | None) -> dict[str, list[str]]:
+    """The addresses of each split's files. The builder is made, and asked for no row: it would guess types and keep copies."""
+    import datasets  # slow to import, and only needed here
+
+    datasets.disable_progress_bars()
+    files: Any = datasets.load_dataset_builder(repository, configuration).config.data_files
+    if not files:
+        raise UserError(f"{repository} has no data files that can be read without a program of its own: export it as JSONL")
+    return {str(split): [str(url) for url in urls] for split, urls in files.items()}
+
+
+def _choose(name: str, rest: list[str], splits: list[str]) -> str:
+    if rest:
+        if rest[-1] in splits:
+            return rest[-1]
+        raise UserError(f"{name}: no split '{rest[-1]}': it has {', '.join(splits)}")
+    if "train" in splits or len(splits) == 1:
+        return "train" if "train" in splits else splits[0]
+    raise UserError(f"{name} has the splits {', '.join(splits)}: name one as {name}:SPLIT")
+
+
+def _fetch(url: str) -> HubFile:
+    from huggingface_hub import HfFileSystem, hf_hub_download
+
+    place: Any = HfFileSystem().resolve_path(url)
+    path = hf_hub_download(place.repo_id, place.path_in_repo, repo_type="dataset", revision=place.revision)
+    return HubFile(f"{place.repo_id}/{place.path_in_repo}", Path(path))
