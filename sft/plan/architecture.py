@@ -27,7 +27,7 @@ _NAMES = {
 }
 # Far above any model. What is larger is a damaged file, or one that is meant to exhaust whoever builds the model.
 _LARGEST = {
-    **dict.fromkeys(_NAMES["layers"], 10_000), **dict.fromkeys(_NAMES["hidden"], 1 << 20), **dict.fromkeys(_NAMES["heads"], 1 << 16),
+    **dict.fromkeys(_NAMES["layers"], 1_000), **dict.fromkeys(_NAMES["hidden"], 1 << 20), **dict.fromkeys(_NAMES["heads"], 1 << 16),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "head_dim"), 1 << 16),
     **dict.fromkeys(("vocab_size", "intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), 1 << 26),
 }  # fmt: skip
@@ -146,8 +146,8 @@ def check_sizes(config: Mapping[str, Any], file: object) -> None:
     """Refuse sizes of which a model would be built without end, before anything is built or planned."""
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
     for name, value in ((name, part[name]) for part in parts for name in part if name in _LARGEST):
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        if isinstance(value, (int, float, str)) and not (is_whole and 1 <= value <= _LARGEST[name]):
+        is_right = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST[name]
+        if isinstance(value, (int, float, str)) and not is_right:
             raise UserError(f"{file}: {name} is {shorten(value)}, not a number from 1 to {_LARGEST[name]:,}: fetch the base model again")
 
 

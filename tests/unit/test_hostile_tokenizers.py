@@ -12,10 +12,10 @@ import pytest
 
 from tests.conftest import pair
 from tests.unit.test_bad_input import check_refused
-from tokenize_data import encode, guard, tokenizer
+from tokenize_data import encode, guard, tokenizer_files
 from tokenize_data.chat import ASSISTANT, Rendered
 from tokenize_data.encode import Encoder
-from tokenize_data.errors import RowError
+from tokenize_data.errors import RowError, UserError
 from tokenize_data.tokenizer import load_tokenizer
 
 
@@ -119,7 +119,7 @@ def test_only_the_failing_document_of_several_is_refused(hostile):
 def test_what_went_well_is_not_tried_again(family, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     load_tokenizer(str(family("gpt2")))
-    monkeypatch.setattr(tokenizer.guard, "Child", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr(tokenizer_files.guard, "Child", lambda *_: pytest.fail("tried again"))
     load_tokenizer(str(family("gpt2")))
     with pytest.raises(pytest.fail.Exception, match="tried again"):
         load_tokenizer(str(family("llama3")))
@@ -129,7 +129,7 @@ def test_what_failed_is_tried_again(hostile, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = hostile({"post_processor": NO_POST})
     for _ in range(2):
-        with pytest.raises(tokenizer.UserError, match="no usable tokenizer"):
+        with pytest.raises(UserError, match="no usable tokenizer"):
             load_tokenizer(str(folder))
 
 
