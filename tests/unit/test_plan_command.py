@@ -246,6 +246,7 @@ def test_nor_is_such_a_model_loaded(tmp_path, capsys, smollm2, command):
     folder = write_config(tmp_path / "hostile", {**LLAMA_8B, "num_hidden_layers": 10**8})
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (folder / file).write_bytes((smollm2 / file).read_bytes())
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     arguments = [command[0], str(folder), *command[1:]] if command[0] == "generate" else [*command, str(folder)]
     assert entry(arguments) == 2
     assert "/config.json: num_hidden_layers is 100000000, not a number from 1 to 1,000" in capsys.readouterr().err
