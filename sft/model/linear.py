@@ -23,7 +23,7 @@ class FrozenWeight(Protocol):
 class Dropout(Protocol):
     """Zeros some of an adapter's inputs while training."""
 
-    def __call__(self, hidden: Tensor) -> Tensor: ...
+    def low(self, hidden_TI: Tensor, a_RI: Tensor) -> Tensor: ...
 
 
 class Factor(nn.Module):
@@ -63,8 +63,11 @@ class Linear(nn.Module):
         output = self._base_product(hidden, bias)
         if not self._scale:
             return output
-        dropped = self.dropout(hidden) if self.dropout is not None and self.training else hidden
-        low = products.linear(dropped, self.lora_A.weight, None).flatten(0, -2)
+        flat_TI = hidden.flatten(0, -2)
+        if self.dropout is not None and self.training:
+            low = self.dropout.low(flat_TI, self.lora_A.weight)
+        else:
+            low = products.linear(flat_TI, self.lora_A.weight, None)
         return torch.addmm(output.flatten(0, -2), low, self.lora_B.weight.t(), alpha=self._scale).view_as(output)
 
     def _base_product(self, hidden: Tensor, bias: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,46 @@ def with_adapters(model: Any, case: dict[str, Any]) -> Any:
         ),
         autocast_adapter_dtype=False,
     )  # fmt: skip
+    if settings.dropout:
+        for name, module in list(made.named_modules()):
+            if isinstance(getattr(module, "lora_dropout", None), torch.nn.ModuleDict):
+                module.lora_dropout["default"] = HashedDropout(own_name(name), settings.dropout)
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if "lora_A" in name:
                 parameter.copy_(initial(own_name(name), tuple(parameter.shape), SEED))
     return made.train()
+
+
+class HashedDropout(torch.nn.Module):
+    """In place of PEFT's: what is dropped follows from document, position, layer and feature, by numpy alone."""
+
+    def __init__(self, layer: str, share: float) -> None:
+        super().__init__()
+        self._seed = int.from_bytes(hashlib.sha256(layer.encode()).digest()[:4], "big")
+        self._share, self.key = share, 0
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return hidden
+        tokens, features = (np.arange(size, dtype=np.uint64) for size in hidden.shape[-2:])
+        keys = _hashed(_hashed(np.array([self.key], np.uint64)) ^ tokens)
+        values = _hashed(keys[:, None] ^ _hashed(_hashed(features) ^ np.uint64(self._seed)))
+        kept = torch.from_numpy(values >= np.uint64(int(self._share * 2**32)))
+        return hidden * kept / (1 - self._share)
+
+
+def _hashed(values: np.ndarray) -> np.ndarray:
+    low = np.uint64(0xFFFFFFFF)
+    for factor, shift in ((0x9E3779B1, 15), (0x85EBCA77, 13), (0xC2B2AE3D, 16)):
+        values = values * np.uint64(factor) & low
+        values = values ^ (values >> np.uint64(shift))
+    return values
+
+
+def _document_key(numbers: np.ndarray, place: int) -> int:
+    digest = hashlib.sha256(numbers.astype(np.uint32).tobytes()).digest()
+    return int.from_bytes(hashlib.sha256(digest + place.to_bytes(8, "big")).digest()[:4], "big") >> 1
 
 
 def own_name(name: str) -> str:
@@ -81,7 +117,13 @@ def train_with_peft(model: Any, case: dict[str, Any]) -> tuple[list[Any], dict[s
     sampler = Sampler(worker.DOCUMENTS, case.get("global_batch", worker.GLOBAL_BATCH), worker.SEED)
     batches = [sampler.documents(number).astype(np.int64) for number in range(case.get("iterations", worker.ITERATIONS))]
     reader = MemoryReader(worker.DOCUMENTS, config.vocab_size, worker.SEQ)
-    records = plain.train(model, reader, batches, mask)
+    drops = [module for module in model.modules() if isinstance(module, HashedDropout)]
+
+    def on_document(numbers: np.ndarray, place: int) -> None:
+        for drop in drops:
+            drop.key = _document_key(numbers, place)
+
+    records = plain.train(model, reader, batches, mask, on_document)
     weights = {own_name(name): parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     return records, weights, plain.validate(model, reader, case.get("val_documents", worker.VALIDATION_DOCUMENTS), mask)
 

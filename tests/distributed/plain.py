@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ def make_model(config: Any, seed: int = 0) -> Any:
     return model.train()
 
 
-def train(model: Any, reader: Any, batches: list[np.ndarray], loss_mask: float) -> list[tuple[float, float]]:
-    """[(loss, gradient norm)], one an iteration."""
+def train(
+    model: Any, reader: Any, batches: list[np.ndarray], loss_mask: float, on_document: Callable[[np.ndarray, int], None] = lambda *_: None
+) -> list[tuple[float, float]]:
+    """[(loss, gradient norm)], one an iteration. `on_document` is told the batch and the place in it of what comes next."""
     decaying = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decaying, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
@@ -33,7 +36,8 @@ def train(model: Any, reader: Any, batches: list[np.ndarray], loss_mask: float) 
         weights = [weights_of(reader[int(n)], loss_mask) for n in numbers]
         total = sum(float(w.sum()) for w in weights)
         loss_sum = 0.0
-        for number, weight in zip(numbers, weights, strict=True):
+        for place, (number, weight) in enumerate(zip(numbers, weights, strict=True)):
+            on_document(numbers, place)
             ids = torch.from_numpy(reader[int(number)].ids.astype(np.int64))[None]
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
             nll = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")

@@ -107,12 +107,14 @@ def test_adapters_train_as_with_peft(name, results):
 
 
 @pytest.mark.parametrize(("one", "other"), [("dropout: one", name) for name in DROPOUT if name != "dropout: one"])
-def test_the_same_is_dropped_on_every_layout(one, other, results):
+def test_the_same_is_dropped_on_every_layout_and_with_peft(one, other, results):
     (alone,), ranks = results_of(results[one]), results_of(results[other])
     for rank in ranks:
         torch.testing.assert_close(torch.tensor(rank["records"]), torch.tensor(alone["records"]), rtol=TOLERANCE, atol=0.0)
-    model = adapters.peft_model(CASES[one])
-    records, *_ = adapters.train_with_peft(model, CASES[one])
+    records, *_ = adapters.train_with_peft(adapters.peft_model(CASES[one]), CASES[one])
+    torch.testing.assert_close(torch.tensor(alone["records"]), torch.tensor(records), rtol=TOLERANCE, atol=0.0)
+    without = {**CASES[one], "lora": {}}
+    records, *_ = adapters.train_with_peft(adapters.peft_model(without), without)
     assert abs(records[-1][0] - alone["records"][-1][0]) > 1e-4  # and something is dropped
 
 

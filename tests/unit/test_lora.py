@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -183,11 +184,52 @@ def test_what_is_dropped_depends_on_document_and_place_alone():
     packed = torch.cat([torch.arange(200) + (one << 32) for one in (key, other)])[None]
     positions, keys.current_T = decoded(packed)
     assert positions[0].tolist() == [*range(200), *range(200)]
-    both = whole(torch.ones(1, 400, 64))
+    both = _dropped(whole, 400)
     assert both.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     assert float((both == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
-    assert torch.equal(part(torch.ones(1, 400, 32)), both[..., 32:])
-    assert torch.equal(AdapterDropout(keys, "q_proj", 0.25, 64, None, (1, 2))(torch.ones(1, 200, 64)), both[:, 200:])  # a stretch
+    assert torch.equal(_dropped(part, 400, 32), both[:, 32:])
+    assert torch.equal(_dropped(AdapterDropout(keys, "q_proj", 0.25, 64, None, (1, 2)), 200), both[200:])  # a stretch
     _, keys.current_T = decoded(packed[:, 200:])
-    assert torch.equal(whole(torch.ones(1, 200, 64)), both[:, 200:])
-    assert not torch.equal(AdapterDropout(keys, "k_proj", 0.25, 64, None, (0, 1))(torch.ones(1, 200, 64)), both[:, 200:])
+    assert torch.equal(_dropped(whole, 200), both[200:])
+    assert not torch.equal(_dropped(AdapterDropout(keys, "k_proj", 0.25, 64, None, (0, 1)), 200), both[200:])
+
+
+def test_what_is_dropped_is_dropped_backward_too_and_little_is_there_at_once(monkeypatch):
+    torch.manual_seed(0)
+    keys = Keys()
+    _, keys.current_T = decoded(torch.arange(50)[None] + (7 << 32))
+    dropout = AdapterDropout(keys, "q_proj", 0.5, 8, None, (0, 1))
+    kept = _dropped(dropout, 50, 8)
+    hidden, a = torch.randn(50, 8, requires_grad=True), torch.randn(3, 8, requires_grad=True)
+    expected = torch.autograd.grad((hidden * kept @ a.t()).square().sum(), (hidden, a))
+    most = []
+    right = dropout.in_chunks
+    monkeypatch.setattr(dropout, "in_chunks", lambda *given: (most.append(chunk[1].numel()) or chunk for chunk in right(*given)))
+    monkeypatch.setattr("sft.model.dropout._HASHES_AT_ONCE", 64)
+    found = torch.autograd.grad(dropout.low(hidden, a).square().sum(), (hidden, a))
+    torch.testing.assert_close(found, expected)
+    assert max(most) == 64
+
+
+def test_hashes_are_those_of_whole_numbers():
+    """Python's own integers, which never overflow."""
+
+    def hashed(value):
+        for factor, shift in ((0x9E3779B1, 15), (0x85EBCA77, 13), (0xC2B2AE3D, 16)):
+            value = value * factor & 0xFFFFFFFF
+            value ^= value >> shift
+        return value
+
+    key, share = 12345, 0.3
+    keys = Keys()
+    _, keys.current_T = decoded(torch.arange(20)[None] + (key << 32))
+    found = _dropped(AdapterDropout(keys, "layer.q_proj", share, 16, None, (0, 1)), 20, 16)
+    seed = int.from_bytes(hashlib.sha256(b"layer.q_proj").digest()[:4], "big")
+    for token in range(20):
+        for feature in range(16):
+            value = hashed(hashed(hashed(key) ^ token) ^ hashed(hashed(feature) ^ seed))
+            assert bool(found[token, feature]) is (value >= share * 2**32), (token, feature)
+
+
+def _dropped(dropout, num_tokens, num_features=64):
+    return dropout.low(torch.ones(num_tokens, num_features), torch.eye(num_features))
