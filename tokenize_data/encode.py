@@ -8,6 +8,7 @@ so the ids before that place are exactly those of the prompt at generation time.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from tokenizers import Tokenizer
 
-from tokenize_data import fast_bpe, fast_words
+from tokenize_data import fast_bpe, fast_words, guard
 from tokenize_data.byte_lengths import ByteLengths
 from tokenize_data.chat import ASSISTANT, Rendered
 from tokenize_data.errors import RowError, shorten
@@ -58,7 +59,7 @@ class Encoder:
 
     def __init__(self, tokenizer: BaseTokenizer, fast: bool = True) -> None:
         self._backend = backend = tokenizer.backend
-        self._fast = (fast_bpe.build(tokenizer.pipeline) or fast_words.build(tokenizer.pipeline, backend)) if fast else None
+        self._fast = _build_fast(tokenizer) if fast else None
         self._pipeline = tokenizer.pipeline
         self._lengths = ByteLengths.of(tokenizer)
         self._splits_texts = self._lengths.prefix == "none"  # elsewhere each piece would get a space of its own
@@ -74,13 +75,32 @@ class Encoder:
         """Compare fast and slow on these texts and some hard ones; None when equal, else the text. Falls back for good."""
         if self._fast is None:
             return None
-        different = fast_bpe.first_difference(self._fast, self._backend, [*texts, *fast_bpe.HARD_TEXTS])
+        fast, texts = self._fast, [*texts, *fast_bpe.HARD_TEXTS]
+        # Neither tokenizer may end this process on a stranger's regular expressions.
+        limits = guard.Limits(seconds=60 + sum(map(len, texts)) // 20_000, num_bytes=(4 << 30) + 400 * sum(map(len, texts)))
+        child = guard.Child(lambda _: json.dumps(fast_bpe.first_difference(fast, self._backend, texts)), limits)
+        try:
+            different: str | None = json.loads(child.ask(None))
+        except guard.LimitError as error:
+            different = f"(the comparison {error})"
+        finally:
+            child.close()
         if different is not None:
             self._fast = None
         return different
 
     def encode(self, documents: Sequence[Rendered]) -> list[Encoded | RowError]:
         """Ids and roles of each document, in order."""
+        try:
+            return self._encode(documents)
+        except BaseException as error:
+            if type(error) is not Exception and not guard.is_panic(error):  # what `tokenizers` raises
+                raise
+            if len(documents) > 1:
+                return [encoded for document in documents for encoded in self.encode([document])]
+            return [RowError(f"the tokenizer fails on this text ({shorten(error, 100)}): change the row, or use another base model")]
+
+    def _encode(self, documents: Sequence[Rendered]) -> list[Encoded | RowError]:
         if not self._lengths.is_known:
             return [self._by_offsets(document) for document in documents]
         if self._splits_texts:
@@ -90,7 +110,7 @@ class Encoder:
             pieces = [document.text for document in documents]
             counts = [1] * len(documents)
         if self._fast is not None:
-            ids = [self._fast(piece) for piece in pieces]
+            ids = [self._quickly(piece) for piece in pieces]
             self._spot_check(pieces, ids)
         else:
             encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
@@ -101,6 +121,15 @@ class Encoder:
             results.append(self._one(document, ids[at : at + count]))
             at += count
         return results
+
+    def _quickly(self, piece: str) -> np.ndarray:
+        assert self._fast is not None
+        try:
+            return self._fast(piece)
+        except BaseException as error:
+            if guard.is_panic(error) or isinstance(error, ValueError):  # a regular expression that goes too deep
+                raise FastPathError(piece) from error
+            raise
 
     def _spot_check(self, pieces: list[str], ids: list[np.ndarray]) -> None:
         due = range(-self._count % _CHECK_EVERY, len(pieces), _CHECK_EVERY)
@@ -197,6 +226,15 @@ class Encoder:
                 pairs = zip(encoding.ids, encoding.offsets, strict=True)
                 return [(token, start - 1) for token, (start, _) in pairs if start >= 1]
         return None
+
+
+def _build_fast(tokenizer: BaseTokenizer) -> fast_bpe.Encode | None:
+    try:
+        return fast_bpe.build(tokenizer.pipeline) or fast_words.build(tokenizer.pipeline, tokenizer.backend)
+    except BaseException as error:
+        if guard.is_panic(error) or isinstance(error, ValueError):  # a regular expression that the fast tokenizer does not know
+            return None
+        raise
 
 
 def _split(document: Rendered) -> list[str]:

@@ -89,6 +89,11 @@ def was_stopped_by_timer(exit_code: int | None) -> bool:
     return exit_code == -signal.SIGPROF
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether this is a panic of a library that is written in Rust: no Exception, but no reason to end the program either."""
+    return type(error).__name__ == "PanicException"
+
+
 class Child:
     """A function in a process of its own, forked at once, which ends with this object."""
 
@@ -129,6 +134,8 @@ class Child:
     def _ending(self, exit_code: int | None) -> str:
         if was_stopped_by_timer(exit_code):
             return self._limits.text("time")
+        if exit_code == -signal.SIGABRT:  # how Rust and C++ end where an allocation fails
+            return f"crashed with SIGABRT, or {self._limits.text('memory')}"
         with contextlib.suppress(ValueError):
             return f"ended its process with {signal.Signals(-(exit_code or 0)).name}"
         return f"ended its process with exit code {exit_code}"

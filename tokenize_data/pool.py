@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
@@ -87,6 +88,7 @@ def _why_it_died(exit_code: int | None) -> str:
 def _serve(work: Callable[[Any], Any], connection: Pipe, inherited: list[Pipe]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which closes our pipe
     guard.may_be_killed()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a library prints before it panics; errors go through the pipe
     for other in inherited:
         other.close()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone: so are we

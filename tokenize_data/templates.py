@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tokenize_data.chat import ChatTemplate
 from tokenize_data.errors import UserError
-from tokenize_data.tokenizer import BaseTokenizer, read_template
+from tokenize_data.tokenizer import BaseTokenizer
+from tokenize_data.tokenizer_files import read_template
 
 MEGATRON_TOKENS = ("<|im_start|>", "<|im_end|>")
 OWN = "the tokenizer's own"

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,15 +26,16 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from tokenize_data.errors import UserError, shorten
+from tokenize_data.errors import UserError
+from tokenize_data.tokenizer_files import SPECIAL_NAMES, cache, chat_template_of, check, load, read_json, try_once
 
 _VERBATIM_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
-_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _WANTED_FILES = ("*.json", "*.model", "*.jinja", "*.txt")
-_MAX_TEMPLATE_BYTES = 1 << 20
-_MAX_JSON_BYTES = 1 << 29
 _CONVERT = """
-import os, sys, warnings
+import os, resource, sys, warnings
+for kind, most in ((resource.RLIMIT_CPU, 900), (resource.RLIMIT_AS, 1 << 36)):
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (min([most, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]), hard))
 warnings.filterwarnings("ignore"); os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True)
@@ -119,30 +121,30 @@ def load_tokenizer(path: str) -> BaseTokenizer:
     """The tokenizer of a Hugging Face folder or Hub id."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our workers are the parallelism; threads and forks do not mix
     folder = Path(path) if Path(path).is_dir() else _from_hub(path)
-    config = _read_json(folder / "tokenizer_config.json")
+    config = read_json(folder / "tokenizer_config.json")
+    check(folder, config)
     if not _is_verbatim(folder, config):
-        return _read(_converted(folder), fallback_template=_read_template(folder, config))
+        return _read(_converted(folder), fallback_template=chat_template_of(folder, config))
     return _read(folder)
 
 
 def _read(folder: Path, fallback_template: str | None = None) -> BaseTokenizer:
-    try:
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise UserError(f"{folder}/tokenizer.json cannot be read ({error}): save the tokenizer again with save_pretrained") from error
+    config = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
+    check(folder, config)
+    try_once(folder / "tokenizer.json")
+    backend = load(folder / "tokenizer.json")
     backend.no_truncation()
     backend.no_padding()
-    config = {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / "tokenizer_config.json")}
-    return BaseTokenizer(backend=backend, config=config, chat_template=_read_template(folder, config) or fallback_template)
+    return BaseTokenizer(backend=backend, config=config, chat_template=chat_template_of(folder, config) or fallback_template)
 
 
 def _is_verbatim(folder: Path, config: dict[str, Any]) -> bool:
     if not (folder / "tokenizer.json").exists() or config.get("tokenizer_class") not in _VERBATIM_CLASSES:
         return False
-    known = {token["content"] for token in _read_json(folder / "tokenizer.json").get("added_tokens", [])}
+    known = {token["content"] for token in read_json(folder / "tokenizer.json").get("added_tokens", [])}
     declared = [token["content"] for token in config.get("added_tokens_decoder", {}).values()]
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    declared += [token.get("content") if isinstance(token, dict) else token for name in _SPECIAL_NAMES if (token := config.get(name))]
+    declared += [token.get("content") if isinstance(token, dict) else token for name in SPECIAL_NAMES if (token := config.get(name))]
     declared += list(extra.values()) if isinstance(extra, dict) else [t["content"] if isinstance(t, dict) else t for t in extra]
     return known.issuperset(declared)
 
@@ -153,13 +155,13 @@ def _converted(folder: Path) -> Path:
     digest = hashlib.sha256(metadata.version("transformers").encode())
     for file in sorted(names):
         digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sft" / "tokenizers"
-    kept = cache / digest.hexdigest()
+    place = cache() / "tokenizers"
+    kept = place / digest.hexdigest()
     if (kept / "tokenizer.json").exists():
         return kept
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=cache))
+        place.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=place))
     except OSError:  # a home that cannot be written: converted again each time
         kept = scratch = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, scratch, ignore_errors=True)
@@ -178,6 +180,8 @@ def _convert(folder: Path, out: Path) -> None:
         return
     shutil.rmtree(out, ignore_errors=True)
     reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    if done.returncode < 0:
+        reason = f"it ended with {signal.Signals(-done.returncode).name}, after too much processor time or memory"
     reason = re.sub(r"^\w+(\.\w+)*: ", "", reason)
     raise UserError(f"transformers cannot load the tokenizer in {folder}: {reason[:300]}")
 
@@ -193,45 +197,3 @@ def _from_hub(path: str) -> Path:
             f"the tokenizer of '{path}' is neither a folder nor to be had from the Hub ({type(error).__name__}: {reason}): "
             "check the name and `hf auth login`, or give a local folder as --checkpoint"
         ) from error
-
-
-def read_template(file: Path) -> str:
-    with file.open("rb") as stream:  # a device has no size to look at first
-        content = stream.read(_MAX_TEMPLATE_BYTES + 1)
-    if len(content) > _MAX_TEMPLATE_BYTES:
-        raise UserError(f"{file} has more than {_MAX_TEMPLATE_BYTES:,} bytes, so it is no chat template: give another one")
-    return content.decode()
-
-
-def _read_template(folder: Path, config: dict[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.exists():
-        try:
-            return read_template(file)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise UserError(f"{file} cannot be read ({reason}): fetch the base model again, or remove it") from error
-    template = config.get("chat_template") or _read_json(folder / "chat_template.json").get("chat_template")
-    if isinstance(template, list):  # several named ones: the default is for chat
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    if template is not None and not isinstance(template, str):
-        raise UserError(f"{folder}: chat_template is {shorten(template)}, not text: fetch the base model again, or remove it")
-    if template is not None and len(template) > _MAX_TEMPLATE_BYTES:
-        raise UserError(f"{folder}: chat_template has more than {_MAX_TEMPLATE_BYTES:,} characters: fetch the base model again")
-    return template
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    try:
-        size = file.stat().st_size if file.is_file() else 0
-        if not 0 < size <= _MAX_JSON_BYTES:
-            raise ValueError(f"{size:,} bytes, where at most {_MAX_JSON_BYTES:,} are read" if size else "no text in it")
-        content = json.loads(file.read_text())
-        if not isinstance(content, dict):
-            raise ValueError(f"it is {shorten(content)}, where {{...}} is needed")
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{file} is not valid JSON ({error}): fetch the base model again") from error
-    return content

@@ -123,12 +123,15 @@ def _model_config(arguments: argparse.Namespace) -> Any:
     from transformers import AutoConfig
 
     from sft.model.base_folder import gguf_file_in, resolve
+    from sft.plan.architecture import check_sizes
     from tokenize_data.bases import find_base
     from tokenize_data.errors import UserError
+    from tokenize_data.tokenizer_files import read_json
 
     is_gguf = gguf_file_in(arguments.checkpoint) is not None
     path = arguments.checkpoint if is_gguf else find_base(arguments.checkpoint, arguments.size, arguments.checkpoints_file).path
     path = str(resolve(path)) if gguf_file_in(path) is not None else path
+    check_sizes(read_json(Path(path).expanduser() / "config.json"), f"{path}/config.json")
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:

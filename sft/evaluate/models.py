@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sft.model.base_folder import gguf_file_in, resolve
+from sft.plan.architecture import check_sizes
 from tokenize_data.chat import ChatTemplate
 from tokenize_data.errors import UserError, shorten
 from tokenize_data.prompts import ChatFormat, open_format
+from tokenize_data.tokenizer_files import read_json
 
 ADAPTER = "adapter_config.json"
 DTYPES = ("fp32", "bf16", "fp16")
@@ -92,6 +94,7 @@ def load_model(
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    check_sizes(read_json(place.folder / "config.json"), place.folder / "config.json")
     chat = open_format(place.tokenizer_folder, template, borrowed)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, None: torch.float32 if device == "cpu" else "auto"}[dtype]

@@ -14,6 +14,7 @@ from typing import Any
 from sft.config.naming import intermediate_name
 from sft.config.train import TrainConfig
 from sft.model.base_folder import gguf_file_in, resolve, resolve_here
+from sft.plan.architecture import check_sizes
 from tokenize_data.bases import Base, find_base
 from tokenize_data.errors import UserError
 
@@ -127,6 +128,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file} is not valid JSON ({error}): fetch the base model again") from error
     if not isinstance(content, dict) or "model_type" not in content:
         raise UserError(f"{file} has no model_type: give the folder of a Hugging Face model")
+    check_sizes(content, file)
     return content
 
 

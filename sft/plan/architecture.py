@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.plan.experts import check_no_experts
-from tokenize_data.errors import UserError
+from tokenize_data.errors import UserError, shorten
 
 _ROTARY_KINDS = ("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi3", "olmo2", "granite")
 KNOWN_KINDS = (*_ROTARY_KINDS, "gpt_neox", "opt", "falcon")
@@ -25,6 +25,12 @@ _NAMES = {
     "heads": ("num_attention_heads", "n_head", "n_heads"),
     "vocabulary": ("vocab_size",),
 }
+# Far above any model. What is larger is a damaged file, or one that is meant to exhaust whoever builds the model.
+_LARGEST = {
+    **dict.fromkeys(_NAMES["layers"], 1_000), **dict.fromkeys(_NAMES["hidden"], 1 << 20), **dict.fromkeys(_NAMES["heads"], 1 << 16),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "head_dim"), 1 << 16),
+    **dict.fromkeys(("vocab_size", "intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), 1 << 26),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +140,15 @@ class Architecture:
 def head_cost(model: Architecture, trained_share: float) -> float:
     """Of the head, in layers: only trained tokens are projected to the vocabulary."""
     return model.head_weights / model.layer_weights * trained_share
+
+
+def check_sizes(config: Mapping[str, Any], file: object) -> None:
+    """Refuse sizes of which a model would be built without end, before anything is built or planned."""
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
+    for name, value in ((name, part[name]) for part in parts for name in part if name in _LARGEST):
+        is_right = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST[name]
+        if isinstance(value, (int, float, str)) and not is_right:
+            raise UserError(f"{file}: {name} is {shorten(value)}, not a number from 1 to {_LARGEST[name]:,}: fetch the base model again")
 
 
 def _size(config: Mapping[str, Any], kind: str, what: str) -> int:

@@ -220,3 +220,33 @@ def test_a_gguf_file_is_not_converted_for_a_plan(capsys, monkeypatch, tmp_path):
     file.write_bytes(b"GGUF")
     assert entry(["plan", "--checkpoint", str(file), *CLUSTER]) == 2
     assert "has not been converted yet, which the first training with it does" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "largest"),
+    [
+        ("num_hidden_layers", 10**8, "1,000"), ("num_hidden_layers", -1, "1,000"), ("num_hidden_layers", "many", "1,000"),
+        ("hidden_size", 1.5, "1,048,576"), ("num_attention_heads", 0, "65,536"), ("num_key_value_heads", True, "65,536"),
+        ("vocab_size", 4 * 10**9, "67,108,864"), ("head_dim", 10**12, "65,536"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", [["plan", *CLUSTER], ["train", "--run_name", "r", "--data", "d.jsonl"]])
+def test_sizes_of_no_model_are_refused_before_anything_is_built(tmp_path, capsys, command, name, value, largest):
+    folder = write_config(tmp_path / "hostile", {**LLAMA_8B, name: value})
+    for file in ("tokenizer.json", "model.safetensors") if command[0] == "train" else ():
+        (folder / file).write_text("{}")
+    assert entry([*command, "--checkpoint", str(folder), "--iters", "10"]) == 2
+    assert capsys.readouterr().err.endswith(
+        f"{folder}/config.json: {name} is {value!r}, not a number from 1 to {largest}: fetch the base model again\n"
+    )
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompt", "Is it?"], ["parity", "--checkpoint"]])
+def test_nor_is_such_a_model_loaded(tmp_path, capsys, smollm2, command):
+    folder = write_config(tmp_path / "hostile", {**LLAMA_8B, "num_hidden_layers": 10**8})
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).write_bytes((smollm2 / file).read_bytes())
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    arguments = [command[0], str(folder), *command[1:]] if command[0] == "generate" else [*command, str(folder)]
+    assert entry(arguments) == 2
+    assert "/config.json: num_hidden_layers is 100000000, not a number from 1 to 1,000" in capsys.readouterr().err
