@@ -10,12 +10,14 @@ from typing import Any
 
 from sft.config.train import TrainConfig
 
+_SWITCH: dict[str, Any] = {"action": "store_true"}
 # Other ways to say what a field says; `recipe.make_config` turns them into it.
 WORDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "loss": (
         "data", "completion: learn the answers alone, as --loss_mask 0; full: questions and system messages too, as --loss_mask 1",
         {"choices": ("completion", "full"), "metavar": "completion|full"},
     ),
+    "load_in_8bit": ("adapters", "the older name of --weight_only_8bit: it is not LLM.int8(), which rounds activations too", _SWITCH),
 }  # fmt: skip
 
 

@@ -56,13 +56,15 @@ def checked(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         elif key == "loss":
             values[key] = _one_of(value, tuple(_LOSS_MASKS), f"{where}: loss")
         else:
-            values[key] = _coerced(value, plain_type(hints[key]), f"{where}: {key}")
+            values[key] = _coerced(value, bool if key in WORDS else plain_type(hints[key]), f"{where}: {key}")
     return values
 
 
 def make_config(values: Mapping[str, Any]) -> TrainConfig:
     """The configuration of settings that were typed or read."""
     values = {name: value for name, value in values.items() if value is not None}
+    if values.pop("load_in_8bit", False):
+        values["weight_only_8bit"] = True
     if "loss" in values:
         values["loss_mask"] = _LOSS_MASKS[values.pop("loss")]
     if "global_batch" in values and "gradient_accumulation" in values:

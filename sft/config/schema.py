@@ -45,7 +45,7 @@ def schema() -> dict[str, Any]:
         choices = {"enum": [*known["choices"], None]} if known.get("choices") else {}
         properties[entry.name] = {"description": known["text"], **_kind(plain_type(hints[entry.name])), **limits, **choices, **default}
     for name, (_, text, options) in WORDS.items():
-        properties[name] = {"description": text, "enum": [*options["choices"], None]}
+        properties[name] = {"description": text, **({"enum": [*options["choices"], None]} if "choices" in options else _kind(bool))}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A recipe of sft", "type": "object",
         "additionalProperties": False, "properties": properties, "$defs": {"dataset": _dataset()},

@@ -89,7 +89,9 @@ class TrainConfig:
     lora_modules_to_save: tuple[str, ...] = setting((), "modules trained in full besides", "adapters", metavar="NAME")
     adapter: str | None = setting(None, "start from this adapter, a folder in PEFT's format", "adapters", metavar="DIR")
     load_in_4bit: bool = setting(False, "keep the base's frozen weights in 4 bits (NF4)", "adapters")
-    load_in_8bit: bool = setting(False, "keep the base's frozen weights in 8 bits", "adapters")
+    weight_only_8bit: bool = setting(
+        False, "keep the base's frozen weights in 8 bits, a scale for each row; activations are not rounded", "adapters"
+    )
     merge_at_end: bool = setting(False, "write the merged model to hf/ besides adapter/", "adapters")
 
     tp: int | None = setting(None, "tensor-parallel size (default: entry, path or plan)", "layout", metavar="T", least=1)
@@ -151,15 +153,15 @@ class TrainConfig:
         self._check_adapters()
 
     def _check_adapters(self) -> None:
-        if self.load_in_4bit and self.load_in_8bit:
-            raise UserError("--load_in_4bit and --load_in_8bit: use one of them")
+        if self.load_in_4bit and self.weight_only_8bit:
+            raise UserError("--load_in_4bit and --weight_only_8bit: use one of them")
         if self.lora is not None or self.adapter is not None:
             if self.adapter is not None and (self.lora_targets != ("all-linear",) or self.lora_modules_to_save):
                 raise UserError(f"--adapter {self.adapter} says which layers are trained: leave --lora_targets, --lora_modules_to_save out")
             if self.lora_dropout >= 1:
                 raise UserError(f"--lora_dropout {self.lora_dropout:g} would drop everything: use less than 1, such as 0.05")
             return
-        bits = "--load_in_4bit" if self.load_in_4bit else "--load_in_8bit" if self.load_in_8bit else None
+        bits = "--load_in_4bit" if self.load_in_4bit else "--weight_only_8bit" if self.weight_only_8bit else None
         if bits is not None:
             raise UserError(f"{bits} keeps the base's weights in a form that cannot be trained in full: add --lora 16, or leave {bits} out")
         for name in ("lora_alpha", "lora_dropout", "lora_targets", "lora_rslora", "lora_modules_to_save", "merge_at_end"):

@@ -129,7 +129,7 @@ def trained_text(built: BuiltStage) -> str:
 
 
 def bits_of(config: TrainConfig) -> int | None:
-    return 4 if config.load_in_4bit else 8 if config.load_in_8bit else None
+    return 4 if config.load_in_4bit else 8 if config.weight_only_8bit else None
 
 
 def base_name(config: TrainConfig, base: BaseModel) -> str:

@@ -143,7 +143,7 @@ def _training_of(folder: Path) -> dict[str, Any]:
 
 def _bits_of(training: Mapping[str, Any]) -> int | None:
     config = training.get("config") or {}
-    return 4 if config.get("load_in_4bit") else 8 if config.get("load_in_8bit") else None
+    return 4 if config.get("load_in_4bit") else 8 if config.get("weight_only_8bit") or config.get("load_in_8bit") else None
 
 
 def _check_base(folder: Path, training: Mapping[str, Any], base: BaseModel, any_base: bool) -> None:

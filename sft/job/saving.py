@@ -22,7 +22,7 @@ _RESOLVED = ("data", "base_fingerprint", "adapter_fingerprint")
 _CONFIGURED = ("global_batch", "seed", "optimizer", "loss_mask")
 # What is trained, and what it is added to. Checkpoints that do not say it are of runs that had the default.
 _ADAPTERS = (
-    "lora", "lora_alpha", "lora_dropout", "lora_rslora", "lora_targets", "lora_modules_to_save", "load_in_4bit", "load_in_8bit",
+    "lora", "lora_alpha", "lora_dropout", "lora_rslora", "lora_targets", "lora_modules_to_save", "load_in_4bit", "weight_only_8bit",
 )  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def go_on(job: Job, pipeline: Pipeline, peers: Peers, say: Callable[[str], None]
     epoch = job.sampler.epoch(iteration)
     layout = checkpoint.manifest["layout"]
     made = f"made with tp {layout['tp']} x pp {layout['pp']} x dp {layout['dp']}"
-    if layout["tp"] != job.layout.tp and (job.config.load_in_4bit or job.config.load_in_8bit):
+    if layout["tp"] != job.layout.tp and (job.config.load_in_4bit or job.config.weight_only_8bit):
         warn(f"each process quantises its own slices: with tp {job.layout.tp} instead of {layout['tp']} the base's values differ a little")
     say(f"resumed after iteration {iteration:,}, epoch {epoch:.2f}, from {checkpoint.folder}, {made}")
     return iteration
@@ -144,7 +144,8 @@ def check(job: Job, checkpoint: Checkpoint) -> None:
     compared = [(name, facts["resolved"].get(name), resolved_facts(job)[name]) for name in _RESOLVED]
     compared += [(name, facts["config"].get(name), getattr(job.config, name)) for name in _CONFIGURED]
     defaults, current = config_values(TrainConfig(run_name="x")), config_values(job.config)
-    compared += [(name, facts["config"].get(name, defaults[name]), current[name]) for name in _ADAPTERS]
+    made = {"weight_only_8bit": facts["config"].get("load_in_8bit", False), **facts["config"]}  # the older name
+    compared += [(name, made.get(name, defaults[name]), current[name]) for name in _ADAPTERS]
     for name, there, here in compared:
         if there != here:
             raise UserError(

@@ -23,4 +23,8 @@ def config_of(arguments: argparse.Namespace, command: str = "train", **unless_gi
     values = {**unless_given, **combined(typed_values(arguments), warn)}
     if PREPARED in os.environ and "global_batch" in values:
         values.pop("gradient_accumulation", None)  # the launcher has made a number of documents of it
+    if values.get("load_in_8bit"):
+        warn(
+            "--load_in_8bit is called --weight_only_8bit now: weights are kept in 8 bits, and activations are not rounded as by LLM.int8()"
+        )
     return make_config(values)

@@ -130,7 +130,7 @@ def _library() -> Any:
         with _quiet():
             import bitsandbytes.functional
     except ImportError as error:
-        raise UserError("--load_in_4bit needs bitsandbytes: pip install 'sft[quantized]', or use --load_in_8bit") from error
+        raise UserError("--load_in_4bit needs bitsandbytes: pip install 'sft[quantized]', or use --weight_only_8bit") from error
     return bitsandbytes.functional
 
 

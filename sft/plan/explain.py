@@ -55,7 +55,10 @@ def _memory(plan: Plan) -> list[str]:
             f"in float32 with their gradients = {peak.logits / GB:.2f} GB"
         )
     if peak.buffers:
-        lines.append(f"  buffers = what {work.optimizer} makes of the largest tensor while it updates it = {peak.buffers / GB:.2f} GB")
+        what = (
+            "small gradients, copied to be sent together" if peak.moment == "exchange" else f"what {work.optimizer} makes while it updates"
+        )
+        lines.append(f"  buffers = {what} = {peak.buffers / GB:.2f} GB")
     lines.append(
         f"  not for tensors = {gpu.reserved_gb:g} GB of CUDA + {gpu.spare:.0%} of {gpu.memory_gb:g} GB that stay free + {groups} "
         f"communicator{'s' * (groups > 1)} x {gpu.communicator_gb:g} GB = {gpu.withheld_gb(groups):.2f} GB"

@@ -23,6 +23,7 @@ from sft.plan.activations import Activations, activations_of
 from sft.plan.architecture import Architecture, Linear
 from sft.plan.layout import Layout
 
+_SMALL_ELEMENTS, _LEAST_ROWS, _BUNDLE_ELEMENTS = 2**16, 8, 2.0**25  # as `optimizer.ownership` has them
 _UPDATE_BYTES = {"adafactor": 16.0, "muon": 20.0}  # for each weight of the tensor that is updated, for a moment
 _QUANTISED = {4: 0.5 + 4 / 64, 8: 1.0 + 4 / 4096}  # bytes for each weight, with the scales of blocks
 
@@ -91,7 +92,7 @@ class StageWeights:
 
 def stage_weights(model: Architecture, layout: Layout, stage: int, layers: range, adapters: Adapters | None) -> StageWeights:
     tp, is_first, is_last = layout.tp, stage == 0, stage == layout.pp - 1
-    table = model.vocabulary_on(tp) * (model.embedding_size or model.hidden)
+    table = _table(model, layout)
     base = len(layers) * model.layer_weights_on(tp)
     base += table + model.embedding_weights - model.head_weights if is_first else 0
     base += model.final_weights if is_last else 0
@@ -105,6 +106,11 @@ def stage_weights(model: Architecture, layout: Layout, stage: int, layers: range
     of_layer = [adapters.rank * max(linear.shape_on(tp, model.head_size)) for linear in _adapted(model, adapters)]
     trained = len(layers) * lora_weights(model, tp, adapters)
     return StageWeights(base=base + trained, quantised=quantised, trained=trained, largest=max(of_layer, default=0), ends=0)
+
+
+def _table(model: Architecture, layout: Layout) -> int:
+    """Of the vocabulary, on a tensor rank."""
+    return model.vocabulary_on(layout.tp) * (model.embedding_size or model.hidden)
 
 
 def lora_weights(model: Architecture, tp: int, adapters: Adapters) -> int:
@@ -135,11 +141,9 @@ def stage_memory(model: Architecture, layout: Layout, stage: int, layers: range,
     moments = [_layer_moment(rest, held, kept, weights, model, layout, work)]
     if is_last:
         moments.append(_loss_moment(rest, held, weights, model, layout, work, each))
-    moments.append(_last_gradient_moment(rest, kept, weights, work))
-    moments += [
-        replace(moment, activations=stale)
-        for moment in (_exchange_moment(rest, weights, layout), _update_moment(rest, weights, layout, work))
-    ]
+    moments += _last_moments(rest, kept, weights, model, layout, work, is_first=is_first)
+    for moment in (_exchange_moment(rest, weights, model, layout, layers, work), _update_moment(rest, weights, layout, work)):
+        moments.append(replace(moment, activations=stale))
     peak = max(moments, key=lambda moment: moment.total)
     return replace(peak, stage=stage)
 
@@ -193,10 +197,19 @@ def _layer_moment(
     )  # fmt: skip
 
 
-def _last_gradient_moment(rest: StageMemory, kept: Activations, weights: StageWeights, work: Work) -> StageMemory:
-    """The end of a backward pass: one layer's activations are left, and every sum is there."""
-    again = kept.whole + kept.backward + kept.boundary
-    return replace(rest, moment="last gradient", gradients=4.0 * weights.trained + _passing(weights.largest, work), activations=again)
+def _last_moments(
+    rest: StageMemory, kept: Activations, weights: StageWeights, model: Architecture, layout: Layout, work: Work, *, is_first: bool
+) -> list[StageMemory]:  # fmt: skip
+    """The end of a backward pass: one layer's activations are left, and every sum is there but the embedding's, which comes last."""
+    shapes = (linear.shape_on(layout.tp, model.head_size) for linear in model.linears)
+    largest = max(inputs * outputs for inputs, outputs in shapes) if work.adapters is None else 0
+    embedding = _table(model, layout) if is_first and work.adapters is None and work.micro_batches == 1 else 0
+    layer = replace(
+        rest, moment="first layer", gradients=4.0 * (weights.trained - embedding) + _passing(largest, work),
+        activations=kept.whole + kept.backward + kept.boundary,
+    )  # fmt: skip
+    every = 4.0 * weights.trained + _passing(weights.largest, work)
+    return [layer, replace(rest, moment="embedding", gradients=every, activations=2 * kept.boundary)]
 
 
 def _loss_moment(
@@ -211,14 +224,34 @@ def _loss_moment(
     if at_once < trained:  # gradients of the head's weights are summed over chunks
         normed += trained * model.hidden * each
         if work.adapters is None:
-            passing = model.vocabulary_on(layout.tp) * (model.embedding_size or model.hidden) * (4 + each)
+            passing = _table(model, layout) * (4 + each)
     return replace(rest, moment="loss", gradients=_sums(weights, work) + passing, activations=held + normed, logits=logits)
 
 
-def _exchange_moment(rest: StageMemory, weights: StageWeights, layout: Layout) -> StageMemory:
+def _exchange_moment(
+    rest: StageMemory, weights: StageWeights, model: Architecture, layout: Layout, layers: range, work: Work
+) -> StageMemory:  # fmt: skip
     """Sums on their way stay until all have arrived."""
     part = 4.0 * weights.trained / layout.dp if layout.dp > 1 else 0.0
-    return replace(rest, moment="exchange", gradients=4.0 * weights.trained + part)
+    copied = 4.0 * _bundled(model, layout, layers, work)
+    return replace(rest, moment="exchange", gradients=4.0 * weights.trained + part, buffers=copied)
+
+
+def _bundled(model: Architecture, layout: Layout, layers: range, work: Work) -> float:
+    """Weights of small tensors, and of those that have one owner, are copied to be sent together; others are sent from where they are."""
+    dp = layout.dp
+    if dp == 1:
+        return 0.0
+    shapes = [linear.shape_on(layout.tp, model.head_size) for linear in model.linears]
+    sizes = [(outputs, inputs * outputs) for inputs, outputs in shapes]  # rows, weights
+    if work.adapters is not None:
+        rank = work.adapters.rank
+        adapted = [linear.shape_on(layout.tp, model.head_size) for linear in _adapted(model, work.adapters)]
+        sizes = [size for inputs, outputs in adapted for size in ((rank, rank * inputs), (outputs, rank * outputs))]
+    is_whole = OPTIMIZERS[work.optimizer].needs_whole_matrices
+    bundled = [n for rows, n in sizes if is_whole or n < _SMALL_ELEMENTS or (rows % dp and rows < _LEAST_ROWS * dp)]
+    vectors = model.norm_weights if work.adapters is None else 0
+    return min(float(len(layers) * (sum(bundled) + vectors)), max(_BUNDLE_ELEMENTS, 4.0 * dp * max(bundled, default=0)))
 
 
 def _update_moment(rest: StageMemory, weights: StageWeights, layout: Layout, work: Work) -> StageMemory:

@@ -61,7 +61,7 @@ def test_it_is_frozen():
             {"load_in_4bit": True},
             "--load_in_4bit keeps the base's weights in a form that cannot be trained in full: add --lora 16, or leave",
         ),
-        ({"load_in_4bit": True, "load_in_8bit": True, "lora": 8}, "--load_in_4bit and --load_in_8bit: use one of them"),
+        ({"load_in_4bit": True, "weight_only_8bit": True, "lora": 8}, "--load_in_4bit and --weight_only_8bit: use one of them"),
         ({"lora_alpha": 8.0}, "--lora_alpha is about adapters, and none are trained: add --lora 16, or leave it out"),
         ({"merge_at_end": True}, "--merge_at_end is about adapters"),
         ({"lora": 8, "lora_dropout": 1.0}, "--lora_dropout 1 would drop everything"),

@@ -75,7 +75,8 @@ def test_flat_files():
     assert (found.lora, found.loss_mask, found.schedule, found.run_name) == (None, 1.0, "linear", "output")
     assert warned.keys() == {"logging_steps", "peft_lora_r", "peft_lora_alpha", "gradient_checkpointing_kwargs"}
     found, warned = read("flat_lora.yml")
-    assert (found.lora, found.lora_alpha, found.load_in_8bit, found.load_in_4bit) == (16, 32.0, True, False)
+    assert (found.lora, found.lora_alpha, found.weight_only_8bit, found.load_in_4bit) == (16, 32.0, True, False)
+    assert "activations are not rounded" in warned["load_in_8bit"]
     assert (found.iters, found.trust_remote_code, found.push_to_hub, found.run_name) == (500, True, None, "llama")
     assert found.datasets[0].files == ("./rows.jsonl",)
     assert "adapters are on all linear layers here" in warned["use_peft"]

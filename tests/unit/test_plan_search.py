@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft.optimizer import ownership
+from sft.plan import memory
 from sft.plan.answer import Data, Plan
 from sft.plan.architecture import Architecture
 from sft.plan.communicators import communicators
@@ -218,6 +220,19 @@ def test_every_optimizer_has_its_states(optimizer, each):
     weights = stage_weights(Architecture.of_config(LLAMA_8B), choice.layout, 0, range(32), None)
     assert choice.peak.optimizer / weights.trained == pytest.approx(each, rel=0.01)
     assert "optimizer = (" in "\n".join(explain(_plan_of(choice, optimizer)))
+
+
+def test_what_is_bundled_is_what_the_optimizer_bundles():
+    assert memory._SMALL_ELEMENTS == ownership._SMALL_ELEMENTS
+    assert memory._LEAST_ROWS == ownership._LEAST_ROWS
+    assert memory._BUNDLE_ELEMENTS == ownership._BUNDLE_ELEMENTS
+    sent = {}
+    for optimizer in ("adamw", "adafactor"):  # adafactor's tensors have one owner each, and travel together
+        model, layout = Architecture.of_config(LLAMA_8B), Layout(dp=8)
+        work = Work(row_tokens=2048, trained_share=1.0, micro_batches=2, recompute="full", optimizer=optimizer)
+        sent[optimizer] = memory._bundled(model, layout, range(32), work)
+    assert sent["adamw"] == 32 * 2 * 4096  # norms alone
+    assert sent["adafactor"] == 4 * 8 * 4096 * 14336
 
 
 def _plan_of(choice: Choice, optimizer: str) -> Plan:

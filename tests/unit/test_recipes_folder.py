@@ -122,7 +122,7 @@ def test_the_schema_is_that_of_the_dataclasses():
     assert (FOLDER / "schema.json").read_text() == schema.text(), "python -m sft.config.schema > recipes/schema.json"
     found = schema.schema()
     settings = {entry.name for entry in fields(TrainConfig)} - set(ONLY_FLAGS)
-    assert set(found["properties"]) == settings | {"extends", "loss", "gradient_accumulation"}
+    assert set(found["properties"]) == settings | {"extends", "loss", "load_in_8bit"}
     assert set(found["$defs"]["dataset"]["properties"]) == {entry.name for entry in fields(DatasetSpec)}
     assert set(found["$defs"]["dataset"]["properties"]["clean"]["properties"]) == {entry.name for entry in fields(Cleaning)}
     assert found["properties"]["schedule"]["enum"] == ["cosine", "linear", "constant", None]

@@ -131,6 +131,14 @@ def quantised(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     return mapped(key, value, {key: bool(value)})
 
 
+def eight_bits(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
+    if not value:
+        return mapped(key, value, {})
+    return warned(
+        key, value, "weights alone are in 8 bits here: activations are not rounded, as LLM.int8() does", {"weight_only_8bit": True}
+    )
+
+
 def trust(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     if not value:
         return mapped(key, value, {})
@@ -163,7 +171,7 @@ RULES: dict[str, Rule] = {
     "gradient_checkpointing": checkpointing,
     "gradient_checkpointing_kwargs": no_effect("layers are computed again without re-entrance, whatever it says"),
     "load_in_4bit": quantised,
-    "load_in_8bit": quantised,
+    "load_in_8bit": eight_bits,
     "trust_remote_code": trust,
     "run_name": run_name,
     "output_dir": output_dir,

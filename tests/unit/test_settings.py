@@ -1,0 +1,63 @@
+"""What flags and recipes come to on this machine: names that were changed, and what is said of them."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sft.config.flags import add_flags
+from sft.config.train import TrainConfig
+from sft.job import saving
+from sft.job.merging import _bits_of
+from sft.job.prepare import config_values, make_job, resolved_facts
+from sft.job.settings import config_of
+from tests.conftest import Workbench, pair
+from tests.unit.test_plan_command import BaseStub
+from tests.unit.test_plan_search import LLAMA_8B
+from tokenize_data.errors import UserError
+
+SMALL = LLAMA_8B | {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512, "vocab_size": 999}
+
+
+def settings(*argv: str) -> TrainConfig:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return config_of(parser.parse_args(["--run_name", "r", *argv]))
+
+
+@pytest.mark.parametrize("is_worker", [False, True])
+def test_the_older_name_of_8_bits_works_and_says_so(capsys, monkeypatch, tmp_path, is_worker):
+    monkeypatch.setenv("RANK", "0") if is_worker else monkeypatch.delenv("RANK", raising=False)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("load_in_8bit: true\n")
+    for argv in (["--load_in_8bit"], ["--config", str(recipe)]):
+        assert settings(*argv, "--lora", "8").weight_only_8bit
+        said = capsys.readouterr().err
+        assert ("--load_in_8bit is called --weight_only_8bit now" in said) is not is_worker  # the launcher has said it
+        assert said.count("\n") == (0 if is_worker else 1)
+    recipe.write_text("load_in_8bit: false\n")
+    assert not settings("--config", str(recipe)).weight_only_8bit
+    assert settings("--weight_only_8bit", "--lora", "8").weight_only_8bit
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match="--weight_only_8bit keeps the base's weights in a form that cannot be trained in full"):
+        settings("--load_in_8bit")
+
+
+def test_checkpoints_and_adapters_of_the_older_name_are_understood(bench: Workbench, tmp_path: Path):
+    bench.tokenize("--data", bench.jsonl([pair(f"Number {i}?", f"It is {i}.") for i in range(8)]))
+    config = TrainConfig(run_name="r", tokenized_data_dir=str(bench.tokenized), checkpoint=str(bench.base), lora=8, weight_only_8bit=True)
+    base: Any = BaseStub(SMALL)
+    job = make_job(config, base)
+    old = {name: value for name, value in config_values(job.config).items() if name != "weight_only_8bit"} | {"load_in_8bit": True}
+    facts = {"config": old, "resolved": resolved_facts(job), "next_batch": saving.next_batch(job, 1)}
+    checkpoint: Any = SimpleNamespace(manifest={"facts": facts}, iteration=1, folder=tmp_path / "step-0000001")
+    saving.check(job, checkpoint)
+    with pytest.raises(UserError, match="was made with weight_only_8bit True, this run has False"):
+        saving.check(replace(job, config=replace(job.config, weight_only_8bit=False)), checkpoint)
+    assert _bits_of({"config": old}) == 8
+    assert _bits_of({"config": config_values(job.config)}) == 8
