@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from sft.sweep.pool import Pool, Task, make_slots
 from tokenize_data.errors import UserError
 
 _WAIT_SECONDS = 120.0
+_PLACE = re.compile(r"\{run\}|\{model\}")
 Say = Callable[[str], None]
 
 
@@ -142,8 +144,9 @@ class Runner:
         if not sweep.after or record.has_followed or run is None or not run_folder.is_finished(run):
             return
         model = run / ("hf" if (run / "hf").is_dir() else "adapter")
+        places = {"{run}": str(run), "{model}": str(model)}
         for line in sweep.after:
-            words = [word.replace("{run}", str(run)).replace("{model}", str(model)) for word in shlex.split(line)]
+            words = [_PLACE.sub(lambda found: places[found[0]], word) for word in shlex.split(line)]
             command = [sys.executable, "-m", *words] if words[:1] == ["sft"] else words
             with recipe_file(sweep, trial).with_suffix(".log").open("ab") as log:
                 try:
