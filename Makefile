@@ -11,7 +11,7 @@ demo: $(STAMP)
 
 test: check
 	$(BIN)/python -m pytest -q -n 2 tests/unit
-	$(BIN)/python -m pytest -q -m "not slow" tests/distributed tests/faults
+	$(BIN)/python -m pytest -q -m "not slow" tests/distributed tests/faults tests/fuzz
 
 test-all: check  # the long proofs too: more than an hour on two cores
 	NUM_KILLS=50 NUM_MUTATIONS=5000 $(BIN)/python -m pytest

@@ -81,7 +81,7 @@ def recipe_text(config: TrainConfig) -> str:
     groups = list(dict.fromkeys(entry.metadata["group"] for entry in fields(TrainConfig)))
     for entry in sorted(fields(TrainConfig), key=lambda entry: groups.index(entry.metadata["group"])):
         value = getattr(config, entry.name)
-        if entry.name in _NOT_WRITTEN or value is None or value == ():
+        if entry.name in _NOT_WRITTEN or value is None or value == () == entry.default:
             continue
         if entry.metadata["group"] != group:
             group = entry.metadata["group"]

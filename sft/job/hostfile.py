@@ -22,7 +22,7 @@ from tokenize_data.errors import UserError, shorten
 
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15")
 _SSH_FAILED, _POLL_SECONDS = 255, 0.1
-_LINE = re.compile(r"(?P<host>\S+)(\s+slots\s*=\s*(?P<slots>\d+))?")
+_LINE = re.compile(r"(?P<host>[^\s\x00-\x1f\x7f]+)(\s+slots\s*=\s*(?P<slots>[0-9]{1,6}))?")
 # What decides how processes find programs and each other. Nothing that is secret: command lines can be seen by all users of a host.
 _PASSED = ("NCCL_", "GLOO_", "UCX_", "FI_", "OMP_", "CUDA_", "TORCH_", "SFT_TRACEBACK", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")

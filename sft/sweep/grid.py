@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,10 +80,21 @@ def read_sweep(file: Path, *, out: Path | None = None, parallel: int | None = No
     after = [after] if isinstance(after, str) else after
     if not isinstance(after, list) or not all(isinstance(line, str) for line in after):
         raise UserError(f"{file}: after must be a list of commands, such as sft evaluate {{model}} --data test.jsonl")
+    for line in after:
+        if not _words(line):
+            raise UserError(f"{file}: after: {shorten(line)} is no command: close its quotes, and write it as in a terminal")
     return Sweep(
         name=name, folder=folder, axes=axes, trials=trials, left_out=left_out, retries=_count(content, "retries", 1, 0, file),
         parallel=parallel if parallel is not None else _count(content, "parallel", 1, 1, file), after=tuple(after),
     )  # fmt: skip
+
+
+def _words(line: str) -> list[str]:
+    """Of a command; none where it cannot be taken apart."""
+    try:
+        return shlex.split(line) if "\0" not in line else []
+    except ValueError:
+        return []
 
 
 def _base(content: Mapping[str, Any], file: Path, warn: Warn) -> dict[str, Any]:
@@ -190,7 +202,7 @@ def _check_picks(picks: Mapping[str, Any], axes: Mapping[str, Any], where: str) 
         if axis not in axes:
             raise UserError(f"{where}: there is no axis '{axis}': known are {', '.join(axes)}")
         for label in wanted if isinstance(wanted, list) else [wanted]:
-            if label not in axes[axis]:
+            if isinstance(label, list | dict) or label not in axes[axis]:
                 raise UserError(f"{where}: {axis} has no value {shorten(label)}: it has {', '.join(map(str, axes[axis]))}")
 
 

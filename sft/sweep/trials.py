@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tokenize_data.errors import UserError
 from tokenize_data.files import append_private
 
 _WAIT_SECONDS = 120.0
+_PLACE = re.compile(r"\{run\}|\{model\}")
 Say = Callable[[str], None]
 
 
@@ -149,8 +151,9 @@ class Runner:
         if not sweep.after or record.has_followed or run is None or run_folder.result_of(run) is None:
             return
         model = run / ("hf" if (run / "hf").is_dir() else "adapter")
+        places = {"{run}": str(run), "{model}": str(model)}
         for line in sweep.after:
-            words = [word.replace("{run}", str(run)).replace("{model}", str(model)) for word in shlex.split(line)]
+            words = [_PLACE.sub(lambda found: places[found[0]], word) for word in shlex.split(line)]
             command = [sys.executable, "-m", *words] if words[:1] == ["sft"] else words
             with append_private(recipe_file(sweep, trial).with_suffix(".log")) as log:
                 try:

@@ -1,6 +1,6 @@
 """Every fault that a run has to survive, in one table: python -m tests.faults.campaign [--small] [--only WORD ...] [--root DIR].
 
-Exit code 0 only where everything survived. About 35 minutes on two cores; `--small` has fewer tries, as CI runs them.
+Exit code 0 only where everything survived. More than an hour on two cores; `--small` has fewer tries, as CI runs them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.faults import boundaries, damages, disks, hostile, kills, layouts, starts
+from tests.faults import boundaries, damages, disks, hostile, kills, layouts, phases, starts
 from tests.faults.rows import Field, Row
 
 ROWS: dict[str, Callable[[Field], Row]] = {
@@ -33,8 +33,10 @@ ROWS: dict[str, Callable[[Field], Row]] = {
     "clock-files": damages.jumping_files,
     "hostile": hostile.hostile_inputs,
     "secrets": hostile.secrets,
+    **phases.ROWS,
 }
-NOT_SMALL = ("starts", "stops")  # twenty starts of the whole command; what test_runs.py tries already
+# Twenty starts of the whole command; what test_runs.py tries already; phases that take a start of the command for each try.
+NOT_SMALL = ("starts", "stops", "phases-readonly", "phases-memory", "phases-clock", "swapped-ranks")
 _WRONG_SHOWN, _WIDTH = 5, 400
 
 

@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-TARGETS = ("rows", "recipes", "manifests", "meetings", "replies")
-FOUND = Path(__file__).with_name("found")  # inputs that broke something once: they are tried first
+TARGETS = ("rows", "recipes", "manifests", "shards", "meetings", "replies")
+FOUND = Path(__file__).with_name("found")  # inputs that broke something once, for each target: they are tried first
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
 from sft.config.recipe import make_config, read_recipe, recipe_text
 from sft.sweep.grid import read_sweep
 from tokenize_data.errors import UserError
+from tokenize_data.recipe_file import parse_yaml
 
 _ROOT = Path(__file__).resolve().parents[2]
 _FILE = Path(tempfile.mkdtemp(prefix="fuzz-recipes-")) / "recipe.yaml"
@@ -21,7 +23,9 @@ exclude: {too dear: {model: big, samples: [120]}}
 after: ["echo {model} 'a b'"]
 """
 SEEDS = [b"r" + file.read_bytes() for folder in ("recipes", "tests/foreign") for file in sorted((_ROOT / folder).glob("*.y*ml"))]
+SEEDS += [seed[:1] + json.dumps(parse_yaml(seed[1:].decode(), "seed")).encode() for seed in [*SEEDS, b"s" + _SWEEP]]
 SEEDS += [b"s" + _SWEEP, b"r" + b"datasets: [{files: [a.jsonl], weight: 2, clean: {drop: '[a'}}]\nlr: 2e-5\n", b"r" + b"a: &a [*a]\n"]
+PREFIX = 1  # bytes before the JSON, which is YAML too
 
 
 def one(data: bytes) -> None:

@@ -36,6 +36,17 @@ def mutator(prefix: int, otherwise: Callable[[bytes, int], bytes]) -> Callable[[
     return mutate
 
 
+def changed(whole: dict[str, Any], change: bytes) -> dict[str, Any] | None:
+    """With other values at some keys; what is a mapping on both sides is changed key by key. None where `change` is no JSON object."""
+    try:
+        given = json.loads(change)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(given, dict):
+        return None
+    return {**whole, **{k: {**whole[k], **v} if isinstance(v, dict) and isinstance(whole.get(k), dict) else v for k, v in given.items()}}
+
+
 def _mutated(value: Any, rng: random.Random) -> Any:
     if isinstance(value, dict) and value and rng.random() < 0.85:
         value, key = dict(value), rng.choice(list(value))

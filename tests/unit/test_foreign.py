@@ -105,6 +105,12 @@ def test_what_is_printed_has_each_key_and_runs_the_same(tmp_path, name):
         ("label_smoothing_factor: 0.1", "labels are not smoothed"), ("learning_rte: 1", "did you mean 'learning_rate'?"),
         ("dataset_mixture: {datasets: [{id: a/b}], test_split_size: 5}", "make a file of the rows for validation"),
         ("save_steps: 0.1", "write save_interval, a number of iterations"), ("metric_for_best_model: accuracy", "the lowest loss"),
+        ("save_steps: many", "save_steps: 'many': must be a number"), ("save_total_limit: []", "save_total_limit: []: must be a number"),
+        ("warmup_steps: {a: 1}", "warmup_steps: {'a': 1}: must be a number"), ("warmup_steps: .inf", "warmup_steps: inf: must be a number"),
+        ("eval_strategy: steps\neval_steps: x", "eval_steps: 'x': must be a number"),
+        ("lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: [1]", "lr_scheduler_kwargs: [1]: must be a mapping"),
+        ("lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: low}", "min_lr: 'low': must be a number"),
+        ("dataset_mixture: {datasets: [{id: a/b, weight: much}]}", "weight: 'much': must be a number"),
         ("chat_template_path: someone/model", "save its Jinja file"), ("lora_task_type: SEQ_CLS", "causal language models alone"),
     ],
 )  # fmt: skip
@@ -192,3 +198,9 @@ def test_a_secret_name_is_none_of_the_usual_ones():
     assert not [
         name for name in own_keys() | {"max_new_tokens", "eos_token_id", "tokenizer_name", "key", "add_tokens"} if is_secret_name(name)
     ]
+
+
+def test_a_data_set_s_name_may_be_no_file_s(tmp_path):
+    (tmp_path / "old.yaml").write_text(f"model_name: a/b\nbatch_size: 1\ndataset_name: {'a' * 300}\n")
+    (found,) = make_config(read_recipe(tmp_path / "old.yaml"), world=1).datasets
+    assert found.files == ("a" * 300 + ":train",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -35,6 +36,10 @@ def test_deepspeed_s_format(tmp_path: Path):
         ("a slots=0\n", "slots=0 leaves no process"),
         ("a gpus=8\n", "line 1: 'a gpus=8' is no host"),
         ("-oProxyCommand=evil slots=1\n", "line 1: .* is no host"),
+        ("a slots=" + "9" * 5000 + "\n", "line 1: .* is no host"),
+        ("a slots=\u0663\n", "line 1: .* is no host"),
+        ("a\0b slots=1\n", "line 1: .* is no host"),
+        ("a\x1b[2Jb\n", "line 1: .* is no host"),
     ],
 )
 def test_what_is_no_hostfile(tmp_path: Path, text: str, message: str):
@@ -110,6 +115,30 @@ def test_what_is_passed_on_and_what_is_not(cluster: Path, monkeypatch: pytest.Mo
     assert "hf_secret" not in script
     assert "--hostfile" not in script
     assert "--lr 1 --nodes 2 --rank 0 --addr a --nproc_per_node 2" in script
+
+
+_EVIL = ("$(touch canary)", "; touch canary", "`touch canary`", 'it\'s "quoted"', "a\nb", "*", "~", "${HOME}", "é\udcff", "", "-", "a\\")
+
+
+def test_words_reach_the_far_shell_as_they_were_typed(cluster: Path, monkeypatch: pytest.MonkeyPatch):
+    """With a real shell at the far end, as sshd starts it."""
+    folder = cluster / 'it\'s $(touch canary) ; "here"'
+    folder.mkdir()
+    program = folder / "python $(touch canary)"
+    program.write_text(
+        f'#!{sys.executable}\nimport json, os, sys\njson.dump([sys.argv, os.environ["NCCL_DEBUG"], os.getcwd()], open("told", "w"))\n'
+    )
+    program.chmod(0o755)
+    (cluster / "bin" / "ssh").write_text('#!/bin/sh\nfor word; do last="$word"; done\nexec sh -c "$last"\n')
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setenv("NCCL_DEBUG", "$(touch canary) ' \" \n x")
+    monkeypatch.chdir(folder)
+    assert start("node1", argv=_EVIL) == 0
+    argv, value, where = json.loads((folder / "told").read_text())
+    assert tuple(argv[argv.index("r") + 1 : argv.index("--nodes")]) == _EVIL
+    assert value == "$(touch canary) ' \" \n x"
+    assert where == str(folder)
+    assert not list(cluster.glob("**/canary"))
 
 
 def test_a_host_that_is_not_reached_ends_the_others_with_its_name(cluster: Path, capfd: pytest.CaptureFixture[str]):

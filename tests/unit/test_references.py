@@ -52,14 +52,14 @@ REFERENCES: dict[str, dict[Any, Any]] = {
     "micro_batch": {"any": axis("pack", True)},
     "global_batch": {"any": (_LAYOUTS, "llama: dp2, 10 documents")},
     "lora": {"any": axis("mode", "adapters")}, "lora_modules_to_save": {"any": axis("mode", "adapters, saved")},
-    "load_in_4bit": {True: axis("mode", "4 bits")},
+    "load_in_4bit": {True: axis("mode", "4 bits")}, "weight_only_8bit": {True: axis("mode", "8 bits")},
     "lora_alpha": {"any": _ADAPTERS}, "lora_targets": {"any": (_ADAPTERS, "llama: tp2 x dp2, head")},
     "lora_rslora": {True: (_ADAPTERS, "llama3-tied: rank-stabilised")}, "lora_dropout": {"any": _DROPOUT},
     "adapter": {"any": _GOES_ON}, "merge_at_end": {True: _MERGED},
     "template": {"any": _PROMPTS}, "format": {"any": _FORMATS},
 }  # fmt: skip
-EIGHT_BITS = {True: axis("mode", "8 bits")}
-REFERENCES |= {name: EIGHT_BITS for name in ("load_in_8bit", "load_in_int8") if name in {field.name for field in fields(TrainConfig)}}
+
+
 # Which documents are trained and how often, where things lie, who takes part, what is told: the arithmetic is the same.
 NO_ARITHMETIC = {
     "config",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -105,6 +106,7 @@ def test_the_grid(folder: Path):
         (("[60, 120]", "[60, 60]"), "a value is there twice"), (("samples >= 120", "rows > 1"), "no axis or setting 'rows'"),
         (("samples >= 120", "__import__('os')"), "is no condition"), (("samples >= 120", "samples >= 'a'"), "cannot be computed"),
         (("samples: [120]", "samples: [130]"), "exclude: too dear: samples has no value 130: it has 60, 120"),
+        (("model: big,", "model: {a: 1},"), "model has no value {'a': 1}"),
         (("model: big,", "modell: big,"), "there is no axis 'modell'"), (("name: grid", "name: a/b"), "letters, digits"),
         (("lr: 1e-5", "lrr: 1e-5"), "axes: model: big: unknown key 'lrr'"),
         (("name: grid", "retries: -1"), "retries must be a whole number"),
@@ -247,6 +249,29 @@ def test_scores_of_a_command_that_follows(folder: Path, capsys: pytest.CaptureFi
     row = results.rows(read_sweep(folder / "grid.yaml"))[3]
     assert (row["score_f1"], row["score_rouge_l"]) == (0.5, 0.25)
     assert "score_n" not in row
+
+
+def test_words_of_a_command_after_a_trial_stay_words(folder: Path, capsys: pytest.CaptureFixture[str]):
+    """No shell reads them, whatever is in the folder's name."""
+    (folder / "tell.py").write_text("import json, sys\njson.dump(sys.argv[1:], open('told', 'w'))\n")
+    out, words = "it's {model} $(touch canary); x", r"""{run} "a b" 'c;d' $HOME $(touch\ canary) {{run}} a\'b"""
+    line = f"{sys.executable} tell.py {words}"
+    (folder / "grid.yaml").write_text(
+        GRID.replace("[60, 120]", "[60]").replace("samples: [120]", "samples: [60]") + f"after: {json.dumps([line])}\n"
+    )
+    assert sweep(capsys, "--out", out)[0] == 0
+    told = json.loads(Path("told").read_text())
+    assert told[0].startswith(f"{out}/runs/")
+    assert told[1:5] == ["a b", "c;d", "$HOME", "$(touch canary)"]
+    assert told[6] == "a'b"
+    assert not list(folder.glob("**/canary"))
+
+
+@pytest.mark.parametrize("line", ["echo 'not closed", "echo \\", "", "  ", "echo a\0b"])
+def test_a_command_that_is_none_is_refused_before_any_trial(folder: Path, line: str):
+    (folder / "grid.yaml").write_text(GRID + f"after: {json.dumps([line])}\n")
+    with pytest.raises(UserError, match=r"grid.yaml: after: .* is no command"):
+        read_sweep(folder / "grid.yaml")
 
 
 @pytest.mark.parametrize("code", [0, 3, 75])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.config.foreign.rules import Line, mapped, refused, warned
+from sft.config.foreign.rules import Line, mapped, number, refused, warned
 
 _LOCAL = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".arrow")
 
@@ -53,7 +54,7 @@ def mixture(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
         return refused(key, value, f"{other[0]} of a data set is not known here: list the data sets under datasets")
     found = [
         _entry(recipe, entry.get("id", entry.get("path")), entry.get("config", entry.get("name")), entry.get("split", "train"),
-               float(entry.get("weight") or 1.0))
+               number("weight", entry.get("weight") or 1.0))
         for entry in entries
     ]  # fmt: skip
     if any(entry.get("columns") for entry in entries):
@@ -88,7 +89,11 @@ def _entry(recipe: Mapping[str, Any], name: str, config: Any, split: Any, share:
 
 
 def _is_local(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~")) or name.endswith(_LOCAL) or Path(name).exists()
+    if name.startswith(("/", "./", "../", "~")) or name.endswith(_LOCAL):
+        return True
+    with contextlib.suppress(OSError, ValueError):  # no name that a file can have
+        return Path(name).exists()
+    return False
 
 
 def _unused(test: list[Any], recipe: Mapping[str, Any]) -> str:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from sft.config.foreign import data, shared, trl
-from sft.config.foreign.rules import Line, Rule, Trainer, mapped, part_of, to, warned
+from sft.config.foreign.rules import Line, Rule, Trainer, mapped, number, part_of, to, warned
 
 
 def _peft(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     if not value:
         return mapped(key, value, {}, "all weights are trained")
-    ours = {"lora": recipe.get("peft_lora_r") or 64, "lora_alpha": float(recipe.get("peft_lora_alpha") or 16)}
+    ours = {"lora": recipe.get("peft_lora_r") or 64, "lora_alpha": number("peft_lora_alpha", recipe.get("peft_lora_alpha") or 16)}
     return warned(key, value, "adapters are on all linear layers here, there on peft's choice for the family: see lora_targets", ours)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -67,7 +68,42 @@ def said_of(trainer: Trainer, key: str, recipe: Mapping[str, Any]) -> Line:
         return refused(key, value, f"not a key of {trainer.name}'s recipes that is known here: {hint}")
     if value is None:
         return Line(key=key, value=value, comment="not set")
-    return rule(key, value, recipe)
+    try:
+        return rule(key, value, recipe)
+    except _WrongValueError as error:
+        return refused(error.key, error.value, str(error))
+
+
+class _WrongValueError(Exception):
+    """A rule met a value that it cannot read, maybe another key's."""
+
+    def __init__(self, key: str, value: Any, wanted: str) -> None:
+        super().__init__(f"must be {wanted}")
+        self.key, self.value = key, value
+
+
+def number(key: str, value: Any) -> float:
+    """The value of a key as a number; refused in `said_of` where it is none."""
+    try:
+        found = float(value)
+    except (ValueError, TypeError, OverflowError):
+        raise _WrongValueError(key, value, "a number") from None
+    if not math.isfinite(found):
+        raise _WrongValueError(key, value, "a number")
+    return found
+
+
+def whole(key: str, value: Any) -> int:
+    return int(number(key, value))
+
+
+def mapping(key: str, value: Any) -> Mapping[str, Any]:
+    """The value of a key that has parts; empty where it is not set."""
+    if not value:
+        return {}
+    if not isinstance(value, Mapping):
+        raise _WrongValueError(key, value, "a mapping")
+    return value
 
 
 def mapped(key: str, value: Any, ours: Mapping[str, Any], comment: str = "") -> Line:

@@ -7,7 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.config.foreign.rules import Line, Rule, mapped, no_effect, of_words, off, only, part_of, refused, to, warned
+from sft.config.foreign.rules import (
+    Line,
+    Rule,
+    mapped,
+    mapping,
+    no_effect,
+    number,
+    of_words,
+    off,
+    only,
+    part_of,
+    refused,
+    to,
+    warned,
+    whole,
+)
 from sft.config.train import TrainConfig
 
 _OPTIMIZERS = {
@@ -35,11 +50,11 @@ def run_name_of(text: str) -> str:
 
 
 def schedule(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
-    kind, extra = str(value).lower(), recipe.get("lr_scheduler_kwargs") or {}
+    kind, extra = str(value).lower(), mapping("lr_scheduler_kwargs", recipe.get("lr_scheduler_kwargs"))
     if kind == "cosine_with_min_lr":
-        top = float(recipe.get("learning_rate") or 2e-5)
-        lowest = extra.get("min_lr", top * float(extra.get("min_lr_rate", 0.0)))
-        return mapped(key, value, {"schedule": "cosine", "min_lr": float(lowest)})
+        top = number("learning_rate", recipe.get("learning_rate") or 2e-5)
+        lowest = extra.get("min_lr", top * number("min_lr_rate", extra.get("min_lr_rate", 0.0)))
+        return mapped(key, value, {"schedule": "cosine", "min_lr": number("min_lr", lowest)})
     return of_words("schedule", _SCHEDULES, "there is no such schedule: use cosine, linear or constant")(key, value, recipe)
 
 
@@ -54,7 +69,7 @@ def warmup_steps(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
         return mapped(key, value, {"warmup_fraction": value}, "a share of the iterations")
     if not value:
         return mapped(key, value, {}, "see warmup_ratio" if recipe.get("warmup_ratio") else "no warm-up by number")
-    return mapped(key, value, {"warmup_iters": int(value)})
+    return mapped(key, value, {"warmup_iters": whole(key, value)})
 
 
 def max_steps(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
@@ -83,7 +98,7 @@ def report_to(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
 
 
 def save_limit(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
-    return mapped(key, value, {"keep": max(1, int(value))}, "the best one besides, with early_stopping")
+    return mapped(key, value, {"keep": max(1, whole(key, value))}, "the best one besides, with early_stopping")
 
 
 def save_strategy(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
@@ -96,8 +111,8 @@ def save_steps(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     if isinstance(value, float) and value < 1:
         return refused(key, value, "a share of the run: write save_interval, a number of iterations")
     if recipe.get("save_strategy", "steps") != "steps":
-        return warned(key, value, "it counts here whatever save_strategy says", {"save_interval": int(value)})
-    return mapped(key, value, {"save_interval": int(value)})
+        return warned(key, value, "it counts here whatever save_strategy says", {"save_interval": whole(key, value)})
+    return mapped(key, value, {"save_interval": whole(key, value)})
 
 
 def hub_id(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:

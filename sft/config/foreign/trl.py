@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sft.config.foreign import data, shared
-from sft.config.foreign.rules import Line, Rule, Trainer, mapped, no_effect, of_words, off, only, part_of, refused, to, warned
+from sft.config.foreign.rules import Line, Rule, Trainer, mapped, no_effect, number, of_words, off, only, part_of, refused, to, warned
 from sft.config.foreign.shared import run_name_of as run_name_of
 
 _LORA = {
@@ -58,7 +58,7 @@ def _evaluation(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     if value is False or value == "no":
         return mapped(key, value, {}, "no validation data are read")
     if value == "steps":
-        steps = recipe.get("eval_steps") or recipe.get("logging_steps") or 500
+        steps = number("eval_steps", recipe.get("eval_steps") or recipe.get("logging_steps") or 500)
         if steps < 1:
             return refused("eval_steps", steps, "a share of the run: write eval_interval, a number of iterations")
         return mapped(key, value, {"eval_interval": int(steps)})
