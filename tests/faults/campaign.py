@@ -36,7 +36,7 @@ ROWS: dict[str, Callable[[Field], Row]] = {
     **phases.ROWS,
 }
 # Twenty starts of the whole command; what test_runs.py tries already; phases that take a start of the command for each try.
-NOT_SMALL = ("starts", "stops", "phases-readonly", "phases-memory", "phases-clock", "swapped-ranks")
+NOT_SMALL = ("starts", "stops", "phases-full", "phases-pauses", "phases-readonly", "phases-memory", "phases-clock", "swapped-ranks")
 _WRONG_SHOWN, _WIDTH = 5, 400
 
 

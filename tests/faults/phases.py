@@ -51,35 +51,35 @@ def full_disks(field: Field) -> Row:
         Try(phase, "files:1000000", (EXIT_OK, EXIT_USER_ERROR, EXIT_FAILED), processes, who)
         for phase in PHASES for processes, who in ((1, "rank 0"), (2, "rank 1"))
     ]  # fmt: skip
-    return _row(field, "full disk in each phase", tries, few=(Try(EXPORT, "files:1000000", (EXIT_OK, EXIT_USER_ERROR, EXIT_FAILED)),))
+    return _row(field, "full disk in each phase", tries)
 
 
 def read_only_folders(field: Field) -> Row:
     tries = [Try(phase, "readonly:RUN", (EXIT_OK, EXIT_USER_ERROR, EXIT_FAILED), processes) for phase in PHASES for processes in (1, 2)]
-    return _row(field, "read-only folder in each phase", tries, few=())
+    return _row(field, "read-only folder in each phase", tries)
 
 
 def no_memory(field: Field) -> Row:
     """A limit as of `ulimit -v`: hardly more than the process has already. The process that runs into it, or its launcher, says so."""
     codes = (EXIT_OK, EXIT_USER_ERROR, EXIT_FAILED)
     tries = [Try(phase, "memory:1000000", codes, 2, who) for phase in PHASES for who in ("rank 0", "rank 1")]
-    return _row(field, "out of memory in each phase", tries, few=())
+    return _row(field, "out of memory in each phase", tries)
 
 
 def clocks(field: Field) -> Row:
     """The clock on the wall is set, of a worker and of the command: nothing happens."""
     tries = [Try(phase, f"clock:{jump}", (EXIT_OK,), 2) for phase in (BEGINNING, TRAINING, COMMIT) for jump in (-1e9, 1e9)]
     tries += [Try("begin:1", f"clock:{jump}", (EXIT_OK,), 2, "main") for jump in (-1e9, 1e9)]
-    return _row(field, "clock that is set in each phase", tries, few=())
+    return _row(field, "clock that is set in each phase", tries)
 
 
 def pauses(field: Field) -> Row:
     """SIGSTOP, and SIGCONT before the run is held for hanging: nothing happens."""
     tries = [Try(phase, "stop", (EXIT_OK,), processes) for phase in PHASES for processes in (1, 2)]
-    return _row(field, "SIGSTOP and SIGCONT in each phase", tries, few=(Try(SAVE, "stop", (EXIT_OK,)),))
+    return _row(field, "SIGSTOP and SIGCONT in each phase", tries)
 
 
-def _row(field: Field, fault: str, tries: Sequence[Try], few: Sequence[Try]) -> Row:
+def _row(field: Field, fault: str, tries: Sequence[Try], few: Sequence[Try] = ()) -> Row:
     row = Row(fault)
     for number, one in enumerate(few if field.small else tries):
         name = f"{fault.replace(' ', '-')}-{number}"
