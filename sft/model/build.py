@@ -66,7 +66,7 @@ def build_stage(
     parameters = _give_memory(stage, names, device)
     products.use_in(stage)
     if adapted is not None:
-        stage.fill_up(adapted.trained_dims, device)
+        stage.fill_up(device)
         if adapted.settings.dropout:
             stage.drop_with(keys)
     own = {f"{anatomy.layers}.{layer}." for layer in layers}

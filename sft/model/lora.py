@@ -52,7 +52,6 @@ class Adapted:
     modules: tuple[str, ...]  # those with adapters
     saved: tuple[str, ...]  # trained in full
     places: Mapping[str, Place]  # of A and B, by name
-    trained_dims: frozenset[int]  # numbers of dimensions that trained parameters have: what optimizers group by
 
 
 def adapt(model: Any, anatomy: Anatomy, settings: LoraSettings, places: Mapping[str, Place], keys: Keys, group: TensorGroup) -> Adapted:
@@ -79,8 +78,7 @@ def adapt(model: Any, anatomy: Anatomy, settings: LoraSettings, places: Mapping[
             part = place.part if place.part is not None and place.part.dim == 1 else None
             layer.dropout = AdapterDropout(keys, name, settings.dropout, columns, part, (group.rank, group.size))
         made |= _places(name, place, settings.rank)
-    dims = frozenset(min(parameter.dim(), 2) for parameter in model.parameters() if parameter.requires_grad)
-    return Adapted(settings=settings, linear=linear, modules=modules, saved=saved, places=made, trained_dims=dims)
+    return Adapted(settings=settings, linear=linear, modules=modules, saved=saved, places=made)
 
 
 def as_linear(model: Any, name: str) -> Linear:

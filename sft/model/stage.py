@@ -6,7 +6,7 @@ kept_N are the places in a row whose next token is trained, targets_N those toke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -49,10 +49,10 @@ class Stage(nn.Module):
             assert isinstance(block, Block)
             block.keys = keys
 
-    def fill_up(self, trained_dims: Iterable[int], device: torch.device) -> None:
-        """Every stage has to train parameters of as many dimensions as the others do: where there are none, one that changes nothing."""
-        own = {min(parameter.dim(), 2) for parameter in self.parameters() if parameter.requires_grad}
-        self.spare.extend(nn.Parameter(torch.zeros((1,) * dims, device=device)) for dims in sorted(set(trained_dims) - own))
+    def fill_up(self, device: torch.device) -> None:
+        """A stage that trains nothing still passes gradients on: a parameter that changes nothing makes its output ask for them."""
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            self.spare.append(nn.Parameter(torch.zeros(1, device=device)))
 
     def forward(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | Tensor:
         hidden_RTE, given_RT = inputs
