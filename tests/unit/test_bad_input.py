@@ -199,7 +199,7 @@ def test_a_damaged_tokenizer(bench, tmp_path):
 def test_no_permission(bench, smollm2):
     """Run as a user who may read the program, but not the data or the output folder."""
     script = (
-        "import multiprocessing.popen_fork, os, sys, rich.console, rich.progress; from tokenize_data import cli, describe, sources, stage; "
+        "import os, sys, rich.console, rich.progress, multiprocessing.popen_fork; from tokenize_data import cli, describe, sources, stage; "
         "''.encode('unicode-escape'); os.setuid(65534); sys.exit(cli.entry(sys.argv[1:]))"
     )
     data, secret = bench.write(GOOD), bench.write(GOOD, "secret.jsonl")
