@@ -59,7 +59,7 @@ REFERENCES: dict[str, dict[Any, Any]] = {
     "template": {"any": _PROMPTS}, "format": {"any": _FORMATS},
 }  # fmt: skip
 EIGHT_BITS = {True: axis("mode", "8 bits")}
-REFERENCES |= {name: EIGHT_BITS for name in ("load_in_8bit", "load_in_int8") if name in {field.name for field in fields(TrainConfig)}}
+REFERENCES |= {name: EIGHT_BITS for name in ("load_in_8bit", "weight_only_8bit") if name in {field.name for field in fields(TrainConfig)}}
 # Which documents are trained and how often, where things lie, who takes part, what is told: the arithmetic is the same.
 NO_ARITHMETIC = {
     "config",
