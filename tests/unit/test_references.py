@@ -58,8 +58,6 @@ REFERENCES: dict[str, dict[Any, Any]] = {
     "adapter": {"any": _GOES_ON}, "merge_at_end": {True: _MERGED},
     "template": {"any": _PROMPTS}, "format": {"any": _FORMATS},
 }  # fmt: skip
-
-
 # Which documents are trained and how often, where things lie, who takes part, what is told: the arithmetic is the same.
 NO_ARITHMETIC = {
     "config",
