@@ -121,9 +121,10 @@ def _outcome_is_wrong(field: Field, name: str, one: Try) -> str | None:
 def _whole(field: Field, processes: int) -> list[dict[str, object]]:
     name = f"phases{processes}"
     folder = field.site.root / "checkpoints" / f"{RUN}-{name}"
-    if not (folder / "hf").is_dir():
-        code, _, errors = run(field.site, "--id", name, *FLAGS, "--nproc_per_node", processes)
-        assert code == 0, errors
+    with field.alone:
+        if not (folder / "hf").is_dir():
+            code, _, errors = run(field.site, "--id", name, *FLAGS, "--nproc_per_node", processes)
+            assert code == 0, errors
     return field.site.metrics(folder.name)
 
 

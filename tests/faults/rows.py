@@ -58,6 +58,7 @@ class Field:
     def __init__(self, root: Path, *, small: bool = False) -> None:
         self.root, self.small = root, small
         self._lock = threading.Lock()
+        self.alone = threading.Lock()  # for what several rows need, and one of them makes
         self._whole: dict[int, tuple[list[dict[str, Any]], str]] = {}
 
     def folder(self, name: str) -> Path:
