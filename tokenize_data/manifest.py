@@ -91,7 +91,7 @@ def read(folder: Path) -> Manifest | None:
         content = json.loads(file.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({error}): tokenise again with --retokenize") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         found = content.get("version") if isinstance(content, dict) else None
@@ -102,6 +102,30 @@ def read(folder: Path) -> Manifest | None:
             content[key] = [FileInfo(**entry) for entry in content[key]]
         content["index"] = FileInfo(**content["index"])
         unknown = {key: content.pop(key) for key in list(content) if key not in known}
-        return Manifest(**content, unknown=unknown)
-    except (TypeError, KeyError) as error:
+        found = Manifest(**content, unknown=unknown)
+        _check(found)
+        return found
+    except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"{file} is damaged ({error}): tokenise again with --retokenize") from error
+
+
+def _check(manifest: Manifest) -> None:
+    """Raises TypeError, KeyError or ValueError where someone has edited what readers rely on."""
+    counts = {"documents": manifest.documents, "batch_documents": manifest.batch_documents, "seq": manifest.seq}
+    for info in manifest.all_files():
+        texts = [info.file, info.sha256]
+        if not all(isinstance(text, str) for text in texts) or Path(info.file).is_absolute() or ".." in Path(info.file).parts:
+            raise ValueError(f"{info.file!r} is no file of it")
+        counts |= {f"bytes of {info.file}": info.bytes, f"documents of {info.file}": info.documents}
+    wrong = [f"{name} is {value!r}" for name, value in counts.items() if type(value) is not int or value < 0]
+    if wrong or manifest.batch_documents < 1 or not all(info.file.isprintable() for info in manifest.all_files()):
+        raise ValueError(wrong[0] if wrong else "it has been edited")
+    if sum(shard.documents for shard in manifest.shards) != manifest.documents:
+        raise ValueError(f"the shards do not have {manifest.documents} documents")
+    for text in (manifest.tokenizer["fingerprint"], manifest.template["fingerprint"]):
+        if not isinstance(text, str):
+            raise ValueError(f"a fingerprint is {text!r}")
+    for dataset in manifest.datasets:
+        for file in dataset["files"]:
+            if not isinstance(file["name"], str):
+                raise ValueError(f"a data set's file is {file['name']!r}")

@@ -106,7 +106,12 @@ class ShardReader:
     def place(self, number: int) -> tuple[str, int]:
         """(file, line or row) that a document came from."""
         names = [file["name"] for dataset in self.manifest.datasets for file in dataset["files"]]
-        return names[self._index["source"][number]], int(self._index["line"][number])
+        source = int(self._index["source"][number])
+        if source >= len(names):
+            raise UserError(
+                f"{self.folder / manifests.NAME} has been edited: it names {len(names)} files: tokenise again with --retokenize"
+            )
+        return names[source], int(self._index["line"][number])
 
     def verify(self) -> None:
         """Read every file and compare its SHA-256."""
@@ -131,7 +136,7 @@ class ShardReader:
             self._files[shard] = self._open(self.manifest.shards[shard])
         try:
             columns = self._files[shard].get_batch(batch)
-        except (OSError, pa.ArrowInvalid, IndexError) as error:
+        except (OSError, pa.ArrowInvalid, IndexError, ValueError) as error:
             path = self.folder / self.manifest.shards[shard].file
             raise UserError(f"{path} is damaged ({error}): tokenise again with --retokenize") from error
         ids, lengths, roles = (columns.column(name) for name in ("ids", "run_lengths", "run_roles"))

@@ -83,10 +83,18 @@ def escaped(value: Any) -> Any:
 def expanded(value: Any, where: str) -> Any:
     """With ${VAR}, and ${VAR:-what otherwise}, from the environment; $${VAR} stands for itself."""
     if isinstance(value, str):
+        _refuse_odd(value, where)
         return _VARIABLE.sub(lambda found: _variable(found, where), value)
     if isinstance(value, dict):
         return {key: expanded(item, where) for key, item in value.items()}
     return [expanded(item, where) for item in value] if isinstance(value, list) else value
+
+
+def _refuse_odd(text: str, where: str) -> None:
+    """What neither a file's name nor a written recipe can hold."""
+    odd = next((character for character in text if character == "\0" or "\ud800" <= character <= "\udfff"), None)
+    if odd is not None:
+        raise UserError(f"{where}: {text!r} has {'a NUL character' if odd == chr(0) else 'half a character'}: write the text again")
 
 
 def _variable(found: re.Match[str], where: str) -> str:
@@ -121,11 +129,11 @@ def _read(file: Path, translate: Translate, flag: str, above: tuple[Path, ...]) 
 
 
 def _content(file: Path, flag: str) -> dict[str, Any]:
-    if file.is_dir():
-        raise UserError(f"{flag} {file}: is a directory: give the path of a YAML recipe")
-    if file.exists() and not file.is_file():
-        raise UserError(f"{flag} {file}: is not a regular file: give the path of a YAML recipe")
     try:
+        if file.is_dir():
+            raise UserError(f"{flag} {file}: is a directory: give the path of a YAML recipe")
+        if file.exists() and not file.is_file():
+            raise UserError(f"{flag} {file}: is not a regular file: give the path of a YAML recipe")
         if file.stat().st_size > _MOST_BYTES:
             raise UserError(f"{flag} {file} has {file.stat().st_size:,} bytes, more than any recipe: at most {_MOST_BYTES:,}")
         text = file.read_text(encoding="utf-8-sig")

@@ -138,6 +138,8 @@ def _check(content: Mapping[str, Any]) -> None:
     names = [record["name"] for record in content["files"]]
     if len(set(names)) != len(names) or not all(_FILE.fullmatch(name) for name in names):
         raise ValueError("files of other names than sft gives")
+    if not all(type(record.get("bytes")) is int and type(record.get("sha256")) is str for record in content["files"]):
+        raise ValueError("files without a size or a SHA-256")
 
 
 def _sealed(content: Mapping[str, Any]) -> bytes:

@@ -37,7 +37,8 @@ def held(folder: Path, watch_seconds: float = WATCH_SECONDS) -> Iterator[None]:
         stop.set()
         renewing.join()
         if (content := _read(file)) is not None and content.get("token") == token:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder that cannot be written to any more is no reason to hide why the run ended
+                file.unlink()
 
 
 def is_free(folder: Path, wait_seconds: float) -> bool:

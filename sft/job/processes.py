@@ -31,7 +31,7 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SHOW_STACKS = signal.SIGUSR2
 # Memory of tensors in large pages, and kept for the next ones: page faults take a sixth of an iteration on a CPU otherwise.
 ALLOCATION = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8388608:glibc.malloc.trim_threshold=268435456"
-_POLL_SECONDS, _GRACE_SECONDS, _STACK_SECONDS = 0.1, 4.0, 1.5
+_POLL_SECONDS, _LOOK_SECONDS, _GRACE_SECONDS, _STACK_SECONDS = 0.1, 0.5, 4.0, 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def start(
         workers = [_start_worker(command, argv, place, local_rank, environment) for local_rank in range(place.per_node)]
         try:
             with _passing_on(workers):
-                _wait(workers, end)
+                _wait(workers, end, notes)
         finally:
             for worker in workers:
                 if worker.poll() is None:
@@ -150,7 +150,7 @@ def _passing_on(workers: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _wait(workers: Sequence[subprocess.Popen[bytes]], end: End | None) -> None:
+def _wait(workers: Sequence[subprocess.Popen[bytes]], end: End | None, notes: Path) -> None:
     """Until all have ended, or one has failed and the others had their time to say why, and where they were."""
     while any(worker.poll() is None for worker in workers):
         is_over = end is not None and end.reason is not None
@@ -158,18 +158,29 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]], end: End | None) -> None:
             deadline = time.monotonic() + _GRACE_SECONDS
             while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)
-            _ask_for_stacks([worker for worker in workers if worker.poll() is None])
+            _ask_for_stacks([worker for worker in workers if worker.poll() is None], notes)
             return
         time.sleep(_POLL_SECONDS)
 
 
-def _ask_for_stacks(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+def _ask_for_stacks(workers: Sequence[subprocess.Popen[bytes]], notes: Path) -> None:
+    """And wait until they are written, which takes a while on a busy machine; one that cannot run any more writes none."""
+    before = seen = _bytes_of_stacks(notes)
     for worker in workers:
         with contextlib.suppress(ProcessLookupError):
             worker.send_signal(signal.SIGCONT)  # one that was stopped can say where
             worker.send_signal(SHOW_STACKS)
-    if workers:
-        time.sleep(_STACK_SECONDS)
+    deadline = time.monotonic() + _STACK_SECONDS
+    while time.monotonic() < deadline and any(worker.poll() is None for worker in workers):
+        time.sleep(_LOOK_SECONDS)
+        now = _bytes_of_stacks(notes)
+        if now == seen and sum(size > before.get(name, 0) for name, size in now.items()) >= len(workers):
+            return
+        seen = now
+
+
+def _bytes_of_stacks(notes: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in notes.glob("*.stack")}
 
 
 def _keep_stacks(notes: Path, stacks: Path) -> None:
