@@ -36,6 +36,7 @@ class Interrupt:
     def listen(self) -> None:
         for number in processes.PASSED_ON:
             signal.signal(number, self._heard)
+        processes.let_signals_in()
 
     def because(self, error: Exception) -> None:
         """Save and leave, on all processes, because of what has gone wrong in this one alone."""
@@ -58,6 +59,8 @@ class Interrupt:
 def guarded(command: str, work: Callable[[], int]) -> int:
     """Run `work` in a worker. What stops it is left for the launcher, or said, in one line."""
     _end_with_launcher()
+    if command != "train":  # which can do better than end
+        processes.let_signals_in()
     stack = _register_stack()
     try:
         return work()

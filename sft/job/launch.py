@@ -159,9 +159,11 @@ def _work(job: Job, store: Any = None) -> int:
     """Be a worker. What is slow to import is imported here."""
 
     def work() -> int:
+        interrupt = ending.Interrupt()
+        interrupt.listen()
         prepare_gpus()
         importlib.import_module("sft.engine.start").prepare_environment()
-        importlib.import_module("sft.job.worker").work(job, store)
+        importlib.import_module("sft.job.worker").work(job, interrupt, store)
         return processes.EXIT_OK
 
     return ending.guarded("train", work)

@@ -69,7 +69,8 @@ def start(
     with tempfile.TemporaryDirectory(prefix="sft-") as scratch:
         notes = Path(scratch)
         environment = _environment(place, notes, threads)
-        workers = [_start_worker(command, argv, place, local_rank, environment) for local_rank in range(place.per_node)]
+        with _held_back():
+            workers = [_start_worker(command, argv, place, local_rank, environment) for local_rank in range(place.per_node)]
         try:
             with _passing_on(workers):
                 _wait(workers, end, notes)
@@ -131,6 +132,21 @@ def _start_worker(command: str, argv: Sequence[str], place: Place, local_rank: i
     environment = {**environment, "RANK": str(place.node * place.per_node + local_rank), "LOCAL_RANK": str(local_rank)}
     # A session of its own: Ctrl-C reaches it through us alone, and once.
     return subprocess.Popen([sys.executable, "-m", "sft", command, *argv], env=environment, start_new_session=True)
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Workers are born with these signals blocked: one that comes while they import waits until they can obey it (`ending.Interrupt`)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_signals_in() -> None:
+    """In a worker."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
 
 @contextlib.contextmanager

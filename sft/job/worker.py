@@ -44,10 +44,8 @@ class LoadedBase:
     generation_config: Any | None
 
 
-def work(job: Job, store: Any = None) -> None:
+def work(job: Job, interrupt: Interrupt, store: Any = None) -> None:
     """Train and export. Every process of the run calls this. `store` is where they have met already."""
-    interrupt = Interrupt()
-    interrupt.listen()
     device = start_worker(store=store)
     with watched(job, is_first=dist.get_rank() == 0) as watch:
         processes = form_groups(job.layout)

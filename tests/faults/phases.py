@@ -42,7 +42,9 @@ def signals(field: Field) -> Row:
         Try(phase, f"signal:{name}", (EXIT_OK,) if phase == EXPORT else (EXIT_PREEMPTED,), processes)
         for phase in PHASES for name in ("SIGTERM", "SIGUSR1", "SIGINT") for processes in (1, 2)
     ]  # fmt: skip
-    return _row(field, "signals in each phase", tries, few=(Try(VALIDATION, "signal:SIGINT", (EXIT_PREEMPTED,)),))
+    return _row(field, "signals in each phase", tries, few=(
+        Try(VALIDATION, "signal:SIGINT", (EXIT_PREEMPTED,)), Try(BEGINNING, "signal:SIGTERM", (EXIT_PREEMPTED,), 2),
+    ))  # fmt: skip
 
 
 def full_disks(field: Field) -> Row:

@@ -132,7 +132,7 @@ def test_writing_the_model_is_no_hang(scene: Callable[..., Scene], monkeypatch: 
     monkeypatch.setattr(made.watchdog, "start", lambda: None)
     monkeypatch.setattr(worker, "iterate", lambda *_: {})
     monkeypatch.setattr(worker, "_write_result", lambda *_: made.hours("export"))
-    worker.work(MagicMock(folder=tmp_path, config=TrainConfig(run_name="r")))
+    worker.work(MagicMock(folder=tmp_path, config=TrainConfig(run_name="r")), MagicMock())
     assert made.events[-1] == "export"
 
 
