@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,12 @@ OPTIMIZERS = {
 }  # fmt: skip
 
 
+def kind_of(name: str, momentum: float = 0.0) -> OptimizerKind:
+    """SGD keeps something where it has momentum."""
+    kind = OPTIMIZERS[name]
+    return replace(kind, matrix_bytes=4.0, other_bytes=4.0, states=("momentum_buffer",)) if name == "sgd" and momentum else kind
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSpec:
     """One run's optimizer. Weights in float32 are updated where they are; weights in bfloat16 have float32 masters."""
@@ -46,9 +52,9 @@ class OptimizerSpec:
 
     @property
     def kind(self) -> OptimizerKind:
-        return OPTIMIZERS[self.name]
+        return kind_of(self.name, self.momentum)
 
     @property
     def states(self) -> list[str]:
         """What a checkpoint holds besides float32 weights."""
-        return [*self.kind.states, *(["momentum_buffer"] if self.name == "sgd" and self.momentum else [])]
+        return list(self.kind.states)

@@ -132,7 +132,8 @@ class Case:
         return Question(
             model=Architecture.of_config(self.base.config), shape=ModelShape.of_config(self.base.config), batches=self.pack(global_batch),
             world=self.world, seq=config.seq, global_batch=global_batch, trained_share=self.trained_share, gpu=self.gpu,
-            dtype=config.dtype or ("fp32" if is_cpu else "bf16"), optimizer=config.optimizer, adapters=_adapters(config), tp=tp, pp=pp,
+            dtype=config.dtype or ("fp32" if is_cpu else "bf16"), optimizer=config.optimizer, momentum=config.momentum,
+            adapters=_adapters(config), tp=tp, pp=pp,
             dp=None if tp and pp else dp, micro_batch=config.micro_batch or (1 if is_cpu else None), recompute=recompute_of(config),
             sequence_parallel=config.sequence_parallel,
         )  # fmt: skip

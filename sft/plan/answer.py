@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sft.config.optimizer import OPTIMIZERS
+from sft.config.optimizer import kind_of
 from sft.plan.architecture import Architecture
 from sft.plan.communicators import communicators
 from sft.plan.gpus import GB
@@ -56,7 +56,7 @@ class Plan:
     @property
     def checkpoint_bytes(self) -> float:
         """Float32 weights and moments, whatever format training keeps them in. Factored moments are next to nothing."""
-        kind = OPTIMIZERS[self.question.optimizer]
+        kind = kind_of(self.question.optimizer, self.question.momentum)
         moments = 0 if kind.is_factored else len(kind.states) if kind.matrix_bytes == kind.other_bytes else 1
         return 4.0 * (1 + moments) * self.num_trained
 

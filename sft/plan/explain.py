@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sft.config.optimizer import OPTIMIZERS
+from sft.config.optimizer import kind_of
 from sft.plan.answer import Plan
 from sft.plan.communicators import communicators
 from sft.plan.gpus import GB
@@ -34,7 +34,7 @@ def _memory(plan: Plan) -> list[str]:
     weights = stage_weights(model, layout, peak.stage, layers, question.adapters)
     kept = kept_of(model, layout, work)
     in_flight = min(layout.pp - peak.stage, work.micro_batches)
-    each, kind = work.bytes_each, OPTIMIZERS[work.optimizer]
+    each, kind = work.bytes_each, kind_of(work.optimizer, work.momentum)
     masters = "4 master + " if work.dtype == "bf16" else ""
     moments = f"{kind.matrix_bytes:.3g} moments" + (f" ({kind.other_bytes:.3g} of embedding and head)" if work.optimizer == "muon" else "")
     gpu, groups = question.gpu, communicators(layout)

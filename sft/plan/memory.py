@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sft.config.optimizer import OPTIMIZERS
+from sft.config.optimizer import kind_of
 from sft.plan.activations import Activations, activations_of
 from sft.plan.architecture import Architecture, Linear
 from sft.plan.layout import Layout
@@ -47,6 +47,7 @@ class Work:
     recompute: str
     dtype: str = "bf16"
     optimizer: str = "adamw"
+    momentum: float = 0.0  # of SGD
     adapters: Adapters | None = None
     document_tokens: float | None = None  # mean length; attention looks no further. None: as long as a row
     longest_document: int | None = None  # None: as long as a row
@@ -166,7 +167,7 @@ def _at_rest(weights: StageWeights, layout: Layout, work: Work) -> StageMemory:
 
 def _owned(weights: StageWeights, layout: Layout, work: Work) -> float:
     """Masters and states of what a replica owns. Where tensors stay whole, the owner of the largest may have more than its share."""
-    kind = OPTIMIZERS[work.optimizer]
+    kind = kind_of(work.optimizer, work.momentum)
     ends = 0 if kind.is_factored else weights.ends  # factored moments are no more for them
     masters = 4.0 if work.dtype == "bf16" else 0.0
     every = masters * weights.trained + kind.matrix_bytes * (weights.trained - ends) + kind.other_bytes * ends
@@ -248,7 +249,7 @@ def _bundled(model: Architecture, layout: Layout, layers: range, work: Work) -> 
         rank = work.adapters.rank
         adapted = [linear.shape_on(layout.tp, model.head_size) for linear in _adapted(model, work.adapters)]
         sizes = [size for inputs, outputs in adapted for size in ((rank, rank * inputs), (outputs, rank * outputs))]
-    is_whole = OPTIMIZERS[work.optimizer].needs_whole_matrices
+    is_whole = kind_of(work.optimizer, work.momentum).needs_whole_matrices
     bundled = [n for rows, n in sizes if is_whole or n < _SMALL_ELEMENTS or (rows % dp and rows < _LEAST_ROWS * dp)]
     vectors = model.norm_weights if work.adapters is None else 0
     return min(float(len(layers) * (sum(bundled) + vectors)), max(_BUNDLE_ELEMENTS, 4.0 * dp * max(bundled, default=0)))

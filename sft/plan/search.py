@@ -36,6 +36,7 @@ class Question:
     gpu: Gpu
     dtype: str = "bf16"
     optimizer: str = "adamw"
+    momentum: float = 0.0
     adapters: Adapters | None = None
     tp: int | None = None
     pp: int | None = None
@@ -91,7 +92,8 @@ def evaluate(question: Question, layout: Layout, micro_batch: int, recompute: st
     most_trained = min(1.0, max(question.trained_share, _SPARE * rows.most_trained / capacity))
     work = Work(
         row_tokens=capacity, trained_share=most_trained, micro_batches=rows.micro_batches, recompute=recompute,
-        dtype=question.dtype, optimizer=question.optimizer, adapters=question.adapters, document_tokens=rows.document_tokens,
+        dtype=question.dtype, optimizer=question.optimizer, momentum=question.momentum, adapters=question.adapters,
+        document_tokens=rows.document_tokens,
         longest_document=min(question.batches.longest, capacity),
         logits_chunk_tokens=tokens_at_once(model.vocabulary_on(layout.tp), question.gpu.name != "cpu"),
     )  # fmt: skip

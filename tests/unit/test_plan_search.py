@@ -214,9 +214,12 @@ def test_gradients_are_summed_and_sent_in_float32():
     assert choice.seconds.data_traffic == pytest.approx(sent / (gpu.link_gbps * 1e9 * gpu.link_efficiency), rel=0.01)
 
 
-@pytest.mark.parametrize(("optimizer", "each"), [("adamw", 12), ("adamw8bit", 6.03), ("adafactor", 4), ("sgd", 4), ("muon", 8.5)])
-def test_every_optimizer_has_its_states(optimizer, each):
-    choice = best(ask(world=8, tp=8, pp=1, optimizer=optimizer))
+@pytest.mark.parametrize(
+    ("optimizer", "momentum", "each"),
+    [("adamw", 0, 12), ("adamw8bit", 0, 6.03), ("adafactor", 0, 4), ("sgd", 0, 4), ("sgd", 0.9, 8), ("muon", 0, 8.5)],
+)
+def test_every_optimizer_has_its_states(optimizer, momentum, each):
+    choice = best(ask(world=8, tp=8, pp=1, optimizer=optimizer, momentum=momentum))
     weights = stage_weights(Architecture.of_config(LLAMA_8B), choice.layout, 0, range(32), None)
     assert choice.peak.optimizer / weights.trained == pytest.approx(each, rel=0.01)
     assert "optimizer = (" in "\n".join(explain(_plan_of(choice, optimizer)))
