@@ -267,10 +267,14 @@ def test_words_of_a_command_after_a_trial_stay_words(folder: Path, capsys: pytes
     assert not list(folder.glob("**/canary"))
 
 
-@pytest.mark.parametrize("line", ["echo 'not closed", "echo \\", "", "  ", "echo a\0b"])
-def test_a_command_that_is_none_is_refused_before_any_trial(folder: Path, line: str):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [*((line, r"grid.yaml: after: .* is no command") for line in ("echo 'not closed", "echo \\", "", "  ")),
+     ("echo a\0b", r"grid.yaml: 'echo a\\x00b' has a NUL character: write the text again")],
+)  # fmt: skip
+def test_a_command_that_is_none_is_refused_before_any_trial(folder: Path, line: str, message: str):
     (folder / "grid.yaml").write_text(GRID + f"after: {json.dumps([line])}\n")
-    with pytest.raises(UserError, match=r"grid.yaml: after: .* is no command"):
+    with pytest.raises(UserError, match=message):
         read_sweep(folder / "grid.yaml")
 
 
