@@ -53,7 +53,7 @@ class Manifest:
     def fingerprint(self) -> str:
         """Of the data itself: equal for two data sets that train the same."""
         parts = [shard.sha256 for shard in self.shards] + [self.index.sha256, self.tokenizer["fingerprint"], self.template["fingerprint"]]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()  # of what was edited by hand, too
 
     def all_files(self) -> list[FileInfo]:
         return [*self.shards, self.index, *self.files]

@@ -91,8 +91,9 @@ def expanded(value: Any, where: str) -> Any:
 
 
 def _refuse_odd(text: str, where: str) -> None:
-    """What neither a file's name nor a written recipe can hold."""
-    odd = next((character for character in text if character == "\0" or "\ud800" <= character <= "\udfff"), None)
+    """What neither a file's name nor a written recipe can hold. A name's bytes that are not UTF-8 are U+DC80 to U+DCFF in Python."""
+    halves = (character for character in text if "\ud800" <= character <= "\udfff" and not "\udc80" <= character <= "\udcff")
+    odd = "\0" if "\0" in text else next(halves, None)
     if odd is not None:
         raise UserError(f"{where}: {text!r} has {'a NUL character' if odd == chr(0) else 'half a character'}: write the text again")
 

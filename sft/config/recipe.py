@@ -83,6 +83,8 @@ def recipe_text(config: TrainConfig) -> str:
         value = getattr(config, entry.name)
         if entry.name in _NOT_WRITTEN or value is None or value == () == entry.default:
             continue
+        if entry.name == "global_batch" and config.gradient_accumulation is not None:
+            continue  # which follows from it
         if entry.metadata["group"] != group:
             group = entry.metadata["group"]
             lines += ["", f"# {group}"]

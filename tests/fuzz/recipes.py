@@ -34,11 +34,11 @@ def one(data: bytes) -> None:
         if data[:1] == b"s":
             read_sweep(_FILE)
             return
-        config = make_config(read_recipe(_FILE), world=8)
+        config = make_config(read_recipe(_FILE))
     except UserError as error:
         assert len(str(error)) < 5000, str(error)[:200]
         return
     text = recipe_text(config)
     _FILE.write_text(text, encoding="utf-8")
-    again = make_config(read_recipe(_FILE), world=8)
+    again = make_config(read_recipe(_FILE))
     assert repr(again) == repr(config) or recipe_text(again) == text, (text, recipe_text(again))
