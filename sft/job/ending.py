@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import faulthandler
 import json
@@ -63,7 +64,10 @@ def guarded(command: str, work: Callable[[], int]) -> int:
         processes.let_signals_in()
     stack = _register_stack()
     try:
-        return work()
+        code = work()
+        if int(os.environ["WORLD_SIZE"]) > 1 and (processes.NOTES in os.environ or os.environ["RANK"] != "0"):
+            _end(code)  # nothing is left to do; torchrun's first worker still holds the folder
+        return code
     except Exception as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
@@ -81,6 +85,14 @@ def guarded(command: str, work: Callable[[], int]) -> int:
 def leave(code: int, message: str, *, is_consequence: bool = False) -> None:
     """End this process now: other threads of it may hang in an exchange with processes that are gone."""
     _leave_note(code, message, is_consequence)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _end(code: int) -> None:
+    """As Python ends, but for unloading libraries: gloo's threads were seen to abort a process that had finished (torch 2.13)."""
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

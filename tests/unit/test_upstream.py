@@ -155,6 +155,12 @@ def test_plans_name_layers_that_are_there_in_styles_that_are_known(family):
     assert set(plan.values()) <= set(tensor_parallel._STYLES)
 
 
+def test_what_python_runs_at_its_end_can_be_run_before():
+    """job.ending"""
+    program = "import atexit, os; atexit.register(print, 'ran', flush=True); atexit._run_exitfuncs(); os._exit(0)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60).stdout == "ran\n"
+
+
 def test_names_in_torch():
     """engine.groups, optimizer.exchange, optimizer.sharded, model.stage"""
     assert getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
