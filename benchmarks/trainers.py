@@ -73,14 +73,12 @@ class Worker:
         self.feed = Feed(self.job.reader, capacity=self.job.capacity, replicas=1, replica=0, loss_mask=0.0)
 
     def pipeline(self) -> Pipeline:
-        import torch
 
         from sft.engine.pipeline import Pipeline
         from sft.job.worker import optimizer_settings
 
         return Pipeline(
-            self.built, self._processes, optimizer=optimizer_settings(self.job), clip=1.0,
-            dtype=getattr(torch, DTYPES[self.job.config.dtype or "fp32"]), device=self._device,
+            self.built, self._processes, optimizer=optimizer_settings(self.job), clip=1.0, device=self._device,
             vocabulary_size=self.loaded.config.vocab_size,
         )  # fmt: skip
 
