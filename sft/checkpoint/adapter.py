@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from sft.checkpoint import hf_folder
 from sft.checkpoint.adapter_config import CONFIG, PREFIX, WEIGHTS, AdapterConfig, config_content, read_adapter_config
-from sft.checkpoint.export import gathered
 from sft.checkpoint.fragments import Checkpoint
 from sft.engine.pipeline import Pipeline
 from sft.model.lora import A, Adapted, is_adapter
 from sft.model.tensor_parallel import Place
+from sft.optimizer.shards import whole_of
 from sft.optimizer.states import MASTER
 from tokenize_data.errors import UserError, shorten
 
@@ -136,7 +136,7 @@ def write_adapter(pipeline: Pipeline, target: Path, origins: AdapterOrigins) -> 
         writer = hf_folder.ShardWriter(scratch, processes.stage) if processes.tensor.rank == 0 else None
         for name, parameter in built.parameters.items():
             if parameter.requires_grad and not (name == built.tied_name and not processes.is_first_stage):
-                whole = gathered(parameter.detach(), built.places[name], processes.tensor)
+                whole = whole_of(parameter.detach(), built.places[name], processes.tensor)
                 if writer is not None:
                     for spelled in spelled_out(name, built.tied_name, built.anatomy.head):
                         writer.add(f"{PREFIX}{spelled}", whole.clone())

@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from sft.checkpoint import hf_folder
 from sft.checkpoint.fragments import Checkpoint
 from sft.engine.pipeline import Pipeline
-from sft.model.collectives import TensorGroup
-from sft.model.tensor_parallel import Place
+from sft.optimizer.shards import whole_of
 from sft.optimizer.states import MASTER
 
 
@@ -77,17 +75,7 @@ def _write_stage(pipeline: Pipeline, scratch: Path, names: Mapping[str, str]) ->
     for name, parameter in built.parameters.items():
         if name == built.tied_name and not processes.is_first_stage:
             continue  # the first stage has it
-        whole = gathered(parameter.detach(), built.places[name], processes.tensor)
+        whole = whole_of(parameter.detach(), built.places[name], processes.tensor)
         if writer is not None:
             writer.add(names.get(name, name), whole)
     return writer.close() if writer is not None else []
-
-
-def gathered(part: Tensor, place: Place, group: TensorGroup) -> Tensor:
-    """The whole of a parameter of which each rank has a part. Adding zeros changes no bit."""
-    if place.part is None:
-        return part
-    whole = torch.zeros(place.shape, dtype=part.dtype, device=part.device)
-    if place.part.is_owner:
-        place.part.put(whole, part)
-    return group.sum(whole)

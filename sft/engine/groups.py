@@ -12,12 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sft.model.collectives import TensorGroup
-from sft.optimizer.exchange import Replicas
+from sft.optimizer.exchange import ALL_GATHER, REDUCE_SCATTER, Replicas
 from sft.plan.layout import Layout
-
-# torch 2.13 renamed both.
-_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_SUM_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 @dataclass(frozen=True)
@@ -56,13 +52,13 @@ class Together:
     def gather(self, tensor: Tensor, dim: int) -> Tensor:
         first = tensor.movedim(dim, 0).contiguous()
         whole = first.new_empty((first.size(0) * self.size, *first.shape[1:]))
-        _GATHER(whole, first, group=self._group)
+        ALL_GATHER(whole, first, group=self._group)
         return _moved_back(whole, dim)
 
     def sum_scatter(self, tensor: Tensor, dim: int) -> Tensor:
         first = tensor.movedim(dim, 0).contiguous()
         own = first.new_empty((first.size(0) // self.size, *first.shape[1:]))
-        _SUM_SCATTER(own, first, group=self._group)
+        REDUCE_SCATTER(own, first, group=self._group)
         return _moved_back(own, dim)
 
     def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:

@@ -163,9 +163,13 @@ def _model(job: Job, vocabulary: int, dtype: torch.dtype, kernel: str) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        job.base.folder, dtype=dtype, attn_implementation=kernel, trust_remote_code=job.config.trust_remote_code
-    )  # fmt: skip
+    options = {"dtype": dtype, "trust_remote_code": job.config.trust_remote_code}
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(job.base.folder, attn_implementation=kernel, **options)
+    except ValueError:
+        if kernel == "eager":
+            raise
+        model = AutoModelForCausalLM.from_pretrained(job.base.folder, attn_implementation="eager", **options)  # Gemma 2 has this one alone
     _grow(model, vocabulary)
     return model
 

@@ -5,32 +5,18 @@ A tensor is whole on the replica that owns it. Tensor ranks put their parts of i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from sft.model.collectives import TensorGroup
-from sft.model.tensor_parallel import Place
 from sft.optimizer.shards import part_of, whole_of
+from sft.optimizer.whole import WholeTensorOptimizer
 
 _DECAY_EXPONENT, _TINY, _LARGEST_RMS = -0.8, 1e-30, 1.0
 
 
-class Adafactor(torch.optim.Optimizer):
-    def __init__(self, parameters: Iterable[Any], *, lr: float, places: Mapping[Tensor, Place], group: TensorGroup) -> None:
-        super().__init__(parameters, {"lr": lr, "weight_decay": 0.0})
-        self._places, self._group = places, group
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        assert closure is None
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group["lr"], group["weight_decay"])
-
+class Adafactor(WholeTensorOptimizer):
     def _update(self, parameter: Tensor, part: Tensor, lr: float, weight_decay: float) -> None:
         place = self._places[parameter]
         gradient = whole_of(part, place, self._group)

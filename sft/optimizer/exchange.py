@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from sft.optimizer.ownership import Parcel, num_rows_of
 
 # torch 2.13 renamed both.
-_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_SUM_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ def begin_reduction(parcel: Parcel, sums: Mapping[str, Tensor], replicas: Replic
         return OnItsWay(lambda: {name: tensor.reshape(-1) for name, tensor in sums.items()})
     sent, lengths = _laid_out(parcel, sums, replicas)
     received = sent.new_empty(sent.numel() // replicas.size)
-    work = _SUM_SCATTER(received, sent, group=replicas.group, async_op=True)
+    work = REDUCE_SCATTER(received, sent, group=replicas.group, async_op=True)
 
     def finish(kept: Tensor | None = sent) -> dict[str, Tensor]:
         work.wait()
@@ -64,7 +64,7 @@ def gather_weights(parcel: Parcel, parameters: Mapping[str, nn.Parameter], repli
         own[begin : begin + len(rows)] = tensor.view(-1)[rows.start : rows.stop]
         begin += len(rows)
     everything = first.new_empty(replicas.size * segment)
-    _GATHER(everything, own, group=replicas.group)
+    ALL_GATHER(everything, own, group=replicas.group)
     for replica, given in enumerate(everything.split(segment)):
         begin = 0
         for name, tensor in data.items():

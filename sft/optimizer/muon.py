@@ -6,40 +6,24 @@ scaled to the size of one by AdamW, so that --lr and --weight_decay mean what th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from sft.model.collectives import TensorGroup
-from sft.model.tensor_parallel import Place
 from sft.optimizer.shards import part_of, whole_of
+from sft.optimizer.whole import WholeTensorOptimizer
 
 _MOMENTUM, _TINY = 0.95, 1e-7
 _COEFFICIENTS, _STEPS = (3.4445, -4.7750, 2.0315), 5  # of the iteration of Newton and Schulz
 _LIKE_ADAMW = 0.2  # the root mean square of an update by AdamW
 
 
-class Muon(torch.optim.Optimizer):
-    def __init__(self, parameters: Iterable[Any], *, lr: float, places: Mapping[Tensor, Place], group: TensorGroup) -> None:
-        super().__init__(parameters, {"lr": lr, "weight_decay": 0.0})
-        self._places, self._group = places, group
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        assert closure is None
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group["lr"], group["weight_decay"])
-
-    def _update(self, parameter: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
+class Muon(WholeTensorOptimizer):
+    def _update(self, parameter: Tensor, part: Tensor, lr: float, weight_decay: float) -> None:
         state, place = self.state[parameter], self._places[parameter]
         if not state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        momentum = state["momentum_buffer"].lerp_(gradient, 1 - _MOMENTUM)
-        ahead = gradient.lerp(momentum, _MOMENTUM)  # Nesterov's
+            state["momentum_buffer"] = torch.zeros_like(part)
+        momentum = state["momentum_buffer"].lerp_(part, 1 - _MOMENTUM)
+        ahead = part.lerp(momentum, _MOMENTUM)  # Nesterov's
         update = orthogonalised(whole_of(ahead, place, self._group))
         size = _LIKE_ADAMW * max(update.shape) ** 0.5
         parameter.mul_(1.0 - lr * weight_decay)

@@ -61,7 +61,7 @@ def _rows(tensor: Tensor, rows: range) -> Tensor:
 
 
 def whole_of(part: Tensor, place: Place, group: TensorGroup) -> Tensor:
-    """A tensor of which tensor ranks hold parts, put together on each of them."""
+    """A tensor of which tensor ranks hold parts, put together on each of them. Adding zeros changes no bit."""
     if place.part is None:
         return part
     whole = part.new_zeros(place.shape)
