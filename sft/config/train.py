@@ -153,6 +153,10 @@ class TrainConfig:
         self._check_adapters()
 
     def _check_adapters(self) -> None:
+        if self.momentum and self.optimizer != "sgd":
+            raise UserError(
+                f"--momentum {self.momentum:g} is for --optimizer sgd, and this run has {self.optimizer}: leave one of them out"
+            )
         if self.load_in_4bit and self.weight_only_8bit:
             raise UserError("--load_in_4bit and --weight_only_8bit: use one of them")
         if self.lora is not None or self.adapter is not None:

@@ -64,6 +64,7 @@ def test_it_is_frozen():
         ({"load_in_4bit": True, "weight_only_8bit": True, "lora": 8}, "--load_in_4bit and --weight_only_8bit: use one of them"),
         ({"lora_alpha": 8.0}, "--lora_alpha is about adapters, and none are trained: add --lora 16, or leave it out"),
         ({"merge_at_end": True}, "--merge_at_end is about adapters"),
+        ({"momentum": 0.9}, "--momentum 0.9 is for --optimizer sgd, and this run has adamw: leave one of them out"),
         ({"lora": 8, "lora_dropout": 1.0}, "--lora_dropout 1 would drop everything"),
         ({"adapter": "a", "lora_targets": ("q_proj",)}, "--adapter a says which layers are trained"),
         ({"schedule": "cosin"}, "--schedule cosin: use one of cosine, linear, constant"),
