@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from sft.job.processes import be_alone
+from sft.launcher.processes import be_alone
 
 _RESULT = Path(__file__).resolve().parent / "results" / "checkpoint.md"
 _PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "numpy")
@@ -50,7 +50,7 @@ class Trainee:
         from sft.engine.groups import form_groups
         from sft.engine.pipeline import Pipeline
         from sft.engine.start import start_worker
-        from sft.job.synthetic import SyntheticReader
+        from sft.verify.synthetic import SyntheticReader
         from sft.model.build import build_stage
         from sft.plan.layout import Layout
         from sft.plan.sampler import Sampler

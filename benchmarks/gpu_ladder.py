@@ -153,7 +153,7 @@ def run_ours(case: Case) -> dict[str, Any]:
     from sft.engine.groups import form_groups
     from sft.engine.pipeline import Pipeline
     from sft.engine.start import start_worker
-    from sft.job.processes import be_alone
+    from sft.launcher.processes import be_alone
     from sft.model import parts
     from sft.model.build import build_stage
     from sft.model.lora import LoraSettings, initialise

@@ -29,7 +29,7 @@ from importlib import metadata
 from typing import Any
 
 from benchmarks.contestants import cpu_seconds
-from sft.job.processes import ALLOCATION
+from sft.launcher.processes import ALLOCATION
 from tests.demo import make_rows
 from tests.real_parts import smollm2
 

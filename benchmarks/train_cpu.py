@@ -31,7 +31,7 @@ from importlib import metadata
 from typing import Any
 
 from benchmarks.trainers import ALL_PEERS, BARE, DTYPES, LITGPT, OURS, Workload, contestants, documents
-from sft.job.processes import ALLOCATION
+from sft.launcher.processes import ALLOCATION
 from tests.real_parts import smollm2, smollm2_tokenizer, wheel_contents
 
 _RESULTS = Path(__file__).resolve().parent / "results" / "train_cpu.md"

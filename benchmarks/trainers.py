@@ -61,9 +61,9 @@ class Worker:
         from sft.engine.feed import Feed
         from sft.engine.groups import form_groups
         from sft.engine.start import start_worker
-        from sft.job.prepare import make_job
-        from sft.job.processes import be_alone
-        from sft.job.worker import load_stage, read_base
+        from sft.resolve.prepare import make_job
+        from sft.launcher.processes import be_alone
+        from sft.worker.train import load_stage, read_base
 
         self.job = make_job(config, world=1)
         be_alone()
@@ -75,7 +75,7 @@ class Worker:
     def pipeline(self) -> Pipeline:
 
         from sft.engine.pipeline import Pipeline
-        from sft.job.worker import optimizer_settings
+        from sft.worker.train import optimizer_settings
 
         return Pipeline(
             self.built, self._processes, optimizer=optimizer_settings(self.job), clip=1.0, device=self._device,

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         what = write_model(checkpoint, target, arguments.dtype, console)
         console.print(f"{what} of iteration {checkpoint.iteration:,}: {target}")
     if arguments.push_to_hub is not None:
-        from sft.job import hub
+        from sft.checkpoint import hub
 
         hub.push(arguments.run_dir, target, arguments.push_to_hub, public=arguments.public, say=console.print)
     return 0
@@ -67,7 +67,7 @@ def write_model(checkpoint: Any, target: Path, dtype_name: str | None, console: 
 
 
 def _folder_name(run_dir: Path) -> str:
-    from sft.observe.run_folder import trains_adapters
+    from sft.spec.run_folder import trains_adapters
 
     has_adapter_alone = (run_dir / "adapter").is_dir() and not (run_dir / "hf").exists()
     return "adapter" if has_adapter_alone or trains_adapters(run_dir) else "hf"
@@ -100,7 +100,7 @@ def _origins(facts: dict[str, Any]) -> Any:
     from transformers import AutoConfig, GenerationConfig
 
     from sft.checkpoint.export import Origins
-    from sft.job.saving import training_facts
+    from sft.worker.saving import training_facts
     from tokenize_data.errors import UserError
 
     base, tokenizer = Path(facts["resolved"]["base_folder"]), Path(facts["tokenizer_folder"])

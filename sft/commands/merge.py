@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out.exists():
         raise UserError(f"{arguments.out} exists: give another --out, or remove it first")
     prepare_environment()
-    from sft.job.merging import merge_into
+    from sft.checkpoint.merging import merge_into
 
     console = Console(highlight=False, soft_wrap=True)
     base = _base(arguments)
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _base(arguments: argparse.Namespace) -> Any:
     from sft.checkpoint.adapter_config import read_adapter_config
     from sft.config.train import TrainConfig
-    from sft.job.base import find_base_model
+    from sft.resolve.base import find_base_model
     from tokenize_data.errors import UserError
 
     configs = [read_adapter_config(folder) for folder in arguments.adapter_dir]

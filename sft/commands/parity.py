@@ -55,7 +55,7 @@ def _run_small(arguments: argparse.Namespace, world: int) -> int:
     def compare() -> int:
         import torch
 
-        from sft.job import parity
+        from sft.verify import parity
 
         outcome = parity.compare(
             config, layout, iterations=arguments.iters, loss_mask=arguments.loss_mask, recompute=arguments.recompute,
@@ -71,7 +71,7 @@ def _run_small(arguments: argparse.Namespace, world: int) -> int:
 
 def _run_weights(arguments: argparse.Namespace, world: int) -> int:
     from sft.config.train import TrainConfig
-    from sft.job.prepare import make_job
+    from sft.resolve.prepare import make_job
 
     names = ("checkpoint", "size", "run_name", "tokenized_data_dir", "tp", "pp", "recompute", "loss_mask", "dtype", "seq", "micro_batch")
     given = {name: getattr(arguments, name) for name in names}
@@ -83,7 +83,7 @@ def _run_weights(arguments: argparse.Namespace, world: int) -> int:
     job = make_job(config, world=world)
 
     def compare() -> int:
-        from sft.job import parity_rows
+        from sft.verify import parity_rows
 
         outcome = parity_rows.compare(job, arguments.rows)
         if outcome is None:
@@ -98,7 +98,8 @@ def _start(arguments: argparse.Namespace, world: int, compare: Callable[[], int]
     """As a launcher, the processes; as one of them, or the only one, the comparison."""
     import os
 
-    from sft.job import ending, processes
+    from sft.worker import ending
+    from sft.launcher import processes
 
     if world > 1 and "RANK" not in os.environ:
         return processes.start("parity", arguments.argv, processes.Place(per_node=world), threads=1)

@@ -17,7 +17,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from sft.job.settings import config_of
+    from sft.resolve.settings import config_of
 
     config = config_of(arguments, "plan", run_name="plan")
     return show(
@@ -34,7 +34,7 @@ def show(config: object, *, explains: bool = False, as_json: bool = False, what_
     from rich.console import Console
 
     from sft.config.train import TrainConfig
-    from sft.job.planning import make_plan, scaling
+    from sft.resolve.planning import make_plan, scaling
     from sft.observe.plan_page import show_plan, show_scaling, write_scaling_chart
     from sft.plan.answer import as_data
     from sft.plan.explain import explain

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(sweep: Any, console: Any, arguments: argparse.Namespace) -> str | None:
     import contextlib
 
-    from sft.job import lease
+    from sft.launcher import lease
     from sft.sweep import results, trials
 
     def changed() -> None:
@@ -80,7 +80,7 @@ def _report(sweep: Any, console: Any) -> int:
 
 
 def _dry_run(sweep: Any, console: Any) -> int:
-    from sft.job.devices import visible_gpus
+    from sft.resolve.devices import visible_gpus
     from sft.observe.progress import duration
     from sft.sweep import durations
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from sft.engine.rendezvous import connect
+from sft.launcher.rendezvous import connect
 
 
 def prepare_environment() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sft.observe.metrics import number
+from sft.spec.metrics import number
 from tokenize_data.errors import UserError
 
 _FEW = 20  # up to so many points are marked, so that a single one is seen

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from sft.observe.metrics import number
+from sft.spec.metrics import number
 
 _FIRST_LINES = 3
 _LINE_EVERY_SECONDS = 10.0

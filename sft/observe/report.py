@@ -16,9 +16,10 @@ import yaml
 
 from sft.config.secrets import masked_value
 from sft.config.train import TrainConfig
-from sft.observe import chart, metrics
+from sft.observe import chart
+from sft.spec import metrics
 from sft.observe.lengths import bins
-from sft.observe.run_folder import read_run_toml, read_status, replace_file
+from sft.spec.run_folder import read_run_toml, read_status, replace_file
 from tokenize_data import describe
 from tokenize_data.errors import UserError
 from tokenize_data.reader import ShardReader

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from sft.observe.metrics import number
-from sft.observe.run_folder import replace_file
+from sft.spec.metrics import number
+from sft.spec.run_folder import replace_file
 from tokenize_data.errors import UserError
 
 _PROJECT = "sft"

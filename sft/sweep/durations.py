@@ -10,11 +10,11 @@ from typing import Any
 
 from sft.config.recipe import make_config
 from sft.config.train import TrainConfig
-from sft.job.base import find_base_model
-from sft.job.devices import visible_gpus
-from sft.job.planning import make_plan
-from sft.job.question import global_batch_of
-from sft.job.speed import expected_seconds
+from sft.resolve.base import find_base_model
+from sft.resolve.devices import visible_gpus
+from sft.resolve.planning import make_plan
+from sft.resolve.question import global_batch_of
+from sft.resolve.speed import expected_seconds
 from sft.model.base_folder import gguf_file_in
 from sft.plan.sampler import num_iterations
 from tokenize_data.bases import find_base

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft.job.devices import visible_gpus
+from sft.resolve.devices import visible_gpus
 from tokenize_data.errors import UserError
 from tokenize_data.files import append_private
 

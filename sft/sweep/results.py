@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from sft.observe import metrics, run_folder
+from sft.spec import metrics, run_folder
 from sft.observe.progress import duration
 from sft.sweep.grid import Sweep, Trial
 from sft.sweep.trials import record_of, run_of, state_of

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sft.config.recipe import read_recipe
-from sft.job import lease, processes
-from sft.observe import run_folder
+from sft.launcher import lease, processes
+from sft.spec import run_folder
 from sft.sweep.grid import Sweep, Trial
 from sft.sweep.pool import Pool, Task, make_slots
 from tokenize_data.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sft.model.selfcheck import TOLERANCE
+from sft.verify.selfcheck import TOLERANCE
 from tests.distributed.launch import Died, results_of, run_chosen
 from tests.models import FAMILIES
 

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sft.model import loss as losses
-from sft.model import parallel_layers, selfcheck, tensor_parallel
+from sft.model import parallel_layers, tensor_parallel
+from sft.verify import selfcheck
 from tests.distributed.worker import Run, layout_of, prepare
 from tests.models import tiny_config
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from sft.job.processes import free_port
+from sft.launcher.processes import free_port
 from tests.faults.rows import SEED, Field, Row, forks, newest_step
 from tests.faults.waiting import HANG_SECONDS
 

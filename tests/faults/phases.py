@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sft.job.processes import EXIT_FAILED, EXIT_FINISHED, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR
+from sft.launcher.processes import EXIT_FAILED, EXIT_FINISHED, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR
 from tests.faults.points import Fault, environment, wait_for
 from tests.faults.rows import CANARIES, RUN, WHOLE, Field, Row, curve, finish, left_behind, run, start, workers_of
 from tests.faults.waiting import until
@@ -173,7 +173,7 @@ def swapped_ranks(field: Field) -> Row:
 
 
 def _by_hand(field: Field, local_ranks: tuple[str, str], faults: Sequence[Fault]) -> tuple[list[int], str]:
-    from sft.job.processes import free_port
+    from sft.launcher.processes import free_port
 
     place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     workers = [

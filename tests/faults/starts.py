@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from sft.job import lease
+from sft.launcher import lease
 from tests.faults.points import Fault, environment
 from tests.faults.rows import SEED, Field, Row, finish, forks, start
 from tests.faults.waiting import HANG_SECONDS, until

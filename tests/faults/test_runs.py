@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.job import lease
+from sft.launcher import lease
 from tests.distributed.site import Site, make_site
 from tests.faults.points import Fault, environment, wait_for
 from tests.faults.rows import is_alive, workers_of

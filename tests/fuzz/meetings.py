@@ -6,9 +6,9 @@ import contextlib
 import json
 import socket
 
-from sft.job.door import Door, hello
-from sft.job.lines import Line
-from sft.job.preflight import Ready
+from sft.launcher.door import Door, hello
+from sft.launcher.lines import Line
+from sft.launcher.preflight import Ready
 
 _LISTENING = socket.create_server(("127.0.0.1", 0))
 _ADDRESS = _LISTENING.getsockname()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sft.config.flags import add_flags, typed_values
-from sft.config.naming import intermediate_name, layout_of_path, run_folder
+from sft.resolve.naming import intermediate_name, layout_of_path, run_folder
 from sft.config.train import TrainConfig
 from tokenize_data.errors import UserError
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sft.job import devices, nvml
-from sft.job.devices import check_torch, gpu_here, prepare_gpus, selected, visible, visible_gpus
+from sft.resolve import devices, nvml
+from sft.resolve.devices import check_torch, gpu_here, prepare_gpus, selected, visible, visible_gpus
 from sft.plan.gpus import TABLE, Device, plan_for
 from tokenize_data.errors import UserError
 
@@ -241,7 +241,7 @@ def test_workers_on_gpus_use_segments_that_grow(monkeypatch, own):
 
 def test_training_refuses_it_before_anything_is_tokenised(monkeypatch, tmp_path):
     from sft.config.train import TrainConfig
-    from sft.job import prepare
+    from sft.resolve import prepare
 
     monkeypatch.setattr(prepare, "visible_gpus", lambda: 1)
     base: Any = type("Base", (), {"config": {"model_type": "llama"}})()

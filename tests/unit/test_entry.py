@@ -13,7 +13,8 @@ import pytest
 
 from sft.cli import COMMANDS, entry
 from sft.config.train import TrainConfig
-from sft.job import hostfile, prepare, processes
+from sft.launcher import hostfile, processes
+from sft.resolve import prepare
 from tokenize_data import cli as tokenize_cli
 
 _ASK = """

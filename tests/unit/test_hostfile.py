@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sft.config.train import TrainConfig
-from sft.job import hostfile
-from sft.job.hostfile import read_hostfile
+from sft.launcher import hostfile
+from sft.launcher.hostfile import read_hostfile
 from tokenize_data.errors import UserError
 
 

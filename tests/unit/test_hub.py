@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sft.job import hub
-from sft.observe.card import card
+from sft.checkpoint import hub
+from sft.checkpoint.card import card
 from tests.fake_hub import FakeHub, fake_hub
 from tokenize_data.errors import UserError
 
@@ -47,7 +47,7 @@ def site_hub():
 
 def export(site: FakeHub, run: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: huggingface_hub reads HF_ENDPOINT when it is imported."""
-    code = "import sys; from pathlib import Path; from sft.job import hub; from sft.cli import entry; sys.exit(entry(sys.argv[1:]))"
+    code = "import sys; from pathlib import Path; from sft.checkpoint import hub; from sft.cli import entry; sys.exit(entry(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "export", str(run), *flags]
     home = {"HF_ENDPOINT": site.url, "HF_HOME": str(run.parent / "home"), "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
     return subprocess.run(command, env={**os.environ, **home, **environment}, capture_output=True, text=True, timeout=600)

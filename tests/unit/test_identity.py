@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from sft.config.naming import run_folder as folder_of
+from sft.resolve.naming import run_folder as folder_of
 from sft.config.train import TrainConfig
-from sft.job import identity, launch
-from sft.job.prepare import config_values
-from sft.observe.run_folder import write_run_toml
+from sft.resolve import identity
+from sft.launcher import launch
+from sft.resolve.prepare import config_values
+from sft.spec.run_folder import write_run_toml
 from tokenize_data.errors import UserError
 
 BASE, DATA = "b" * 64, "d" * 64

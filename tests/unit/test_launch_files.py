@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from sft.cli import make_parser
-from sft.job.hostfile import read_hostfile
+from sft.launcher.hostfile import read_hostfile
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"

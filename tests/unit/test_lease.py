@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sft.job import lease
+from sft.launcher import lease
 from tokenize_data.errors import UserError
 
 

@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from sft.engine import listen as module
-from sft.engine.listen import listen, listen_or_everywhere
+from sft.launcher import listen as module
+from sft.launcher.listen import listen, listen_or_everywhere
 
 
 def test_it_listens_on_the_named_address_alone():

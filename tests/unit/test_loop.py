@@ -14,10 +14,10 @@ import pytest
 from sft.checkpoint.commit import ALONE, CheckpointError, Peers
 from sft.config.train import TrainConfig
 from sft.engine.trainer import TrainingError
-from sft.job import loop, worker
-from sft.job.ending import Interrupt, PreemptedError
-from sft.job.watch import Watch
-from sft.job.watchdog import Watchdog
+from sft.worker import loop, train as worker
+from sft.worker.ending import Interrupt, PreemptedError
+from sft.worker.watch import Watch
+from sft.worker.watchdog import Watchdog
 from tests.distributed.data import MemoryReader
 from tokenize_data.errors import UserError
 

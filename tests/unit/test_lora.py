@@ -15,8 +15,8 @@ from torch import nn
 
 from sft.config.train import TrainConfig
 from sft.engine.groups import Alone
-from sft.job import adapters
-from sft.job.base import BaseModel
+from sft.resolve import adapters
+from sft.resolve.base import BaseModel
 from sft.model.build import build_stage
 from sft.model.dropout import AdapterDropout, Keys, decoded, document_keys
 from sft.model.linear import Linear

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft.job import door, lines
-from sft.job.door import hello
-from sft.job.meeting import Guest, Host
-from sft.job.preflight import Ready
-from sft.job.processes import free_port
+from sft.launcher import door, lines
+from sft.launcher.door import hello
+from sft.launcher.meeting import Guest, Host
+from sft.launcher.preflight import Ready
+from sft.launcher.processes import free_port
 from tokenize_data.errors import UserError
 
 LONG = 60.0  # never waited for, unless something is wrong

@@ -13,7 +13,7 @@ from sft.engine.groups import Alone
 from sft.model import attention, parts
 from sft.model.anatomy import find_anatomy
 from sft.model.parts import Parts, block_diagonal_mask, lengths_of, take_apart
-from sft.model.selfcheck import self_check
+from sft.verify.selfcheck import self_check
 from tests.models import FAMILIES, tiny_config
 from tokenize_data.errors import UserError
 

@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sft.observe import metrics
+from sft.spec import metrics
 from sft.observe.header import Facts, header, iterations_text
-from sft.observe.metrics import MetricsFile
+from sft.spec.metrics import MetricsFile
 from sft.observe.progress import Progress, duration
-from sft.observe.run_folder import is_finished, read_status, to_toml, write_run_toml, write_status
+from sft.spec.run_folder import is_finished, read_status, to_toml, write_run_toml, write_status
 from tokenize_data.errors import UserError
 
 

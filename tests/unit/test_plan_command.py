@@ -15,9 +15,9 @@ import pytest
 
 from sft.cli import entry
 from sft.config.train import TrainConfig
-from sft.job import planning
-from sft.job.prepare import facts_of, make_job, stage_layers
-from sft.job.question import Case
+from sft.resolve import planning
+from sft.resolve.prepare import facts_of, make_job, stage_layers
+from sft.resolve.question import Case
 from sft.plan.gpus import TABLE
 from tests.conftest import Workbench, pair
 from tests.unit.test_plan_search import LLAMA_8B, LLAMA_70B
@@ -160,7 +160,7 @@ class BaseStub:
 
 def test_training_takes_the_first_of_the_plan(tokenised, monkeypatch):
     monkeypatch.setattr(planning, "visible_gpus", lambda: 8)
-    monkeypatch.setattr("sft.job.prepare.visible_gpus", lambda: 8)
+    monkeypatch.setattr("sft.resolve.prepare.visible_gpus", lambda: 8)
     monkeypatch.setattr(planning, "gpu_here", lambda table: TABLE["h100-80gb"])
     base: Any = BaseStub(LLAMA_8B)
     job = make_job(tokenised, base)
@@ -183,7 +183,7 @@ def test_training_takes_the_first_of_the_plan(tokenised, monkeypatch):
 
 def test_on_gpus_that_nobody_knows_training_is_as_simple_as_it_was(tokenised, monkeypatch):
     monkeypatch.setattr(planning, "visible_gpus", lambda: 2)
-    monkeypatch.setattr("sft.job.prepare.visible_gpus", lambda: 2)
+    monkeypatch.setattr("sft.resolve.prepare.visible_gpus", lambda: 2)
     monkeypatch.setattr(planning, "gpu_here", lambda table: None)
     base: Any = BaseStub(LLAMA_8B)
     job = make_job(tokenised, base)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from sft.evaluate import evaluation, lines
-from sft.observe import metrics, run_folder
+from sft.spec import metrics, run_folder
 from tests.conftest import pair
 from tokenize_data import files
 

@@ -12,9 +12,9 @@ import pytest
 
 from sft.cli import entry
 from sft.config.train import TrainConfig
-from sft.job import planning
-from sft.job.nodes import workers_flags
-from sft.job.prepare import facts_of, make_job
+from sft.resolve import planning
+from sft.launcher.nodes import workers_flags
+from sft.resolve.prepare import facts_of, make_job
 from sft.plan.gpus import TABLE
 from tests.conftest import Workbench, pair
 from tests.packaged import ENTRIES, write_packaged
@@ -119,7 +119,7 @@ def tokenised(bench: Workbench, tmp_path: Path) -> TrainConfig:
 
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, gpu: str | None = "h100-80gb") -> None:
-    for module in ("sft.job.planning", "sft.job.prepare"):
+    for module in ("sft.resolve.planning", "sft.resolve.prepare"):
         monkeypatch.setattr(f"{module}.visible_gpus", lambda: count)
     monkeypatch.setattr(planning, "gpu_here", lambda table: None if gpu is None else TABLE[gpu])
 
@@ -154,8 +154,8 @@ def test_workers_take_the_launchers_number(monkeypatch, tmp_path):
     import argparse
 
     from sft.config.flags import add_flags
-    from sft.job.processes import PREPARED
-    from sft.job.settings import config_of
+    from sft.launcher.processes import PREPARED
+    from sft.resolve.settings import config_of
     from tokenize_data.errors import UserError
 
     parser = argparse.ArgumentParser()

@@ -15,11 +15,11 @@ from sft.checkpoint.commit import ALONE
 from sft.config.flags import add_flags, typed_values
 from sft.config.recipe import combined, make_config, read_recipe, recipe_text
 from sft.config.train import TrainConfig
-from sft.job import loop
-from sft.job.loop import _Best
-from sft.job.prepare import config_values
+from sft.worker import loop
+from sft.worker.loop import _Best
+from sft.resolve.prepare import config_values
 from sft.observe.chart import best_of, series, write_loss_chart
-from sft.observe.run_folder import to_toml
+from sft.spec.run_folder import to_toml
 from tokenize_data.errors import UserError
 from tokenize_data.records import Cleaning, DatasetSpec
 

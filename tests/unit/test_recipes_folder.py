@@ -19,7 +19,7 @@ from sft.config import schema
 from sft.config.flags import add_flags, typed_values
 from sft.config.recipe import combined, make_config
 from sft.config.train import ONLY_FLAGS, TrainConfig
-from sft.job import prepare
+from sft.resolve import prepare
 from sft.sweep.grid import read_sweep
 from tests.models import tiny_config
 from tokenize_data.cli import entry as tokenize_entry

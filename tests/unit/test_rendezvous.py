@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sft.engine.listen import ATTEMPT
-from sft.engine.rendezvous import connect
-from sft.job import processes
+from sft.launcher.listen import ATTEMPT
+from sft.launcher.rendezvous import connect
+from sft.launcher import processes
 
 LONG = 60.0
 gloo = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")

@@ -20,9 +20,9 @@ import pytest
 from sft.cli import entry
 from sft.config.flags import add_flags, typed_values
 from sft.config.train import TrainConfig
-from sft.job.prepare import config_values
+from sft.resolve.prepare import config_values
 from sft.observe import report, serve
-from sft.observe.run_folder import write_run_toml, write_status
+from sft.spec.run_folder import write_run_toml, write_status
 from tests.conftest import Workbench, pair
 from tokenize_data.errors import OneLineParser
 

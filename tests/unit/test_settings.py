@@ -12,10 +12,10 @@ import pytest
 
 from sft.config.flags import add_flags
 from sft.config.train import TrainConfig
-from sft.job import saving
-from sft.job.merging import _bits_of
-from sft.job.prepare import config_values, make_job, resolved_facts
-from sft.job.settings import config_of
+from sft.worker import saving
+from sft.checkpoint.merging import _bits_of
+from sft.resolve.prepare import config_values, make_job, resolved_facts
+from sft.resolve.settings import config_of
 from tests.conftest import Workbench, pair
 from tests.unit.test_plan_command import BaseStub
 from tests.unit.test_plan_search import LLAMA_8B

@@ -15,7 +15,7 @@ from sft.checkpoint.commit import ALONE
 from sft.checkpoint.fragments import Checkpoint, Later
 from sft.config.optimizer import OptimizerSpec
 from sft.engine.groups import Alone
-from sft.job.saving import Saver
+from sft.worker.saving import Saver
 from sft.model.tensor_parallel import Place
 from sft.optimizer import states
 from sft.optimizer.sharded import Groups, ShardedOptimizer, Trained

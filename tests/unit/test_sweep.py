@@ -13,7 +13,7 @@ import pytest
 
 from sft.commands.sweep import run as run_command
 from sft.config.recipe import read_recipe
-from sft.job import devices
+from sft.resolve import devices
 from sft.plan.gpus import Device
 from sft.sweep import pool, results, trials
 from sft.sweep.condition import holds

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sft.job import ending, watchdog
-from sft.job.watchdog import Watchdog, bytes_moved
+from sft.worker import ending, watchdog
+from sft.worker.watchdog import Watchdog, bytes_moved
 
 HOUR = 3600.0
 GIB = 1 << 30

@@ -1,0 +1,172 @@
+"""`--hostfile F`: the same command on every host of a file, over ssh, from wherever this was typed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from sft.config.train import TrainConfig
+from sft.launcher import processes
+from tokenize_data.errors import UserError, shorten
+
+_SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15")
+_SSH_FAILED, _POLL_SECONDS = 255, 0.1
+_LINE = re.compile(r"(?P<host>[^\s\x00-\x1f\x7f]+)(\s+slots\s*=\s*(?P<slots>[0-9]{1,6}))?")
+# What decides how processes find programs and each other. Nothing that is secret: command lines can be seen by all users of a host.
+_PASSED = ("NCCL_", "GLOO_", "UCX_", "FI_", "OMP_", "CUDA_", "TORCH_", "SFT_TRACEBACK", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostLine:
+    """A line of the file: `user@host slots=8`."""
+
+    host: str
+    slots: int | None
+
+
+def read_hostfile(path: Path) -> list[HostLine]:
+    """As DeepSpeed's and MPI's: a host a line, `#` begins a comment."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--hostfile {path} cannot be read ({shorten(error, 80)}): it is text, a line for each host") from error
+    hosts: list[HostLine] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.partition("#")[0].strip()
+        if not line:
+            continue
+        found = _LINE.fullmatch(line)
+        if found is None or found["host"].startswith("-"):
+            raise UserError(f"{path} line {number}: {shorten(line, 60)} is no host: write lines as node1 slots=8")
+        if any(found["host"] == one.host for one in hosts):
+            raise UserError(f"{path} line {number}: {found['host']} is there already: one line for each host")
+        hosts.append(HostLine(host=found["host"], slots=int(found["slots"]) if found["slots"] else None))
+    if not hosts:
+        raise UserError(f"{path} names no host: write lines as node1 slots=8")
+    if len({one.slots for one in hosts}) > 1:
+        counts = ", ".join(f"{one.host} {one.slots or 'none'}" for one in hosts)
+        raise UserError(f"{path} gives hosts different slots ({counts}): every node runs as many processes; give all the same")
+    if hosts[0].slots == 0:
+        raise UserError(f"{path}: slots=0 leaves no process: give the number of GPUs of a host")
+    return hosts
+
+
+def run(config: TrainConfig, argv: Sequence[str]) -> int:
+    """Start every node, show what they say, pass signals on. Returns node 0's exit code."""
+    assert config.hostfile is not None
+    if config.nodes != 1 or config.rank != 0:
+        raise UserError("--hostfile starts all nodes itself: leave --nodes and --rank out")
+    if config.no_autoaccept_iters:
+        raise UserError("--no_autoaccept_iters asks, and with --hostfile no terminal is there to answer: give --iters")
+    hosts = read_hostfile(Path(config.hostfile))
+    address = config.addr if config.addr != "localhost" else hosts[0].host.rpartition("@")[2]
+    nodes = [
+        _Node(number, one, _remote_command(one, argv, number, len(hosts), address, config.nproc_per_node))
+        for number, one in enumerate(hosts)
+    ]  # fmt: skip
+
+    def pass_on(number: int, frame: object) -> None:
+        for node in nodes:
+            node.send(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, pass_on) for number in processes.PASSED_ON}
+    try:
+        codes, unreached = _wait(nodes)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if unreached is not None:
+        what = f"ssh to {unreached} failed, or `sft` was killed there"
+        sys.stderr.write(f"sft train: {what}: see that `ssh {unreached} true` works without a password, and what is said above\n")
+        return processes.EXIT_FAILED
+    code = next((code for code in codes if code), processes.EXIT_OK)
+    known = (processes.EXIT_OK, processes.EXIT_FINISHED, processes.EXIT_USER_ERROR, processes.EXIT_FAILED, processes.EXIT_PREEMPTED)
+    return processes.as_exit_code("train", f"`sft` on {hosts[codes.index(code)].host}", code, known)
+
+
+class _Node:
+    """`sft` on one host. Its standard input carries signals; where that is closed, as this process died, it saves and ends."""
+
+    def __init__(self, number: int, line: HostLine, command: list[str]) -> None:
+        self.host = line.host
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self._process: subprocess.Popen[bytes] = subprocess.Popen(command, start_new_session=True, **pipes)  # type: ignore[call-overload]
+        prefix = b"" if number == 0 else f"{line.host}: ".encode()
+        streams = ((self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr))
+        self._shown = [threading.Thread(target=_show, args=(source, target.buffer, prefix), daemon=True) for source, target in streams]
+        for thread in self._shown:
+            thread.start()
+
+    def send(self, word: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            assert self._process.stdin is not None
+            self._process.stdin.write(f"{word}\n".encode())
+            self._process.stdin.flush()
+
+    def poll(self) -> int | None:
+        """Its exit code when it has ended, and all it said has been shown."""
+        code = self._process.poll()
+        if code is not None:
+            for thread in self._shown:
+                thread.join(5)
+            for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+                with contextlib.suppress(OSError):
+                    pipe.close()  # type: ignore[union-attr]
+        return code
+
+
+def _wait(nodes: Sequence[_Node]) -> tuple[list[int], str | None]:
+    """(exit codes, the host that was not reached). Where there is one, the others, which would wait for it, are ended."""
+    codes: dict[int, int] = {}
+    unreached: str | None = None
+    while len(codes) < len(nodes):
+        for number, node in enumerate(nodes):
+            code = node.poll() if number not in codes else None
+            if code is None:
+                continue
+            codes[number] = code
+            if code == _SSH_FAILED and unreached is None:
+                unreached = node.host
+                for other in nodes:
+                    other.send("SIGTERM")
+        time.sleep(_POLL_SECONDS)
+    return [codes[number] for number in range(len(nodes))], unreached
+
+
+def _show(source: IO[bytes], target: IO[bytes], prefix: bytes) -> None:
+    for line in source:
+        target.write(prefix + line)
+        target.flush()
+
+
+def _remote_command(line: HostLine, argv: Sequence[str], number: int, nodes: int, address: str, given: int | None) -> list[str]:
+    flags = [*_without_hostfile(argv), "--nodes", str(nodes), "--rank", str(number), "--addr", address]
+    if given is None and line.slots is not None:
+        flags += ["--nproc_per_node", str(line.slots)]
+    passed = {name: value for name, value in os.environ.items() if name in _PATHS or name.startswith(_PASSED)}
+    program = [sys.executable, "-m", "sft.launcher.remote", "train", *flags]
+    settings = [f"{name}={value}" for name, value in sorted(passed.items())]
+    return [*_SSH, line.host, f"cd {shlex.quote(os.getcwd())} && exec env {shlex.join(settings)} {shlex.join(program)}"]
+
+
+def _without_hostfile(argv: Sequence[str]) -> list[str]:
+    """Whether typed as `--hostfile F` or `--hostfile=F`."""
+    kept: list[str] = []
+    is_value = False
+    for word in argv:
+        if not is_value and word.partition("=")[0] != "--hostfile":
+            kept.append(word)
+        is_value = word == "--hostfile"
+    return kept

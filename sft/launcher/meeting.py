@@ -1,0 +1,241 @@
+"""Nodes of a run meet before any process starts: node 0 decides, the others wait, compare what they have, and start together.
+
+The connections stay open while the run goes on: a node that is lost, or fails, ends the attempt on all nodes, with its name. Node 0 listens
+until the end, so that for another attempt the others, or others in their place, come back to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from sft.launcher.listen import listen
+from sft.launcher.door import Arrival, Door, hello
+from sft.launcher.lines import Line, reason_of, watch
+from sft.launcher.preflight import Ready
+from tokenize_data.errors import UserError
+
+_RETRY_SECONDS, _TELL_SECONDS, _LOOK_SECONDS = 0.5, 15.0, 0.5
+# What node 0 decides, and of which type.
+_DECISION: Mapping[str, type] = {
+    "iters": int, "has_validation": bool, "folder": str, "token": str, "restarts_left": int, "rank": int, "nodes": int,
+}  # fmt: skip
+
+
+class Host:
+    """Node 0: listens from the beginning, so that the others know it is there while it prepares."""
+
+    def __init__(self, address: str, port: int, nodes: int, run: str, say: Callable[[str], None]) -> None:
+        self._nodes, self._run, self._say = nodes, run, say
+        self._lines: dict[int, Line] = {}
+        self._hosts = {0: platform.node()}
+        try:
+            listening = listen(address, port, is_for_other_hosts=nodes > 1)
+        except (OSError, UnicodeError) as error:
+            reason = reason_of(error) if isinstance(error, OSError) else str(error)
+            raise UserError(
+                f"node 0 cannot listen on {address}:{port} ({reason}): "
+                "give --addr an address of this host and --port a free one, the same on every node"
+            ) from error
+        self._door = Door(listening)
+
+    def collect(self, timeout_seconds: float) -> list[int]:
+        """Wait for all the other nodes, but no longer than that. Returns the numbers of those that are here."""
+        deadline, told = time.monotonic() + timeout_seconds, time.monotonic()
+        while True:
+            self._forget_those_who_left()
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._let_in(self._door.arrivals.get_nowait())
+            missing = [node for node in range(1, self._nodes) if node not in self._lines]
+            left = deadline - time.monotonic()
+            if not missing or left <= 0:
+                return sorted(self._lines)
+            if time.monotonic() - told > _TELL_SECONDS:
+                told = time.monotonic()
+                self._say(f"waiting for node {_listing(missing)}")
+            with contextlib.suppress(queue.Empty):
+                self._let_in(self._door.arrivals.get(timeout=max(0.001, min(_LOOK_SECONDS, left))))
+
+    def _let_in(self, arrival: Arrival) -> None:
+        """A node takes its place, or hears why it cannot."""
+        node, line = arrival.node, arrival.line
+        if not line.is_waiting:
+            line.close()
+            return
+        if arrival.run != self._run:
+            why = f"this is the meeting of --run_name {self._run}, not of {arrival.run}: give each run a --port of its own"
+        elif not 0 < node < self._nodes:
+            why = f"--rank {node} is none of 0 to {self._nodes - 1}: give each of the {self._nodes} nodes its own"
+        elif node in self._lines and self._lines[node].is_waiting:
+            why = f"--rank {node} is taken by {self._hosts[node]}: give each of the {self._nodes} nodes its own"
+        else:
+            self._lines[node], self._hosts[node] = line, arrival.host
+            self._say(f"node {node} is here: {arrival.host}")
+            return
+        with contextlib.suppress(OSError):
+            line.send({"stop": why})
+        line.close()
+
+    def _forget_those_who_left(self) -> None:
+        """Before the decision a node only listens: one that has closed its connection, or speaks, is none."""
+        for node in [node for node, line in self._lines.items() if not line.is_waiting]:
+            self._lines.pop(node).close()
+            self._say(f"node {node} ({self._hosts.pop(node)}) has left again: waiting for another in its place")
+
+    def agree(self, decision: Mapping[str, Any], chosen: Sequence[int], mine: Ready, timeout_seconds: float) -> list[Ready]:
+        """Tell the chosen nodes the decision and their numbers, and get what they say of themselves. The others are sent away."""
+        deadline = time.monotonic() + timeout_seconds
+        for node in [node for node in self._lines if node not in chosen]:
+            with contextlib.suppress(OSError):
+                self._lines[node].send({"stop": f"the run goes on with {len(chosen) + 1} nodes, and node {node} would be one too many"})
+            self._lines.pop(node).close()
+        for number, node in enumerate(chosen, start=1):
+            with contextlib.suppress(OSError):  # one that has gone is noticed below
+                self._lines[node].send({"decision": {**decision, "rank": number, "nodes": len(chosen) + 1}})
+        return [mine, *(self._ready(node, deadline) for node in chosen)]
+
+    def answer(self, stop: str | None) -> None:
+        for line in self._lines.values():
+            with contextlib.suppress(OSError):
+                line.send({"stop": stop} if stop else {"start": True})
+
+    def _ready(self, node: int, deadline: float) -> Ready:
+        try:
+            message = self._lines[node].receive(max(1.0, deadline - time.monotonic()))
+            ready = Ready.from_json(message.get("ready"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"node {node} ({self._hosts[node]}) went away before the start ({error}): see what it says there") from error
+        return replace(ready, clock_offset=ready.clock - time.time())
+
+    @contextlib.contextmanager
+    def watching(self, lost: Callable[[str], None]) -> Iterator[None]:
+        """While the run goes on: `lost` is called once, with what happened, when a node fails or is gone; the others are told."""
+        stop = threading.Event()
+
+        def tell(reason: str, but: int) -> None:
+            if not stop.is_set():
+                stop.set()
+                for node, line in self._lines.items():
+                    if node != but:
+                        with contextlib.suppress(OSError):
+                            line.send({"lost": reason})
+                lost(reason)
+
+        for node, line in self._lines.items():
+            name, on_loss = f"node {node} ({self._hosts[node]})", partial(tell, but=node)
+            threading.Thread(target=watch, args=(line, name, stop, on_loss), daemon=True).start()
+        try:
+            yield
+        finally:
+            stop.set()
+            for line in self._lines.values():
+                with contextlib.suppress(OSError):
+                    line.send({"bye": True})
+            self._part()
+
+    def farewell(self, reason: str) -> None:
+        """This node has failed: the others need not wait to notice."""
+        for line in self._lines.values():
+            with contextlib.suppress(OSError):
+                line.send({"lost": reason})
+
+    def close(self) -> None:
+        self._door.close()
+        self._part()
+
+    def _part(self) -> None:
+        """From the nodes of this attempt."""
+        for line in self._lines.values():
+            line.close()
+        self._lines, self._hosts = {}, {0: self._hosts[0]}
+
+
+class Guest:
+    """Another node: finds node 0, waits for its decision."""
+
+    def __init__(self, address: str, port: int, node: int, run: str, timeout_seconds: float, say: Callable[[str], None]) -> None:
+        self._name = f"node 0 at {address}:{port}"
+        deadline, told = time.monotonic() + timeout_seconds, 0.0
+        while True:
+            try:
+                connection = socket.create_connection((address, port), timeout=5.0)
+                break
+            except (socket.gaierror, UnicodeError) as error:
+                reason = reason_of(error) if isinstance(error, OSError) else str(error)
+                raise UserError(f"--addr {address} is not known here ({reason}): give node 0's name or address") from error
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"{self._name} did not answer within {timeout_seconds:.0f} s ({reason_of(error)}): start the same command "
+                        "there with --rank 0, check --addr and --port, and that no firewall is between"
+                    ) from error
+                if time.monotonic() - told > 30:
+                    told = time.monotonic()
+                    say(f"waiting for {self._name}")
+                time.sleep(_RETRY_SECONDS)
+        self._line = Line(connection)
+        with contextlib.suppress(OSError):  # one that has closed the connection is noticed by whoever receives
+            self._line.send(hello(run, node, platform.node()))
+
+    def decision(self, timeout_seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
+        """What node 0 has decided; it may be tokenising, or asking."""
+        say(f"connected to {self._name}: waiting until it has prepared the data")
+        decision = self._receive(timeout_seconds).get("decision")
+        if not isinstance(decision, dict) or any(type(decision.get(name)) is not kind for name, kind in _DECISION.items()):
+            raise UserError(f"{self._name} sent no decision that this `sft` understands: check --addr and --port, and install one version")
+        return decision
+
+    def say_ready(self, ready: Ready, timeout_seconds: float) -> None:
+        """Returns when the run starts."""
+        self._line.send({"ready": ready.as_json()})
+        self._receive(timeout_seconds)
+
+    def _receive(self, timeout_seconds: float) -> dict[str, Any]:
+        try:
+            message = self._line.receive(timeout_seconds)
+        except OSError as error:
+            raise UserError(
+                f"{self._name} went away ({error}): see what it says there, check --addr and --port, then start this node again"
+            ) from error
+        if message.get("stop"):
+            raise UserError(f"{self._name} stops: {message['stop']}")
+        return message
+
+    def close(self) -> None:
+        self._line.close()
+
+    @contextlib.contextmanager
+    def watching(self, lost: Callable[[str], None]) -> Iterator[None]:
+        stop = threading.Event()
+        thread = threading.Thread(target=watch, args=(self._line, self._name, stop, lost), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            with contextlib.suppress(OSError):
+                self._line.send({"bye": True})
+            self._line.close()
+
+    def farewell(self, reason: str) -> None:
+        with contextlib.suppress(OSError):
+            self._line.send({"lost": reason})
+
+
+def _listing(nodes: list[int]) -> str:
+    return ", ".join(map(str, nodes))
+
+
+def say_on_stderr(text: str) -> None:
+    sys.stderr.write(f"sft train: {text}\n")
+    sys.stderr.flush()

@@ -1,0 +1,236 @@
+"""Starting the processes of a command on this node, passing signals on, and turning the way they end into one line and an exit code.
+
+Not torch's elastic launcher: that one gives processes 30 seconds to save when a signal comes, ends them in an order of its own when one
+fails, keeps no stack of those that hang, and costs two seconds of importing torch. `torchrun -m sft` works all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sft.launcher.listen import ATTEMPT
+from sft.launcher.network import interface_towards
+
+EXIT_OK, EXIT_FINISHED, EXIT_USER_ERROR, EXIT_FAILED, EXIT_PREEMPTED = 0, 1, 2, 3, 75
+NOTES = "SFT_NOTES"  # a folder in which workers leave why they stopped, and where they were
+PREPARED = "SFT_PREPARED"  # set in workers whose launcher has tokenised and asked
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SHOW_STACKS = signal.SIGUSR2
+# Memory of tensors in large pages, and kept for the next ones: page faults take a sixth of an iteration on a CPU otherwise.
+ALLOCATION = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8388608:glibc.malloc.trim_threshold=268435456"
+_POLL_SECONDS, _LOOK_SECONDS, _GRACE_SECONDS, _STACK_SECONDS = 0.1, 0.5, 4.0, 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the workers of a node are in the whole run."""
+
+    per_node: int
+    nodes: int = 1
+    node: int = 0
+    address: str = "127.0.0.1"
+    port: int | None = None  # None: a free one
+    attempt: str | None = None  # what all nodes call this attempt, and nobody else knows; None where there is one node
+
+
+class End:
+    """Tells `start` from another thread to end its workers, and why."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def because(self, reason: str) -> None:
+        self.reason = self.reason or reason
+
+
+def be_alone() -> None:
+    """Let this process be the only one of its run."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+
+
+def start(
+    command: str, argv: Sequence[str], place: Place, *, stacks: Path | None = None, threads: int | None = None, end: End | None = None
+) -> int:
+    """Run `sft <command> <argv>` as workers until all have ended. Where one fails, the others do not outlive it for long."""
+    with tempfile.TemporaryDirectory(prefix="sft-") as scratch:
+        notes = Path(scratch)
+        environment = _environment(place, notes, threads)
+        with _held_back():
+            workers = [_start_worker(command, argv, place, local_rank, environment) for local_rank in range(place.per_node)]
+        try:
+            with _passing_on(workers):
+                _wait(workers, end, notes)
+        finally:
+            for worker in workers:
+                if worker.poll() is None:
+                    worker.kill()
+                worker.wait()
+            if stacks is not None:
+                _keep_stacks(notes, stacks)
+        codes = [worker.returncode for worker in workers]
+        if end is not None and end.reason is not None and any(codes):
+            sys.stderr.write(
+                f"sft {command}: {end.reason}: the run has ended here too; the same command goes on from the latest checkpoint\n"
+            )
+            return EXIT_FAILED
+        return _told(command, notes, codes, stacks)
+
+
+def as_exit_code(command: str, what: str, code: int, may_be: Collection[int]) -> int:
+    """How another program ended, as this one's exit code. What it does not say itself is a crash, and said here."""
+    if code in may_be:
+        return code
+    how = f"was killed ({signal_name(-code)}): out of memory, or from outside?" if code < 0 else f"crashed (exit code {code})"
+    sys.stderr.write(f"sft {command}: {what} {how}\n")
+    return EXIT_FAILED
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has none
+        return f"signal {number}"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _environment(place: Place, notes: Path, threads: int | None) -> dict[str, str]:
+    """What all workers of this node find in theirs."""
+    environment = {
+        **os.environ, "WORLD_SIZE": str(place.nodes * place.per_node), "LOCAL_WORLD_SIZE": str(place.per_node),
+        "MASTER_ADDR": place.address, "MASTER_PORT": str(place.port or free_port()), NOTES: str(notes), PREPARED: "1",
+        ATTEMPT: place.attempt or secrets.token_hex(8),
+    }  # fmt: skip
+    if place.nodes > 1 and (interface := interface_towards(place.address)) is not None:
+        environment.setdefault("GLOO_SOCKET_IFNAME", interface)
+        environment.setdefault("NCCL_SOCKET_IFNAME", interface)
+    environment.setdefault("GLIBC_TUNABLES", ALLOCATION)
+    if threads is not None:
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+    return environment
+
+
+def _start_worker(command: str, argv: Sequence[str], place: Place, local_rank: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    environment = {**environment, "RANK": str(place.node * place.per_node + local_rank), "LOCAL_RANK": str(local_rank)}
+    # A session of its own: Ctrl-C reaches it through us alone, and once.
+    return subprocess.Popen([sys.executable, "-m", "sft", command, *argv], env=environment, start_new_session=True)
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Workers are born with these signals blocked: one that comes while they import waits until they can obey it (`ending.Interrupt`)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_signals_in() -> None:
+    """In a worker."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+
+
+@contextlib.contextmanager
+def _passing_on(workers: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Signals to this process go to the workers, which decide what to do."""
+
+    def pass_on(number: int, frame: object) -> None:
+        for worker in workers:
+            with contextlib.suppress(ProcessLookupError):
+                worker.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(workers: Sequence[subprocess.Popen[bytes]], end: End | None, notes: Path) -> None:
+    """Until all have ended, or one has failed and the others had their time to say why, and where they were."""
+    while any(worker.poll() is None for worker in workers):
+        is_over = end is not None and end.reason is not None
+        if is_over or any(worker.poll() not in (None, EXIT_OK) for worker in workers):
+            deadline = time.monotonic() + _GRACE_SECONDS
+            while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+            _ask_for_stacks([worker for worker in workers if worker.poll() is None], notes)
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _ask_for_stacks(workers: Sequence[subprocess.Popen[bytes]], notes: Path) -> None:
+    """And wait until they are written, which takes a while on a busy machine; one that cannot run any more writes none."""
+    before = seen = _bytes_of_stacks(notes)
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            worker.send_signal(signal.SIGCONT)  # one that was stopped can say where
+            worker.send_signal(SHOW_STACKS)
+    deadline = time.monotonic() + _STACK_SECONDS
+    while time.monotonic() < deadline and any(worker.poll() is None for worker in workers):
+        time.sleep(_LOOK_SECONDS)
+        now = _bytes_of_stacks(notes)
+        if now == seen and sum(size > before.get(name, 0) for name, size in now.items()) >= len(workers):
+            return
+        seen = now
+
+
+def _bytes_of_stacks(notes: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in notes.glob("*.stack")}
+
+
+def _keep_stacks(notes: Path, stacks: Path) -> None:
+    for file in notes.glob("*.stack"):
+        if file.stat().st_size:
+            stacks.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, stacks / f"rank-{file.stem}.txt")
+
+
+def _told(command: str, notes: Path, codes: Sequence[int], stacks: Path | None) -> int:
+    """Say why the workers stopped: what the first of them left, or, where none could, how they ended."""
+    if not any(codes):
+        return EXIT_OK
+    left = [json.loads(file.read_text()) for file in sorted(notes.glob("*.json"))]
+    killed = sorted({-code for code in codes if code < 0 and code != -signal.SIGKILL})
+    hint = f"; where each process was: {stacks}" if stacks is not None and stacks.is_dir() else ""
+    if left:
+        # What a person gave comes before what it led to; a process that was left alone by another is not the reason.
+        order = {EXIT_USER_ERROR: 0, EXIT_FAILED: 1, EXIT_PREEMPTED: 2}
+        first = min(left, key=lambda entry: (entry["is_consequence"], order.get(entry["code"], 1), entry["time"]))
+        dead = _dead(codes)
+        if first["is_consequence"] and dead:
+            sys.stderr.write(f"sft {command}: {dead}{hint}\n")
+            return EXIT_FAILED
+        sys.stderr.write(f"sft {command}: {first['message']}{hint if first['code'] == EXIT_FAILED else ''}\n")
+        return int(first["code"])
+    names = ", ".join(map(signal_name, killed)) or f"exit codes {', '.join(map(str, codes))}"
+    sys.stderr.write(f"sft {command}: {_dead(codes) or f'the processes of this run ended without a word ({names})'}{hint}\n")
+    return EXIT_FAILED
+
+
+def _dead(codes: Sequence[int]) -> str | None:
+    """Ranks that were ended by a signal. We kill the others in turn, but only after one has failed."""
+    killed = [f"{rank} ({signal_name(-code)})" for rank, code in enumerate(codes) if code < 0]
+    if not killed:
+        return None
+    return f"processes were killed: rank {', '.join(killed)}: out of memory, or from outside?"

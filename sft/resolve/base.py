@@ -1,0 +1,159 @@
+"""The base model's facts, read without torch: its configuration, its size, and that it is there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from sft.resolve.naming import intermediate_name
+from sft.config.train import TrainConfig
+from sft.model.base_folder import gguf_file_in, resolve, resolve_here
+from sft.plan.architecture import check_sizes
+from tokenize_data.bases import Base, find_base
+from tokenize_data.errors import UserError
+
+_SAMPLES, _BLOCK_BYTES = 64, 4096
+
+_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """Where the base model is, and what its files say of it."""
+
+    entry: Base
+    folder: Path
+    config: dict[str, Any]  # config.json
+    num_parameters: int
+    is_entry: bool  # of checkpoints.toml; otherwise a path was given
+    fingerprint: str  # of configuration, names and shapes, and of samples of the weights
+
+    @property
+    def family(self) -> str:
+        return str(self.config["model_type"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What a plan needs of a base model: its configuration; its weights may be elsewhere."""
+
+    entry: Base
+    folder: Path
+    config: dict[str, Any]
+    num_stored: int | None  # numbers in the weights' files; None where they are not here
+    is_entry: bool
+
+
+def describe_base_model(config: TrainConfig) -> Described:
+    """The base model that the flags name, from what of it is on this machine."""
+    given = Path(config.checkpoint).expanduser()
+    is_folder = (given / "config.json").is_file()  # a plan needs no tokenizer
+    entry = Base(name=given.resolve().name, path=str(given)) if is_folder else _entry(config)
+    inner = None
+    if config.intermediate_iter is not None:
+        inner = intermediate_name(entry.intermediate, config.intermediate_iter, f"the entry of {entry.name}")
+    folder = resolve_here(entry.path, inner)
+    headers = [_header(file) for file in sorted(folder.glob("*.safetensors"))]
+    sizes = {name: tensor["shape"] for header in headers for name, tensor in header.items() if name != "__metadata__"}
+    return Described(
+        entry=entry, folder=folder, config=_read_config(folder), num_stored=sum(prod(shape) for shape in sizes.values()) or None,
+        is_entry=_is_entry(config),
+    )  # fmt: skip
+
+
+def find_base_model(config: TrainConfig) -> BaseModel:
+    """The base model that the flags name, fetched or converted if need be."""
+    entry = _entry(config)
+    inner = None
+    if config.intermediate_iter is not None:
+        inner = intermediate_name(entry.intermediate, config.intermediate_iter, f"the entry of {entry.name}")
+    if config.trust_remote_code and not Path(entry.path).expanduser().exists() and inner is None:
+        raise UserError(
+            f"--trust_remote_code runs code from {entry.path}, which may change: download a revision that you have read, give its folder"
+        )
+    folder = resolve(entry.path, inner)
+    content = _read_config(folder)
+    headers = [_header(file) for file in sorted(folder.glob("*.safetensors"))]
+    if not headers:
+        from sft.model.weights import WeightFiles  # it knows what to say
+
+        WeightFiles(folder)
+    sizes = {name: tensor["shape"] for header in headers for name, tensor in header.items() if name != "__metadata__"}
+    digest = hashlib.sha256(json.dumps([content, sizes], sort_keys=True).encode())
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(_sample(file))
+    total = sum(prod(shape) for shape in sizes.values())
+    return BaseModel(
+        entry=entry, folder=folder, config=content, num_parameters=total, is_entry=_is_entry(config), fingerprint=digest.hexdigest()
+    )
+
+
+def tokenizer_flags(config: TrainConfig, base: BaseModel) -> list[str]:
+    """How the data stage is told of the base model: as it was typed, or, where the files are elsewhere, by an entry written for it."""
+    given = Path(base.entry.path).expanduser()
+    if given == base.folder or (config.intermediate_iter is None and not given.exists()):  # a folder, or a Hub id
+        flags = ["--checkpoint", config.checkpoint]
+        flags += ["--size", config.size] if config.size else []
+        return [*flags, *(["--checkpoints_file", config.checkpoints_file] if config.checkpoints_file else [])]
+    handle, name = tempfile.mkstemp(prefix="sft-", suffix=".toml")
+    with os.fdopen(handle, "w") as file:
+        tokens = json.dumps(list(base.entry.add_tokens), ensure_ascii=False)
+        file.write(f"[resolved.base]\npath = {json.dumps(str(base.folder))}\nadd_tokens = {tokens}\n")
+    return ["--checkpoint", "resolved", "--size", "base", "--checkpoints_file", name]
+
+
+def _is_entry(config: TrainConfig) -> bool:
+    return os.sep not in config.checkpoint and not Path(config.checkpoint).expanduser().exists()
+
+
+def _entry(config: TrainConfig) -> Base:
+    if gguf_file_in(config.checkpoint) is not None:
+        return Base(name=Path(config.checkpoint).stem, path=config.checkpoint)
+    return find_base(config.checkpoint, config.size, Path(config.checkpoints_file) if config.checkpoints_file else None)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}: give the folder of a Hugging Face model, with its config.json") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not valid JSON ({error}): fetch the base model again") from error
+    if not isinstance(content, dict) or "model_type" not in content:
+        raise UserError(f"{file} has no model_type: give the folder of a Hugging Face model")
+    check_sizes(content, file)
+    return content
+
+
+def _sample(file: Path) -> bytes:
+    """A few blocks from all over a file: two models of one shape differ in them."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        blocks = []
+        for number in range(_SAMPLES):
+            stream.seek(max(0, size - _BLOCK_BYTES) * number // (_SAMPLES - 1))
+            blocks.append(stream.read(_BLOCK_BYTES))
+    return b"".join(blocks)
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The JSON at the beginning of a safetensors file: names, types and shapes."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= min(file.stat().st_size - 8, _MAX_HEADER_BYTES):
+                raise ValueError("its header is longer than the file, or than any header")
+            header = json.loads(stream.read(length))
+            if not all(isinstance(tensor["shape"], list) for name, tensor in header.items() if name != "__metadata__"):
+                raise ValueError("a tensor has no shape")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read as safetensors ({error}): fetch the base model again") from error
+    assert isinstance(header, dict)
+    return header

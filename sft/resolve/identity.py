@@ -1,0 +1,66 @@
+"""Whose folder it is: two runs can have one name, and the second must not go on with, or take for its own, what the first has made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from sft.resolve.naming import name_of
+from sft.config.train import TrainConfig
+from sft.resolve.prepare import Job, config_values, resolved_facts
+from sft.spec import run_folder
+from tokenize_data.errors import UserError
+
+# What a folder's name is made of. The rest may change from one start to the next: iterations, layout, intervals, --keep.
+_NAMED = ("checkpoint", "size", "run_name", "intermediate_iter", "epochs", "seq", "loss_mask", "lora", "id")
+_CONTENT = {"base_fingerprint": "base", "data": "data"}
+
+
+def refuse_another(job: Job) -> None:
+    """A run's folder that belongs to another run, by its run.toml. What is missing there is of an older release, and no reason."""
+    table = run_folder.read_run_toml(job.folder)
+    there, resolved = table.get("config"), table.get("resolved")
+    if not isinstance(there, dict) or not isinstance(resolved, dict):
+        return
+    here = config_values(job.config)
+    there = {**config_values(TrainConfig(run_name=job.config.run_name)), **there}
+    found: list[tuple[str, Any, Any]] = []
+    if _was_named_by(there, job.folder):
+        found += [(name, there[name], here[name]) for name in _NAMED if _plain(name, there[name]) != _plain(name, here[name])]
+    if _holds_something(job.folder):
+        mine = resolved_facts(job)
+        found += [
+            (label, resolved[name], mine[name]) for name, label in _CONTENT.items() if name in resolved and resolved[name] != mine[name]
+        ]
+    if found:
+        was = " and ".join(f"{name} {_short(value)}" for name, value, _ in found)
+        now = " and ".join(f"{name} {_short(value)}" for name, _, value in found)
+        raise UserError(
+            f"{job.folder} belongs to another run: it was made with {was}, this run has {now}: use the same, or start another run with --id"
+        )
+
+
+def _was_named_by(there: Mapping[str, Any], folder: Path) -> bool:
+    """Whether these settings give the folder its name. A folder that a person has copied or renamed says nothing by its name."""
+    try:
+        return folder.name.endswith(f"-{name_of(SimpleNamespace(**there))}")
+    except (TypeError, ValueError):
+        return False
+
+
+def _holds_something(folder: Path) -> bool:
+    return run_folder.is_finished(folder) or any(folder.glob("step-*"))
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Two spellings of one thing are no difference: a base's fingerprint says whether it is another."""
+    if name == "checkpoint":
+        return Path(str(value)).name
+    return (value or "7") if name == "size" else value
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:16]}..."

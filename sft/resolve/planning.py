@@ -1,0 +1,228 @@
+"""From the flags to a plan: what is known of the model, the data and the machine, and the search's answer. No torch, no process started."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft.config.train import TrainConfig
+from sft.resolve.base import BaseModel, Described, describe_base_model
+from sft.resolve.devices import gpu_here, visible_gpus
+from sft.resolve.question import Case, Pack, global_batch_of, recompute_of
+from sft.resolve.speed import cpu_operations_per_second
+from sft.plan.answer import Data, Plan
+from sft.plan.architecture import KNOWN_KINDS
+from sft.plan.gpus import GB, TABLE, Gpu, find_gpu, read_gpus
+from sft.plan.layout import Layout
+from sft.plan.rows import Batches
+from sft.plan.sampler import Sampler, num_iterations
+from sft.plan.search import RECOMPUTES, Choice, Question, best, layout_of, search
+from tokenize_data.bases import known_documents
+from tokenize_data.errors import UserError
+from tokenize_data.manifest import dataset_folder
+from tokenize_data.reader import ShardReader
+
+_SAMPLED_ITERATIONS = 5
+_BYTES_PER_TOKEN = 4.0  # of JSONL text, roughly, in English
+_CPU_OPERATIONS = 5e10  # a second, where nobody measures them
+_GPU_ROW_TOKENS = 8192  # a row long enough to keep a GPU busy
+_COUNTED_BYTES = 2**30  # of files whose rows are counted, before the rest is judged by size
+
+
+def machine(config: TrainConfig) -> Gpu | None:
+    """The GPU that is named, or the one that is here; None where neither is."""
+    table = read_gpus(Path(config.gpu_file)) if config.gpu_file else TABLE
+    if config.gpu:
+        return find_gpu(config.gpu, table)
+    return gpu_here(table) if visible_gpus() else None
+
+
+def this_cpu(processes: int, operations_per_second: float = _CPU_OPERATIONS) -> Gpu:
+    """This computer, as if each process were a GPU with its share of memory and cores."""
+    memory = _memory_bytes() / GB / processes
+    rate = operations_per_second / processes / 1e12
+    return Gpu(
+        name="cpu", memory_gb=round(memory, 1), bf16_tflops=rate, fp32_tflops=rate, memory_gbps=10.0 / processes, link_gbps=2.0,
+        network_gbps=1.0, gpus_per_node=max(processes, 1), matrix_efficiency=1.0, reserved_gb=min(1.0, memory / 4),
+        spare=0.0, communicator_gb=0.0,
+    )  # fmt: skip
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def make_plan(config: TrainConfig) -> Plan:
+    """The plan of a run that may not have been prepared at all."""
+    base, notes = describe_base_model(config), []
+    gpu = machine(config)
+    world = config.nodes * (config.nproc_per_node or max(visible_gpus(), 1))
+    if gpu is None:
+        if visible_gpus():
+            notes.append("this GPU is not in the table: describe it with --gpu_file, or name a similar one with --gpu")
+        gpu = this_cpu(config.nproc_per_node or 1, cpu_operations_per_second())
+        notes.append("planned for this computer's CPU: name GPUs with --gpu h100-80gb --nproc_per_node 8 --nodes 2")
+    data, pack, share = _data(config, notes)
+    asked = Case(config=config, base=base, world=world, gpu=gpu, pack=pack, trained_share=share).ask()
+    question = asked.question
+    choice, found = best(question), search(question)
+    notes += [line for line in (_layout_note(asked.why_not, choice.layout), _batch_note(config, choice.layout)) if line]
+    notes += _further_notes(config, base, question, choice)
+    iterations = config.iters or (num_iterations(data.documents, config.epochs, question.global_batch) if data.documents else None)
+    return Plan(
+        name=base.entry.name, model=question.model, num_parameters=question.model.num_parameters, data=data,
+        epochs=None if config.iters else config.epochs, iterations=iterations, question=question, choice=choice, found=found,
+        notes=tuple(notes),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What a run is given where the flags leave it open."""
+
+    layout: Layout
+    micro_batch: int
+    recompute: str
+    seconds: float | None = None  # an iteration
+    note: str = ""  # why it is not what the entry says
+
+
+def choose(config: TrainConfig, base: BaseModel, reader: ShardReader, world: int) -> Chosen:
+    """By the plan on GPUs that it knows: what does not fit is refused. Elsewhere the simplest; on a CPU, the simplest that fits."""
+    gpus = visible_gpus()
+    gpu = machine(config) if gpus else this_cpu(max(1, world // config.nodes))
+    pack, share = _packed(reader, config.seed), trained_share(config, reader)
+    case = Case(config=config, base=base, world=world, gpu=gpu, pack=pack, trained_share=share)
+    if gpu is None:
+        layout, why_not = case.simple_layout()
+        return Chosen(
+            layout=layout, micro_batch=config.micro_batch or max(1, _GPU_ROW_TOKENS // config.seq),
+            recompute=recompute_of(config) or "none", note=_layout_note(why_not, layout),
+        )  # fmt: skip
+    asked = case.ask()
+    question = asked.question
+    if gpus:
+        choice = best(question)
+        return Chosen(
+            layout=choice.layout, micro_batch=choice.micro_batch, recompute=choice.recompute, seconds=choice.seconds.total,
+            note=_layout_note(asked.why_not, choice.layout),
+        )  # fmt: skip
+    layout = layout_of(question, question.tp or 1, question.pp or 1)
+    micro_batch, recompute = config.micro_batch or 1, recompute_of(config)
+    if recompute is None:
+        found = search(replace(question, micro_batch=micro_batch))
+        fitting = {choice.recompute for choice in found.fitting}
+        recompute = next((way for way in RECOMPUTES if way in fitting), RECOMPUTES[-1])
+    return Chosen(layout=layout, micro_batch=micro_batch, recompute=recompute, note=_layout_note(asked.why_not, layout))
+
+
+def _layout_note(why_not: str | None, layout: Layout) -> str:
+    return "" if why_not is None else f"{why_not}: using tp {layout.tp} x pp {layout.pp} instead"
+
+
+def _batch_note(config: TrainConfig, layout: Layout) -> str:
+    if config.gradient_accumulation is None:
+        return ""
+    factors = f"gradient_accumulation {config.gradient_accumulation} x micro_batch {config.micro_batch or 1} x dp {layout.dp}"
+    return f"{global_batch_of(config, layout.dp):,} documents an iteration = {factors}"
+
+
+def _packed(reader: ShardReader, seed: int) -> Pack:
+    return lambda documents: batches_of(reader, Sampler(len(reader), documents, seed))
+
+
+def batches_of(reader: ShardReader, sampler: Sampler) -> Batches:
+    """Of the first iterations. A document of n tokens has n - 1 places."""
+    numbers = [sampler.documents(iteration).astype(np.int64) for iteration in range(_SAMPLED_ITERATIONS)]
+    lengths = [np.maximum(reader.lengths[chosen].astype(np.int64) - 1, 1).tolist() for chosen in numbers]
+    return Batches(lengths, [reader.trained[chosen].astype(np.int64).tolist() for chosen in numbers])
+
+
+def trained_share(config: TrainConfig, reader: ShardReader) -> float:
+    manifest = reader.manifest
+    return 1.0 if config.loss_mask else manifest.trained_tokens / max(manifest.tokens, 1)
+
+
+def _data(config: TrainConfig, notes: list[str]) -> tuple[Data, Pack, float]:
+    """From the shards, else from what is known ahead, else from the files; the rest is assumed, and said."""
+    folder = dataset_folder(Path(config.tokenized_data_dir), config.run_name)
+    if (folder / "manifest.json").exists():
+        reader = ShardReader(folder)
+        manifest = reader.manifest
+        tokens, trained = manifest.tokens - len(reader), manifest.trained_tokens
+        known = Data(documents=len(reader), tokens=tokens, trained_tokens=trained, source=f"shards in {folder}")
+        return known, _packed(reader, config.seed), trained_share(config, reader)
+    known_number = known_documents(config.run_name, Path(config.checkpoints_file) if config.checkpoints_file else None)
+    counted = _count_rows(config.data) if config.data else None
+    documents = known_number or (counted[0] if counted else None)
+    length = min(max(2, round(counted[1] / _BYTES_PER_TOKEN)), config.seq) - 1 if counted else config.seq - 1
+    source = "[documents] of checkpoints.toml" if known_number else "rows of the files" if counted else "not known"
+    if counted:
+        notes.append(f"no shards yet: documents are taken to have {length + 1:,} tokens, {_BYTES_PER_TOKEN:g} bytes of the files each")
+    else:
+        notes.append(f"no shards yet: documents are taken to be as long as --seq, {config.seq:,} tokens, the longest there can be")
+    notes.append("which tokens are trained is not known before the data are tokenised: planned as if all were")
+    if documents is None:
+        notes.append("how many documents there are is not known: give --data, shards, [documents] in checkpoints.toml, or --iters")
+    places = None if documents is None else float(documents * length)
+    known = Data(documents=documents, tokens=places, trained_tokens=None, source=source)
+    return known, lambda documents: Batches.all_alike(documents, length), 1.0
+
+
+def _count_rows(files: tuple[str, ...]) -> tuple[int, float] | None:
+    """(rows, bytes of a row) of files with a row a line. None where one is of another kind: tokenising tells."""
+    rows, size = 0.0, 0.0
+    for name in files:
+        path = Path(name)
+        if not name.endswith((".jsonl", ".jsonl.gz")):
+            return None
+        try:
+            with gzip.open(path) if name.endswith(".gz") else path.open("rb") as stream:
+                lines, length, left = 0, 0, _COUNTED_BYTES
+                while left > 0 and (block := stream.read(2**20)):
+                    lines, length, left = lines + block.count(b"\n"), length + len(block), left - len(block)
+                is_whole = not stream.read(1)
+        except OSError as error:
+            raise UserError(f"--data {name}: {error.strerror or error}: give files that are there") from error
+        factor = 1.0 if is_whole else max(1.0, path.stat().st_size / max(length, 1))
+        rows, size = rows + max(lines, 1) * factor, size + length * factor
+    return round(rows), size / max(rows, 1)
+
+
+def _further_notes(config: TrainConfig, base: Described, question: Question, choice: Choice) -> list[str]:
+    notes = []
+    model = question.model
+    if model.kind not in KNOWN_KINDS:
+        notes.append(f"{model.kind} models are counted like Llama: memory and time are rougher than for the families known here")
+    counted, stored = model.num_parameters, base.num_stored
+    if stored is not None and abs(stored / counted - 1) > 0.02 and not model.is_tied:
+        notes.append(f"the weights' files hold {stored:,} numbers, the configuration makes {counted:,} of them")
+    if config.tp is None and config.pp is None and base.entry.tp is not None and question.gpu.name != "cpu":
+        other = search(replace(question, tp=None, pp=None)).fitting
+        if other and other[0].seconds.total < 0.95 * choice.seconds.total:
+            flags = f"--tp {other[0].layout.tp} --pp {other[0].layout.pp}"
+            gain = 1 - other[0].seconds.total / choice.seconds.total
+            notes.append(f"tp and pp are those of the entry in checkpoints.toml; {flags} would take {gain:.0%} less time")
+    return notes
+
+
+def scaling(config: TrainConfig, counts: list[int]) -> list[tuple[int, Plan | str]]:
+    """The plan for other numbers of GPUs, or why there is none."""
+    per_node = config.nproc_per_node or max(visible_gpus(), 1)
+    rows: list[tuple[int, Plan | str]] = []
+    for count in counts:
+        here = min(count, max(per_node, 8))
+        if count % here:
+            rows.append((count, f"{count} GPUs are no whole number of nodes of {here}"))
+            continue
+        asked: dict[str, Any] = {"nproc_per_node": here, "nodes": count // here, "rank": 0}
+        try:
+            rows.append((count, make_plan(replace(config, **asked))))
+        except UserError as error:
+            rows.append((count, str(error)))
+    return rows

@@ -1,0 +1,185 @@
+"""What the search is asked for a run: which layouts it may choose from, and the documents of an iteration that follow from them.
+
+What was typed is an order. What an entry of checkpoints.toml or a base model's path says is a preference: used where it fits the processes
+and the GPUs at hand. `--gradient_accumulation` makes the documents of an iteration depend on the layout: both are searched for at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sft.resolve.naming import layout_of_path
+from sft.config.train import TrainConfig
+from sft.resolve.adapters import bits_of
+from sft.resolve.base import BaseModel, Described
+from sft.plan.architecture import Architecture
+from sft.plan.gpus import Gpu
+from sft.plan.layout import Layout, ModelShape, choose_layout
+from sft.plan.memory import Adapters
+from sft.plan.rows import Batches
+from sft.plan.search import Question, search
+from tokenize_data.errors import UserError
+
+Pack = Callable[[int], Batches]  # the batches of iterations of so many documents
+Sizes = tuple[int | None, int | None]  # tp and pp; None: not said
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """`question` is open to the layouts that may be, with the documents of an iteration that go with them."""
+
+    question: Question
+    why_not: str | None = None  # why a preference is not used
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is known of a run before it has a layout."""
+
+    config: TrainConfig
+    base: BaseModel | Described
+    world: int
+    gpu: Gpu | None  # None: one that the plan does not know
+    pack: Pack
+    trained_share: float
+
+    def ask(self) -> Asked:
+        """On a CPU the simplest layout is taken, on GPUs the plan chooses."""
+        assert self.gpu is not None
+        if self.gpu.name == "cpu":
+            layout, why_not = self.simple_layout()
+            return Asked(question=self._question((layout.tp, layout.pp), layout.dp), why_not=why_not)
+        if self._preferred == self._ordered:
+            return Asked(question=self._best_question(self._ordered))
+        question = self._best_question(self._preferred)
+        found = search(question)
+        if found.fitting:
+            return Asked(question=question)
+        reason = "does not fit into the memory of these GPUs" if found.too_large else self._refusal(self._preferred) or "cannot be"
+        return Asked(question=self._best_question(self._ordered), why_not=self._why_not(reason))
+
+    def simple_layout(self) -> tuple[Layout, str | None]:
+        """(where nobody plans: the preference, or as little as was ordered; why the preference is not used)."""
+        if self._preferred == self._ordered:
+            return self._layout(self._ordered), None
+        refusal = self._refusal(self._preferred)
+        if refusal is None:
+            return self._layout(self._preferred), None
+        near = next((sizes for sizes in self._below_preference() if self._refusal(sizes) is None), self._ordered)
+        return self._layout(near), self._why_not(refusal)
+
+    @property
+    def _ordered(self) -> Sizes:
+        return self.config.tp, self.config.pp
+
+    @property
+    def _preferred(self) -> Sizes:
+        """From the flags, the entry, or the path, in this order."""
+        entry = self.base.entry
+        of_path = layout_of_path(entry.path) or (None, None)
+        return self.config.tp or entry.tp or of_path[0], self.config.pp or entry.pp or of_path[1]
+
+    def _why_not(self, reason: str) -> str:
+        tp, pp = (size or 1 for size in self._preferred)
+        where = "the entry's" if self.base.entry.tp or self.base.entry.pp else "the path's"
+        if self.world % (tp * pp):
+            reason = f"takes a multiple of {tp * pp} processes, and there {'is' if self.world == 1 else 'are'} {self.world}"
+        return f"{where} tp {tp} x pp {pp} {reason}"
+
+    def _below_preference(self) -> list[tuple[int, int]]:
+        """Of GPUs that nobody knows, nobody knows what fits: the nearest to the preference comes first. A CPU has its memory for all."""
+        if self.gpu is not None:
+            return []
+        (most_tp, most_pp), (tp, pp) = (tuple(size or 1 for size in self._preferred), self._ordered)
+        sizes = [(t, p) for t in range(1, most_tp + 1) for p in range(1, most_pp + 1) if t == (tp or t) and p == (pp or p)]
+        return sorted(sizes, key=lambda size: (-size[0] * size[1], -size[0]))
+
+    def _layout(self, sizes: Sizes) -> Layout:
+        tp, pp = sizes
+        return choose_layout(
+            self.world, ModelShape.of_config(self.base.config), tp=tp, pp=pp, sequence_parallel=self.config.sequence_parallel,
+            global_batch=global_batch_of(self.config, max(1, self.world // ((tp or 1) * (pp or 1)))),
+        )  # fmt: skip
+
+    def _refusal(self, sizes: Sizes) -> str | None:
+        try:
+            self._layout(sizes)
+        except UserError as error:
+            return f"cannot be used ({error})"
+        return None
+
+    def _best_question(self, sizes: Sizes) -> Question:
+        """The one with the fastest answer; where none has any that fits, the one that comes nearest."""
+        questions = [self._question(sizes, dp) for dp in self._replicas(sizes)]
+        return questions[0] if len(questions) == 1 else min(questions, key=_order)
+
+    def _replicas(self, sizes: Sizes) -> list[int | None]:
+        """The numbers of replicas to ask for one by one, as each has another number of documents; None: any."""
+        tp, pp = sizes
+        if self.config.gradient_accumulation is None:
+            return [None]
+        if tp and pp:
+            return [max(1, self.world // (tp * pp))]
+        return [dp for dp in range(1, self.world + 1) if self.world % (dp * (tp or pp or 1)) == 0] or [1]
+
+    def _question(self, sizes: Sizes, dp: int | None) -> Question:
+        assert self.gpu is not None
+        config, is_cpu, (tp, pp) = self.config, self.gpu.name == "cpu", sizes
+        global_batch = global_batch_of(config, dp or 1)
+        return Question(
+            model=Architecture.of_config(self.base.config), shape=ModelShape.of_config(self.base.config), batches=self.pack(global_batch),
+            world=self.world, seq=config.seq, global_batch=global_batch, trained_share=self.trained_share, gpu=self.gpu,
+            dtype=config.dtype or ("fp32" if is_cpu else "bf16"), optimizer=config.optimizer, momentum=config.momentum,
+            adapters=_adapters(config), tp=tp, pp=pp,
+            dp=None if tp and pp else dp, micro_batch=config.micro_batch or (1 if is_cpu else None), recompute=recompute_of(config),
+            sequence_parallel=config.sequence_parallel,
+        )  # fmt: skip
+
+
+def global_batch_of(config: TrainConfig, dp: int) -> int:
+    """Documents of an iteration on `dp` replicas. With --gradient_accumulation a row counts as one unless --micro_batch says more."""
+    if config.gradient_accumulation is None:
+        return config.global_batch
+    return config.gradient_accumulation * (config.micro_batch or 1) * dp
+
+
+def settled(config: TrainConfig, layout: Layout) -> TrainConfig:
+    """The configuration with the documents of an iteration as a number, and the layout that it comes from."""
+    if config.gradient_accumulation is None:
+        return config
+    return replace(config, gradient_accumulation=None, global_batch=global_batch_of(config, layout.dp), tp=layout.tp, pp=layout.pp)
+
+
+def batch_values(config: TrainConfig) -> dict[str, int | None]:
+    """Of a settled configuration, for other nodes: they would find another number with fewer processes."""
+    return {name: getattr(config, name) for name in ("gradient_accumulation", "global_batch", "tp", "pp")}
+
+
+def recompute_of(config: TrainConfig) -> str | None:
+    """Who trains on a quantised base is short of memory."""
+    return config.recompute or ("full" if bits_of(config) else None)
+
+
+def _order(question: Question) -> tuple[int, float]:
+    found = search(question)
+    if found.fitting:
+        return 0, found.fitting[0].seconds.total / found.fitting[0].rows.tokens
+    return (1, found.too_large[0].peak.total) if found.too_large else (2, 0.0)
+
+
+def _adapters(config: TrainConfig) -> Adapters | None:
+    rank = config.lora or (_rank_of(Path(config.adapter)) if config.adapter else None)
+    if rank is None:
+        return None
+    return Adapters(rank=rank, targets=config.lora_targets, bits=bits_of(config))
+
+
+def _rank_of(folder: Path) -> int:
+    file = folder / "adapter_config.json"
+    try:
+        return int(json.loads(file.read_bytes())["r"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--adapter {folder}: {file.name} does not say a rank ({error}): give a folder in PEFT's format") from error

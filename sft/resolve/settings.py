@@ -1,0 +1,30 @@
+"""What was asked for, from flags and recipe, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from sft.config.flags import typed_values
+from sft.config.recipe import combined, make_config
+from sft.config.train import TrainConfig
+from sft.launcher.processes import PREPARED
+
+
+def config_of(arguments: argparse.Namespace, command: str = "train", **unless_given: Any) -> TrainConfig:
+    """The configuration that flags ask for, with the recipe of --config below them. Workers repeat no warning."""
+
+    def warn(line: str) -> None:
+        if "RANK" not in os.environ:
+            sys.stderr.write(f"sft {command}: warning: {line}\n")
+
+    values = {**unless_given, **combined(typed_values(arguments), warn)}
+    if PREPARED in os.environ and "global_batch" in values:
+        values.pop("gradient_accumulation", None)  # the launcher has made a number of documents of it
+    if values.get("load_in_8bit"):
+        warn(
+            "--load_in_8bit is called --weight_only_8bit now: weights are kept in 8 bits, and activations are not rounded as by LLM.int8()"
+        )
+    return make_config(values)

@@ -1,0 +1,160 @@
+"""How a worker ends: by what stopped it, with one line and an exit code; saved, when a signal says so."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import faulthandler
+import json
+import os
+import platform
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from sft.launcher import processes
+from tokenize_data.errors import TRACEBACK, UserError
+
+_SAME_SIGNAL_SECONDS = 3.0
+
+
+class PreemptedError(Exception):
+    """Stopped by a signal, after saving."""
+
+
+class Interrupt:
+    """Whether a signal, or an error, has asked this process to save and leave. A second signal is not waited for."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.error: Exception | None = None
+        self._heard_at = 0.0
+
+    def listen(self) -> None:
+        for number in processes.PASSED_ON:
+            signal.signal(number, self._heard)
+        processes.let_signals_in()
+
+    def because(self, error: Exception) -> None:
+        """Save and leave, on all processes, because of what has gone wrong in this one alone."""
+        self.error = self.error or error
+
+    @property
+    def is_asked(self) -> bool:
+        return self.name is not None or self.error is not None
+
+    def _heard(self, number: int, frame: object) -> None:
+        if self.name is not None and time.monotonic() - self._heard_at < _SAME_SIGNAL_SECONDS:
+            return  # queues and launchers pass the same signal on by several ways
+        if self.name is not None:
+            leave(processes.EXIT_FAILED, f"left at once by a second signal ({signal.Signals(number).name}); the newest checkpoint stays")
+        self.name, self._heard_at = signal.Signals(number).name, time.monotonic()
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"sft: {self.name}: saving after this iteration, then leaving; once more to leave at once\n")
+
+
+def guarded(command: str, work: Callable[[], int]) -> int:
+    """Run `work` in a worker. What stops it is left for the launcher, or said, in one line."""
+    _end_with_launcher()
+    if command != "train":  # which can do better than end
+        processes.let_signals_in()
+    stack = _register_stack()
+    try:
+        code = work()
+        if int(os.environ["WORLD_SIZE"]) > 1 and (processes.NOTES in os.environ or os.environ["RANK"] != "0"):
+            _end(code)  # nothing is left to do; torchrun's first worker still holds the folder
+        return code
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        code = _code_of(error)
+        if int(os.environ["WORLD_SIZE"]) > 1:
+            leave(code, reason_of(error), is_consequence=_is_consequence(error))
+        _leave_note(code, reason_of(error), _is_consequence(error))
+        return code
+    finally:
+        if stack is not None:
+            faulthandler.unregister(processes.SHOW_STACKS)
+            stack.close()
+
+
+def leave(code: int, message: str, *, is_consequence: bool = False) -> None:
+    """End this process now: other threads of it may hang in an exchange with processes that are gone."""
+    _leave_note(code, message, is_consequence)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _end(code: int) -> None:
+    """As Python ends, but for unloading libraries: gloo's threads were seen to abort a process that had finished (torch 2.13)."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def reason_of(error: BaseException) -> str:
+    """What stopped a run, for a person."""
+    if isinstance(error, UserError | PreemptedError) or type(error).__name__ == "TrainingError":
+        return " ".join(str(error).splitlines())
+    if type(error).__name__ == "OutOfMemoryError":
+        return "out of GPU memory: use a smaller --micro_batch, --recompute full, or a larger --tp or --pp"
+    where = f"{platform.node()}, process {os.getpid()}, rank {os.environ.get('RANK', '0')}"
+    return f"{type(error).__name__} ({where}): {' '.join(str(error).split())[:500]}; {TRACEBACK}=1 shows where"
+
+
+def _code_of(error: Exception) -> int:
+    if isinstance(error, PreemptedError):
+        return processes.EXIT_PREEMPTED
+    is_given = isinstance(error, UserError) and type(error).__name__ != "CheckpointError"
+    return processes.EXIT_USER_ERROR if is_given else processes.EXIT_FAILED
+
+
+def _is_consequence(error: Exception) -> bool:
+    """A connection that broke says only that another process ended."""
+    text = str(error).lower()
+    words = ("connection", "socket", "gloo", "nccl", "peer")
+    return isinstance(error, RuntimeError | ConnectionError) and any(word in text for word in words)
+
+
+def _leave_note(code: int, message: str, is_consequence: bool) -> None:
+    folder = os.environ.get(processes.NOTES)
+    if folder is None or not Path(folder).is_dir():
+        sys.stderr.write(f"sft {sys.argv[1] if len(sys.argv) > 1 and sys.argv[1].isalpha() else 'train'}: {message}\n")
+        return
+    note = {"code": code, "message": message, "is_consequence": is_consequence, "time": time.time()}
+    file = Path(folder, f"{os.environ['RANK']}.json")
+    scratch = file.with_suffix(".part")
+    scratch.write_text(json.dumps(note))
+    scratch.rename(file)
+
+
+def _end_with_launcher() -> None:
+    """Be killed when the launcher is killed: a worker has a session of its own, and would go on."""
+    if processes.NOTES not in os.environ or sys.platform != "linux":
+        return
+    set_parent_death_signal = 1  # prctl's PR_SET_PDEATHSIG
+    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() == 1:  # it was quicker
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stack_file() -> Path | None:
+    """Where this process leaves its stacks for the launcher; None where there is none."""
+    folder = os.environ.get(processes.NOTES)
+    return Path(folder, f"{int(os.environ['RANK']):05d}.stack") if folder is not None and Path(folder).is_dir() else None
+
+
+def _register_stack() -> IO[str] | None:
+    """The launcher's signal writes the stacks of all threads, whatever this process waits for."""
+    file = stack_file()
+    if file is None:
+        return None
+    stream = file.open("w")
+    faulthandler.register(processes.SHOW_STACKS, file=stream, all_threads=True)
+    return stream

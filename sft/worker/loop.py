@@ -1,0 +1,204 @@
+"""All iterations of a run: training, validations, checkpoints, early stopping, in their order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from sft.checkpoint import resume
+from sft.checkpoint.commit import CheckpointError, Peers
+from sft.checkpoint.fragments import Checkpoint
+from sft.checkpoint.manifest import damage, step_name
+from sft.engine.feed import Batch, Feed, MicroBatch
+from sft.engine.pipeline import Pipeline
+from sft.engine.trainer import VALIDATION_DOCUMENTS, TrainingError, train, validate
+from sft.worker.ending import Interrupt, PreemptedError
+from sft.resolve.prepare import Job
+from sft.worker.saving import Saver
+from sft.worker.watch import Watch
+from sft.worker.watchdog import Watchdog
+from sft.spec import metrics
+from sft.plan.schedule import learning_rate
+from tokenize_data.errors import UserError
+from tokenize_data.reader import ShardReader
+
+_VALIDATION_KEYS = ("val_loss", "val_perplexity", "val_accuracy")
+
+
+def iterate(
+    job: Job, pipeline: Pipeline, watch: Watch, saver: Saver, peers: Peers, start: int, watchdog: Watchdog, interrupt: Interrupt
+) -> dict[str, Any]:
+    """From `start` to the end. Returns what training.json says of the result."""
+    config, layout = job.config, job.layout
+    make_feed = partial(
+        Feed, capacity=job.capacity, replicas=layout.dp, replica=pipeline.processes.replica, loss_mask=config.loss_mask,
+        multiple=layout.tp if layout.sequence_parallel else 1, keyed=config.lora is not None and config.lora_dropout > 0,
+    )  # fmt: skip
+    validation = _ToldFeed(watchdog.beat, job.validation, **make_feed.keywords) if job.validation else None
+    warmup = config.warmup_fraction if config.warmup_iters is None else min(1.0, max(config.warmup_iters - 0.5, 0.0) / job.iterations)
+    rate = partial(
+        learning_rate, iterations=job.iterations, lr=config.lr, min_lr=config.min_lr, warmup_fraction=warmup, schedule=config.schedule
+    )
+    best = _Best(config.early_stopping, config.early_stopping_min_delta)
+    for earlier, loss in _earlier_validations(job, peers, start):
+        best.is_better(earlier, loss)
+    saver.best = best.iteration
+    loop = _Loop(job, pipeline, watch, saver, watchdog, interrupt, validation, best, start)
+    began = time.perf_counter()
+    try:
+        for record in train(pipeline, make_feed(job.reader), job.sampler, job.reader, rate=rate, start=start, iterations=job.iterations):
+            if loop.is_enough_after(record):
+                break
+    except (UserError, OSError, TrainingError) as error:  # none of them comes in the middle of an update
+        if peers.size == 1 or isinstance(error, TrainingError):  # which comes on all processes; otherwise the others do something else
+            loop.save_before_the_end(start)
+        raise
+    loop.finish(peers)
+    return {**loop.result, "seconds": round(time.perf_counter() - began, 1)}
+
+
+class _ToldFeed(Feed):
+    """Feeds the watchdog too: each part of a validation, and each row of it, is progress."""
+
+    def __init__(self, beat: Callable[[], None], reader: ShardReader, **settings: Any) -> None:
+        super().__init__(reader, **settings)
+        self._beat = beat
+
+    def micro_batches(self, batch: Batch, counted: int | None = None) -> Iterator[MicroBatch]:
+        self._beat()
+        for one in super().micro_batches(batch, counted):
+            yield one
+            self._beat()
+
+
+class _Loop:
+    """What follows each iteration."""
+
+    def __init__(
+        self, job: Job, pipeline: Pipeline, watch: Watch, saver: Saver, watchdog: Watchdog, interrupt: Interrupt, validation: Feed | None,
+        best: _Best, start: int,
+    ) -> None:  # fmt: skip
+        self._job, self._pipeline, self._watch, self._saver = job, pipeline, watch, saver
+        self._watchdog, self._interrupt, self._validation, self._best = watchdog, interrupt, validation, best
+        self._has_left = False
+        self.result: dict[str, Any] = {"iterations": start}
+
+    def is_enough_after(self, record: dict[str, Any]) -> bool:
+        """Validate, tell, save. Whether training ends early."""
+        job, config, best = self._job, self._job.config, self._best
+        number, should_stop = record["iteration"], self._pipeline.should_stop
+        self._watchdog.beat(is_iteration=True)
+        self.result |= {"loss": record["loss"], "iterations": number}
+        is_last = number == job.iterations
+        is_better = False
+        if self._validation is not None and (number % config.eval_interval == 0 or is_last):
+            record |= self._validated()
+            is_better = best.is_better(number, record["val_loss"])
+        self._tell(record, is_last)
+        self._watchdog.beat()
+        if is_better and config.early_stopping:
+            self._saver.best = number
+        with self._saving():
+            if number % config.save_interval == 0 or is_last or should_stop or (is_better and config.early_stopping):
+                self._saver.save(number, self.result, is_final=is_last or should_stop or best.is_enough)
+            self._saver.poll()
+            if should_stop and not is_last:
+                self._leave(number)
+        if best.is_enough:
+            waited = f"{best.patience} validations without a better loss"
+            least = f" by more than {config.early_stopping_min_delta:g}" if config.early_stopping_min_delta else ""
+            self._watch.say(f"stopped early: {waited} than {best.loss:.4f}{least}, of iteration {best.iteration:,}")
+        return best.is_enough
+
+    def save_before_the_end(self, start: int) -> None:
+        """What was trained stays, whatever it is that ends the run."""
+        number = self.result["iterations"]
+        if number == start or self._has_left:
+            return
+        with self._saving():
+            self._saver.save(number, self.result, is_final=True)
+            if self._saver.finish():
+                self._watch.warn(f"iteration {number:,} was saved before the run ends: the same command goes on from there")
+
+    def finish(self, peers: Peers) -> None:
+        """Wait for the last checkpoint; with early stopping, the best model is the result."""
+        with self._saving():
+            self._saver.finish()
+        best, job = self._best, self._job
+        if job.config.early_stopping and best.iteration is not None and best.iteration != self.result["iterations"]:
+            with self._watchdog.during("reading the best checkpoint"):
+                resume.restore(self._pipeline, Checkpoint(job.folder / step_name(best.iteration)), peers)
+            self._watch.say(f"the model of iteration {best.iteration:,} is exported, with the best validation loss, {best.loss:.4f}")
+            self.result |= {"iterations": best.iteration, "val_loss": best.loss}
+
+    def _validated(self) -> dict[str, float]:
+        assert self._validation is not None
+        assert self._job.validation is not None
+        num_documents = len(self._job.validation)
+        worth = min(num_documents, VALIDATION_DOCUMENTS) / self._job.config.global_batch
+        with self._watchdog.during("validating", iterations=max(1.0, worth)):
+            found = validate(self._pipeline, self._validation, num_documents)
+        self.result |= {key: found[key] for key in _VALIDATION_KEYS}
+        return found
+
+    def _tell(self, record: dict[str, Any], is_last: bool) -> None:
+        """What cannot be written down (a disk is full) ends the run, but not before all processes have saved."""
+        try:
+            self._watch.record(record)
+        except (UserError, OSError) as error:
+            if is_last:
+                self._watch.warn(str(error))
+            self._interrupt.because(error)
+
+    def _saving(self) -> Any:
+        return self._watchdog.during("saving", folder=self._job.folder)
+
+    def _leave(self, iteration: int) -> None:
+        """What was trained is saved, or it is said that it could not be."""
+        is_saved, self._has_left = self._saver.finish(), True
+        if self._interrupt.error is not None:
+            raise self._interrupt.error
+        if not is_saved:
+            raise CheckpointError(f"a signal asked to stop after iteration {iteration:,}, which could not be saved: see the warning above")
+        raise PreemptedError(f"stopped by a signal after iteration {iteration:,}, which is saved: the same command goes on from there")
+
+
+def _earlier_validations(job: Job, peers: Peers, start: int) -> list[tuple[int, float]]:
+    """What a run that goes on has validated before, where the checkpoint of the best is still there: it counts as if it had gone on."""
+    found = []
+    if job.config.early_stopping and start and peers.rank == 0:
+        records = metrics.read(job.folder / "metrics.jsonl")
+        pairs = [
+            (int(record["iteration"]), metrics.number(record, "val_loss")) for record in records if record.get("iteration", 0) <= start
+        ]
+        found = [(iteration, loss) for iteration, loss in pairs if loss is not None]
+        if found and damage(job.folder / step_name(min(found, key=lambda pair: pair[1])[0])) is not None:
+            found = []
+    earlier: list[tuple[int, float]] = peers.gather(found)[0]
+    return earlier
+
+
+class _Best:
+    """The best validation so far, and how many have passed since one that was better by more than the least that counts."""
+
+    def __init__(self, patience: int | None, min_delta: float = 0.0) -> None:
+        self.patience, self.loss, self.iteration = patience, float("inf"), None
+        self._min_delta, self._counted, self._worse = min_delta, float("inf"), 0
+
+    iteration: int | None
+
+    def is_better(self, iteration: int, loss: float) -> bool:
+        if loss < self._counted - self._min_delta:
+            self._counted, self._worse = loss, 0
+        else:
+            self._worse += 1
+        is_lowest = loss < self.loss
+        if is_lowest:
+            self.loss, self.iteration = loss, iteration
+        return is_lowest
+
+    @property
+    def is_enough(self) -> bool:
+        return self.patience is not None and self._worse >= self.patience

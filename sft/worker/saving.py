@@ -1,0 +1,163 @@
+"""When a run saves, what it writes down with a checkpoint, and what has to be the same for going on from one."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sft.checkpoint import commit, resume
+from sft.checkpoint.commit import CheckpointError, Peers, PendingSave
+from sft.checkpoint.fragments import Checkpoint
+from sft.config.train import TrainConfig
+from sft.engine.pipeline import Pipeline
+from sft.resolve.prepare import Job, config_values, resolved_facts, versions
+from tokenize_data.errors import UserError, shorten
+
+KEPT_TOKENIZER = "tokenizer"  # in the run's folder: that of the data set goes when the data is tokenised anew
+# What decides the order and the content of the data, and what the optimizer's states mean.
+_RESOLVED = ("data", "base_fingerprint", "adapter_fingerprint")
+_CONFIGURED = ("global_batch", "seed", "optimizer", "loss_mask")
+# What is trained, and what it is added to. Checkpoints that do not say it are of runs that had the default.
+_ADAPTERS = (
+    "lora", "lora_alpha", "lora_dropout", "lora_rslora", "lora_targets", "lora_modules_to_save", "load_in_4bit", "weight_only_8bit",
+)  # fmt: skip
+
+
+class Saver:
+    """Saves in the background, one checkpoint at a time. All methods are collective calls."""
+
+    def __init__(self, job: Job, pipeline: Pipeline, peers: Peers, facts: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+        self._job, self._pipeline, self._peers, self._facts, self._warn = job, pipeline, peers, facts, warn
+        self._pending: PendingSave | None = None
+        self._is_whole = False
+        self.best: int | None = None  # the iteration whose checkpoint is kept besides
+
+    def save(self, iteration: int, result: Mapping[str, Any], *, is_final: bool = False) -> None:
+        """Begin. One that is still being written is finished first. `is_final`: nothing is trained until this one is finished."""
+        self.finish()
+        facts = {**self._facts, "result": dict(result), "next_batch": next_batch(self._job, iteration)}
+        try:
+            taken = self._snapshot(iteration, is_final)
+            self._pending = resume.start_saving(taken, self._job.folder, iteration=iteration, facts=facts, peers=self._peers)
+            self._is_whole = True
+        except CheckpointError as error:
+            self._is_whole = False
+            self._warn(str(error))
+
+    def _snapshot(self, iteration: int, is_final: bool) -> resume.Snapshot:
+        """Too little memory for a copy is no reason to stop training: then there is no checkpoint, on any process."""
+        taken, error = None, None
+        try:
+            taken = resume.snapshot(self._pipeline, is_final=is_final)
+        except (MemoryError, RuntimeError) as caught:  # torch's own for too little memory are RuntimeErrors
+            error = f"rank {self._peers.rank}: {shorten(caught, 160)}"
+        failed = [reason for reason in self._peers.gather(error) if reason]
+        if failed or taken is None:
+            raise CheckpointError(
+                f"the checkpoint of iteration {iteration} was not saved ({'; '.join(failed[:3])}): too little memory for its copy; "
+                "training goes on, and earlier checkpoints are as they were"
+            )
+        return taken
+
+    def poll(self) -> None:
+        """Between iterations: make visible what has been written."""
+        if self._pending is not None:
+            self._settled(self._pending.poll)
+
+    def finish(self) -> bool:
+        """Wait for the checkpoint that is being written. False where it, or the attempt to begin it, failed."""
+        if self._pending is not None:
+            self._settled(self._pending.finish)
+        return self._is_whole
+
+    def _settled(self, step: Callable[[], Path | None]) -> None:
+        """A save that fails is no reason to stop: the one before is there, and training goes on."""
+        try:
+            if step() is None:
+                return
+        except CheckpointError as error:
+            self._is_whole = False
+            self._warn(str(error))
+        self._pending = None
+        if self._peers.rank == 0:
+            commit.prune(self._job.folder, self._job.config.keep, self.best)
+
+
+def keep_tokenizer(job: Job) -> None:
+    """Copy what the export needs of the tokenised data."""
+    target = job.folder / KEPT_TOKENIZER
+    scratch = target.with_name(f".{KEPT_TOKENIZER}.part")
+    for folder in (scratch, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(job.reader.folder / job.reader.manifest.tokenizer["folder"], scratch)
+    scratch.rename(target)
+
+
+def facts_for(job: Job, names: Mapping[str, str], vocabulary_size: int, adapter: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a checkpoint says of its run: enough to refuse another one, and to export without it."""
+    manifest = job.reader.manifest
+    tokenizer = job.folder / KEPT_TOKENIZER
+    return {
+        "config": config_values(job.config), "resolved": resolved_facts(job), "versions": versions(), "names": dict(names),
+        "vocabulary_size": vocabulary_size, "tokenizer_folder": str(tokenizer.resolve()),
+        "tokenizer": manifest.tokenizer["fingerprint"], "template": manifest.template, "adapter": adapter,
+    }  # fmt: skip
+
+
+def training_facts(facts: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """What training.json says, beside an exported model."""
+    resolved = facts["resolved"]
+    short = {name: resolved[name] for name in ("base", "base_fingerprint", "data")}
+    kept = {name: facts[name] for name in ("tokenizer", "template", "config", "resolved", "versions")}
+    return {**short, "run_name": facts["config"]["run_name"], **kept, "result": dict(result)}
+
+
+def next_batch(job: Job, iteration: int) -> str:
+    """A hash of the documents that the iteration after `iteration` takes."""
+    return hashlib.sha256(job.sampler.documents(iteration).tobytes()).hexdigest()
+
+
+def go_on(job: Job, pipeline: Pipeline, peers: Peers, say: Callable[[str], None], warn: Callable[[str], None]) -> int:
+    """A collective call: the iteration after which the run continues, its state restored. 0 where it begins."""
+    checkpoint, skipped = commit.find_latest(job.folder, peers=peers)
+    for line in skipped:
+        warn(line)
+    if checkpoint is None:
+        return 0
+    check(job, checkpoint)
+    iteration = resume.restore(pipeline, checkpoint, peers)
+    epoch = job.sampler.epoch(iteration)
+    layout = checkpoint.manifest["layout"]
+    made = f"made with tp {layout['tp']} x pp {layout['pp']} x dp {layout['dp']}"
+    if layout["tp"] != job.layout.tp and (job.config.load_in_4bit or job.config.weight_only_8bit):
+        warn(f"each process quantises its own slices: with tp {job.layout.tp} instead of {layout['tp']} the base's values differ a little")
+    say(f"resumed after iteration {iteration:,}, epoch {epoch:.2f}, from {checkpoint.folder}, {made}")
+    return iteration
+
+
+def check(job: Job, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint of other data or of another optimizer, with both values."""
+    facts = checkpoint.manifest["facts"]
+    compared = [(name, facts["resolved"].get(name), resolved_facts(job)[name]) for name in _RESOLVED]
+    compared += [(name, facts["config"].get(name), getattr(job.config, name)) for name in _CONFIGURED]
+    defaults, current = config_values(TrainConfig(run_name="x")), config_values(job.config)
+    made = {"weight_only_8bit": facts["config"].get("load_in_8bit", False), **facts["config"]}  # the older name
+    compared += [(name, made.get(name, defaults[name]), current[name]) for name in _ADAPTERS]
+    for name, there, here in compared:
+        if there != here:
+            raise UserError(
+                f"{checkpoint.folder} was made with {name} {_short(there)}, this run has {_short(here)}: "
+                "use the same, or start another run with --id"
+            )
+    if checkpoint.iteration > job.iterations:
+        raise UserError(f"{checkpoint.folder} is past the {job.iterations:,} iterations of this run: raise --iters, or use --id")
+    if checkpoint.iteration < job.iterations and facts["next_batch"] != next_batch(job, checkpoint.iteration):
+        raise UserError(f"{checkpoint.folder} would go on with other documents than this run: numpy's permutations differ; use its version")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:16]}..."

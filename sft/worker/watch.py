@@ -1,0 +1,133 @@
+"""What a run tells the world while it runs: its files, its screen, its trackers. Only the first process speaks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sft.config.recipe import recipe_text
+from sft.worker.ending import PreemptedError, reason_of
+from sft.resolve.prepare import Job, config_values, resolved_facts, versions
+from sft.observe import chart, report
+from sft.spec import metrics, run_folder
+from sft.observe.progress import Progress, duration
+from sft.observe.trackers import Tracker, open_trackers
+from tokenize_data.errors import UserError, shorten
+from tokenize_data.files import append_private
+
+
+class Watch:
+    """What a process tells the world: the first one everything, the others nothing."""
+
+    def start(self, iteration: int) -> None:
+        """Training begins after `iteration`."""
+
+    def record(self, record: dict[str, Any]) -> None:
+        """An iteration is done."""
+
+    def say(self, text: str) -> None:
+        """A line for a person."""
+
+    def warn(self, text: str) -> None:
+        """A line that should not be missed."""
+
+    def finish(self, target: Path) -> None:
+        """The model is exported."""
+
+
+class _FirstWatch(Watch):
+    def __init__(self, job: Job, console: Console, stack: ExitStack) -> None:
+        self._job, self._console, self._stack = job, console, stack
+        self._file = metrics.MetricsFile(job.folder / "metrics.jsonl")
+        self._progress: Progress | None = None
+        self._trackers: list[Tracker] = []
+        self._said = 0.0
+        self._began = time.monotonic()
+        earlier = run_folder.read_status(job.folder)
+        self.iteration = int(earlier["iteration"]) if earlier else 0
+        self.has_started = False
+
+    def start(self, iteration: int) -> None:
+        job, config = self._job, self._job.config
+        self.iteration = iteration
+        self.has_started = True
+        self._file.rewind(iteration)
+        run_folder.write_run_toml(job.folder, config=config_values(config), resolved=resolved_facts(job), versions=versions())
+        run_folder.replace_file(job.folder / "recipe.yaml", recipe_text(config))
+        self.status("running")
+        self._progress = self._stack.enter_context(Progress(self._console, job.iterations, iteration))
+        self._trackers = open_trackers(
+            job.folder, tensorboard=config.tensorboard, wandb=config.wandb, trackio=config.trackio, run_name=job.folder.name,
+            config=config_values(config), warn=self.warn, start=iteration,
+        )  # fmt: skip
+        for tracker in self._trackers:
+            self._stack.callback(tracker.close)
+        self._began = time.monotonic()
+
+    def record(self, record: dict[str, Any]) -> None:
+        assert self._progress is not None
+        self.iteration = record["iteration"]
+        written = self._file.append(record)
+        self._progress.update(written)
+        for tracker in self._trackers:
+            tracker.log(written)
+        if time.monotonic() - self._said > 1.0:  # a file that programs poll, not a log
+            self._said = time.monotonic()
+            self.status("running")
+
+    def say(self, text: str) -> None:
+        self._progress.say(text) if self._progress is not None else self._console.print(text)
+
+    def warn(self, text: str) -> None:
+        with suppress(OSError), append_private(self._job.folder / "warnings.log") as file:
+            file.write(f"{' '.join(text.split())}\n".encode("utf-8", "backslashreplace"))  # for the report
+        self._progress.warn(text) if self._progress is not None else self._console.print(f"warning: {text}", style="yellow")
+
+    def status(self, state: run_folder.State, reason: str = "") -> None:
+        run_folder.write_status(self._job.folder, state=state, iteration=self.iteration, iterations=self._job.iterations, reason=reason)
+
+    def finish(self, target: Path) -> None:
+        self.status("finished")
+        folder = self._job.folder
+        records, is_best_kept = metrics.read(folder / "metrics.jsonl"), self._job.config.early_stopping is not None
+        drawn = chart.write_loss_chart(records, folder / "loss.png", mark_best=is_best_kept)
+        self.say(f"done in {duration(time.monotonic() - self._began)}")
+        self.say(f"{'adapter' if target.name == 'adapter' else 'model':<9} {target}")
+        self.say(f"metrics   {folder / 'metrics.jsonl'}" + (f", {folder / 'loss.png'}" if drawn else ""))
+        self._report()
+        if not drawn:
+            self.warn("loss.png was not drawn: it needs matplotlib (pip install 'sft[plots]')")
+
+    def _report(self) -> None:
+        path = self._job.folder / "report.html"
+        try:
+            report.write_report([self._job.folder], path)
+            self.say(f"report    {path}")
+        except Exception as error:  # the model is there: nothing about a page may spoil that
+            self.warn(f"report.html was not written ({type(error).__name__}: {shorten(error)}): try sft report {self._job.folder}")
+
+
+@contextmanager
+def watched(job: Job, is_first: bool) -> Iterator[Watch]:
+    """The run's files and what is on the screen; what goes wrong is written into status.json."""
+    if not is_first:
+        yield Watch()
+        return
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        watch = _FirstWatch(job, Console(highlight=False), stack)
+        try:
+            yield watch
+        except PreemptedError as error:
+            watch.status("preempted", reason=str(error))
+            raise
+        except BaseException as error:
+            if isinstance(error, UserError) and not watch.has_started:
+                raise  # what the folder says of an earlier attempt stays
+            watch.status("failed", reason=reason_of(error))
+            raise
