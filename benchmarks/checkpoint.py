@@ -1,8 +1,10 @@
-"""How fast checkpoints are, in one command: python benchmarks/checkpoint.py [--millions 30] [--rounds 5] [--folder DIR] [--write].
+"""How fast checkpoints are, in one command: python benchmarks/checkpoint.py [--millions 30] [--rounds 5] [--folder DIR]
+[--write].
 
-A random Llama is trained in one process and saved. In turn, round after round: a plain fsynced write of the same memory, a save; a plain
-read of the checkpoint's files, a load into the optimizer. Each time the page cache is asked to let go of what is read; medians. Then what
-a save costs the training, and how long a new process takes from its start to the end of the first iteration after a resume.
+A random Llama is trained in one process and saved. In turn, round after round: a plain fsynced write of the same
+memory, a save; a plain read of the checkpoint's files, a load into the optimizer. Each time the page cache is asked to
+let go of what is read; medians. Then what a save costs the training, and how long a new process takes from its start to
+the end of the first iteration after a resume.
 """
 
 from __future__ import annotations
@@ -50,28 +52,43 @@ class Trainee:
         from sft.engine.groups import form_groups
         from sft.engine.pipeline import Pipeline
         from sft.engine.start import start_worker
-        from sft.verify.synthetic import SyntheticReader
         from sft.model.build import build_stage
         from sft.plan.layout import Layout
         from sft.plan.sampler import Sampler
+        from sft.verify.synthetic import SyntheticReader
 
         be_alone()
         device, layout = start_worker(), Layout(tp=1, pp=1, dp=1)
         layers = max(1, round((millions * 1e6 - 2 * _VOCABULARY * _HIDDEN) / (16 * _HIDDEN**2)))
         config = AutoConfig.for_model(
-            "llama", hidden_size=_HIDDEN, intermediate_size=4 * _HIDDEN, num_hidden_layers=layers, num_attention_heads=8,
-            num_key_value_heads=8, vocab_size=_VOCABULARY, max_position_embeddings=_SEQ, tie_word_embeddings=False,
-        )  # fmt: skip
+            "llama",
+            hidden_size=_HIDDEN,
+            intermediate_size=4 * _HIDDEN,
+            num_hidden_layers=layers,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            vocab_size=_VOCABULARY,
+            max_position_embeddings=_SEQ,
+            tie_word_embeddings=False,
+        )
         processes = form_groups(layout)
         built = build_stage(
-            config, range(layers), processes.tensor, sequence_parallel=False, recompute="none", dtype=torch.float32, device=device
+            config,
+            range(layers),
+            processes.tensor,
+            sequence_parallel=False,
+            recompute="none",
+            dtype=torch.float32,
+            device=device,
         )
         with torch.no_grad():
             torch.manual_seed(0)
             for parameter in built.parameters.values():
                 parameter.normal_(0, 0.02) if parameter.dim() > 1 else parameter.fill_(1)
         settings = OptimizerSpec(name="adamw", lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-5, weight_decay=0.1)
-        self.pipeline = Pipeline(built, processes, optimizer=settings, clip=1.0, device=device, vocabulary_size=_VOCABULARY)
+        self.pipeline = Pipeline(
+            built, processes, optimizer=settings, clip=1.0, device=device, vocabulary_size=_VOCABULARY
+        )
         self._reader: Any = SyntheticReader(256, _VOCABULARY, _SEQ)
         self._feed = Feed(self._reader, capacity=4 * _SEQ, replicas=1, replica=0, loss_mask=0.0)
         self._sampler = Sampler(256, _BATCH, 0)
@@ -80,14 +97,18 @@ class Trainee:
     def iterations(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
         from sft.engine.trainer import train
 
-        return train(self.pipeline, self._feed, self._sampler, self._reader, rate=lambda _: 1e-4, start=start, iterations=stop)
+        return train(
+            self.pipeline, self._feed, self._sampler, self._reader, rate=lambda _: 1e-4, start=start, iterations=stop
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--millions", type=float, default=30, help="parameters, roughly (default: 30)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=None, help="on the disk to measure (default: the system's scratch folder)")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="on the disk to measure (default: the system's scratch folder)"
+    )
     parser.add_argument("--write", action="store_true", help=f"also write {_RESULT.name}")
     parser.add_argument("--resume", type=Path, default=None, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -230,18 +251,27 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _report(
-    given: argparse.Namespace, num_parameters: int, size: int, found: list[dict[str, float]], stalls: list[dict[str, float]],
+    given: argparse.Namespace,
+    num_parameters: int,
+    size: int,
+    found: list[dict[str, float]],
+    stalls: list[dict[str, float]],
     starts: list[dict[str, float]],
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     megabytes = size / 1e6
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
     lines = [
-        "# Checkpoints", "",
-        f"Made by `python benchmarks/checkpoint.py --millions {given.millions:g} --rounds {given.rounds}` on {date.today()}: a random "
-        f"Llama of {num_parameters / 1e6:.1f}M parameters, {megabytes:.0f} MB a checkpoint, one process; medians.", "",
-        f"Python {platform.python_version()}, {versions}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}.", "",
-        "| | MB/s | of the plain write | goal | |", "|---|---|---|---|---|",
-    ]  # fmt: skip
+        "# Checkpoints",
+        "",
+        f"Made by `python benchmarks/checkpoint.py --millions {given.millions:g} --rounds {given.rounds}` on "
+        f"{date.today()}: a random "
+        f"Llama of {num_parameters / 1e6:.1f}M parameters, {megabytes:.0f} MB a checkpoint, one process; medians.",
+        "",
+        f"Python {platform.python_version()}, {versions}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}.",
+        "",
+        "| | MB/s | of the plain write | goal | |",
+        "|---|---|---|---|---|",
+    ]
     for name, text in (("write", "a plain fsynced write"), ("read", "a plain read")):
         lines.append(f"| {text} | {megabytes / _median(found, name):.0f} | {_share(found, name):.2f} | | |")
     for name in ("save", "load"):
@@ -256,12 +286,19 @@ def _report(
     ]
     lines += [f"| an iteration of the {_TIMED} after the beginning of a save | {busy:.3f} | {busy / iteration:.2f} |"]
     lines += ["", "| a new process, from its start | seconds |", "|---|---|"]
-    for name, text in (("built", "imported and built"), ("loaded", "checkpoint verified and loaded"), ("trained", "first iteration done")):
+    for name, text in (
+        ("built", "imported and built"),
+        ("loaded", "checkpoint verified and loaded"),
+        ("trained", "first iteration done"),
+    ):
         lines.append(f"| {text} | {_median(starts, name):.1f} |")
     return [
         *lines,
         "",
-        "A save hashes while it writes; a load reads every file twice: once to verify its SHA-256, once to take its values.",
+        (
+            "A save hashes while it writes; a load reads every file twice: once to verify its SHA-256, once to "
+            "take its values."
+        ),
     ]
 
 

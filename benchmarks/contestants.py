@@ -1,7 +1,9 @@
-"""What the stage is measured against, each in a process of its own: `python -m benchmarks.contestants NAME TOKENIZER WORK [--save F]`.
+"""What the stage is measured against, each in a process of its own: `python -m benchmarks.contestants NAME TOKENIZER
+WORK [--save F]`.
 
-Prints the seconds of CPU and of wall clock that the preparation itself took; imports, loading of the tokenizer and of the rows are not
-counted. `--save` keeps the ids, and the masks where there are any, for the check that all of them make the same.
+Prints the seconds of CPU and of wall clock that the preparation itself took; imports, loading of the tokenizer and of
+the rows are not counted. `--save` keeps the ids, and the masks where there are any, for the check that all of them make
+the same.
 """
 
 from __future__ import annotations
@@ -80,9 +82,15 @@ def trl(folder: Path, work: Path) -> tuple[dict[str, float], Callable[[], Saved]
             return made
 
     options = SFTConfig(
-        output_dir=str(work / "trl"), completion_only_loss=True, max_length=None, shuffle_dataset=False, use_cpu=True, report_to=[],
-        bf16=False, gradient_checkpointing=False,
-    )  # fmt: skip
+        output_dir=str(work / "trl"),
+        completion_only_loss=True,
+        max_length=None,
+        shuffle_dataset=False,
+        use_cpu=True,
+        report_to=[],
+        bf16=False,
+        gradient_checkpointing=False,
+    )
     made = Timed(model=model, args=options, train_dataset=_dataset(work), processing_class=tokenizer).train_dataset
     return seconds, lambda: [(row["input_ids"], [int(label >= 0) for label in row["labels"]]) for row in made]
 
@@ -108,7 +116,9 @@ def _dataset(work: Path) -> Any:
     datasets.disable_caching()
     datasets.disable_progress_bars()
     rows = [json.loads(line) for line in (work / "rows.jsonl").read_text().splitlines()]
-    return datasets.Dataset.from_list([{"prompt": _messages(row)[:1], "completion": _messages(row)[1:]} for row in rows])
+    return datasets.Dataset.from_list(
+        [{"prompt": _messages(row)[:1], "completion": _messages(row)[1:]} for row in rows]
+    )
 
 
 def _messages(row: dict[str, str]) -> list[dict[str, str]]:

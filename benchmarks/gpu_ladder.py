@@ -1,9 +1,11 @@
-"""Training speed on one GPU, technique by technique, and against TRL: python benchmarks/gpu_ladder.py [--budget_s 1500] [--write].
+"""Training speed on one GPU, technique by technique, and against TRL: python benchmarks/gpu_ladder.py [--budget_s 1500]
+[--write].
 
-Real shapes with random weights in bf16, AdamW with float32 masters, documents of random ids: rows that are full, and a mix of lengths such
-as question-answer files have. Of each case 20 iterations warm up and 50 are timed, each in a process of its own. A ladder adds one
-technique at a time to the first shape. MFU counts 6 operations for each weight that a token is multiplied with and 12 * layers * hidden
-for each pair of tokens within a document that causal attention looks at, against 989 TFLOP/s and the rate of large products measured here.
+Real shapes with random weights in bf16, AdamW with float32 masters, documents of random ids: rows that are full, and a
+mix of lengths such as question-answer files have. Of each case 20 iterations warm up and 50 are timed, each in a
+process of its own. A ladder adds one technique at a time to the first shape. MFU counts 6 operations for each weight
+that a token is multiplied with and 12 * layers * hidden for each pair of tokens within a document that causal attention
+looks at, against 989 TFLOP/s and the rate of large products measured here.
 
 `--tiny` runs everything on whatever is here with shapes of a toy, which shows that it runs and nothing else.
 """
@@ -39,18 +41,42 @@ _PACKAGES = ("torch", "deepspeed", "transformers", "trl", "liger-kernel")
 _PEAK_FLOPS = 989e12  # H100 and H200, dense bf16
 _RATE, _RANK = 1e-5, 16
 
-_LLAMA = {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "rope_theta": 500000.0, "rms_norm_eps": 1e-5}
+_LLAMA = {
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-5,
+}
 SHAPES: dict[str, dict[str, Any]] = {
-    "1B": _LLAMA | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64, "tie_word_embeddings": True},
+    "1B": _LLAMA
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+    },
     "3B": _LLAMA
-    | {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24, "head_dim": 128}
+    | {
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "head_dim": 128,
+    }
     | {"tie_word_embeddings": True},
     "8B": _LLAMA | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "head_dim": 128},
     "toy": {
-        "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "head_dim": 16, "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 512,
     },
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +99,17 @@ class Case:
     def label(self) -> str:
         kind = f"LoRA r{_RANK}" if self.lora else "full"
         what = "mix of lengths" if self.mix else "full rows"
-        without = [word for word, has in (("one kernel for all documents", self.varlen), ("chunked loss", self.chunked)) if not has]
+        without = [
+            word
+            for word, has in (("one kernel for all documents", self.varlen), ("chunked loss", self.chunked))
+            if not has
+        ]
         notes = [f"recompute {self.recompute}"] if self.recompute != "none" else []
         notes += [f"without {word}" for word in without] + (["compiled layers"] if self.compiled else [])
         notes += [self.optimizer] if self.optimizer != "adamw" else []
-        return f"{self.program} {self.shape} {kind}, {what} of {self.seq:,}" + (f" ({', '.join(notes)})" if notes else "")
+        return f"{self.program} {self.shape} {kind}, {what} of {self.seq:,}" + (
+            f" ({', '.join(notes)})" if notes else ""
+        )
 
 
 def ladder() -> list[Case]:
@@ -104,7 +136,7 @@ def table() -> list[Case]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------------------- documents
+# ---------- # documents
 
 
 class Documents:
@@ -126,7 +158,9 @@ class Documents:
 
     def __getitem__(self, number: int) -> Document:
         length, answer = int(self.lengths[number]), int(self.trained[number])
-        return Document(self._ids[:length], np.array([length - answer, answer], np.uint32), np.array([USER, ASSISTANT], np.uint8))
+        return Document(
+            self._ids[:length], np.array([length - answer, answer], np.uint32), np.array([USER, ASSISTANT], np.uint8)
+        )
 
     def place(self, number: int) -> tuple[str, int]:
         return "random", number
@@ -141,7 +175,7 @@ def batches(case: Case, vocabulary: int) -> tuple[Documents, list[np.ndarray]]:
     return documents, [np.arange(at * size, (at + 1) * size) for at in range(iterations)]
 
 
-# ----------------------------------------------------------------------------------------------------------------- one case, one process
+# ---------- one case, one process
 
 
 def run_ours(case: Case) -> dict[str, Any]:
@@ -165,9 +199,15 @@ def run_ours(case: Case) -> dict[str, Any]:
     processes = form_groups(Layout(tp=1, pp=1, dp=1))
     lora = LoraSettings(rank=_RANK, alpha=2.0 * _RANK) if case.lora else None
     built = build_stage(
-        config, range(config.num_hidden_layers), processes.tensor, sequence_parallel=False, recompute=case.recompute,
-        dtype=torch.bfloat16, device=device, lora=lora,
-    )  # fmt: skip
+        config,
+        range(config.num_hidden_layers),
+        processes.tensor,
+        sequence_parallel=False,
+        recompute=case.recompute,
+        dtype=torch.bfloat16,
+        device=device,
+        lora=lora,
+    )
     with torch.no_grad():
         for name, parameter in built.parameters.items():
             parameter.fill_(1.0) if parameter.dim() == 1 and "norm" in name else parameter.normal_(0.0, 0.02)
@@ -180,7 +220,7 @@ def run_ours(case: Case) -> dict[str, Any]:
     settings = OptimizerSpec(name=case.optimizer, lr=_RATE, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
     pipeline = Pipeline(
         built, processes, optimizer=settings, clip=1.0, device=device, vocabulary_size=config.vocab_size
-    )  # fmt: skip
+    )
     if not case.chunked:
         pipeline.loss.at_once = 10**9
     documents, numbers = batches(case, config.vocab_size)
@@ -229,32 +269,53 @@ def run_trl(case: Case) -> dict[str, Any]:
             losses.extend(value for key, value in logs.items() if key == "loss")
 
     has_gpu = device.type == "cuda"
-    attempts: list[dict[str, Any]] = [{"attn_implementation": "kernels-community/flash-attn2", "padding_free": True}, {}]
+    attempts: list[dict[str, Any]] = [
+        {"attn_implementation": "kernels-community/flash-attn2", "padding_free": True},
+        {},
+    ]
     for attempt in attempts if has_gpu and case.mix else attempts[1:]:
         chosen_attention = attempt.get("attn_implementation", "sdpa")
         try:
             with torch.device(device):
-                model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16, attn_implementation=chosen_attention)
+                model = LlamaForCausalLM._from_config(
+                    config, dtype=torch.bfloat16, attn_implementation=chosen_attention
+                )
             break
         except Exception as error:
             print(f"TRL without {chosen_attention}: {str(error)[:200]}", file=sys.stderr)
     size = len(numbers[0]) if attempt.get("padding_free") else max(1, case.rows // 2)
     options = SFTConfig(
-        output_dir="/tmp/trl-ladder", max_steps=len(numbers), per_device_train_batch_size=size,
-        gradient_accumulation_steps=max(1, len(numbers[0]) // size), max_length=case.seq + 1, bf16=has_gpu, use_cpu=not has_gpu,
-        report_to=[], save_strategy="no", learning_rate=_RATE, logging_steps=1, disable_tqdm=True, gradient_checkpointing=False,
-        use_liger_kernel=has_gpu, optim="adamw_torch_fused", train_sampling_strategy="sequential",
+        output_dir="/tmp/trl-ladder",
+        max_steps=len(numbers),
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=max(1, len(numbers[0]) // size),
+        max_length=case.seq + 1,
+        bf16=has_gpu,
+        use_cpu=not has_gpu,
+        report_to=[],
+        save_strategy="no",
+        learning_rate=_RATE,
+        logging_steps=1,
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        use_liger_kernel=has_gpu,
+        optim="adamw_torch_fused",
+        train_sampling_strategy="sequential",
         padding_free=attempt.get("padding_free", False),
-    )  # fmt: skip
+    )
     adapters = None
     if case.lora:
         from peft import LoraConfig
 
         adapters = LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SFTTrainer(
-        model=model, args=options, train_dataset=datasets.Dataset.from_list(rows), processing_class=_tokenizer(),
-        callbacks=[Clock()], peft_config=adapters,
-    )  # fmt: skip
+        model=model,
+        args=options,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=_tokenizer(),
+        callbacks=[Clock()],
+        peft_config=adapters,
+    )
     trainer.train()
     return _result(case, documents, numbers, seconds, losses, sum(_weights(config, case)))
 
@@ -278,8 +339,13 @@ def _weights(config: Any, case: Case) -> tuple[float, float]:
 
 
 def _result(
-    case: Case, documents: Documents, numbers: list[np.ndarray], seconds: list[float], losses: list[float], weights: float
-) -> dict[str, Any]:  # fmt: skip
+    case: Case,
+    documents: Documents,
+    numbers: list[np.ndarray],
+    seconds: list[float],
+    losses: list[float],
+    weights: float,
+) -> dict[str, Any]:
     import torch
 
     timed = numbers[case.warm_up :]
@@ -288,14 +354,20 @@ def _result(
     trained = [float(documents.trained[chosen].sum()) for chosen in timed]
     sizes = SHAPES[case.shape]
     width = sizes["num_attention_heads"] * sizes["head_dim"]
-    operations = [6 * weights * n + 12 * sizes["num_hidden_layers"] * width * p for n, p in zip(places, pairs, strict=True)]
+    operations = [
+        6 * weights * n + 12 * sizes["num_hidden_layers"] * width * p for n, p in zip(places, pairs, strict=True)
+    ]
     taken = seconds[case.warm_up : case.warm_up + len(timed)]
     total = sum(taken)
     return {
-        "label": case.label, "tokens_per_second": sum(places) / total, "trained_per_second": sum(trained) / total,
-        "flops": sum(operations) / total, "iteration_ms": 1000 * statistics.median(taken), "first_loss": losses[0] if losses else None,
+        "label": case.label,
+        "tokens_per_second": sum(places) / total,
+        "trained_per_second": sum(trained) / total,
+        "flops": sum(operations) / total,
+        "iteration_ms": 1000 * statistics.median(taken),
+        "first_loss": losses[0] if losses else None,
         "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
-    }  # fmt: skip
+    }
 
 
 def _synchronise(device: Any) -> None:
@@ -323,7 +395,7 @@ def matrix_rate(is_tiny: bool) -> float:
     return max(rates)
 
 
-# ------------------------------------------------------------------------------------------------------------------------- the whole
+# ---------- the whole
 
 
 def main() -> None:
@@ -342,7 +414,9 @@ def main() -> None:
     print(f"large products: {rate / 1e12:.1f} TFLOP/s", flush=True)
     cases = [case for case in table() if arguments.only in case.label]
     if arguments.tiny:
-        cases = [replace(case, shape="toy", seq=64, compiled=False, optimizer="adamw", warm_up=1, timed=2) for case in cases]
+        cases = [
+            replace(case, shape="toy", seq=64, compiled=False, optimizer="adamw", warm_up=1, timed=2) for case in cases
+        ]
     for case in dict.fromkeys(cases):
         if time.monotonic() - began > arguments.budget_s:
             lines.append(f"| {case.label} | no time left | | | | | |")
@@ -357,18 +431,26 @@ def main() -> None:
         found = json.loads(done.stdout.strip().splitlines()[-1])
         peak = "" if found["peak_gb"] is None else f"{found['peak_gb']:.1f}"
         lines.append(
-            f"| {case.label} | {found['tokens_per_second']:,.0f} | {found['trained_per_second']:,.0f} | {found['iteration_ms']:,.1f} "
+            f"| {case.label} | {found['tokens_per_second']:,.0f} | {found['trained_per_second']:,.0f} "
+            f"| {found['iteration_ms']:,.1f} "
             f"| {found['flops'] / _PEAK_FLOPS:.1%} | {found['flops'] / rate:.1%} | {peak} |"
         )
         print(lines[-1], flush=True)
     versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
     text = "\n".join(
         [
-            "# Training on one GPU", "", f"Large products in bf16, measured: {rate / 1e12:.0f} TFLOP/s.", "",
-            "| | tokens/s | trained tokens/s | ms an iteration | MFU of 989 | MFU of measured | peak GB |", "|---|---|---|---|---|---|---|",
-            *lines, "", f"{date.today()}: {_device()}, Python {platform.python_version()}, {versions}.", "",
+            "# Training on one GPU",
+            "",
+            f"Large products in bf16, measured: {rate / 1e12:.0f} TFLOP/s.",
+            "",
+            "| | tokens/s | trained tokens/s | ms an iteration | MFU of 989 | MFU of measured | peak GB |",
+            "|---|---|---|---|---|---|---|",
+            *lines,
+            "",
+            f"{date.today()}: {_device()}, Python {platform.python_version()}, {versions}.",
+            "",
         ]
-    )  # fmt: skip
+    )
     print(text)
     if arguments.write:
         _RESULTS.write_text(text)

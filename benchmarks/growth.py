@@ -1,10 +1,10 @@
 """Start-up, loading and growth: python benchmarks/growth.py [--write].
 
-startup: seconds of `sft -h`, and of `sft train` with SmolLM2-135M from the command to the end of its first iteration, in two parts: up to
-the beginning of that iteration (imports, checks, loading), and the iteration. The data are tokenised and the base is converted before.
-loading: a random Llama in float32 is loaded from its files, against a plain read of them, from the page cache; MB/s, medians.
-documents: CPU seconds for each token while tokenising, and for each trained token of the same iterations' worth of training, with 10 and
-100 times the documents.
+startup: seconds of `sft -h`, and of `sft train` with SmolLM2-135M from the command to the end of its first iteration,
+in two parts: up to the beginning of that iteration (imports, checks, loading), and the iteration. The data are
+tokenised and the base is converted before. loading: a random Llama in float32 is loaded from its files, against a plain
+read of them, from the page cache; MB/s, medians. documents: CPU seconds for each token while tokenising, and for each
+trained token of the same iterations' worth of training, with 10 and 100 times the documents.
 """
 
 from __future__ import annotations
@@ -42,11 +42,18 @@ _ITERATIONS = 40
 
 def run(arguments: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(_ROOT), "PYTHONWARNINGS": "ignore", "GLIBC_TUNABLES": ALLOCATION}
-    return subprocess.run([sys.executable, "-m", *arguments], check=True, text=True, env=environment, capture_output=True, **options)
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], check=True, text=True, env=environment, capture_output=True, **options
+    )
 
 
 def write_rows(file: Path, count: int) -> None:
-    file.write_text("".join(json.dumps(row | {"prompt": f"Case {n}: {row['prompt']}"}) + "\n" for n, row in enumerate(make_rows(count, 1))))
+    file.write_text(
+        "".join(
+            json.dumps(row | {"prompt": f"Case {n}: {row['prompt']}"}) + "\n"
+            for n, row in enumerate(make_rows(count, 1))
+        )
+    )
 
 
 def startup(work: Path) -> list[str]:
@@ -62,7 +69,19 @@ def startup(work: Path) -> list[str]:
         run(["sft", "-h"])
         helps.append(time.perf_counter() - began)
         since = time.time()
-        run(["sft", "train", *flags, "--save_checkpoint_dir", str(work / f"runs{number}"), "--global_batch", "8", "--iters", "1"])
+        run(
+            [
+                "sft",
+                "train",
+                *flags,
+                "--save_checkpoint_dir",
+                str(work / f"runs{number}"),
+                "--global_batch",
+                "8",
+                "--iters",
+                "1",
+            ]
+        )
         (metrics,) = (work / f"runs{number}").glob("*/metrics.jsonl")
         record = json.loads(metrics.read_text().splitlines()[0])
         ends.append(metrics.stat().st_mtime - since)  # it is written once
@@ -83,11 +102,21 @@ def loading(work: Path) -> list[str]:
     from sft.model.weights import WeightFiles, load, match_names
 
     config = LlamaConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, num_attention_heads=16, vocab_size=32000,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        vocab_size=32000,
         architectures=["LlamaForCausalLM"],
-    )  # fmt: skip
+    )
     built = build_stage(
-        config, range(8), Alone(), sequence_parallel=False, recompute="none", dtype=torch.float32, device=torch.device("cpu")
+        config,
+        range(8),
+        Alone(),
+        sequence_parallel=False,
+        recompute="none",
+        dtype=torch.float32,
+        device=torch.device("cpu"),
     )
     file = work / "model.safetensors"
     save_file({name: torch.randn(parameter.shape) for name, parameter in built.parameters.items()}, file)
@@ -103,15 +132,25 @@ def loading(work: Path) -> list[str]:
         began = time.perf_counter()
         files = WeightFiles(work)
         expected = {name: place.shape for name, place in built.all_places.items()}
-        names = match_names(expected, files, base_prefix=built.base_prefix, tied={}, ignore=built.ignored, grown={}, renames=built.renames)
+        names = match_names(
+            expected,
+            files,
+            base_prefix=built.base_prefix,
+            tied={},
+            ignore=built.ignored,
+            grown={},
+            renames=built.renames,
+        )
         load({name: (parameter, built.places[name].part) for name, parameter in built.parameters.items()}, files, names)
         ours.append(time.perf_counter() - began)
     file.unlink()
     rates = [megabytes / statistics.median(found) for found in (plain, ours)]
     return [
-        "| loading, page cache | MB/s | of a plain read | goal |", "|---|---|---|---|", f"| a plain read | {rates[0]:,.0f} | 1 | |",
+        "| loading, page cache | MB/s | of a plain read | goal |",
+        "|---|---|---|---|",
+        f"| a plain read | {rates[0]:,.0f} | 1 | |",
         f"| into the model's parameters | {rates[1]:,.0f} | {rates[1] / rates[0]:.2f} | 0.8 |",
-    ]  # fmt: skip
+    ]
 
 
 def documents(work: Path) -> list[str]:
@@ -125,14 +164,28 @@ def documents(work: Path) -> list[str]:
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     lines, first = (
-        ["| documents | tokenising with its start, CPU s a million tokens | training, CPU s a million trained tokens | of the first |"],
+        [
+            (
+                "| documents | tokenising with its start, CPU s a million tokens | training, CPU s a million "
+                "trained tokens | of the first |"
+            )
+        ],
         None,
     )
     lines.append("|---|---|---|---|")
     for count in _DOCUMENTS:
         name = f"grow{count}"
         write_rows(work / "rows.jsonl", count)
-        flags = ["--checkpoint", str(folder), "--run_name", name, "--tokenized_data_dir", str(work / "tokenized"), "--seq", "256"]
+        flags = [
+            "--checkpoint",
+            str(folder),
+            "--run_name",
+            name,
+            "--tokenized_data_dir",
+            str(work / "tokenized"),
+            "--seq",
+            "256",
+        ]
         began = cpu_seconds()
         run(["tokenize_data", *flags, "--data", str(work / "rows.jsonl"), "--workers", "1"])
         made = cpu_seconds() - began
@@ -145,7 +198,11 @@ def documents(work: Path) -> list[str]:
         run([*train, "--iters", str(1 + _ITERATIONS), "--id", "all"])
         taken = cpu_seconds() - began - start
         (metrics,) = (work / "runs").glob(f"*{name}*all/metrics.jsonl")
-        trained = sum(json.loads(line)["trained_tokens"] for line in metrics.read_text().splitlines()[1:] if "trained_tokens" in line)
+        trained = sum(
+            json.loads(line)["trained_tokens"]
+            for line in metrics.read_text().splitlines()[1:]
+            if "trained_tokens" in line
+        )
         each = taken / trained * 1e6
         first = first or each
         lines.append(f"| {count:,} | {made / manifest['tokens'] * 1e6:.2f} | {each:.1f} | {each / first:.3f} |")
@@ -162,7 +219,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             lines += [*{"startup": startup, "loading": loading, "documents": documents}[part](Path(work)), ""]
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
-    lines.append(f"{date.today()}: Python {platform.python_version()}, {versions}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}.")
+    lines.append(
+        f"{date.today()}: Python {platform.python_version()}, {versions}; {os.cpu_count()} cores, load "
+        f"{os.getloadavg()[0]:.1f}."
+    )
     text = "\n".join(lines) + "\n"
     print(text)
     if arguments.write:

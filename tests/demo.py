@@ -1,4 +1,6 @@
-"""What `make demo` runs: a real chat model learns a made-up hospital's way of writing orders, and is asked before and after."""
+"""What `make demo` runs: a real chat model learns a made-up hospital's way of writing orders, and is asked before and
+after.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,13 @@ def main() -> int:
         (FOLDER / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     base = smollm2()  # SmolLM2-135M-Instruct as a GGUF file
     command = ["sft", "--checkpoint", str(base), "--run_name", "orders", "--data", str(FOLDER / "train.jsonl"), "--val"]
-    command += [str(FOLDER / "val.jsonl"), "--tokenized_data_dir", str(FOLDER / "tokenized"), "--save_checkpoint_dir", str(FOLDER / "runs")]
+    command += [
+        str(FOLDER / "val.jsonl"),
+        "--tokenized_data_dir",
+        str(FOLDER / "tokenized"),
+        "--save_checkpoint_dir",
+        str(FOLDER / "runs"),
+    ]
     command += ["--epochs", "1", "--global_batch", "8", "--lr", "3e-4", "--min_lr", "3e-5", "--eval_interval", "10"]
     _say("$ " + " ".join(command))
     began = time.monotonic()
@@ -50,7 +58,10 @@ def main() -> int:
     (run,) = (FOLDER / "runs").iterdir()
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds = sum(record["seconds"] for record in records)
-    _say(f"\n{len(records)} iterations, {sum(record['tokens'] for record in records) / seconds:,.0f} tokens/s; asking before and after ...")
+    _say(
+        f"\n{len(records)} iterations, {sum(record['tokens'] for record in records) / seconds:,.0f} tokens/s; "
+        "asking before and after ..."
+    )
     training = json.loads((run / "hf" / "training.json").read_text())
     asked = held_out[NUM_VAL:]
     before = _ask(training["resolved"]["base_folder"], run / "hf", asked)
@@ -71,9 +82,9 @@ def _ask(model_folder: str, tokenizer_folder: Path, rows: list[dict[str, str]]) 
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(model_folder).to(device).eval()
     chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
-    inputs = tokenizer.apply_chat_template(chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True).to(
-        device
-    )
+    inputs = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+    ).to(device)
     with torch.no_grad():
         output = model.generate(**inputs, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in output[:, inputs["input_ids"].size(1) :]]
@@ -81,7 +92,9 @@ def _ask(model_folder: str, tokenizer_folder: Path, rows: list[dict[str, str]]) 
 
 def _report(rows: list[dict[str, str]], before: list[str], after: list[str]) -> None:
     for row, old, new in list(zip(rows, before, after, strict=True))[:2]:
-        _say(f"\nquestion  {row['prompt']}\nexpected  {row['gold']}\nbefore    {' '.join(old.split())}\nafter     {new}")
+        _say(
+            f"\nquestion  {row['prompt']}\nexpected  {row['gold']}\nbefore    {' '.join(old.split())}\nafter     {new}"
+        )
     for name, answers in (("before", before), ("after", after)):
         right = sum(answer == row["gold"] for answer, row in zip(answers, rows, strict=True))
         _say(f"{chr(10) if name == 'before' else ''}exact match {name:<6} {right}/{len(rows)}")

@@ -1,4 +1,6 @@
-"""A Hub on this machine: the part of its HTTP interface that an upload uses, with files kept in memory, and failures on demand."""
+"""A Hub on this machine: the part of its HTTP interface that an upload uses, with files kept in memory, and failures on
+demand.
+"""
 
 from __future__ import annotations
 
@@ -81,8 +83,14 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             self._answer(200, {"files": modes})
         elif path.endswith("/info/lfs/objects/batch"):
-            objects = [{"oid": file["oid"], "size": file["size"], "actions": {"upload": {"href": f"{state.url}/lfs/{file['oid']}"}}}
-                       for file in json.loads(body)["objects"]]  # fmt: skip
+            objects = [
+                {
+                    "oid": file["oid"],
+                    "size": file["size"],
+                    "actions": {"upload": {"href": f"{state.url}/lfs/{file['oid']}"}},
+                }
+                for file in json.loads(body)["objects"]
+            ]
             self._answer(200, {"transfer": "basic", "objects": objects}, "application/vnd.git-lfs+json")
         elif path.endswith("/commit/main"):
             self._commit(path.removeprefix("/api/models/").removesuffix("/commit/main"), body)

@@ -1,4 +1,6 @@
-"""An OpenAI-compatible server on this machine for tests, which answers as it is told to, and misbehaves when asked to."""
+"""An OpenAI-compatible server on this machine for tests, which answers as it is told to, and misbehaves when asked
+to.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,11 @@ def serve(fake: Fake) -> Iterator[Fake]:
 
         def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)
-            for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+            for name, value in {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                **headers,
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)

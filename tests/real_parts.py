@@ -30,7 +30,9 @@ def smollm2_tokenizer() -> Path:
         package = smollm2()
         gguf = next(package.glob("*.gguf")).name
         scratch = CACHE / f"smollm2-tokenizer.{os.getpid()}"
-        subprocess.run([sys.executable, "-c", _FROM_GGUF, str(package), gguf, str(scratch)], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", _FROM_GGUF, str(package), gguf, str(scratch)], check=True, capture_output=True
+        )
         _put(scratch, folder)
     return folder
 
@@ -44,7 +46,9 @@ def mistral_tokenizer(version: str) -> Path:
         scratch = CACHE / f"mistral-{version}.{os.getpid()}"
         scratch.mkdir(parents=True)
         shutil.copy(data / names[version], scratch / "tokenizer.model")
-        (scratch / "config.json").write_text(json.dumps({"model_type": "mistral", "architectures": ["MistralForCausalLM"]}))
+        (scratch / "config.json").write_text(
+            json.dumps({"model_type": "mistral", "architectures": ["MistralForCausalLM"]})
+        )
         _put(scratch, folder)
     return folder
 

@@ -1,4 +1,6 @@
-"""Small models as Hugging Face folders: a family's structure, a small tokenizer with a chat template; random, or tuned on a few rows."""
+"""Small models as Hugging Face folders: a family's structure, a small tokenizer with a chat template; random, or tuned
+on a few rows.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ LEARNT = {
 }
 
 
-def make_model(folder: Path, tokenizer_folder: Path, name: str = "llama", template: str = "smollm", seed: int = 0) -> Path:
+def make_model(
+    folder: Path, tokenizer_folder: Path, name: str = "llama", template: str = "smollm", seed: int = 0
+) -> Path:
     """`folder` with a random model; `tokenizer_folder` is a family of tests/families.py."""
     shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
     shutil.copyfile(_TEMPLATES / f"{template}.jinja", folder / "chat_template.jinja")
@@ -52,11 +56,15 @@ def tune(folder: Path, pairs: dict[str, str], steps: int = 100) -> Path:
     rows = []
     for question, answer in pairs.items():
         (document,) = chat.documents([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
-        roles = [role for length, role in zip(document.run_lengths, document.run_roles, strict=True) for _ in range(length)]
+        roles = [
+            role for length, role in zip(document.run_lengths, document.run_roles, strict=True) for _ in range(length)
+        ]
         ids = torch.tensor(document.ids.astype("int64"))
         rows.append((ids, torch.where(torch.tensor(roles) == ASSISTANT, ids, -100)))
-    ids, labels = (torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=value) for part, value in zip(
-        zip(*rows, strict=True), (0, -100), strict=True))  # fmt: skip
+    ids, labels = (
+        torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=value)
+        for part, value in zip(zip(*rows, strict=True), (0, -100), strict=True)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(steps):
         optimizer.zero_grad()

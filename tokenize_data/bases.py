@@ -45,7 +45,9 @@ def find_base(checkpoint: str, size: str | None, checkpoints_file: Path | None =
         )
     wanted = size if size is not None else "7"
     if wanted not in sizes:
-        raise UserError(f"{file}: '{checkpoint}' has no size '{wanted}'; it has {', '.join(sizes)}: use --size with one")
+        raise UserError(
+            f"{file}: '{checkpoint}' has no size '{wanted}'; it has {', '.join(sizes)}: use --size with one"
+        )
     return _base_of_entry(file, checkpoint, wanted, sizes[wanted])
 
 

@@ -1,4 +1,6 @@
-"""Making one data set's files: every row of every source, in order, to shards and a manifest that is not yet written."""
+"""Making one data set's files: every row of every source, in order, to shards and a manifest that is not yet
+written.
+"""
 
 from __future__ import annotations
 
@@ -86,20 +88,40 @@ def build(plan: Plan, folder: Path, prefix: str, say: Say) -> Manifest:
         tally.close()
     tokenizer, template = plan.tokenizer, plan.template
     return Manifest(
-        run_name=plan.run_name, created=datetime.now(UTC).isoformat(timespec="seconds"),
-        documents=tally.documents, tokens=sum(tally.role_tokens), trained_tokens=tally.trained,
-        role_tokens=dict(zip(ROLE_NAMES, tally.role_tokens, strict=True)), rows=tally.rows(), rejected_reasons=dict(tally.reasons),
-        num_cut=tally.cut, num_with_special_text=tally.injected, num_open=tally.open, num_double_bos=tally.double_bos,
-        num_without_bos=tally.without_bos, seq=plan.seq, id_type=str(plan.id_type), batch_documents=BATCH_DOCUMENTS,
+        run_name=plan.run_name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        documents=tally.documents,
+        tokens=sum(tally.role_tokens),
+        trained_tokens=tally.trained,
+        role_tokens=dict(zip(ROLE_NAMES, tally.role_tokens, strict=True)),
+        rows=tally.rows(),
+        rejected_reasons=dict(tally.reasons),
+        num_cut=tally.cut,
+        num_with_special_text=tally.injected,
+        num_open=tally.open,
+        num_double_bos=tally.double_bos,
+        num_without_bos=tally.without_bos,
+        seq=plan.seq,
+        id_type=str(plan.id_type),
+        batch_documents=BATCH_DOCUMENTS,
         tokenizer={
-            "fingerprint": tokenizer.fingerprint, "folder": f"{prefix}-tokenizer", "added": list(tokenizer.added),
-            "vocabulary_size": tokenizer.vocabulary_size, "bos": _id(tokenizer, tokenizer.special("bos_token")),
-            "adds_bos": tokenizer.adds_bos, "stop_ids": _stop_ids(tokenizer, template, formats),
+            "fingerprint": tokenizer.fingerprint,
+            "folder": f"{prefix}-tokenizer",
+            "added": list(tokenizer.added),
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "bos": _id(tokenizer, tokenizer.special("bos_token")),
+            "adds_bos": tokenizer.adds_bos,
+            "stop_ids": _stop_ids(tokenizer, template, formats),
         },
         template={"name": template.name, "fingerprint": template.fingerprint()},
-        datasets=_describe(plan, formats, tally), shards=shards, index=index, files=files, versions=_versions(),
-        seconds=round(time.monotonic() - begun, 2), fast_tokenizer=converter.encoder.is_fast,
-    )  # fmt: skip
+        datasets=_describe(plan, formats, tally),
+        shards=shards,
+        index=index,
+        files=files,
+        versions=_versions(),
+        seconds=round(time.monotonic() - begun, 2),
+        fast_tokenizer=converter.encoder.is_fast,
+    )
 
 
 def _converter(plan: Plan, formats: Sequence[str]) -> Converter:
@@ -110,10 +132,16 @@ def _converter(plan: Plan, formats: Sequence[str]) -> Converter:
     return Converter(
         readers=[RowReader(spec, name) for spec, name, group in pairs for _ in group],
         choices=[choice for spec, _, group in pairs for choice in choose_rows(spec, group, plan.seed)],
-        template=plan.template, encoder=Encoder(tokenizer, plan.fast), seq=plan.seq, id_type=plan.id_type,
-        bos=bos if bos and tokenizer.adds_bos else "", bos_id=_id(tokenizer, bos), eos=tokenizer.special("eos_token") or "",
-        stop_ids=_stop_ids(tokenizer, plan.template, formats), special_ids=[number for number in special if number is not None],
-    )  # fmt: skip
+        template=plan.template,
+        encoder=Encoder(tokenizer, plan.fast),
+        seq=plan.seq,
+        id_type=plan.id_type,
+        bos=bos if bos and tokenizer.adds_bos else "",
+        bos_id=_id(tokenizer, bos),
+        eos=tokenizer.special("eos_token") or "",
+        stop_ids=_stop_ids(tokenizer, plan.template, formats),
+        special_ids=[number for number in special if number is not None],
+    )
 
 
 def _prove_fast_path(converter: Converter, sources: Sequence[Source], say: Say) -> None:
@@ -149,19 +177,27 @@ def _describe(plan: Plan, formats: Sequence[str], tally: Tally) -> list[dict[str
     rows = iter(tally.rows_of_source)
     return [
         {
-            "name": spec.name, "format": name, "reading": spec.reading(), "asked": list(spec.files),
+            "name": spec.name,
+            "format": name,
+            "reading": spec.reading(),
+            "asked": list(spec.files),
             "files": [_describe_source(source, next(rows)) for source in group],
         }
         for spec, name, group in zip(plan.specs, formats, plan.sources, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _describe_source(source: Source, rows: int) -> dict[str, Any]:
     """Times 0 stand for a file of the Hub, which is not compared again."""
     times = (0, 0) if source.is_remote else (source.mtime_ns, source.ctime_ns)
     return {
-        "name": source.name, "size": source.size, "sha256": source.sha256, "mtime_ns": times[0], "ctime_ns": times[1], "rows": rows,
-    }  # fmt: skip
+        "name": source.name,
+        "size": source.size,
+        "sha256": source.sha256,
+        "mtime_ns": times[0],
+        "ctime_ns": times[1],
+        "rows": rows,
+    }
 
 
 def _id(tokenizer: BaseTokenizer, token: str | None) -> int | None:

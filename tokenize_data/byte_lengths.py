@@ -1,8 +1,8 @@
 """How many bytes of a text each token stands for, and for which texts that can be relied on.
 
-Token lengths that add up to the length of the text give every token's place. They can also add up by chance, where one change of the
-text makes up for another. So each change that makes a text longer is known here: composing (NFC) is repeated, and what cannot be followed
-is not measured at all.
+Token lengths that add up to the length of the text give every token's place. They can also add up by chance, where one
+change of the text makes up for another. So each change that makes a text longer is known here: composing (NFC) is
+repeated, and what cannot be followed is not measured at all.
 """
 
 from __future__ import annotations
@@ -40,14 +40,16 @@ class ByteLengths:
         composes = [step["type"] for step in steps] == ["NFC"]
         unknown = pipeline["model"].get("unk_token", pipeline["model"].get("unk_id"))
         return cls(
-            table=_table(tokenizer), prefix=_prefix_rule(pipeline),
+            table=_table(tokenizer),
+            prefix=_prefix_rule(pipeline),
             is_known=_is_known(pipeline["model"]) and (composes or all(map(_changes_spaces_only, steps))),
             unknown=tokenizer.backend.token_to_id(unknown) if isinstance(unknown, str) else unknown,
             compose=composer(pipeline["added_tokens"]) if composes else None,
-        )  # fmt: skip
+        )
 
     def places(self, text: str, cuts: Sequence[int], splits: Sequence[int]) -> dict[int, int] | None:
-        """Character -> byte in what the tokenizer makes of the text, for each cut; None where it joins what a cut would part.
+        """Character -> byte in what the tokenizer makes of the text, for each cut; None where it joins what a cut would
+        part.
 
         Texts between splits are tokenised on their own.
         """
@@ -78,7 +80,9 @@ def composer(added: Sequence[dict[str, Any]]) -> Compose:
             return text
         if parts is None:
             return str(form.normalize_str(text))
-        return "".join(part if number % 2 else form.normalize_str(part) for number, part in enumerate(parts.split(text)))
+        return "".join(
+            part if number % 2 else form.normalize_str(part) for number, part in enumerate(parts.split(text))
+        )
 
     return compose
 

@@ -1,9 +1,10 @@
 """Chat templates: a conversation becomes text, and each stretch of the text has a role.
 
-The text is what the template itself renders, always. The spans come from a skeleton: the same conversation with a placeholder for
-each content, rendered once for each sequence of roles. What the model has to write in a turn is defined by generation: it begins where
-the template's own generation prompt ends, and ends with the end-of-turn token. Where a skeleton filled with the contents is not the
-rendered text (the template looks into contents), spans are found by rendering prefixes of that very conversation.
+The text is what the template itself renders, always. The spans come from a skeleton: the same conversation with a
+placeholder for each content, rendered once for each sequence of roles. What the model has to write in a turn is defined
+by generation: it begins where the template's own generation prompt ends, and ends with the end-of-turn token. Where a
+skeleton filled with the contents is not the rendered text (the template looks into contents), spans are found by
+rendering prefixes of that very conversation.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _PLACEHOLDER = re.compile("(\\s*)\ue000(\\d+)\ue001(\\s*)")
 
 @dataclass(frozen=True)
 class Rendered:
-    """One document as text. `roles[i]` holds from `starts[i]` to `starts[i + 1]`; `splits` are where the model begins to write."""
+    """One document as text. `roles[i]` holds from `starts[i]` to `starts[i + 1]`; `splits` are where the model begins
+    to write.
+    """
 
     text: str
     starts: list[int]
@@ -67,7 +70,9 @@ class ChatTemplate:
     special_texts: frozenset[str]
     _renderer: Renderer = field(init=False, repr=False)
     _skeletons: dict[tuple[Any, ...], _Skeleton] = field(init=False, default_factory=dict, repr=False)
-    _plans: dict[tuple[Any, ...], list[tuple[int, frozenset[int]]]] = field(init=False, default_factory=dict, repr=False)
+    _plans: dict[tuple[Any, ...], list[tuple[int, frozenset[int]]]] = field(
+        init=False, default_factory=dict, repr=False
+    )
 
     def __post_init__(self) -> None:
         self._renderer = Renderer(self.name, self.source, self.special_tokens)
@@ -82,7 +87,9 @@ class ChatTemplate:
         return self._renderer(messages, generation_prompt)
 
     def documents(self, messages: Sequence[Message]) -> list[Rendered]:
-        """The documents of a conversation: one, or more where the template shows a turn otherwise once it is history."""
+        """The documents of a conversation: one, or more where the template shows a turn otherwise once it is
+        history.
+        """
         key = _key(messages)
         plan = self._plans.get(key)
         if plan is None:
@@ -107,7 +114,10 @@ class ChatTemplate:
         found = [int(index) for _, index, _ in _PLACEHOLDER.findall(text)]
         for index, what in ((0, "question"), (1, "answer")):
             if index not in found:
-                raise UserError(f"template '{self.name}' drops the {what}: its output for a question and an answer is {_readable(text)}")
+                raise UserError(
+                    f"template '{self.name}' drops the {what}: its output for a question and an answer is "
+                    f"{_readable(text)}"
+                )
         self._plan(_PROBE, _key(_PROBE))
 
     # ---- plans: which documents a sequence of roles gives
@@ -124,8 +134,10 @@ class ChatTemplate:
             as_last = self.render(hollow[: turn + 1])
             if not as_last.startswith(prompt):
                 raise RowError(
-                    f"template '{self.name}' asks for an answer with {_readable(prompt)} but does not write the answer after it "
-                    f"({_readable(as_last)}): the model would be trained on what it is never asked for; use another --template"
+                    f"template '{self.name}' asks for an answer with {_readable(prompt)} but does not write the "
+                    "answer after it "
+                    f"({_readable(as_last)}): the model would be trained on what it is never asked for; use another "
+                    "--template"
                 )
             end = self._end_of_turn_at(as_last, turn)
             (together.add(turn) if whole.startswith(as_last[:end]) else alone.append(turn))
@@ -192,7 +204,9 @@ class ChatTemplate:
         complete = len(order) == len(set(order)) and trained.issubset(order)
         return _Skeleton(tuple(parts) if complete else None, suffixes, len(self._special.findall(text)))
 
-    def _by_prefixes(self, text: str, messages: Sequence[Message], trained: frozenset[int], suffixes: dict[int, str]) -> Rendered:
+    def _by_prefixes(
+        self, text: str, messages: Sequence[Message], trained: frozenset[int], suffixes: dict[int, str]
+    ) -> Rendered:
         turns = {turn: self._turn_by_prefix(text, messages, turn, suffixes.get(turn)) for turn in sorted(trained)}
         marks: list[tuple[int, int, int]] = []  # (start, end, role), in order
         cursor = 0
@@ -219,7 +233,8 @@ class ChatTemplate:
         end = whole.rfind(suffix) + len(suffix) if suffix else len(whole.rstrip())
         if suffix is None or not text.startswith(whole[:end]) or not whole.startswith(prompt) or not len(prompt) < end:
             raise RowError(
-                f"template '{self.name}' rewrites message {turn + 1}, {shorten(messages[turn]['content'])}, so that it cannot be told "
+                f"template '{self.name}' rewrites message {turn + 1}, {shorten(messages[turn]['content'])}, so that "
+                "it cannot be told "
                 "which tokens the model has to write; change the row, or use another --template"
             )
         return len(prompt), end
@@ -229,7 +244,9 @@ _PROBE: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant",
 
 
 def _key(messages: Sequence[Message]) -> tuple[Any, ...]:
-    """What of a conversation decides its skeleton: roles, which turns are trained, and any further keys of a message."""
+    """What of a conversation decides its skeleton: roles, which turns are trained, and any further keys of a
+    message.
+    """
     return tuple((m["role"], m.get("weight", 1) != 0, "" if len(m) == 2 else _further(m)) for m in messages)
 
 
@@ -245,7 +262,9 @@ def _hollow(key: tuple[Any, ...], pad: str = "") -> list[Message]:
 
 
 def _readable(hollow_text: str) -> str:
-    return shorten(re.sub("\ue000(\\d+)\ue001", lambda match: f"{{message {int(match.group(1)) + 1}}}", hollow_text)[-58:], 80)
+    return shorten(
+        re.sub("\ue000(\\d+)\ue001", lambda match: f"{{message {int(match.group(1)) + 1}}}", hollow_text)[-58:], 80
+    )
 
 
 def _fill(skeleton: _Skeleton, messages: Sequence[Message]) -> Rendered | None:

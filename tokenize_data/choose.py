@@ -25,7 +25,12 @@ def recognise_format(spec: DatasetSpec, group: Sequence[Source]) -> tuple[str, s
                 rows += [parse_line(row)] if isinstance(row, bytes) else []
         break
     name = recognise(rows, spec)
-    keys = {"qa": f"{spec.question_key} -> {spec.answer_key}", "text": spec.text_key, "chat": "messages", "sharegpt": "conversations"}
+    keys = {
+        "qa": f"{spec.question_key} -> {spec.answer_key}",
+        "text": spec.text_key,
+        "chat": "messages",
+        "sharegpt": "conversations",
+    }
     if spec.prompt is not None:
         keys["qa"] = f"{spec.prompt!r} -> {spec.answer or spec.answer_key}"
     given = "given" if spec.format else "recognised"
@@ -40,7 +45,10 @@ def choose_rows(spec: DatasetSpec, group: Sequence[Source], seed: int) -> Iterat
     rows = [np.array(list(_row_numbers(source)), dtype=np.int64) for source in group]
     total = sum(len(lines) for lines in rows)
     if spec.samples > total:
-        raise UserError(f"data set '{spec.name}' has {total:,} rows, fewer than samples {spec.samples:,}: lower samples or leave it out")
+        raise UserError(
+            f"data set '{spec.name}' has {total:,} rows, fewer than samples {spec.samples:,}: lower samples or "
+            "leave it out"
+        )
     chosen = np.sort(np.random.default_rng(seed).choice(total, spec.samples, replace=False))
     at = 0
     for lines in rows:

@@ -1,4 +1,6 @@
-"""One chunk of lines to documents: parse, read, render, encode, cut. A pure function of the chunk, run in one process or in several."""
+"""One chunk of lines to documents: parse, read, render, encode, cut. A pure function of the chunk, run in one process
+or in several.
+"""
 
 from __future__ import annotations
 
@@ -72,9 +74,20 @@ class Converter:
     """Everything a process needs to turn chunks into documents."""
 
     def __init__(
-        self, *, readers: Sequence[RowReader], choices: Sequence[Choice], template: ChatTemplate, encoder: Encoder,
-        seq: int, id_type: np.dtype, bos: str, bos_id: int | None, eos: str, stop_ids: Sequence[int], special_ids: Sequence[int],
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        readers: Sequence[RowReader],
+        choices: Sequence[Choice],
+        template: ChatTemplate,
+        encoder: Encoder,
+        seq: int,
+        id_type: np.dtype,
+        bos: str,
+        bos_id: int | None,
+        eos: str,
+        stop_ids: Sequence[int],
+        special_ids: Sequence[int],
+    ) -> None:
         self._readers = readers
         self._choices = choices
         self._template = template

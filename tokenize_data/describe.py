@@ -19,7 +19,8 @@ def summary(manifest: Manifest, folder: Path, is_new: bool = True) -> list[str]:
         lines.append(f"rejected rows with their reasons: {folder / 'rejected.jsonl'}")
     share = manifest.trained_tokens / max(manifest.tokens, 1)
     lines.append(
-        f"{manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.trained_tokens:,} trained ({share:.1%}), "
+        f"{manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.trained_tokens:,} trained "
+        f"({share:.1%}), "
         f"{manifest.num_cut:,} cut at {manifest.seq:,} tokens"
     )
     return [*lines, f"written to {folder} in {manifest.seconds:.1f} s"] if is_new else lines
@@ -34,16 +35,23 @@ def warnings(manifest: Manifest) -> list[str]:
         found.append(f"{of_all} were cut at {manifest.seq:,} tokens: raise --seq")
     if manifest.num_open:
         found.append(
-            f"the end of turn is not trained in {manifest.num_open:,} of {manifest.documents:,} documents: a model tuned on them may not "
+            f"the end of turn is not trained in {manifest.num_open:,} of {manifest.documents:,} documents: a model "
+            "tuned on them may not "
             "stop; raise --seq if they were cut, or use a template that ends turns with a special token"
         )
     if manifest.num_double_bos:
-        found.append(f"BOS is doubled in {manifest.num_double_bos:,} documents: the template and the text both begin with it; remove one")
+        found.append(
+            f"BOS is doubled in {manifest.num_double_bos:,} documents: the template and the text both begin with "
+            "it; remove one"
+        )
     if manifest.num_without_bos:
-        found.append(f"{manifest.num_without_bos:,} documents do not begin with BOS, which this tokenizer puts before every text")
+        found.append(
+            f"{manifest.num_without_bos:,} documents do not begin with BOS, which this tokenizer puts before every text"
+        )
     if manifest.num_with_special_text:
         found.append(
-            f"{manifest.num_with_special_text:,} documents have special tokens within their own texts, which the model will take for real "
+            f"{manifest.num_with_special_text:,} documents have special tokens within their own texts, which the "
+            "model will take for real "
             "ones: clean them if that is not meant"
         )
     return found

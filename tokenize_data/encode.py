@@ -1,8 +1,8 @@
 """Text with spans to token ids with roles.
 
-A token's place in the text comes from a table of token lengths in bytes: added up, they must give the length of each piece of the text,
-else this text is done again with the tokenizer's own offsets. Where the model begins to write, the text is split before it is tokenised,
-so the ids before that place are exactly those of the prompt at generation time.
+A token's place in the text comes from a table of token lengths in bytes: added up, they must give the length of each
+piece of the text, else this text is done again with the tokenizer's own offsets. Where the model begins to write, the
+text is split before it is tokenised, so the ids before that place are exactly those of the prompt at generation time.
 """
 
 from __future__ import annotations
@@ -72,12 +72,16 @@ class Encoder:
         return self._fast is not None
 
     def prove(self, texts: Sequence[str]) -> str | None:
-        """Compare fast and slow on these texts and some hard ones; None when equal, else the text. Falls back for good."""
+        """Compare fast and slow on these texts and some hard ones; None when equal, else the text. Falls back for
+        good.
+        """
         if self._fast is None:
             return None
         fast, texts = self._fast, [*texts, *fast_bpe.HARD_TEXTS]
         # Neither tokenizer may end this process on a stranger's regular expressions.
-        limits = guard.Limits(seconds=60 + sum(map(len, texts)) // 20_000, num_bytes=(4 << 30) + 400 * sum(map(len, texts)))
+        limits = guard.Limits(
+            seconds=60 + sum(map(len, texts)) // 20_000, num_bytes=(4 << 30) + 400 * sum(map(len, texts))
+        )
         child = guard.Child(lambda _: json.dumps(fast_bpe.first_difference(fast, self._backend, texts)), limits)
         try:
             different: str | None = json.loads(child.ask(None))
@@ -98,7 +102,12 @@ class Encoder:
                 raise
             if len(documents) > 1:
                 return [encoded for document in documents for encoded in self.encode([document])]
-            return [RowError(f"the tokenizer fails on this text ({shorten(error, 100)}): change the row, or use another base model")]
+            return [
+                RowError(
+                    f"the tokenizer fails on this text ({shorten(error, 100)}): change the row, or use another "
+                    "base model"
+                )
+            ]
 
     def _encode(self, documents: Sequence[Rendered]) -> list[Encoded | RowError]:
         if not self._lengths.is_known:
@@ -134,7 +143,9 @@ class Encoder:
     def _spot_check(self, pieces: list[str], ids: list[np.ndarray]) -> None:
         due = range(-self._count % _CHECK_EVERY, len(pieces), _CHECK_EVERY)
         self._count += len(pieces)
-        for index, slow in zip(due, self._backend.encode_batch_fast([pieces[i] for i in due], add_special_tokens=False), strict=True):
+        for index, slow in zip(
+            due, self._backend.encode_batch_fast([pieces[i] for i in due], add_special_tokens=False), strict=True
+        ):
             if ids[index].tolist() != slow.ids:
                 raise FastPathError(pieces[index])
 
@@ -152,12 +163,20 @@ class Encoder:
             return self._by_offsets(document)
         ends = lengths.cumsum()
         counts = itertools.accumulate(map(len, ids))
-        if any((ends[count - 1] if count else 0) != places[edge] for count, edge in zip(counts, edges[-len(ids) :], strict=True)):
+        if any(
+            (ends[count - 1] if count else 0) != places[edge]
+            for count, edge in zip(counts, edges[-len(ids) :], strict=True)
+        ):
             return self._by_offsets(document)
         starts = ends - lengths
-        if not self._splits_texts and not np.isin([places[split] for split in document.splits], np.append(starts, places[edges[-1]])).all():
+        if (
+            not self._splits_texts
+            and not np.isin([places[split] for split in document.splits], np.append(starts, places[edges[-1]])).all()
+        ):
             return self._by_offsets(document)
-        return _with_runs(tokens, np.searchsorted(starts, [places[start] for start in document.starts]).tolist(), document.roles)
+        return _with_runs(
+            tokens, np.searchsorted(starts, [places[start] for start in document.starts]).tolist(), document.roles
+        )
 
     def _added_prefixes(self, tokens: np.ndarray) -> np.ndarray:
         """1 where a token begins with the space that the tokenizer itself put before a stretch of text."""
@@ -171,7 +190,9 @@ class Encoder:
 
     @cached_property
     def _placing(self) -> Tokenizer:
-        """The tokenizer with offsets that say where a token begins: some post-processors take a token's leading spaces out of them."""
+        """The tokenizer with offsets that say where a token begins: some post-processors take a token's leading spaces
+        out of them.
+        """
         if "'trim_offsets': True" not in str(self._pipeline.get("post_processor")):
             return self._backend
         plain = Tokenizer.from_str(self._backend.to_str())
@@ -194,10 +215,14 @@ class Encoder:
                 ends_before = index == 0 or encoding.offsets[index - 1][1] <= split
                 if not ends_before or (index < len(starts) and starts[index] != split and index > 0):
                     return self._respecting_splits(document)
-        return _with_runs(np.array(tokens, dtype=np.uint32), np.searchsorted(starts, document.starts).tolist(), document.roles)
+        return _with_runs(
+            np.array(tokens, dtype=np.uint32), np.searchsorted(starts, document.starts).tolist(), document.roles
+        )
 
     def _respecting_splits(self, document: Rendered) -> Encoded | RowError:
-        """For tokenizers that put a space before a text: pieces after the first stand behind an anchor that keeps it away."""
+        """For tokenizers that put a space before a text: pieces after the first stand behind an anchor that keeps it
+        away.
+        """
         tokens: list[int] = []
         starts: list[int] = []
         at = 0
@@ -206,20 +231,25 @@ class Encoder:
             if kept is None:
                 joint = shorten(document.text[at - 12 : at + 12])
                 return RowError(
-                    f"the tokenizer joins the prompt's end with the answer's beginning ({joint}), and cannot be made to part them: "
+                    f"the tokenizer joins the prompt's end with the answer's beginning ({joint}), and cannot be made "
+                    "to part them: "
                     "begin the answer without white space, or use another --template"
                 )
             tokens += [token for token, _ in kept]
             starts += [at + start for _, start in kept]
             at += len(piece)
-        return _with_runs(np.array(tokens, dtype=np.uint32), np.searchsorted(starts, document.starts).tolist(), document.roles)
+        return _with_runs(
+            np.array(tokens, dtype=np.uint32), np.searchsorted(starts, document.starts).tolist(), document.roles
+        )
 
     def _tokens_with_starts(self, text: str) -> list[tuple[int, int]]:
         encoding = self._placing.encode(text, add_special_tokens=False)
         return [(token, start) for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def _behind_anchor(self, piece: str) -> list[tuple[int, int]] | None:
-        """The tokens of a piece with no space put before it. Where no token reaches across, the two sides do not influence each other."""
+        """The tokens of a piece with no space put before it. Where no token reaches across, the two sides do not
+        influence each other.
+        """
         for anchor in _ANCHORS:
             encoding = self._placing.encode(anchor + piece, add_special_tokens=False)
             if all(start >= 1 or end <= 1 for start, end in encoding.offsets):
@@ -232,7 +262,9 @@ def _build_fast(tokenizer: BaseTokenizer) -> fast_bpe.Encode | None:
     try:
         return fast_bpe.build(tokenizer.pipeline) or fast_words.build(tokenizer.pipeline, tokenizer.backend)
     except BaseException as error:
-        if guard.is_panic(error) or isinstance(error, ValueError):  # a regular expression that the fast tokenizer does not know
+        if guard.is_panic(error) or isinstance(
+            error, ValueError
+        ):  # a regular expression that the fast tokenizer does not know
             return None
         raise
 

@@ -20,7 +20,9 @@ class UserError(Exception):
     """A mistake in what the user gave. Its message is the whole output: no traceback, exit code 2."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message.encode("utf-8", "backslashreplace").decode())  # a row's own text may hold half characters
+        super().__init__(
+            message.encode("utf-8", "backslashreplace").decode()
+        )  # a row's own text may hold half characters
 
 
 class RowError(UserError):
@@ -66,5 +68,8 @@ def exit_code_of(program: str, main: Callable[[], int]) -> int:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
         text = " ".join(str(error).split())[:500]
-        print(f"{program}: {type(error).__name__}{f': {text}' if text else ''}; {TRACEBACK}=1 shows where", file=sys.stderr)
+        print(
+            f"{program}: {type(error).__name__}{f': {text}' if text else ''}; {TRACEBACK}=1 shows where",
+            file=sys.stderr,
+        )
         return EXIT_FAILED

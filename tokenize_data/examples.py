@@ -61,7 +61,9 @@ def read_examples(spec: DatasetSpec, *, answers_needed: bool, limit: int | None 
         except RowError as error:
             raise error.at(place) from error
         if answers_needed and example.text is None and not example.references:
-            raise UserError(f"{place}: no answer to compare with: the row has {', '.join(map(repr, example.row))}; see --answer_key")
+            raise UserError(
+                f"{place}: no answer to compare with: the row has {', '.join(map(repr, example.row))}; see --answer_key"
+            )
         rows.append(example)
     if not rows:
         raise UserError(f"{', '.join(spec.files)}: no rows: give data with at least one")
@@ -85,7 +87,9 @@ class _Reading:
         self._reader = RowReader(spec, format_name)
         self._key = {"qa": spec.answer_key, "alpaca": "output"}.get(format_name)
         self._is_filled = format_name == "qa" and spec.answer is not None  # the answer is a template over other fields
-        self._turns = {"chat": ("messages", "role", "content"), "sharegpt": ("conversations", "from", "value")}.get(format_name)
+        self._turns = {"chat": ("messages", "role", "content"), "sharegpt": ("conversations", "from", "value")}.get(
+            format_name
+        )
 
     def example(self, number: int, place: str, row: Row) -> Example:
         if self._format == "text":
@@ -94,7 +98,15 @@ class _Reading:
             return self._of_turns(number, place, row, *self._turns)
         assert self._key is not None
         given = row.get(self._key)
-        answers = [given] if self._is_filled else [_STAND_IN] if given in (None, []) else given if isinstance(given, list) else [given]
+        answers = (
+            [given]
+            if self._is_filled
+            else [_STAND_IN]
+            if given in (None, [])
+            else given
+            if isinstance(given, list)
+            else [given]
+        )
         conversations = [self._reader.messages({**row, self._key: answer}) for answer in answers]
         has_answer = self._is_filled or given not in (None, [])
         references = tuple(str(messages[-1]["content"]) for messages in conversations) if has_answer else ()
@@ -102,7 +114,12 @@ class _Reading:
 
     def _of_turns(self, number: int, place: str, row: Row, key: str, role: str, content: str) -> Example:
         turns = row.get(key)
-        is_question = isinstance(turns, list) and bool(turns) and isinstance(turns[-1], dict) and turns[-1].get(role) in ("user", "human")
+        is_question = (
+            isinstance(turns, list)
+            and bool(turns)
+            and isinstance(turns[-1], dict)
+            and turns[-1].get(role) in ("user", "human")
+        )
         if is_question:
             assert isinstance(turns, list)
             row_with = {**row, key: [*turns, {role: "assistant", content: _STAND_IN}]}
@@ -110,5 +127,9 @@ class _Reading:
         messages = self._reader.messages(row)
         last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
         return Example(
-            number=number, place=place, row=row, prompt=tuple(messages[:last]), references=(str(messages[last]["content"]),)
-        )  # fmt: skip
+            number=number,
+            place=place,
+            row=row,
+            prompt=tuple(messages[:last]),
+            references=(str(messages[last]["content"]),),
+        )

@@ -1,7 +1,7 @@
 """A faster tokenizer for byte-level BPE vocabularies: tiktoken, built from the same merges.
 
-It is used only where the shape of the tokenizer is one of those known here, and only after it gave the same ids on the user's own texts.
-Ranks follow the order of the merges; a table leads from ranks to the vocabulary's ids.
+It is used only where the shape of the tokenizer is one of those known here, and only after it gave the same ids on the
+user's own texts. Ranks follow the order of the merges; a table leads from ranks to the vocabulary's ids.
 """
 
 from __future__ import annotations
@@ -20,24 +20,48 @@ _GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s
 # Digits(individual) before GPT-2's pattern: a digit ends the piece, so white space before it is matched as a whole.
 _DIGITS_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 HARD_TEXTS = (
-    "", " ", "  ", "\n", "\n\n", " \n ", "a  b   c", "tab\tand\r\nline", "it's we'LL I'M don't", "1234567890 3.14 1,000", "x  5 \n 7",
-    "naïve café ﬁ Å", "e\u0301 n\u0303",
-    "日本語のテキスト 中文", "🙂👩‍👩‍👧 ok", "ا ل ع", "\u200b\u00a0 \u3000x", "___---===", "ÿ\x7f\x01", "  \n\n  end  ",
-    "<|im_start|>user\n", "²½Ⅷ ٣", "'S 's ’s",
-)  # fmt: skip
+    "",
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    " \n ",
+    "a  b   c",
+    "tab\tand\r\nline",
+    "it's we'LL I'M don't",
+    "1234567890 3.14 1,000",
+    "x  5 \n 7",
+    "naïve café ﬁ Å",
+    "e\u0301 n\u0303",
+    "日本語のテキスト 中文",
+    "🙂👩‍👩‍👧 ok",
+    "ا ل ع",
+    "\u200b\u00a0 \u3000x",
+    "___---===",
+    "ÿ\x7f\x01",
+    "  \n\n  end  ",
+    "<|im_start|>user\n",
+    "²½Ⅷ ٣",
+    "'S 's ’s",
+)
 
-_NO_TOKEN = np.iinfo(np.uint32).max  # a byte that the vocabulary lacks: the Hugging Face tokenizer leaves it out without a word
+_NO_TOKEN = np.iinfo(
+    np.uint32
+).max  # a byte that the vocabulary lacks: the Hugging Face tokenizer leaves it out without a word
 
 Encode = Callable[[str], np.ndarray]
 
 
 def build(pipeline: dict[str, Any]) -> Encode | None:
-    """A function from text to ids, or None where the tokenizer is of another kind. `pipeline` is what tokenizer.json says."""
+    """A function from text to ids, or None where the tokenizer is of another kind. `pipeline` is what tokenizer.json
+    says.
+    """
     pattern = _pattern(pipeline["pre_tokenizer"])
     model, added = pipeline["model"], pipeline["added_tokens"]
     normal_form = _normal_form(pipeline["normalizer"])
     if normal_form and any(token["normalized"] or not token["content"].isascii() for token in added):
-        return None  # what is looked for in the composed text and what in the text as it stands would have to be kept apart
+        # what is looked for in the composed text and what in the text as it stands would have to be kept apart
+        return None
     if pattern is None or normal_form is None or not _is_plain_bpe(model) or not _added_are_simple(added):
         return None
     ranks, ids = _ranks(model)
@@ -78,7 +102,12 @@ def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
     step = before[0]
     if step["type"] == "Digits" and step["individual_digits"] and byte_level.get("use_regex", True):
         return _DIGITS_GPT2
-    if step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"] and not byte_level.get("use_regex", True):
+    if (
+        step["type"] == "Split"
+        and step["behavior"] == "Isolated"
+        and not step["invert"]
+        and not byte_level.get("use_regex", True)
+    ):
         pattern: str | None = step["pattern"].get("Regex")
         return pattern
     return None

@@ -1,8 +1,9 @@
 """A faster tokenizer for SentencePiece-like BPE vocabularies: each word once, then from a cache.
 
-These vocabularies write a space as "▁" and have no token in which a "▁" follows another character, so no merge ever reaches across the
-beginning of a word: words can be tokenised one by one, and most words of a text have been seen before. The same holds for line breaks
-where no token joins one to another character. Like the other fast tokenizer it is used only after it gave the same ids on the user's texts.
+These vocabularies write a space as "▁" and have no token in which a "▁" follows another character, so no merge ever
+reaches across the beginning of a word: words can be tokenised one by one, and most words of a text have been seen
+before. The same holds for line breaks where no token joins one to another character. Like the other fast tokenizer it
+is used only after it gave the same ids on the user's texts.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ def build(pipeline: dict[str, Any], backend: Tokenizer) -> Encode | None:
     if prefix is None or words is None or not _added_are_simple(pipeline["added_tokens"]):
         return None
     special = {token["content"]: np.uint32(token["id"]).tobytes() for token in pipeline["added_tokens"]}
-    parts = re.compile("(" + "|".join(re.escape(text) for text in sorted(special, key=len, reverse=True)) + ")") if special else None
+    parts = (
+        re.compile("(" + "|".join(re.escape(text) for text in sorted(special, key=len, reverse=True)) + ")")
+        if special
+        else None
+    )
     cache = _WordCache(backend)
 
     def encode(text: str) -> np.ndarray:
@@ -68,7 +73,9 @@ class _WordCache:
 def _prefix(pipeline: dict[str, Any]) -> str | None:
     """What is put before each stretch of text between added tokens; None for a normalisation that is not known here."""
     normalizer, pre_tokenizer = pipeline["normalizer"], pipeline["pre_tokenizer"]
-    if pre_tokenizer is not None and not (pre_tokenizer["type"] == "Split" and pre_tokenizer["pattern"] == {"String": " "}):
+    if pre_tokenizer is not None and not (
+        pre_tokenizer["type"] == "Split" and pre_tokenizer["pattern"] == {"String": " "}
+    ):
         return None  # a split at spaces finds none: they are "▁" by then
     steps = (normalizer or {}).get("normalizers", [normalizer])
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
@@ -82,10 +89,14 @@ def _words(model: dict[str, Any]) -> re.Pattern[str] | None:
     vocabulary = model.get("vocab", {})
     if model["type"] != "BPE" or model.get("dropout") or not model.get("byte_fallback") or model.get("ignore_merges"):
         return None
-    if any(f"<0x{byte:02X}>" not in vocabulary for byte in range(256)) or any(_SPACE in token.lstrip(_SPACE) for token in vocabulary):
+    if any(f"<0x{byte:02X}>" not in vocabulary for byte in range(256)) or any(
+        _SPACE in token.lstrip(_SPACE) for token in vocabulary
+    ):
         return None
     lines_stand_alone = not any("\n" in token and token.strip("\n") for token in vocabulary)
-    return re.compile(f"\n+|{_SPACE}*[^{_SPACE}\n]+|{_SPACE}+" if lines_stand_alone else f"{_SPACE}*[^{_SPACE}]+|{_SPACE}+")
+    return re.compile(
+        f"\n+|{_SPACE}*[^{_SPACE}\n]+|{_SPACE}+" if lines_stand_alone else f"{_SPACE}*[^{_SPACE}]+|{_SPACE}+"
+    )
 
 
 def _added_are_simple(added: list[dict[str, Any]]) -> bool:

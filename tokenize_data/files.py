@@ -1,4 +1,6 @@
-"""Files that hold users' text: their owner alone reads them, whatever the umask. And JSON for names that are not UTF-8."""
+"""Files that hold users' text: their owner alone reads them, whatever the umask. And JSON for names that are not
+UTF-8.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Work on what strangers wrote, in a process that may be killed: with a limit on its processor time and one on its memory.
+"""Work on what strangers wrote, in a process that may be killed: with a limit on its processor time and one on its
+memory.
 
-Processor time, not a clock's: it does not depend on what else the machine does. A function in C that does not return cannot be stopped from
-within, so the timer's signal ends the process, and whoever waits for the process says why.
+Processor time, not a clock's: it does not depend on what else the machine does. A function in C that does not return
+cannot be stopped from within, so the timer's signal ends the process, and whoever waits for the process says why.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class Fence:
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         if room is not None:
             wanted = room + self._limits.num_bytes
-            resource.setrlimit(resource.RLIMIT_AS, (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted), hard))
+            resource.setrlimit(
+                resource.RLIMIT_AS, (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted), hard)
+            )
         signal.setitimer(signal.ITIMER_PROF, self._limits.seconds)
         try:
             return function(request)
@@ -80,7 +83,9 @@ class Fence:
 
 
 def may_be_killed() -> None:
-    """To be called by a process that lives for such work: timers end it, whatever its parent does with their signals."""
+    """To be called by a process that lives for such work: timers end it, whatever its parent does with their
+    signals.
+    """
     for number in (signal.SIGPROF, signal.SIGVTALRM):
         signal.signal(number, signal.SIG_DFL)
 
@@ -90,7 +95,9 @@ def was_stopped_by_timer(exit_code: int | None) -> bool:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether this is a panic of a library that is written in Rust: no Exception, but no reason to end the program either."""
+    """Whether this is a panic of a library that is written in Rust: no Exception, but no reason to end the program
+    either.
+    """
     return type(error).__name__ == "PanicException"
 
 
@@ -104,11 +111,15 @@ class Child:
         self._connection, there = context.Pipe()
         self._process = context.Process(target=_serve, args=(function, limits, there), daemon=True)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads: the child takes none of their locks
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # Python 3.12 warns of threads: the child takes none of their locks
             try:
                 self._process.start()
             except OSError as error:
-                raise UserError(f"no process can be started ({error.strerror}): end other programs, or raise ulimit -u") from error
+                raise UserError(
+                    f"no process can be started ({error.strerror}): end other programs, or raise ulimit -u"
+                ) from error
         there.close()
         self._close = weakref.finalize(self, _end, self._process, self._connection, os.getpid())
 
@@ -165,15 +176,21 @@ def _reply(function: Callable[[Any], str], fence: Fence, request: Any) -> bytes:
     try:
         return _TEXT + fence.call(function, request).encode("utf-8", "surrogatepass")
     except UserError as error:
-        return (_ROW_ERROR if isinstance(error, RowError) else _USER_ERROR) + str(error).encode("utf-8", "surrogatepass")
+        return (_ROW_ERROR if isinstance(error, RowError) else _USER_ERROR) + str(error).encode(
+            "utf-8", "surrogatepass"
+        )
     except MemoryError:
         return _NO_MEMORY
     except BaseException as error:  # a panic in Rust is no Exception
-        return _CRASH + f"failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})".encode("utf-8", "surrogatepass")
+        return _CRASH + f"failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})".encode(
+            "utf-8", "surrogatepass"
+        )
 
 
 def _settle(connection: Pipe) -> None:
-    """Let go of what is the parent's: its files, locks and pipes, its signal handlers, its objects that a collection would end."""
+    """Let go of what is the parent's: its files, locks and pipes, its signal handlers, its objects that a collection
+    would end.
+    """
     gc.freeze()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
@@ -200,7 +217,9 @@ def _open_files() -> list[int]:
 
 
 def _address_space() -> int | None:
-    """Bytes of this process's address space; None where the system does not say, or does not hold processes to a limit."""
+    """Bytes of this process's address space; None where the system does not say, or does not hold processes to a
+    limit.
+    """
     try:
         return int(_STATM.read_bytes().split()[0]) * resource.getpagesize()
     except OSError:

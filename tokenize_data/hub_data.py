@@ -1,4 +1,6 @@
-"""The files of a data set on the Hub: `datasets` says which ones a split has, huggingface_hub fetches them; both read no rows."""
+"""The files of a data set on the Hub: `datasets` says which ones a split has, huggingface_hub fetches them; both read
+no rows.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def files(name: str) -> list[HubFile]:
         raise
     except Exception as error:  # both libraries raise dozens of kinds
         reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise UserError(f"{name} is no file here, and cannot be read from the Hub: {type(error).__name__}: {reason}") from error
+        raise UserError(
+            f"{name} is no file here, and cannot be read from the Hub: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def _is_offline() -> bool:
@@ -61,13 +65,17 @@ def _fetched_before(name: str, repository: str, is_whole: bool) -> list[HubFile]
 
 
 def _splits(repository: str, configuration: str | None) -> dict[str, list[str]]:
-    """The addresses of each split's files. The builder is made, and asked for no row: it would guess types and keep copies."""
+    """The addresses of each split's files. The builder is made, and asked for no row: it would guess types and keep
+    copies.
+    """
     import datasets  # slow to import, and only needed here
 
     datasets.disable_progress_bars()
     files: Any = datasets.load_dataset_builder(repository, configuration).config.data_files
     if not files:
-        raise UserError(f"{repository} has no data files that can be read without a program of its own: export it as JSONL")
+        raise UserError(
+            f"{repository} has no data files that can be read without a program of its own: export it as JSONL"
+        )
     return {str(split): [str(url) for url in urls] for split, urls in files.items()}
 
 

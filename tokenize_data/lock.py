@@ -1,4 +1,6 @@
-"""One process makes a data set, others wait for it. The kernel lets go of the lock when its holder dies, however it dies."""
+"""One process makes a data set, others wait for it. The kernel lets go of the lock when its holder dies, however it
+dies.
+"""
 
 from __future__ import annotations
 

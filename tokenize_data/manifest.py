@@ -1,4 +1,6 @@
-"""manifest.json: written last, so that what has one is complete. It names every file with size and checksum, and what they came from."""
+"""manifest.json: written last, so that what has one is complete. It names every file with size and checksum, and what
+they came from.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +54,14 @@ class Manifest:
 
     def fingerprint(self) -> str:
         """Of the data itself: equal for two data sets that train the same."""
-        parts = [shard.sha256 for shard in self.shards] + [self.index.sha256, self.tokenizer["fingerprint"], self.template["fingerprint"]]
-        return hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()  # of what was edited by hand, too
+        parts = [shard.sha256 for shard in self.shards] + [
+            self.index.sha256,
+            self.tokenizer["fingerprint"],
+            self.template["fingerprint"],
+        ]
+        return hashlib.sha256(
+            "\n".join(parts).encode(errors="surrogatepass")
+        ).hexdigest()  # of what was edited by hand, too
 
     def all_files(self) -> list[FileInfo]:
         return [*self.shards, self.index, *self.files]
@@ -63,7 +71,10 @@ def dataset_folder(root: Path, run_name: str) -> Path:
     """<root>/<run_name>, refused where a symbolic link leads out of the root."""
     folder = root / check_run_name(run_name)
     if folder.resolve().parent != root.resolve() or folder.resolve().name != run_name:
-        raise UserError(f"{folder} is a symbolic link to {folder.resolve()}, outside {root}: remove the link or use another --run_name")
+        raise UserError(
+            f"{folder} is a symbolic link to {folder.resolve()}, outside {root}: remove the link or use another "
+            "--run_name"
+        )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder: move it away or use another --run_name")
     return folder
@@ -114,7 +125,11 @@ def _check(manifest: Manifest) -> None:
     counts = {"documents": manifest.documents, "batch_documents": manifest.batch_documents, "seq": manifest.seq}
     for info in manifest.all_files():
         texts = [info.file, info.sha256]
-        if not all(isinstance(text, str) for text in texts) or Path(info.file).is_absolute() or ".." in Path(info.file).parts:
+        if (
+            not all(isinstance(text, str) for text in texts)
+            or Path(info.file).is_absolute()
+            or ".." in Path(info.file).parts
+        ):
             raise ValueError(f"{info.file!r} is no file of it")
         counts |= {f"bytes of {info.file}": info.bytes, f"documents of {info.file}": info.documents}
     wrong = [f"{name} is {value!r}" for name, value in counts.items() if type(value) is not int or value < 0]

@@ -1,7 +1,8 @@
-"""Several processes that each convert a chunk at a time; results come back in order. A dead worker is an error, never a missing chunk.
+"""Several processes that each convert a chunk at a time; results come back in order. A dead worker is an error, never a
+missing chunk.
 
-Templates and tokenizers that do not come to an end are stopped by timers of processor time: the template's own (see `rendering`), and here
-one for each chunk, which is a hundred times what the slowest tokenizer takes.
+Templates and tokenizers that do not come to an end are stopped by timers of processor time: the template's own (see
+`rendering`), and here one for each chunk, which is a hundred times what the slowest tokenizer takes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ Result = TypeVar("Result")
 
 
 def ordered_map(work: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
-    """`map` over processes, also where it is one: it may be killed. Workers are forked, so `work` need not be pickled."""
+    """`map` over processes, also where it is one: it may be killed. Workers are forked, so `work` need not be
+    pickled.
+    """
     context = multiprocessing.get_context("fork")
     ours: list[Pipe] = []
     processes = []
@@ -81,7 +84,10 @@ def _why_it_died(exit_code: int | None) -> str:
     if guard.was_stopped_by_timer(exit_code):
         return "the template did not come to an end on one of the rows, and was stopped: use another --template"
     if exit_code == -signal.SIGVTALRM:
-        return f"the tokenizer took more than {_SECONDS_FOR_A_TASK} s of processor time for a part of a file: use another base model"
+        return (
+            f"the tokenizer took more than {_SECONDS_FOR_A_TASK} s of processor time for a part of a file: use "
+            "another base model"
+        )
     return "a worker process was killed, most likely for want of memory: use fewer --workers"
 
 

@@ -22,7 +22,12 @@ class Progress:
         self._begun = self._last = time.monotonic()
         self._bar: RichProgress | None = None
         if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+            )
             self._bar = RichProgress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
             self._task = self._bar.add_task(title, total=self._total or None, rate="")
 
@@ -31,7 +36,9 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
 
@@ -45,4 +52,8 @@ class Progress:
         elif now - self._last > _LINE_EVERY_SECONDS:
             self._last = now
             left = (self._total - done) / done * seconds if self._total and done else 0
-            print(f"{self._title}: {done / max(self._total, 1):.0%}, {rate}, {left:,.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{self._title}: {done / max(self._total, 1):.0%}, {rate}, {left:,.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )

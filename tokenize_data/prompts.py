@@ -30,7 +30,9 @@ class ChatFormat:
         return PLAIN if self.template is None else self.template.name
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The ids after which the model writes: those of transformers' apply_chat_template with add_generation_prompt."""
+        """The ids after which the model writes: those of transformers' apply_chat_template with
+        add_generation_prompt.
+        """
         if self.template is None:
             return self.plain_prompt("\n\n".join(str(message["content"]) for message in messages))
         return self._ids(self.template.render(messages, True))
@@ -51,7 +53,11 @@ class ChatFormat:
 
     def plain_document(self, text: str) -> list[Encoded]:
         bos, text = self._bos, text + self._eos
-        rendered = Rendered(bos + text, [0, len(bos)], [TEMPLATE, ASSISTANT], [len(bos)]) if bos else Rendered(text, [0], [ASSISTANT], [])
+        rendered = (
+            Rendered(bos + text, [0, len(bos)], [TEMPLATE, ASSISTANT], [len(bos)])
+            if bos
+            else Rendered(text, [0], [ASSISTANT], [])
+        )
         return self._encode([rendered])
 
     def text(self, ids: Sequence[int]) -> str:
@@ -61,7 +67,10 @@ class ChatFormat:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end what the model writes: the template's end of turn, and EOS."""
-        texts = [self.template.end_of_turn() if self.template is not None else None, self.tokenizer.special("eos_token")]
+        texts = [
+            self.template.end_of_turn() if self.template is not None else None,
+            self.tokenizer.special("eos_token"),
+        ]
         ids = [self.tokenizer.backend.token_to_id(text) for text in texts if text]
         return tuple(dict.fromkeys(number for number in ids if number is not None))
 
@@ -71,7 +80,9 @@ class ChatFormat:
         if self.template is None or not self.is_borrowed or self.template.end_of_turn() is not None:
             return ()
         question = [{"role": "user", "content": "?"}]
-        tail = self.template.render([*question, {"role": "assistant", "content": "!"}])[len(self.template.render(question, True)) :]
+        tail = self.template.render([*question, {"role": "assistant", "content": "!"}])[
+            len(self.template.render(question, True)) :
+        ]
         end = tail.strip().removeprefix("!").strip()
         return (end,) if end else ()
 
@@ -107,15 +118,19 @@ def open_format(folder: Path, choice: str = "auto", borrowed: ChatTemplate | Non
         return ChatFormat(tokenizer=tokenizer, template=None)
     if choice == "auto" and tokenizer.chat_template is None and borrowed is not None:
         template = ChatTemplate(
-            name=f"{borrowed.name}, of the model it is compared with", source=borrowed.source,
-            special_tokens={name: text for name in borrowed.special_tokens if (text := tokenizer.special(name)) is not None},
+            name=f"{borrowed.name}, of the model it is compared with",
+            source=borrowed.source,
+            special_tokens={
+                name: text for name in borrowed.special_tokens if (text := tokenizer.special(name)) is not None
+            },
             special_texts=tokenizer.special_texts(),
-        )  # fmt: skip
+        )
         return ChatFormat(tokenizer=tokenizer, template=template, is_borrowed=True)
     template, extended = choose_template(choice, tokenizer)
     if extended.added:
         raise UserError(
-            f"{folder} has no chat template, and its vocabulary lacks {' '.join(extended.added)} of template '{template.name}', so it was "
+            f"{folder} has no chat template, and its vocabulary lacks {' '.join(extended.added)} of template "
+            f"'{template.name}', so it was "
             f"not trained on them: choose a --template, or --template {PLAIN} to have it go on with the prompt's text"
         )
     return ChatFormat(tokenizer=extended, template=template)

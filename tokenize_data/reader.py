@@ -1,4 +1,6 @@
-"""Opening a tokenised data set: memory-mapped, documents are slices without a copy. What training, planning and inspecting read."""
+"""Opening a tokenised data set: memory-mapped, documents are slices without a copy. What training, planning and
+inspecting read.
+"""
 
 from __future__ import annotations
 
@@ -32,20 +34,28 @@ class Document:
         return roles
 
     def trained(self) -> np.ndarray:
-        """1 for each token that is predicted and learnt when only answers are. The first token of a document is never predicted."""
+        """1 for each token that is predicted and learnt when only answers are. The first token of a document is never
+        predicted.
+        """
         trained: np.ndarray = (self.roles() == ASSISTANT).astype(np.uint8)
         trained[:1] = 0
         return trained
 
 
 class ShardReader:
-    """A finished data set. Opening checks that every file is there with its size; `verify` reads them all and checks SHA-256."""
+    """A finished data set. Opening checks that every file is there with its size; `verify` reads them all and checks
+    SHA-256.
+    """
 
     def __init__(self, folder: Path, verify: bool = False) -> None:
         manifest = manifests.read(folder)
         if manifest is None:
-            state = "has no manifest.json, so its tokenisation was never finished" if folder.is_dir() else "does not exist"
-            raise UserError(f"{folder} {state}: make it with tokenize_data --run_name {folder.name} --data FILES --checkpoint C")
+            state = (
+                "has no manifest.json, so its tokenisation was never finished" if folder.is_dir() else "does not exist"
+            )
+            raise UserError(
+                f"{folder} {state}: make it with tokenize_data --run_name {folder.name} --data FILES --checkpoint C"
+            )
         self.folder, self.manifest = folder, manifest
         for info in manifest.all_files():
             _check_size(folder, info)
@@ -56,7 +66,9 @@ class ShardReader:
         self._batches: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
 
     def keep_open(self) -> ShardReader:
-        """Map all files now, so that this data set can be read to its end even where another takes its place meanwhile."""
+        """Map all files now, so that this data set can be read to its end even where another takes its place
+        meanwhile.
+        """
         self._files = [self._open(info) for info in self.manifest.shards]
         _ = self._index
         return self
@@ -85,7 +97,9 @@ class ShardReader:
         info = self.manifest.index
         batch = self._open(info).get_batch(0)
         if len(batch) != self.manifest.documents:
-            raise UserError(f"{self.folder / info.file} lists {len(batch):,} documents, the manifest {self.manifest.documents:,}")
+            raise UserError(
+                f"{self.folder / info.file} lists {len(batch):,} documents, the manifest {self.manifest.documents:,}"
+            )
         return {name: as_numpy(batch.column(name)) for name in batch.schema.names}
 
     @property
@@ -109,7 +123,8 @@ class ShardReader:
         source = int(self._index["source"][number])
         if source >= len(names):
             raise UserError(
-                f"{self.folder / manifests.NAME} has been edited: it names {len(names)} files: tokenise again with --retokenize"
+                f"{self.folder / manifests.NAME} has been edited: it names {len(names)} files: tokenise again "
+                "with --retokenize"
             )
         return names[source], int(self._index["line"][number])
 
@@ -120,7 +135,8 @@ class ShardReader:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != info.sha256:
                 raise UserError(
-                    f"{self.folder / info.file} is damaged: its SHA-256 is {found[:16]}…, the manifest says {info.sha256[:16]}…: "
+                    f"{self.folder / info.file} is damaged: its SHA-256 is {found[:16]}…, the manifest says "
+                    f"{info.sha256[:16]}…: "
                     "tokenise again with --retokenize"
                 )
 
@@ -152,5 +168,6 @@ def _check_size(folder: Path, info: FileInfo) -> None:
         raise UserError(f"{path} is missing ({error.strerror}): tokenise again with --retokenize") from error
     if size != info.bytes:
         raise UserError(
-            f"{path} has {size:,} bytes, the manifest says {info.bytes:,}: it is cut short or changed: tokenise again with --retokenize"
+            f"{path} has {size:,} bytes, the manifest says {info.bytes:,}: it is cut short or changed: tokenise "
+            "again with --retokenize"
         )

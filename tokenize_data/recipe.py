@@ -13,8 +13,11 @@ from tokenize_data.recipe_file import read_recipe_file
 from tokenize_data.records import Cleaning, DatasetSpec
 
 _TYPES: dict[str, tuple[type, ...]] = {
-    "files": (list, str), "weight": (int, float), "samples": (int,), "clean": (dict,),
-}  # fmt: skip
+    "files": (list, str),
+    "weight": (int, float),
+    "samples": (int,),
+    "clean": (dict,),
+}
 _CLEAN_TYPES: dict[str, tuple[type, ...]] = {"drop": (str,), "lower": (bool,), "strip": (bool,)}
 
 
@@ -32,8 +35,9 @@ def read_data(file: Path) -> RecipeData:
     content = read_recipe_file(file)
     return RecipeData(
         training=parse_datasets(content.pop("datasets", None), f"{file}: datasets"),
-        validation=parse_datasets(content.pop("val_datasets", None), f"{file}: val_datasets"), others=content,
-    )  # fmt: skip
+        validation=parse_datasets(content.pop("val_datasets", None), f"{file}: val_datasets"),
+        others=content,
+    )
 
 
 def parse_datasets(entries: Any, where: str) -> tuple[DatasetSpec, ...]:

@@ -1,4 +1,6 @@
-"""A recipe's file as a mapping: YAML that runs nothing and stays small, `extends`, `${VAR}`. What its keys mean is known elsewhere."""
+"""A recipe's file as a mapping: YAML that runs nothing and stays small, `extends`, `${VAR}`. What its keys mean is
+known elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,12 @@ import yaml
 from tokenize_data.errors import UserError
 
 # Two ways to say one thing: what comes later replaces the other. In one file both are a mistake.
-RIVALS = (("data", "datasets"), ("val", "val_datasets"), ("loss", "loss_mask"), ("global_batch", "gradient_accumulation"))
+RIVALS = (
+    ("data", "datasets"),
+    ("val", "val_datasets"),
+    ("loss", "loss_mask"),
+    ("global_batch", "gradient_accumulation"),
+)
 _MOST_BYTES, _MOST_VALUES, _MOST_FILES = 1 << 20, 100_000, 20
 _VARIABLE = re.compile(r"\$(\$?)\{(\w+)(?::-([^}]*))?\}")
 
@@ -28,11 +35,15 @@ _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
     ("int", r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
-    ("float", r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)"
-              r"|\.(?:nan|NaN|NAN)", "-+0123456789."),
+    (
+        "float",
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)"
+        r"|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("merge", r"<<", ["<"]),
-):  # fmt: skip
+):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), list(_first))
 
 
@@ -91,11 +102,17 @@ def expanded(value: Any, where: str) -> Any:
 
 
 def _refuse_odd(text: str, where: str) -> None:
-    """What neither a file's name nor a written recipe can hold. A name's bytes that are not UTF-8 are U+DC80 to U+DCFF in Python."""
-    halves = (character for character in text if "\ud800" <= character <= "\udfff" and not "\udc80" <= character <= "\udcff")
+    """What neither a file's name nor a written recipe can hold. A name's bytes that are not UTF-8 are U+DC80 to U+DCFF
+    in Python.
+    """
+    halves = (
+        character for character in text if "\ud800" <= character <= "\udfff" and not "\udc80" <= character <= "\udcff"
+    )
     odd = "\0" if "\0" in text else next(halves, None)
     if odd is not None:
-        raise UserError(f"{where}: {text!r} has {'a NUL character' if odd == chr(0) else 'half a character'}: write the text again")
+        raise UserError(
+            f"{where}: {text!r} has {'a NUL character' if odd == chr(0) else 'half a character'}: write the text again"
+        )
 
 
 def _variable(found: re.Match[str], where: str) -> str:
@@ -104,14 +121,19 @@ def _variable(found: re.Match[str], where: str) -> str:
         return found[0][1:]
     value = os.environ.get(name)
     if value is None and otherwise is None:
-        raise UserError(f"{where}: ${{{name}}}: there is no such environment variable: export {name}=..., or write ${{{name}:-VALUE}}")
+        raise UserError(
+            f"{where}: ${{{name}}}: there is no such environment variable: export {name}=..., or write "
+            f"${{{name}:-VALUE}}"
+        )
     return value if value is not None and (value or otherwise is None) else otherwise or ""
 
 
 def _read(file: Path, translate: Translate, flag: str, above: tuple[Path, ...]) -> dict[str, Any]:
     where = file.expanduser().resolve()
     if where in above:
-        raise UserError(f"{file} extends itself ({' -> '.join(path.name for path in (*above, where))}): take one 'extends' away")
+        raise UserError(
+            f"{file} extends itself ({' -> '.join(path.name for path in (*above, where))}): take one 'extends' away"
+        )
     if len(above) >= _MOST_FILES:
         raise UserError(f"{file}: more than {_MOST_FILES} recipes extend each other: write them as fewer")
     content = _content(file, flag)
@@ -121,7 +143,9 @@ def _read(file: Path, translate: Translate, flag: str, above: tuple[Path, ...]) 
         raise UserError(f"{file}: extends must be another recipe's path, not {extended!r}")
     lower: dict[str, Any] = {}
     for name in names:
-        lower = merge(lower, _read(file.parent / Path(name).expanduser(), translate, f"{file}: extends", (*above, where)))
+        lower = merge(
+            lower, _read(file.parent / Path(name).expanduser(), translate, f"{file}: extends", (*above, where))
+        )
     own = translate(content, file)
     for pair in RIVALS:
         if all(own.get(key) is not None for key in pair):
@@ -136,7 +160,9 @@ def _content(file: Path, flag: str) -> dict[str, Any]:
         if file.exists() and not file.is_file():
             raise UserError(f"{flag} {file}: is not a regular file: give the path of a YAML recipe")
         if file.stat().st_size > _MOST_BYTES:
-            raise UserError(f"{flag} {file} has {file.stat().st_size:,} bytes, more than any recipe: at most {_MOST_BYTES:,}")
+            raise UserError(
+                f"{flag} {file} has {file.stat().st_size:,} bytes, more than any recipe: at most {_MOST_BYTES:,}"
+            )
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{flag} {file}: {error.strerror}: give the path of a YAML recipe") from error
@@ -181,5 +207,7 @@ def _refuse_twice(node: yaml.MappingNode, where: str) -> None:
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and key.value != "<<":
             if key.value in seen:
-                raise UserError(f"{where}: '{key.value}' is there twice, again in line {key.start_mark.line + 1}: keep one")
+                raise UserError(
+                    f"{where}: '{key.value}' is there twice, again in line {key.start_mark.line + 1}: keep one"
+                )
             seen.add(key.value)

@@ -43,7 +43,8 @@ class Cleaning:
                 re.compile(self.drop)
             except re.error as error:
                 raise UserError(
-                    f"clean: drop: {self.drop!r} is not a regular expression ({error}): write a class such as [^a-zA-Z0-9\\s]"
+                    f"clean: drop: {self.drop!r} is not a regular expression ({error}): write a class such as "
+                    "[^a-zA-Z0-9\\s]"
                 ) from error
 
     def __call__(self, text: str) -> str:
@@ -80,7 +81,9 @@ class DatasetSpec:
         if self.samples is not None and self.samples < 1:
             raise UserError(f"data set '{self.name}': samples {self.samples} must be at least 1")
         if self.samples is not None and self.weight != 1.0:
-            raise UserError(f"data set '{self.name}' has samples {self.samples} and weight {self.weight}: give one of them")
+            raise UserError(
+                f"data set '{self.name}' has samples {self.samples} and weight {self.weight}: give one of them"
+            )
 
     def reading(self) -> dict[str, Any]:
         """What of this decides a row's text; a manifest keeps it."""
@@ -103,8 +106,14 @@ class RowReader:
 
     def _qa(self, row: Row) -> list[Message]:
         spec = self._spec
-        question = self._fill(spec.prompt, row) if spec.prompt is not None else self._field(row, spec.question_key, "question_key")
-        answer = self._fill(spec.answer, row) if spec.answer is not None else self._field(row, spec.answer_key, "answer_key")
+        question = (
+            self._fill(spec.prompt, row)
+            if spec.prompt is not None
+            else self._field(row, spec.question_key, "question_key")
+        )
+        answer = (
+            self._fill(spec.answer, row) if spec.answer is not None else self._field(row, spec.answer_key, "answer_key")
+        )
         return [*self._system(row), {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
     def _alpaca(self, row: Row) -> list[Message]:
@@ -114,7 +123,11 @@ class RowReader:
             question = self._fill(self._spec.prompt, row)
         else:
             question = self._fill(_ALPACA_PROMPT, row) if has_input else instruction
-        return [*self._system(row), {"role": "user", "content": question}, {"role": "assistant", "content": self._field(row, "output")}]
+        return [
+            *self._system(row),
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": self._field(row, "output")},
+        ]
 
     def _text(self, row: Row) -> list[Message]:
         return [{"role": "assistant", "content": self._field(row, self._spec.text_key, "text_key")}]
@@ -125,10 +138,16 @@ class RowReader:
     def _sharegpt(self, row: Row) -> list[Message]:
         return self._conversation(row, "conversations", "from", "value", _SHAREGPT_ROLES)
 
-    def _conversation(self, row: Row, key: str, role_key: str, content_key: str, roles: dict[str, str]) -> list[Message]:
+    def _conversation(
+        self, row: Row, key: str, role_key: str, content_key: str, roles: dict[str, str]
+    ) -> list[Message]:
         turns = row.get(key)
         if not isinstance(turns, list):
-            raise self._missing(row, key) if key not in row else RowError(f"'{key}' is {_kind(turns)}, not a list of messages")
+            raise (
+                self._missing(row, key)
+                if key not in row
+                else RowError(f"'{key}' is {_kind(turns)}, not a list of messages")
+            )
         messages = []
         for number, turn in enumerate(turns, 1):
             place = f"'{key}' message {number}"
@@ -173,13 +192,17 @@ class RowReader:
 
     def _checked(self, value: Any, what: str, may_be_empty: bool = False) -> str:
         if not isinstance(value, str):
-            raise RowError(f"{what} is {_kind(value)} ({shorten(value)}), not text: write it in quotes, or leave the row out")
+            raise RowError(
+                f"{what} is {_kind(value)} ({shorten(value)}), not text: write it in quotes, or leave the row out"
+            )
         if not value.isascii():
             try:
                 value.encode()
             except UnicodeEncodeError as error:
                 half = f"\\u{ord(value[error.start]):04x}"
-                raise RowError(f"{what} has half a character ({half}) at {error.start}: write the text as UTF-8 again") from error
+                raise RowError(
+                    f"{what} has half a character ({half}) at {error.start}: write the text as UTF-8 again"
+                ) from error
         if "\x00" in value:
             raise RowError(f"{what} has a NUL character at {value.index(chr(0))}: remove it")
         if self._clean is not None:
@@ -220,9 +243,13 @@ def parse_line(line: bytes) -> Row:
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
-        raise RowError(f"not UTF-8: byte 0x{line[error.start]:02x} at {error.start + 1}: save the file as UTF-8") from error
+        raise RowError(
+            f"not UTF-8: byte 0x{line[error.start]:02x} at {error.start + 1}: save the file as UTF-8"
+        ) from error
     if "\x00" in text:
-        raise RowError(f"a NUL byte at {text.index(chr(0)) + 1}: the file is damaged there, or is not text; write the row again")
+        raise RowError(
+            f"a NUL byte at {text.index(chr(0)) + 1}: the file is damaged there, or is not text; write the row again"
+        )
     if len(text) > _LARGE and _num_values(text) > _MOST_VALUES:
         raise RowError(f"more than {_MOST_VALUES:,} values: a row is one flat object")
     try:
@@ -231,8 +258,12 @@ def parse_line(line: bytes) -> Row:
         if error.msg == "Extra data":
             rest = text[error.pos :].lstrip(" ,")
             if rest.startswith("{"):
-                raise RowError(f"two objects on one line (the second begins at character {error.pos + 1}): one object a line") from error
-        raise RowError(f"not valid JSON: {error.msg} at character {error.pos + 1} of {shorten(text.strip())}: mend the line") from error
+                raise RowError(
+                    f"two objects on one line (the second begins at character {error.pos + 1}): one object a line"
+                ) from error
+        raise RowError(
+            f"not valid JSON: {error.msg} at character {error.pos + 1} of {shorten(text.strip())}: mend the line"
+        ) from error
     except RecursionError as error:
         raise RowError("JSON nested too deeply: a row is one flat object") from error
     except ValueError as error:  # an integer of more than 4,300 digits

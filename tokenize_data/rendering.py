@@ -1,7 +1,7 @@
 """A chat template at work, which a stranger wrote: it has a sandbox, and limits on its time, its memory and its output.
 
-In the process that made it, it is compiled and rendered in a child, so that nothing it does reaches this process. In a worker, which was
-forked from that process, it is rendered there: a worker may be killed, and then its parent says why.
+In the process that made it, it is compiled and rendered in a child, so that nothing it does reaches this process. In a
+worker, which was forked from that process, it is rendered there: a worker may be killed, and then its parent says why.
 """
 
 from __future__ import annotations
@@ -49,12 +49,16 @@ class Renderer:
         except (guard.LimitError, MemoryError) as error:
             self._child = None
             what = LIMITS.text("memory") if isinstance(error, MemoryError) else str(error)
-            raise UserError(f"template '{self._name}' {what} on one conversation ({_roles(messages)}): use another --template") from error
+            raise UserError(
+                f"template '{self._name}' {what} on one conversation ({_roles(messages)}): use another --template"
+            ) from error
 
     def _render(self, request: tuple[Sequence[Message], bool]) -> str:
         messages, generation_prompt = request
         try:
-            text: str = self._compiled.render(messages=messages, add_generation_prompt=generation_prompt, **self._variables)
+            text: str = self._compiled.render(
+                messages=messages, add_generation_prompt=generation_prompt, **self._variables
+            )
         except (UserError, MemoryError):
             raise
         except Exception as error:  # whatever an expression of the template can raise
@@ -64,14 +68,17 @@ class Renderer:
             ) from error
         if len(text) > _MOST_WRITTEN and len(text) > _MOST_WRITTEN + _MOST_TIMES * (own := len(str(messages))):
             raise UserError(
-                f"template '{self._name}' writes {len(text):,} characters for a conversation of {own:,} ({_roles(messages)}): "
+                f"template '{self._name}' writes {len(text):,} characters for a conversation of {own:,} "
+                f"({_roles(messages)}): "
                 "use another --template"
             )
         return text
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
-        """The environment is that of transformers' apply_chat_template; the date is that of this start, for all rows."""
+        """The environment is that of transformers' apply_chat_template; the date is that of this start, for all
+        rows.
+        """
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlock]
         )
@@ -82,7 +89,9 @@ class Renderer:
         except MemoryError:
             raise
         except jinja2.TemplateSyntaxError as error:
-            raise UserError(f"template '{self._name}' does not compile: line {error.lineno}: {error.message}") from error
+            raise UserError(
+                f"template '{self._name}' does not compile: line {error.lineno}: {error.message}"
+            ) from error
         except Exception as error:  # Python's own compiler has limits of its own
             raise UserError(f"template '{self._name}' does not compile: {shorten(error, 160)}") from error
 

@@ -1,4 +1,6 @@
-"""Rows of files that are not one JSON object a line, each as the bytes of a JSON line: every text is what the file says."""
+"""Rows of files that are not one JSON object a line, each as the bytes of a JSON line: every text is what the file
+says.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,17 @@ from tokenize_data.streams import MAX_LINE_BYTES
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BOM = "\ufeff"
-_STRUCTURE = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{}]', re.DOTALL)  # a text, whose end may be missing, or a bracket
+_STRUCTURE = re.compile(
+    r'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{}]', re.DOTALL
+)  # a text, whose end may be missing, or a bracket
 _SCALAR = re.compile(r'[^ \t\r\n,\[\]{}"]*+')
-_UNREADABLE = (ValueError, OverflowError, TypeError, NotImplementedError, RecursionError)  # what Arrow raises of a value, UTF-8 included
+_UNREADABLE = (
+    ValueError,
+    OverflowError,
+    TypeError,
+    NotImplementedError,
+    RecursionError,
+)  # what Arrow raises of a value, UTF-8 included
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,9 @@ def too_long(size: int) -> Unreadable:
 
 
 def json_rows(name: str, blocks: Iterator[bytes]) -> Iterator[Row]:
-    """Each value in the file's own words, checked later. It is an error of the file where nobody can tell where the next one begins."""
+    """Each value in the file's own words, checked later. It is an error of the file where nobody can tell where the
+    next one begins.
+    """
     text = _Text(name, blocks)
     if text.next_character() != "[":
         while text.next_character():
@@ -64,7 +76,9 @@ class _Text:
 
     def __init__(self, name: str, blocks: Iterator[bytes]) -> None:
         self._name, self._blocks = name, blocks
-        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # a row is decoded again, and refused by itself
+        self._decoder = codecs.getincrementaldecoder("utf-8")(
+            "surrogateescape"
+        )  # a row is decoded again, and refused by itself
         self._text, self._at, self._row, self._is_whole = "", 0, 0, False
 
     def next_character(self) -> str:
@@ -81,14 +95,20 @@ class _Text:
         self._at += 1
 
     def value(self) -> bytes:
-        """The JSON value that begins here, on one line: within its texts a line feed is an escape, outside of them it is a space."""
+        """The JSON value that begins here, on one line: within its texts a line feed is an escape, outside of them it
+        is a space.
+        """
         self._row += 1
         if self.next_character() in ("", ",", "]", "}", ":"):
             raise self.error("a value is missing")
         while (end := _end_of_value(self._text, self._at, self._is_whole)) is None:
             left = len(self._text) - self._at
             if self._is_whole or left > MAX_LINE_BYTES:
-                raise self.error("it has no end" if self._is_whole else f"more than {MAX_LINE_BYTES:,} characters long, or without an end")
+                raise self.error(
+                    "it has no end"
+                    if self._is_whole
+                    else f"more than {MAX_LINE_BYTES:,} characters long, or without an end"
+                )
             self._read(left)
         piece = self._text[self._at : end]
         self._at = end
@@ -113,7 +133,9 @@ class _Text:
 
 
 def _end_of_value(text: str, at: int, is_whole: bool) -> int | None:
-    """Where the value that begins at `at` ends, None if the text does not show that. No value is made: a small file may hold millions."""
+    """Where the value that begins at `at` ends, None if the text does not show that. No value is made: a small file may
+    hold millions.
+    """
     if text[at] == '"':
         found = _STRUCTURE.match(text, at)
         return found.end() if found and found[1] else None
@@ -148,9 +170,13 @@ def csv_rows(name: str, blocks: Iterator[bytes], delimiter: str) -> Iterator[Row
         except csv.Error as error:
             raw, count = lines.taken()
             if lines.is_end and count > 1:
-                raise UserError(f"{name} row {lines.rows + 1}: a quote is opened and never closed: close it, or double it") from error
+                raise UserError(
+                    f"{name} row {lines.rows + 1}: a quote is opened and never closed: close it, or double it"
+                ) from error
             record = [str(error)]
-            row: Row = Unreadable(f"not valid CSV: {error}: put quotes around the whole value, and double those within it", raw)
+            row: Row = Unreadable(
+                f"not valid CSV: {error}: put quotes around the whole value, and double those within it", raw
+            )
         else:
             if record is None:
                 return
@@ -166,11 +192,15 @@ def csv_rows(name: str, blocks: Iterator[bytes], delimiter: str) -> Iterator[Row
 
 def _csv_row(header: list[str] | None, record: list[str], raw: bytes) -> Row:
     if record[0].startswith(_BOM):
-        return Unreadable("a byte-order mark in the middle of the file, as where two were joined: remove it, and a second header", raw)
+        return Unreadable(
+            "a byte-order mark in the middle of the file, as where two were joined: remove it, and a second header", raw
+        )
     if header is None:
         return b""
     if len(record) != len(header):
-        return Unreadable(f"{len(record)} values, the header names {len(header)}: put quotes around values with separators", raw)
+        return Unreadable(
+            f"{len(record)} values, the header names {len(header)}: put quotes around values with separators", raw
+        )
     return json.dumps(dict(zip(header, record, strict=True)), ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 
@@ -203,7 +233,8 @@ class _Lines:
         self._count += 1
         if len(self._taken) > MAX_LINE_BYTES:
             raise UserError(
-                f"{self._name} row {self.rows + 1}: more than {MAX_LINE_BYTES:,} bytes long: close its quotes, or shorten the row"
+                f"{self._name} row {self.rows + 1}: more than {MAX_LINE_BYTES:,} bytes long: close its quotes, "
+                "or shorten the row"
             )
         return line.decode("utf-8", "surrogateescape")
 
@@ -230,7 +261,9 @@ def _physical_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def arrow_rows(batches: Iterator[Any]) -> Iterator[Row]:
-    """Rows of record batches. What is neither text nor a number becomes an object with its type, which no text can be."""
+    """Rows of record batches. What is neither text nor a number becomes an object with its type, which no text can
+    be.
+    """
     for batch in batches:
         rows: list[Row]
         try:

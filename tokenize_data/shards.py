@@ -1,4 +1,6 @@
-"""Writing shards: Arrow IPC files built from buffers, an index, and their checksums. A file is complete before the manifest names it."""
+"""Writing shards: Arrow IPC files built from buffers, an index, and their checksums. A file is complete before the
+manifest names it.
+"""
 
 from __future__ import annotations
 
@@ -64,12 +66,16 @@ class _HashedFile:
 
 
 class ShardWriter:
-    """Takes converted chunks in order; `close` gives the list of files. Files begin with `prefix`, unique to this build."""
+    """Takes converted chunks in order; `close` gives the list of files. Files begin with `prefix`, unique to this
+    build.
+    """
 
     def __init__(self, folder: Path, prefix: str, id_type: np.dtype) -> None:
         self._folder, self._prefix = folder, prefix
         self._ids = pa.from_numpy_dtype(id_type)
-        self._schema = pa.schema({"ids": pa.list_(self._ids), "run_lengths": pa.list_(pa.uint32()), "run_roles": pa.list_(pa.uint8())})
+        self._schema = pa.schema(
+            {"ids": pa.list_(self._ids), "run_lengths": pa.list_(pa.uint32()), "run_roles": pa.list_(pa.uint8())}
+        )
         self._carry: pa.RecordBatch | None = None
         self._file: _HashedFile | None = None
         self._writer: Any = None
@@ -137,8 +143,12 @@ class ShardWriter:
 
 
 def as_array(values: np.ndarray) -> Any:
-    """numpy to Arrow over the same memory. pa.array would do, but imports pandas at first use, which takes a quarter of a second."""
-    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+    """numpy to Arrow over the same memory. pa.array would do, but imports pandas at first use, which takes a quarter of
+    a second.
+    """
+    return pa.Array.from_buffers(
+        pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))]
+    )
 
 
 def as_numpy(array: Any) -> np.ndarray:
@@ -154,7 +164,9 @@ def _lists(lengths: list[int], values: np.ndarray) -> pa.ListArray:
 
 
 def _compact(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Offsets that begin at 0 over values of just this batch, so that a reader can take slices without a look at the parent."""
+    """Offsets that begin at 0 over values of just this batch, so that a reader can take slices without a look at the
+    parent.
+    """
     columns = []
     for column in batch.columns:
         offsets = as_numpy(column.offsets)

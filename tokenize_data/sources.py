@@ -1,4 +1,6 @@
-"""Files to chunks of JSON lines. What a row's texts are is decided by the bytes of the file, and nothing of it is kept elsewhere."""
+"""Files to chunks of JSON lines. What a row's texts are is decided by the bytes of the file, and nothing of it is kept
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ _SEPARATORS = {"csv": ",", "tsv": "\t"}
 
 @dataclass(frozen=True)
 class Chunk:
-    """Whole lines of one file, of which empty ones are no rows. `bad` are rows that could not be read, with their numbers."""
+    """Whole lines of one file, of which empty ones are no rows. `bad` are rows that could not be read, with their
+    numbers.
+    """
 
     source: int
     first_line: int
@@ -35,7 +39,9 @@ class Chunk:
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """All rows by number. A byte-order mark before a line is none of its text: joined files have them anywhere."""
-        lines = ((number, line.removeprefix(BOM)) for number, line in enumerate(self.data.split(b"\n"), self.first_line))
+        lines = (
+            (number, line.removeprefix(BOM)) for number, line in enumerate(self.data.split(b"\n"), self.first_line)
+        )
         rows: Iterator[tuple[int, Row]] = ((number, line) for number, line in lines if line and not line.isspace())
         return merge(self.bad, rows, key=itemgetter(0)) if self.bad else rows
 
@@ -92,8 +98,15 @@ def _open(name: str) -> list[Source]:
         return [_open_file(name, path)]
     if hub_data.is_name(name) and not kind_of(path):
         return [_open_file(file.name, file.path, is_remote=True) for file in hub_data.files(name)]
-    near = sorted(file.name for file in path.parent.iterdir() if file.suffix == path.suffix)[:4] if path.parent.is_dir() else []
-    raise UserError(f"{name}: no such file" + (f"; {path.parent} has {', '.join(near)}" if near else ": check the path given to --data"))
+    near = (
+        sorted(file.name for file in path.parent.iterdir() if file.suffix == path.suffix)[:4]
+        if path.parent.is_dir()
+        else []
+    )
+    raise UserError(
+        f"{name}: no such file"
+        + (f"; {path.parent} has {', '.join(near)}" if near else ": check the path given to --data")
+    )
 
 
 def _open_file(name: str, path: Path, is_remote: bool = False) -> Source:
@@ -130,7 +143,11 @@ def _text(source: Source, index: int, file: BufferedReader) -> Iterator[Chunk]:
     if source.kind == "jsonl":
         yield from _line_chunks(index, blocks, raw)
     else:
-        rows = json_rows(source.name, blocks) if source.kind == "json" else csv_rows(source.name, blocks, _SEPARATORS[source.kind])
+        rows = (
+            json_rows(source.name, blocks)
+            if source.kind == "json"
+            else csv_rows(source.name, blocks, _SEPARATORS[source.kind])
+        )
         yield from _row_chunks(source, index, rows, lambda _: raw.count)
     source.sha256 = raw.sha256.hexdigest()
 
@@ -196,7 +213,9 @@ def _columns(source: Source, index: int, file: BufferedReader) -> Iterator[Chunk
         rows = arrow_rows(opened.iter_batches(_BATCH_ROWS))
         yield from _row_chunks(source, index, rows, lambda number: size * number // total if total else 0)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{source.name} cannot be read as {source.kind}: {shorten(error, 200)}: write it again") from error
+        raise UserError(
+            f"{source.name} cannot be read as {source.kind}: {shorten(error, 200)}: write it again"
+        ) from error
     file.seek(0)
     source.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
 

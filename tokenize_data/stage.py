@@ -1,4 +1,6 @@
-"""The data stage from end to end: use what is there, or make it, so that a reader only ever sees a finished data set."""
+"""The data stage from end to end: use what is there, or make it, so that a reader only ever sees a finished data
+set.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,11 @@ class Request:
 
     def __post_init__(self) -> None:
         check_run_name(self.run_name)
-        for name, value, least in (("seq", self.seq, 2), ("workers", self.workers, 1), ("max_bad_rows", self.max_bad_rows, 0)):
+        for name, value, least in (
+            ("seq", self.seq, 2),
+            ("workers", self.workers, 1),
+            ("max_bad_rows", self.max_bad_rows, 0),
+        ):
             if value < least:
                 raise UserError(f"--{name} {value} must be at least {least}")
 
@@ -62,7 +68,9 @@ def ensure(request: Request, say: Say, warn: Say) -> Manifest:
     plan = _plan(request, tokenizer, template)
     try:
         request.root.mkdir(parents=True, exist_ok=True)
-        with lock.exclusive(request.root / f".{request.run_name}.lock", lambda who: say(f"{who} is making {folder}: waiting for it")):
+        with lock.exclusive(
+            request.root / f".{request.run_name}.lock", lambda who: say(f"{who} is making {folder}: waiting for it")
+        ):
             after = None if request.retokenize else _existing(request, folder, tokenizer, template, say, warn)
             if after is not None:
                 return after
@@ -79,20 +87,28 @@ def _tokenizer_and_template(request: Request, say: Say) -> tuple[BaseTokenizer, 
     template, tokenizer = choose_template(request.template, wanted)
     own = tokenizer.added[len(wanted.added) :]
     if own:
-        say(f"template '{template.name}' adds {' '.join(own)} to the tokenizer: embedding and head grow by {len(own)} rows in training")
+        say(
+            f"template '{template.name}' adds {' '.join(own)} to the tokenizer: embedding and head grow by "
+            f"{len(own)} rows in training"
+        )
     if wanted.added:
         say(f"checkpoints.toml adds {' '.join(wanted.added)} to the tokenizer")
     return tokenizer, template
 
 
-def _existing(request: Request, folder: Path, tokenizer: BaseTokenizer, template: ChatTemplate, say: Say, warn: Say) -> Manifest | None:
+def _existing(
+    request: Request, folder: Path, tokenizer: BaseTokenizer, template: ChatTemplate, say: Say, warn: Say
+) -> Manifest | None:
     found = manifest.read(folder)
     if found is None:
         return None
     stale.refuse_other_tokenizer(found, tokenizer, template, folder)
     say(f"using {folder}: {found.documents:,} documents made {found.created}")
     if request.specs and (lines := stale.differences(found, request.specs, request.seq)):
-        warn(f"{folder} differs from what was asked for, and is used as it is (--retokenize makes it anew): " + "; ".join(lines))
+        warn(
+            f"{folder} differs from what was asked for, and is used as it is (--retokenize makes it anew): "
+            + "; ".join(lines)
+        )
     return found
 
 
@@ -102,9 +118,17 @@ def _existing(request: Request, folder: Path, tokenizer: BaseTokenizer, template
 def _plan(request: Request, tokenizer: BaseTokenizer, template: ChatTemplate) -> Plan:
     sources = tuple(tuple(open_sources(spec.files)) for spec in request.specs)
     return Plan(
-        run_name=request.run_name, specs=request.specs, sources=sources, tokenizer=tokenizer, template=template, seq=request.seq,
-        workers=request.workers, max_bad_rows=request.max_bad_rows, seed=request.seed, fast=request.fast,
-    )  # fmt: skip
+        run_name=request.run_name,
+        specs=request.specs,
+        sources=sources,
+        tokenizer=tokenizer,
+        template=template,
+        seq=request.seq,
+        workers=request.workers,
+        max_bad_rows=request.max_bad_rows,
+        seed=request.seed,
+        fast=request.fast,
+    )
 
 
 def _make(plan: Plan, folder: Path, retokenize: bool, say: Say) -> Manifest:
@@ -153,7 +177,10 @@ def _check_folder_is_ours(folder: Path) -> None:
     foreign = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(ours))
     if foreign:
         names = ", ".join(foreign[:3])
-        raise UserError(f"{folder} has files that this program did not write ({names}): use another --run_name or --tokenized_data_dir")
+        raise UserError(
+            f"{folder} has files that this program did not write ({names}): use another --run_name or "
+            "--tokenized_data_dir"
+        )
 
 
 def _read_quietly(folder: Path) -> Manifest | None:
@@ -182,4 +209,6 @@ def _disk_error(error: OSError, root: Path) -> UserError:
         errno.ENOTDIR: "a part of that path is a file: give another --tokenized_data_dir",
         errno.EEXIST: "a part of that path is a file: give another --tokenized_data_dir",
     }
-    return UserError(f"cannot write {place}: {error.strerror or error}: {remedies.get(error.errno or 0, 'check the disk')}")
+    return UserError(
+        f"cannot write {place}: {error.strerror or error}: {remedies.get(error.errno or 0, 'check the disk')}"
+    )

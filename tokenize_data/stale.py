@@ -80,12 +80,18 @@ def _file_difference(name: str, made: dict[str, Any]) -> str | None:
         return None if name == made["name"] else f"data: made of {made['name']}, asked for {name}"
     status = path.stat()
     # A program can set mtime back, but not ctime, so a file with both is the same one.
-    same_file = name == made["name"] and (status.st_mtime_ns, status.st_ctime_ns) == (made["mtime_ns"], made.get("ctime_ns"))
+    same_file = name == made["name"] and (status.st_mtime_ns, status.st_ctime_ns) == (
+        made["mtime_ns"],
+        made.get("ctime_ns"),
+    )
     if status.st_size == made["size"] and (same_file or _sha256(path) == made["sha256"]):
         return None
     if status.st_size == made["size"]:
         return f"contents of {name}: other ones than the shards were made of, in the same {status.st_size:,} bytes"
-    return f"contents of {name}: {status.st_size:,} bytes, the shards were made of {made['name']} with {made['size']:,} bytes"
+    return (
+        f"contents of {name}: {status.st_size:,} bytes, the shards were made of {made['name']} with "
+        f"{made['size']:,} bytes"
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -52,10 +52,17 @@ class Tally:
         if self.rejected > self._limit:
             if self._limit == 0:
                 raise RowError(f"{self._first} (--max_bad_rows N sets up to N such rows aside; {self.counts()})")
-            raise RowError(f"more than {self._limit} bad rows (--max_bad_rows), the first is {self._first} ({self.counts()})")
+            raise RowError(
+                f"more than {self._limit} bad rows (--max_bad_rows), the first is {self._first} ({self.counts()})"
+            )
         if self._file is None:
             self._file = open_private(self._path)
-        row = {"file": source.name, source.unit: reject.line, "reason": reject.reason, "row": reject.raw.decode(errors="backslashreplace")}
+        row = {
+            "file": source.name,
+            source.unit: reject.line,
+            "reason": reject.reason,
+            "row": reject.raw.decode(errors="backslashreplace"),
+        }
         self._file.write(as_json(row) + b"\n")
         self.reasons[_kind(reject.reason)] += 1
 

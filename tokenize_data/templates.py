@@ -1,4 +1,6 @@
-"""Which template `--template` means for a tokenizer: its own, a packaged one, or a Jinja file; and the tokens that it needs."""
+"""Which template `--template` means for a tokenizer: its own, a packaged one, or a Jinja file; and the tokens that it
+needs.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def choose_template(choice: str, tokenizer: BaseTokenizer) -> tuple[ChatTemplate
         tokenizer = tokenizer.extended(MEGATRON_TOKENS)
         if tokenizer.adds_bos:
             source = "{{- bos_token -}}\n" + source
-    specials = {k: v for k in ("bos_token", "eos_token", "unk_token", "pad_token") if (v := tokenizer.special(k)) is not None}
+    specials = {
+        k: v for k in ("bos_token", "eos_token", "unk_token", "pad_token") if (v := tokenizer.special(k)) is not None
+    }
     template = ChatTemplate(name=name, source=source, special_tokens=specials, special_texts=tokenizer.special_texts())
     template.check()
     markers = _markers(template)
@@ -70,7 +74,9 @@ def _find_source(choice: str, tokenizer: BaseTokenizer) -> tuple[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         names = ", ".join(packaged_templates())
-        raise UserError(f"--template {choice}: {reason}: give auto, one of {names}, or the path of a Jinja file") from error
+        raise UserError(
+            f"--template {choice}: {reason}: give auto, one of {names}, or the path of a Jinja file"
+        ) from error
 
 
 def _markers(template: ChatTemplate) -> list[str]:

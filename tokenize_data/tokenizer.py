@@ -1,7 +1,8 @@
 """A base model's tokenizer as plain data: the `tokenizers` object, its special tokens, its chat template.
 
-A folder whose tokenizer.json is used as it stands by transformers is read directly. Any other (SentencePiece, tekken, a class that
-rebuilds the tokenizer from its vocabulary) is converted once by transformers itself, in a process of its own: so ids are those that
+A folder whose tokenizer.json is used as it stands by transformers is read directly. Any other (SentencePiece, tekken, a
+class that rebuilds the tokenizer from its vocabulary) is converted once by transformers itself, in a process of its
+own: so ids are those that
 `AutoTokenizer` gives at generation time, and this process stays free of torch.
 """
 
@@ -86,20 +87,26 @@ class BaseTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what decides ids: vocabulary, merges, normalisation, added and special tokens. Not of names or places."""
+        """SHA-256 of what decides ids: vocabulary, merges, normalisation, added and special tokens. Not of names or
+        places.
+        """
         kept = ("normalizer", "pre_tokenizer", "model", "added_tokens", "decoder")
         pipeline = {key: self.pipeline[key] for key in kept}
         pipeline["special"] = {name: self.special(name) for name in ("bos_token", "eos_token")}
         return hashlib.sha256(json.dumps(pipeline, sort_keys=True).encode()).hexdigest()
 
     def extended(self, tokens: tuple[str, ...]) -> BaseTokenizer:
-        """The same with `tokens` as special tokens: those that it finds whole stay, those in its vocabulary alone keep their ids."""
+        """The same with `tokens` as special tokens: those that it finds whole stay, those in its vocabulary alone keep
+        their ids.
+        """
         torn = [token for token in dict.fromkeys(tokens) if not self.finds(token)]
         if not torn:
             return self
         backend = Tokenizer.from_str(self.backend.to_str())
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in torn])
-        return replace(self, backend=backend, added=self.added + tuple(t for t in torn if self.backend.token_to_id(t) is None))
+        return replace(
+            self, backend=backend, added=self.added + tuple(t for t in torn if self.backend.token_to_id(t) is None)
+        )
 
     def finds(self, token: str) -> bool:
         """Whether this token is found in a text as a whole. One that is in the vocabulary alone is taken apart."""
@@ -109,8 +116,14 @@ class BaseTokenizer:
     def save(self, folder: Path, chat_template: str | None) -> None:
         """A folder that AutoTokenizer reads back to the same ids: tokenizer.json is used as it stands."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_text(self.backend.to_str(pretty=True))  # its own save() hides a full disk in a bare Exception
-        config = {key: value for key, value in self.config.items() if key not in ("chat_template", "auto_map", "added_tokens_decoder")}
+        (folder / "tokenizer.json").write_text(
+            self.backend.to_str(pretty=True)
+        )  # its own save() hides a full disk in a bare Exception
+        config = {
+            key: value
+            for key, value in self.config.items()
+            if key not in ("chat_template", "auto_map", "added_tokens_decoder")
+        }
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         if chat_template is not None:
@@ -119,7 +132,9 @@ class BaseTokenizer:
 
 def load_tokenizer(path: str) -> BaseTokenizer:
     """The tokenizer of a Hugging Face folder or Hub id."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our workers are the parallelism; threads and forks do not mix
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # our workers are the parallelism; threads and forks do not mix
     folder = Path(path) if Path(path).is_dir() else _from_hub(path)
     config = read_json(folder / "tokenizer_config.json")
     check(folder, config)
@@ -135,7 +150,9 @@ def _read(folder: Path, fallback_template: str | None = None) -> BaseTokenizer:
     backend = load(folder / "tokenizer.json")
     backend.no_truncation()
     backend.no_padding()
-    return BaseTokenizer(backend=backend, config=config, chat_template=chat_template_of(folder, config) or fallback_template)
+    return BaseTokenizer(
+        backend=backend, config=config, chat_template=chat_template_of(folder, config) or fallback_template
+    )
 
 
 def _is_verbatim(folder: Path, config: dict[str, Any]) -> bool:
@@ -144,8 +161,14 @@ def _is_verbatim(folder: Path, config: dict[str, Any]) -> bool:
     known = {token["content"] for token in read_json(folder / "tokenizer.json").get("added_tokens", [])}
     declared = [token["content"] for token in config.get("added_tokens_decoder", {}).values()]
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    declared += [token.get("content") if isinstance(token, dict) else token for name in SPECIAL_NAMES if (token := config.get(name))]
-    declared += list(extra.values()) if isinstance(extra, dict) else [t["content"] if isinstance(t, dict) else t for t in extra]
+    declared += [
+        token.get("content") if isinstance(token, dict) else token
+        for name in SPECIAL_NAMES
+        if (token := config.get(name))
+    ]
+    declared += (
+        list(extra.values()) if isinstance(extra, dict) else [t["content"] if isinstance(t, dict) else t for t in extra]
+    )
     return known.issuperset(declared)
 
 
@@ -194,6 +217,7 @@ def _from_hub(path: str) -> Path:
     except Exception as error:  # many kinds: no network, no such model, no right to read it
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"the tokenizer of '{path}' is neither a folder nor to be had from the Hub ({type(error).__name__}: {reason}): "
+            f"the tokenizer of '{path}' is neither a folder nor to be had from the Hub ({type(error).__name__}: "
+            f"{reason}): "
             "check the name and `hf auth login`, or give a local folder as --checkpoint"
         ) from error

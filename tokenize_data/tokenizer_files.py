@@ -1,4 +1,6 @@
-"""A tokenizer's files, which a stranger wrote: read up to a size, checked, and tried in a process that may be killed before use."""
+"""A tokenizer's files, which a stranger wrote: read up to a size, checked, and tried in a process that may be killed
+before use.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def read_template(file: Path) -> str:
     with file.open("rb") as stream:  # a device has no size to look at first
         content = stream.read(_MAX_TEMPLATE_BYTES + 1)
     if len(content) > _MAX_TEMPLATE_BYTES:
-        raise UserError(f"{file} has more than {_MAX_TEMPLATE_BYTES:,} bytes, so it is no chat template: give another one")
+        raise UserError(
+            f"{file} has more than {_MAX_TEMPLATE_BYTES:,} bytes, so it is no chat template: give another one"
+        )
     return content.decode()
 
 
@@ -49,9 +53,13 @@ def chat_template_of(folder: Path, config: dict[str, Any]) -> str | None:
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     if template is not None and not isinstance(template, str):
-        raise UserError(f"{folder}: chat_template is {shorten(template)}, not text: fetch the base model again, or remove it")
+        raise UserError(
+            f"{folder}: chat_template is {shorten(template)}, not text: fetch the base model again, or remove it"
+        )
     if template is not None and len(template) > _MAX_TEMPLATE_BYTES:
-        raise UserError(f"{folder}: chat_template has more than {_MAX_TEMPLATE_BYTES:,} characters: fetch the base model again")
+        raise UserError(
+            f"{folder}: chat_template has more than {_MAX_TEMPLATE_BYTES:,} characters: fetch the base model again"
+        )
     return template
 
 
@@ -78,20 +86,28 @@ def load(file: Path) -> Tokenizer:
 
 
 def try_once(file: Path) -> None:
-    """Load a tokenizer and use it in a process that may be killed, before it is loaded here. What went well is remembered."""
+    """Load a tokenizer and use it in a process that may be killed, before it is loaded here. What went well is
+    remembered.
+    """
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}): save the tokenizer again with save_pretrained") from error
+        raise UserError(
+            f"{file} cannot be read ({error.strerror}): save the tokenizer again with save_pretrained"
+        ) from error
     digest = hashlib.sha256(f"{tokenizers_version} {_MAX_ID} {_TRIED}".encode() + content).hexdigest()
     mark = cache() / "tried" / digest
     if os.path.exists(mark):  # False too where a home cannot be read
         return
-    child = guard.Child(_use, guard.Limits(seconds=60 + len(content) // 500_000, num_bytes=(2 << 30) + 64 * len(content)))
+    child = guard.Child(
+        _use, guard.Limits(seconds=60 + len(content) // 500_000, num_bytes=(2 << 30) + 64 * len(content))
+    )
     try:
         child.ask(str(file))
     except guard.LimitError as error:
-        raise UserError(f"{file} is no usable tokenizer: it {error}, when it was tried: use another base model") from error
+        raise UserError(
+            f"{file} is no usable tokenizer: it {error}, when it was tried: use another base model"
+        ) from error
     finally:
         child.close()
     with contextlib.suppress(OSError):  # a home that cannot be written: tried again each time
@@ -104,14 +120,17 @@ def _use(file: str) -> str:
     token, largest = max(backend.get_vocab(with_added_tokens=True).items(), key=lambda pair: pair[1], default=("", 0))
     if largest > _MAX_ID:
         raise UserError(
-            f"{file} gives {shorten(token)} the id {largest:,}, above {_MAX_ID:,}: save the tokenizer again with save_pretrained"
+            f"{file} gives {shorten(token)} the id {largest:,}, above {_MAX_ID:,}: save the tokenizer again with "
+            "save_pretrained"
         )
     for text in _TRIED:
         try:
             backend.decode(backend.encode(text, add_special_tokens=False).ids)
             backend.encode(text, add_special_tokens=True)
         except Exception as error:
-            if type(error) is not Exception:  # `tokenizers` raises that for an unknown character, which concerns the rows that have it
+            if (
+                type(error) is not Exception
+            ):  # `tokenizers` raises that for an unknown character, which concerns the rows that have it
                 raise
     json.loads(backend.to_str())
     return ""
@@ -127,12 +146,16 @@ def check(folder: Path, config: dict[str, Any]) -> None:
     ):
         values = config.get(name) or {}
         if not isinstance(values, kinds):
-            raise UserError(f"{folder}: {name} is {shorten(values)}, not a list of tokens: correct tokenizer_config.json")
+            raise UserError(
+                f"{folder}: {name} is {shorten(values)}, not a list of tokens: correct tokenizer_config.json"
+            )
         tokens += [(name, value) for value in (values.values() if isinstance(values, dict) else values)]
     for name, token in tokens:
         text = token.get("content") if isinstance(token, dict) else token
         if token is not None and not isinstance(text, str):
-            raise UserError(f"{folder}: {name} is {shorten(token)}, not the text of a token: correct tokenizer_config.json")
+            raise UserError(
+                f"{folder}: {name} is {shorten(token)}, not the text of a token: correct tokenizer_config.json"
+            )
 
 
 def cache() -> Path:

@@ -1,7 +1,8 @@
-"""Adapters in PEFT's format: adapter_config.json and one file of matrices under PEFT's names. Written from a run, or read as its start.
+"""Adapters in PEFT's format: adapter_config.json and one file of matrices under PEFT's names. Written from a run, or
+read as its start.
 
-A parameter's name is the model's own with `base_model.model.` before it: `...q_proj.lora_A.weight`, or, of a module that was trained in
-full, that of its weight.
+A parameter's name is the model's own with `base_model.model.` before it: `...q_proj.lora_A.weight`, or, of a module
+that was trained in full, that of its weight.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class AdapterFiles:
             file: Any = safe_open(path, "pt")
             keys: list[str] = list(file.keys())
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} is not a whole safetensors file ({shorten(error, 120)}): fetch the adapter again") from error
+            raise UserError(
+                f"{path} is not a whole safetensors file ({shorten(error, 120)}): fetch the adapter again"
+            ) from error
         self._file = file
         # With an adapter on the head PEFT stores the head as well, as what is below the adapter.
         self._keys = {key.removeprefix(PREFIX).replace(".base_layer.", "."): key for key in keys}
@@ -65,7 +68,9 @@ class AdapterFiles:
         lonely = [name for name in self.modules if f"{name}.lora_B.weight" not in self._keys]
         if strange or lonely or not (self.modules or self.saved):
             what = f"it has {strange[0]}" if strange else f"{lonely[0]} has no lora_B" if lonely else "it has none"
-            raise UserError(f"{path} does not hold adapters of linear layers alone ({what}): use PEFT's merge_and_unload")
+            raise UserError(
+                f"{path} does not hold adapters of linear layers alone ({what}): use PEFT's merge_and_unload"
+            )
 
     def names(self) -> list[str]:
         return list(self._keys)
@@ -87,36 +92,51 @@ class AdapterFiles:
 
 
 def check_fits(adapter: AdapterFiles, shapes: Mapping[str, tuple[int, ...]], embedding: str, head: str) -> None:
-    """`shapes` are those of a base model's parameters. Refuses an adapter of another model, or of another vocabulary."""
+    """`shapes` are those of a base model's parameters. Refuses an adapter of another model, or of another
+    vocabulary.
+    """
     for module in adapter.modules:
         weight = shapes.get(f"{module}.weight")
         made = (adapter.shape(f"{module}.lora_B.weight")[0], adapter.shape(f"{module}.{A}")[1])
         if weight is None:
-            raise UserError(f"{adapter.folder} has an adapter for {module}, which this base model does not have: give {_base(adapter)}")
+            raise UserError(
+                f"{adapter.folder} has an adapter for {module}, which this base model does not have: give "
+                f"{_base(adapter)}"
+            )
         if weight != made:
             sizes = f"{list(made)}, the base model's is {list(weight)}"
             if module in (embedding, head):
                 raise UserError(
-                    f"{adapter.folder} is for a vocabulary of {made[0]:,} tokens, the base model has {weight[0]:,}: give {_base(adapter)}"
+                    f"{adapter.folder} is for a vocabulary of {made[0]:,} tokens, the base model has "
+                    f"{weight[0]:,}: give {_base(adapter)}"
                 )
             raise UserError(f"{adapter.folder} is for a {module} of {sizes}: give {_base(adapter)}")
     for name in adapter.saved:
         there, here = adapter.shape(name), shapes.get(name)
         if here is None:
-            raise UserError(f"{adapter.folder} holds {name}, which this base model does not have: give {_base(adapter)}")
+            raise UserError(
+                f"{adapter.folder} holds {name}, which this base model does not have: give {_base(adapter)}"
+            )
         if there != here:
             if name.startswith((f"{embedding}.", f"{head}.")):
                 raise UserError(
                     f"{adapter.folder} has a vocabulary of {there[0]:,} tokens, the base model one of {here[0]:,}: "
                     f"give {_base(adapter)}, with the tokenizer that the adapter was trained with"
                 )
-            raise UserError(f"{adapter.folder} has {name} as {list(there)}, the base model as {list(here)}: give {_base(adapter)}")
+            raise UserError(
+                f"{adapter.folder} has {name} as {list(there)}, the base model as {list(here)}: give {_base(adapter)}"
+            )
 
 
 def load_adapter(
-    adapter: AdapterFiles, parameters: Mapping[str, nn.Parameter], places: Mapping[str, Place], spellings: Mapping[str, str]
-) -> None:  # fmt: skip
-    """Fill this rank's parts of what is trained. `spellings` maps a name to the one that the adapter may have instead."""
+    adapter: AdapterFiles,
+    parameters: Mapping[str, nn.Parameter],
+    places: Mapping[str, Place],
+    spellings: Mapping[str, str],
+) -> None:
+    """Fill this rank's parts of what is trained. `spellings` maps a name to the one that the adapter may have
+    instead.
+    """
     present = set(adapter.names())
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -149,10 +169,16 @@ def write_adapter(pipeline: Pipeline, target: Path, origins: AdapterOrigins) -> 
 
 
 def export_adapter(
-    checkpoint: Checkpoint, target: Path, origins: AdapterOrigins, dtype: torch.dtype, tied: tuple[str | None, str],
+    checkpoint: Checkpoint,
+    target: Path,
+    origins: AdapterOrigins,
+    dtype: torch.dtype,
+    tied: tuple[str | None, str],
     done: Callable[[int, int], None],
-) -> None:  # fmt: skip
-    """As `write_adapter`, from the files of a checkpoint. `tied` are the embedding's weight, where it is the head's too, and the head."""
+) -> None:
+    """As `write_adapter`, from the files of a checkpoint. `tied` are the embedding's weight, where it is the head's
+    too, and the head.
+    """
     scratch, names = target.with_name(f".{target.name}.part"), checkpoint.names()
     shutil.rmtree(scratch, ignore_errors=True)
     writer = hf_folder.ShardWriter(scratch, 0)
@@ -173,9 +199,15 @@ def spelled_out(name: str, tied_name: str | None, head: str) -> list[str]:
 def adapter_config_of(adapted: Adapted, base: str) -> dict[str, Any]:
     settings = adapted.settings
     return config_content(
-        rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, is_rank_stabilised=settings.is_rank_stabilised, base=base,
-        modules=adapted.modules, all_linear=adapted.linear, saved=adapted.saved,
-    )  # fmt: skip
+        rank=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        is_rank_stabilised=settings.is_rank_stabilised,
+        base=base,
+        modules=adapted.modules,
+        all_linear=adapted.linear,
+        saved=adapted.saved,
+    )
 
 
 def _finish(scratch: Path, target: Path, origins: AdapterOrigins, *, overwrite: bool = True) -> None:
@@ -198,4 +230,8 @@ def _finish(scratch: Path, target: Path, origins: AdapterOrigins, *, overwrite: 
 
 
 def _base(adapter: AdapterFiles) -> str:
-    return f"the base that it was made for ({adapter.config.base})" if adapter.config.base else "the base that it was made for"
+    return (
+        f"the base that it was made for ({adapter.config.base})"
+        if adapter.config.base
+        else "the base that it was made for"
+    )

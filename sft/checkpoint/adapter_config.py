@@ -1,4 +1,6 @@
-"""adapter_config.json, PEFT's description of an adapter: read without torch, and written. What we cannot compute is refused by name."""
+"""adapter_config.json, PEFT's description of an adapter: read without torch, and written. What we cannot compute is
+refused by name.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,21 @@ WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # before each parameter's name in the weights
 # Variants whose adapters add something else than scale * B A.
 _VARIANTS = (
-    "use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "layer_replication", "alora_invocation_tokens", "target_parameters",
-    "trainable_token_indices", "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config", "megatron_config",
-)  # fmt: skip
+    "use_dora",
+    "use_qalora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+    "megatron_config",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +54,9 @@ class AdapterConfig:
 
     def scale(self, module: str, rank: int) -> float:
         """Of a module's adapter, whose matrices have `rank` rows and columns."""
-        alpha = next((value for key, value in self.alpha_pattern.items() if re.fullmatch(rf"(.*\.)?({key})", module)), self.alpha)
+        alpha = next(
+            (value for key, value in self.alpha_pattern.items() if re.fullmatch(rf"(.*\.)?({key})", module)), self.alpha
+        )
         return float(alpha) / (math.sqrt(rank) if self.is_rank_stabilised else rank)
 
 
@@ -55,12 +71,19 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         used += ["bias"] if content.get("bias", "none") != "none" else []
         if used:
             listing = ", ".join(f"{name} = {shorten(content[name], 40)}" for name in used)
-            raise UserError(f"{path} describes an adapter with {listing}, which is not read here: merge it with PEFT's merge_and_unload")
+            raise UserError(
+                f"{path} describes an adapter with {listing}, which is not read here: merge it with PEFT's "
+                "merge_and_unload"
+            )
         return AdapterConfig(
-            folder=folder, rank=int(content["r"]), alpha=float(content["lora_alpha"]),
-            is_rank_stabilised=bool(content.get("use_rslora")), rank_pattern=dict(content.get("rank_pattern") or {}),
-            alpha_pattern=dict(content.get("alpha_pattern") or {}), base=content.get("base_model_name_or_path"),
-        )  # fmt: skip
+            folder=folder,
+            rank=int(content["r"]),
+            alpha=float(content["lora_alpha"]),
+            is_rank_stabilised=bool(content.get("use_rslora")),
+            rank_pattern=dict(content.get("rank_pattern") or {}),
+            alpha_pattern=dict(content.get("alpha_pattern") or {}),
+            base=content.get("base_model_name_or_path"),
+        )
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}: give the folder of an adapter in PEFT's format") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -70,20 +93,40 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
 
 
 def config_content(
-    *, rank: int, alpha: float, dropout: float, is_rank_stabilised: bool, base: str, modules: Sequence[str], all_linear: Sequence[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    is_rank_stabilised: bool,
+    base: str,
+    modules: Sequence[str],
+    all_linear: Sequence[str],
     saved: Sequence[str],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """What PEFT needs to load the adapter. `modules` have one, `all_linear` are all layers that could."""
     return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True, "r": rank,
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha, "lora_dropout": dropout, "use_rslora": is_rank_stabilised,
-        "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True, "target_modules": _short(modules, all_linear),
-        "modules_to_save": sorted(saved) or None, "rank_pattern": {}, "alpha_pattern": {},
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": dropout,
+        "use_rslora": is_rank_stabilised,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "target_modules": _short(modules, all_linear),
+        "modules_to_save": sorted(saved) or None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
 
 
 def _short(modules: Sequence[str], everything: Sequence[str]) -> list[str]:
-    """Last words of names, where they mean these modules and no others; else whole names. PEFT compares the ends of names."""
+    """Last words of names, where they mean these modules and no others; else whole names. PEFT compares the ends of
+    names.
+    """
     words = sorted({name.rpartition(".")[2] for name in modules})
     meant = {name for name in everything if name.rpartition(".")[2] in words}
     return words if meant == set(modules) else list(modules)

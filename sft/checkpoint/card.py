@@ -10,20 +10,26 @@ from typing import Any
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _SHOWN = (
-    ("val_loss", "validation loss", "{:.4f}"), ("val_perplexity", "perplexity", "{:,.2f}"),
+    ("val_loss", "validation loss", "{:.4f}"),
+    ("val_perplexity", "perplexity", "{:,.2f}"),
     ("val_accuracy", "accuracy of answer tokens", "{:.1%}"),
-    ("loss", "training loss", "{:.4f}"), ("iterations", "iterations", "{:,}"), ("seconds", "seconds", "{:,.0f}"),
-)  # fmt: skip
+    ("loss", "training loss", "{:.4f}"),
+    ("iterations", "iterations", "{:,}"),
+    ("seconds", "seconds", "{:,.0f}"),
+)
 
 
 def card(run: Path, model_id: str, *, is_adapter: bool, has_curve: bool) -> str:
-    """README.md for the model of a run, from training.json of the exported folder, the shards' manifest and recipe.yaml."""
+    """README.md for the model of a run, from training.json of the exported folder, the shards' manifest and
+    recipe.yaml.
+    """
     facts = _read(run / ("adapter" if is_adapter else "hf") / "training.json")
     base = str(facts.get("base", ""))
     head = {
-        "library_name": "peft" if is_adapter else "transformers", "pipeline_tag": "text-generation",
+        "library_name": "peft" if is_adapter else "transformers",
+        "pipeline_tag": "text-generation",
         "tags": ["sft", *(["lora"] if is_adapter else [])],
-    }  # fmt: skip
+    }
     if _HUB_ID.fullmatch(base) and not Path(base).exists():
         head["base_model"] = base
     kind = "An adapter for" if is_adapter else "Fine-tuned from"
@@ -31,10 +37,13 @@ def card(run: Path, model_id: str, *, is_adapter: bool, has_curve: bool) -> str:
         "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in head.items()) + "---",
         f"# {model_id.split('/')[-1]}",
         f"{kind} `{_last(base)}` on the data set `{facts.get('run_name', run.name)}`, with sft.",
-        _results(facts.get("result", {})), _data(facts),
+        _results(facts.get("result", {})),
+        _data(facts),
         "## Curve\n\n![training and validation loss](loss.png)" if has_curve else "",
-        _use(model_id, is_adapter), _recipe(run), _versions(facts.get("versions", {})),
-    ]  # fmt: skip
+        _use(model_id, is_adapter),
+        _recipe(run),
+        _versions(facts.get("versions", {})),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -51,18 +60,38 @@ def _data(facts: Mapping[str, Any]) -> str:
             continue
         for entry in _read(where / "manifest.json").get("datasets", []):
             files = ", ".join(_last(file["name"]) for file in entry["files"])
-            rows.append((part, entry["name"] or _last(files), files, entry["format"], f"{sum(file['rows'] for file in entry['files']):,}"))
+            rows.append(
+                (
+                    part,
+                    entry["name"] or _last(files),
+                    files,
+                    entry["format"],
+                    f"{sum(file['rows'] for file in entry['files']):,}",
+                )
+            )
     mask = facts.get("config", {}).get("loss_mask", 0.0)
-    loss = "the answers alone" if not mask else "everything" if mask == 1 else f"the answers, and questions at a weight of {mask:g}"
-    return "## Data\n\n" + _table(("", "data set", "files", "format", "rows"), rows) + f"\n\nLearnt was {loss}." if rows else ""
+    loss = (
+        "the answers alone"
+        if not mask
+        else "everything"
+        if mask == 1
+        else f"the answers, and questions at a weight of {mask:g}"
+    )
+    return (
+        "## Data\n\n" + _table(("", "data set", "files", "format", "rows"), rows) + f"\n\nLearnt was {loss}."
+        if rows
+        else ""
+    )
 
 
 def _use(model_id: str, is_adapter: bool) -> str:
     load = (
-        f'from peft import AutoPeftModelForCausalLM\n\nmodel = AutoPeftModelForCausalLM.from_pretrained("{model_id}")' if is_adapter
-        else f'from transformers import AutoModelForCausalLM, AutoTokenizer\n\nmodel = AutoModelForCausalLM.from_pretrained("{model_id}")\n'
+        f'from peft import AutoPeftModelForCausalLM\n\nmodel = AutoPeftModelForCausalLM.from_pretrained("{model_id}")'
+        if is_adapter
+        else "from transformers import AutoModelForCausalLM, AutoTokenizer\n\nmodel = "
+        f'AutoModelForCausalLM.from_pretrained("{model_id}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{model_id}")'
-    )  # fmt: skip
+    )
     return f"## Use\n\n```python\n{load}\n```"
 
 

@@ -1,7 +1,9 @@
-"""How a checkpoint becomes visible: whole, on every process, or not at all. Which ones there are, and which are dropped.
+"""How a checkpoint becomes visible: whole, on every process, or not at all. Which ones there are, and which are
+dropped.
 
-Files are written into a hidden folder of their own; when all processes have theirs on the disk, rank 0 writes the manifest, renames the
-folder to `step-0000800` and points `latest` to it. A reader goes by the folders and their manifests; `latest` is for people.
+Files are written into a hidden folder of their own; when all processes have theirs on the disk, rank 0 writes the
+manifest, renames the folder to `step-0000800` and points `latest` to it. A reader goes by the folders and their
+manifests; `latest` is for people.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Peers:
-    """The processes that write together. `gather` returns every rank's object to every rank, and so is a barrier too."""
+    """The processes that write together. `gather` returns every rank's object to every rank, and so is a barrier
+    too.
+    """
 
     rank: int
     size: int
@@ -56,29 +60,44 @@ def peers_of(group: dist.ProcessGroup | None = None) -> Peers:
         try:
             dist.all_gather_object(everyone, mine, group=group)
         except RuntimeError as error:
-            raise CheckpointError(f"another process does not answer ({shorten(error, 120)}): see why it ended, then resume") from error
+            raise CheckpointError(
+                f"another process does not answer ({shorten(error, 120)}): see why it ended, then resume"
+            ) from error
         return everyone
 
     return Peers(rank=dist.get_rank(group), size=dist.get_world_size(group), gather=gather)
 
 
 class PendingSave:
-    """A checkpoint that is being written by a thread. Constructor, `poll` and `finish` are collective calls of the main thread."""
+    """A checkpoint that is being written by a thread. Constructor, `poll` and `finish` are collective calls of the main
+    thread.
+    """
 
     def __init__(
-        self, root: Path, iteration: int, write: Callable[[Path], list[FileRecord]], content: Mapping[str, Any], peers: Peers
+        self,
+        root: Path,
+        iteration: int,
+        write: Callable[[Path], list[FileRecord]],
+        content: Mapping[str, Any],
+        peers: Peers,
     ) -> None:
-        """`write` fills a folder with this process's files. `content` is the manifest's, but for iteration and files."""
+        """`write` fills a folder with this process's files. `content` is the manifest's, but for iteration and
+        files.
+        """
         self.target = root / step_name(iteration)
         self._iteration, self._write, self._content, self._peers = iteration, write, content, peers
         self._report: dict[str, Any] = {"host": socket.gethostname(), "error": None, "files": []}
         name, error = peers.gather(self._prepared() if peers.rank == 0 else None)[0]
         if error is not None:
             raise CheckpointError(_not_saved(iteration, error))
-        self.scratch: Path | None = root / name if name else None  # None: the checkpoint is there, now or from before, or it failed
+        self.scratch: Path | None = (
+            root / name if name else None
+        )  # None: the checkpoint is there, now or from before, or it failed
         self._thread: threading.Thread | None = None
         if self.scratch is not None:
-            self._thread = threading.Thread(target=self._work, args=(self.scratch,), name=f"save {iteration}", daemon=True)
+            self._thread = threading.Thread(
+                target=self._work, args=(self.scratch,), name=f"save {iteration}", daemon=True
+            )
             self._thread.start()
 
     def poll(self) -> Path | None:
@@ -89,7 +108,9 @@ class PendingSave:
         return None if any(self._peers.gather(is_writing)) else self.finish()
 
     def finish(self) -> Path:
-        """Waits until everything is on the disk, and makes it visible. Raises CheckpointError on all processes where one failed."""
+        """Waits until everything is on the disk, and makes it visible. Raises CheckpointError on all processes where
+        one failed.
+        """
         if self.scratch is None:
             return self.target
         if self._thread is not None:
@@ -126,7 +147,10 @@ class PendingSave:
         """In the thread. Any failure is one to report: the others wait."""
         try:
             if not appears(scratch, _PATIENCE_SECONDS):
-                raise UserError(f"{scratch} is not seen after {_PATIENCE_SECONDS:.0f} s, and has to be on storage that all hosts share")
+                raise UserError(
+                    f"{scratch} is not seen after {_PATIENCE_SECONDS:.0f} s, and has to be on storage that all "
+                    "hosts share"
+                )
             self._report["files"] = self._write(scratch)
             fsync_folder(scratch)
         except Exception as error:
@@ -137,7 +161,9 @@ class PendingSave:
         try:
             for record in files:
                 if not appears(scratch / record["name"], _PATIENCE_SECONDS):
-                    raise UserError(f"{record['name']} is not seen here, the folder has to be on storage that all hosts share")
+                    raise UserError(
+                        f"{record['name']} is not seen here, the folder has to be on storage that all hosts share"
+                    )
             write_manifest(scratch, {**self._content, "iteration": self._iteration, "files": files})
             fsync_folder(scratch)
             if self.target.exists():
@@ -151,7 +177,8 @@ class PendingSave:
 
 
 def find_latest(root: Path, verify: bool = True, peers: Peers = ALONE) -> tuple[Checkpoint | None, list[str]]:
-    """(newest whole checkpoint, what was passed over and why). A collective call where there are peers: each hashes a share of the files.
+    """(newest whole checkpoint, what was passed over and why). A collective call where there are peers: each hashes a
+    share of the files.
 
     None only where there is no checkpoint at all: where there are some but none is whole, that is an error.
     """
@@ -167,7 +194,9 @@ def find_latest(root: Path, verify: bool = True, peers: Peers = ALONE) -> tuple[
         skipped.append(f"{name} is not used: {reason}")
     if skipped:
         some = "; ".join(skipped[:3])
-        raise UserError(f"no checkpoint in {root} is whole ({some}): bring one back, or give another folder to start from zero")
+        raise UserError(
+            f"no checkpoint in {root} is whole ({some}): bring one back, or give another folder to start from zero"
+        )
     return None, []
 
 
@@ -180,9 +209,11 @@ def step_folders(root: Path) -> list[Path]:
 
 
 def prune(root: Path, keep: int, best: int | None = None, in_use: Path | None = None) -> list[Path]:
-    """Rank 0: remove all but the newest `keep` checkpoints and that of iteration `best`, and what dead runs left. Returns what is gone.
+    """Rank 0: remove all but the newest `keep` checkpoints and that of iteration `best`, and what dead runs left.
+    Returns what is gone.
 
-    Damaged checkpoints do not count among the newest, and stay. `in_use` is the scratch folder of a save that is under way.
+    Damaged checkpoints do not count among the newest, and stay. `in_use` is the scratch folder of a save that is under
+    way.
     """
     assert keep >= 1, keep
     whole = [folder for folder in step_folders(root) if damage(folder, verify=False) is None]
@@ -191,7 +222,9 @@ def prune(root: Path, keep: int, best: int | None = None, in_use: Path | None = 
         hidden = _hidden(folder, "removing")  # first out of sight: half of a checkpoint is never seen
         os.rename(folder, hidden)
         shutil.rmtree(hidden, ignore_errors=True)
-    leftover = [folder for folder in root.iterdir() if folder != in_use and _is_leftover(folder)] if root.is_dir() else []
+    leftover = (
+        [folder for folder in root.iterdir() if folder != in_use and _is_leftover(folder)] if root.is_dir() else []
+    )
     for folder in leftover:
         shutil.rmtree(folder, ignore_errors=True)
     return gone + leftover
@@ -246,7 +279,9 @@ def _point_to(target: Path) -> None:
 
 
 def _failures(reports: list[dict[str, Any]]) -> str | None:
-    failed = [_one_failure(rank, report["host"], report["error"]) for rank, report in enumerate(reports) if report["error"]]
+    failed = [
+        _one_failure(rank, report["host"], report["error"]) for rank, report in enumerate(reports) if report["error"]
+    ]
     more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
     return "; ".join(failed[:3]) + more if failed else None
 

@@ -1,4 +1,6 @@
-"""From the stages in memory to a Hugging Face folder: each stage writes its own files, one tensor at a time, no process sees the model."""
+"""From the stages in memory to a Hugging Face folder: each stage writes its own files, one tensor at a time, no process
+sees the model.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,12 @@ def export(pipeline: Pipeline, target: Path, origins: Origins) -> None:
     dist.barrier()
 
 
-def export_checkpoint(checkpoint: Checkpoint, target: Path, origins: Origins, dtype: torch.dtype, done: Callable[[int, int], None]) -> None:
-    """In one process and one tensor at a time, from the files of a checkpoint. `done` is told (tensors written, tensors in all)."""
+def export_checkpoint(
+    checkpoint: Checkpoint, target: Path, origins: Origins, dtype: torch.dtype, done: Callable[[int, int], None]
+) -> None:
+    """In one process and one tensor at a time, from the files of a checkpoint. `done` is told (tensors written, tensors
+    in all).
+    """
     scratch = target.with_name(f".{target.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     writer = hf_folder.ShardWriter(scratch, 0)

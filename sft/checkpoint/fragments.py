@@ -1,6 +1,7 @@
 """The files of a checkpoint: flat stretches of parameters' parts, as safetensors, in which any layout finds its own.
 
-A tensor's key is `<Hugging Face name>|<state>|<offset in the part>`; the file's metadata say which part of which whole that is.
+A tensor's key is `<Hugging Face name>|<state>|<offset in the part>`; the file's metadata say which part of which whole
+that is.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ _CHUNK_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class Later:
-    """Values that are made when they are written: what they are made of takes less memory, or is none of this host's."""
+    """Values that are made when they are written: what they are made of takes less memory, or is none of this
+    host's.
+    """
 
     num_elements: int
     dtype: torch.dtype
@@ -72,7 +75,9 @@ class Fragment:
         return self.num_elements * self.values.dtype.itemsize
 
 
-def write_fragments(folder: Path, fragments: Sequence[Fragment], rank: int, world: int, limit_bytes: int | None = None) -> list[FileRecord]:
+def write_fragments(
+    folder: Path, fragments: Sequence[Fragment], rank: int, world: int, limit_bytes: int | None = None
+) -> list[FileRecord]:
     """Files of at most `limit_bytes` (a single larger fragment gets one for itself), on the disk when this returns."""
     limit_bytes = limit_bytes or _limit(sum(fragment.num_bytes for fragment in fragments))
     files = list(_filled(fragments, limit_bytes))
@@ -111,7 +116,9 @@ def _reserve(handle: int, num_bytes: int) -> None:
 
 
 def _write_file(path: Path, fragments: Sequence[Fragment]) -> FileRecord:
-    """Written here, not by safetensors: hashed on the way, an error comes with the system's reason, and no memory is mapped."""
+    """Written here, not by safetensors: hashed on the way, an error comes with the system's reason, and no memory is
+    mapped.
+    """
     digest = hashlib.sha256()
     with path.open("xb", buffering=0) as file:
         _reserve(file.fileno(), sum(fragment.num_bytes for fragment in fragments))
@@ -126,14 +133,23 @@ def _write_file(path: Path, fragments: Sequence[Fragment]) -> FileRecord:
 
 def _chunks(fragments: Sequence[Fragment]) -> Iterator[memoryview]:
     parts = {fragment.described_as: (fragment.shape, fragment.part) for fragment in fragments}
-    assert all(parts[fragment.described_as] == (fragment.shape, fragment.part) for fragment in fragments), "a rank has one part of each"
-    described = {name: {"shape": shape, "part": part and {"dim": part.dim, "pieces": part.pieces}} for name, (shape, part) in parts.items()}
+    assert all(parts[fragment.described_as] == (fragment.shape, fragment.part) for fragment in fragments), (
+        "a rank has one part of each"
+    )
+    described = {
+        name: {"shape": shape, "part": part and {"dim": part.dim, "pieces": part.pieces}}
+        for name, (shape, part) in parts.items()
+    }
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "parts": json.dumps(described)}}
     end = 0
     for fragment in fragments:
         assert fragment.key not in header, fragment.key
         stop = end + fragment.num_bytes
-        header[fragment.key] = {"dtype": _DTYPES[fragment.values.dtype], "shape": [fragment.num_elements], "data_offsets": [end, stop]}
+        header[fragment.key] = {
+            "dtype": _DTYPES[fragment.values.dtype],
+            "shape": [fragment.num_elements],
+            "data_offsets": [end, stop],
+        }
         end = stop
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -163,7 +179,9 @@ class _Stored:
 
 
 class Checkpoint:
-    """A committed checkpoint. Tensors are put together from the fragments of whatever layout wrote them; only headers are read at first."""
+    """A committed checkpoint. Tensors are put together from the fragments of whatever layout wrote them; only headers
+    are read at first.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -206,7 +224,9 @@ class Checkpoint:
         return result
 
     def read_into(self, result: Tensor, name: str, state: str, part: Slice | None, start: int) -> None:
-        """The stretch of a flat part that begins at `start` and is as long as `result`, which may be of another type, or on a GPU."""
+        """The stretch of a flat part that begins at `start` and is as long as `result`, which may be of another type,
+        or on a GPU.
+        """
         stored, shape, stop = self._stored.get((name, state), []), self._shape_of(name, state), start + result.numel()
         dims = {at.part.dim for at in stored if at.part is not None} | ({part.dim} if part is not None else set())
         if len(dims) > 1:  # sliced otherwise than when it was written
@@ -219,7 +239,9 @@ class Checkpoint:
         if missing < result.numel():
             result.zero_()  # where the part reaches past the whole
         for at in stored:
-            missing -= _copy_common(result, wanted, at, list(windows(shape, dim, at.part, at.offset, at.offset + at.length)))
+            missing -= _copy_common(
+                result, wanted, at, list(windows(shape, dim, at.part, at.offset, at.offset + at.length))
+            )
         if missing:
             raise UserError(f"{self.folder} lacks {missing} of the values of {name} ({state}): take another checkpoint")
 
@@ -236,7 +258,9 @@ class Checkpoint:
             part = _part_of(described["part"])
             given = file.get_slice(key)
             (length,), dtype = given.get_shape(), _TORCH_DTYPES[given.get_dtype()]
-            if (self._shapes_of_states.setdefault((name, state), shape) if own else self._shapes.setdefault(name, shape)) != shape:
+            if (
+                self._shapes_of_states.setdefault((name, state), shape) if own else self._shapes.setdefault(name, shape)
+            ) != shape:
                 raise ValueError(f"{name} has two shapes")
             if not 0 <= int(offset) <= int(offset) + length <= prod(part.shape_of(shape) if part else shape):
                 raise ValueError(f"{key} lies outside of its part")
@@ -245,12 +269,18 @@ class Checkpoint:
 
 
 def _part_of(given: Any) -> Slice | None:
-    return None if given is None else Slice(dim=int(given["dim"]), pieces=tuple((int(start), int(stop)) for start, stop in given["pieces"]))
+    return (
+        None
+        if given is None
+        else Slice(dim=int(given["dim"]), pieces=tuple((int(start), int(stop)) for start, stop in given["pieces"]))
+    )
 
 
 def _copy_common(result: Tensor, wanted: Sequence[Window], at: _Stored, given: Sequence[Window]) -> int:
     """Copies what a stored fragment has of what is wanted, and returns how many elements that is."""
-    pairs = [(to, source) for one in wanted for other in given if (to := one.common(other)) and (source := other.common(one))]
+    pairs = [
+        (to, source) for one in wanted for other in given if (to := one.common(other)) and (source := other.common(one))
+    ]
     if not pairs:
         return 0
     begin, end = min(source.offset for _, source in pairs), max(source.end for _, source in pairs)

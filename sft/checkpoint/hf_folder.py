@@ -1,7 +1,7 @@
 """A Hugging Face folder written piece by piece: every stage writes its own files, no process holds the whole model.
 
-Each stage fills a ShardWriter in a folder that all of them see; then one process gives the files their names with `finish`, adds
-configuration and tokenizer, and makes the folder visible under its own name with `publish`.
+Each stage fills a ShardWriter in a folder that all of them see; then one process gives the files their names with
+`finish`, adds configuration and tokenizer, and makes the folder visible under its own name with `publish`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ from tokenize_data.templates import choose_template
 from tokenize_data.tokenizer import load_tokenizer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_TOKENIZER_FILES = ("*token*.json", "vocab.*", "merges.txt", "*.model", "tokenizer.model.*", "chat_template.json", "*.jinja")
+_TOKENIZER_FILES = (
+    "*token*.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "tokenizer.model.*",
+    "chat_template.json",
+    "*.jinja",
+)
 
 
 class ShardWriter:
@@ -79,10 +87,16 @@ class ShardWriter:
 
 
 def finish(folder: Path, parts: Sequence[Mapping[str, Any]]) -> None:
-    """Give the files of all stages the names that transformers looks for, and write their index where there are several."""
+    """Give the files of all stages the names that transformers looks for, and write their index where there are
+    several.
+    """
     parts = sorted(parts, key=lambda part: part["file"])
     assert parts, folder
-    names = [SINGLE] if len(parts) == 1 else [f"model-{n:05d}-of-{len(parts):05d}.safetensors" for n in range(1, len(parts) + 1)]
+    names = (
+        [SINGLE]
+        if len(parts) == 1
+        else [f"model-{n:05d}-of-{len(parts):05d}.safetensors" for n in range(1, len(parts) + 1)]
+    )
     weight_map = {tensor: name for part, name in zip(parts, names, strict=True) for tensor in part["names"]}
     assert len(weight_map) == sum(len(part["names"]) for part in parts), "two stages wrote the same parameter"
     for part, name in zip(parts, names, strict=True):
@@ -93,7 +107,9 @@ def finish(folder: Path, parts: Sequence[Mapping[str, Any]]) -> None:
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
 
 
-def write_config(folder: Path, config: Any, generation_config: Any | None, dtype: torch.dtype, vocabulary_size: int) -> None:
+def write_config(
+    folder: Path, config: Any, generation_config: Any | None, dtype: torch.dtype, vocabulary_size: int
+) -> None:
     """config.json and generation_config.json of the model as it was trained. The objects given are left as they are."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
@@ -110,7 +126,8 @@ def write_config(folder: Path, config: Any, generation_config: Any | None, dtype
 
 
 def stop_at_turns(folder: Path) -> None:
-    """Let plain transformers, and servers that read the folder, stop where an answer ends: at the end of turn of the chat template.
+    """Let plain transformers, and servers that read the folder, stop where an answer ends: at the end of turn of the
+    chat template.
 
     After `write_config` and `copy_tokenizer`. What the base's settings stop at stays.
     """
@@ -121,7 +138,11 @@ def stop_at_turns(folder: Path) -> None:
     file = folder / "generation_config.json"
     config = json.loads((folder / "config.json").read_bytes())
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
-    content = json.loads(file.read_bytes()) if file.exists() else {name: config[name] for name in tokens if config.get(name) is not None}
+    content = (
+        json.loads(file.read_bytes())
+        if file.exists()
+        else {name: config[name] for name in tokens if config.get(name) is not None}
+    )
     known = content.get("eos_token_id")
     known = known if isinstance(known, list) else [] if known is None else [known]
     stops = list(dict.fromkeys([*known, *ChatFormat(tokenizer=extended, template=template).stop_ids]))
@@ -151,7 +172,9 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def publish(scratch: Path, target: Path, *, overwrite: bool = False) -> None:
-    """Make the finished folder `scratch` visible as `target`, whole or not at all. They have to lie on the same file system."""
+    """Make the finished folder `scratch` visible as `target`, whole or not at all. They have to lie on the same file
+    system.
+    """
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists: give another place, or remove it first")
     with _writing(scratch):

@@ -1,4 +1,6 @@
-"""Uploading a run's model to the Hub, with its card, in one commit. It may fail and be repeated: the run is not touched."""
+"""Uploading a run's model to the Hub, with its card, in one commit. It may fail and be repeated: the run is not
+touched.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def push(run: Path, folder: Path, model_id: str, *, public: bool, say: Callable[
             api = HfApi()
             url = api.create_repo(model_id, exist_ok=True, private=not public)
             files: dict[str, Path | bytes] = {
-                str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "README.md"
+                str(file.relative_to(folder)): file
+                for file in sorted(folder.rglob("*"))
+                if file.is_file() and file.name != "README.md"
             }
             files |= {file.name: file for file in (curve, recipe) if file.exists()}
             text = card(run, url.repo_id, is_adapter=folder.name == "adapter", has_curve=curve.exists())
@@ -69,5 +73,8 @@ def push(run: Path, folder: Path, model_id: str, *, public: bool, say: Callable[
             f"{folder} could not be uploaded as {model_id} ({reason}): the model stays there; try again with "
             f"`sft export {run} --push_to_hub {model_id}`"
         ) from error
-    replace_file(run / RECORD, json.dumps({"asked": model_id, "id": url.repo_id, "url": str(url), "commit": done.oid}, indent=2) + "\n")
+    replace_file(
+        run / RECORD,
+        json.dumps({"asked": model_id, "id": url.repo_id, "url": str(url), "commit": done.oid}, indent=2) + "\n",
+    )
     say(f"uploaded  {url}")

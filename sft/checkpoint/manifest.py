@@ -1,4 +1,6 @@
-"""manifest.json, by which a checkpoint is known to be whole: what is in it, its files with sizes and SHA-256, and its own SHA-256."""
+"""manifest.json, by which a checkpoint is known to be whole: what is in it, its files with sizes and SHA-256, and its
+own SHA-256.
+"""
 
 from __future__ import annotations
 
@@ -78,12 +80,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({shorten(error, 120)}): take another checkpoint") from error
     if iteration_of(folder) not in (None, content["iteration"]):
-        raise UserError(f"{path} is that of iteration {content['iteration']}: the folder was mixed up, take another checkpoint")
+        raise UserError(
+            f"{path} is that of iteration {content['iteration']}: the folder was mixed up, take another checkpoint"
+        )
     return dict(content)
 
 
 def damage(folder: Path, *, verify: bool = True, share: tuple[int, int] = (0, 1)) -> str | None:
-    """Why a folder is no whole checkpoint. `share` (i, n): this process looks into every n-th file only, beginning with file i."""
+    """Why a folder is no whole checkpoint. `share` (i, n): this process looks into every n-th file only, beginning with
+    file i.
+    """
     if folder.is_symlink():
         return "it is a link"
     try:
@@ -91,7 +97,9 @@ def damage(folder: Path, *, verify: bool = True, share: tuple[int, int] = (0, 1)
     except UserError as error:
         return str(error)
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        found = pool.map(lambda record: _damage_of_file(folder / record["name"], record, verify), files[share[0] :: share[1]])
+        found = pool.map(
+            lambda record: _damage_of_file(folder / record["name"], record, verify), files[share[0] :: share[1]]
+        )
         return next((reason for reason in found if reason), None)
 
 
@@ -127,7 +135,11 @@ def _damage_of_file(path: Path, record: FileRecord, verify: bool) -> str | None:
                 if hashlib.file_digest(file, "sha256").hexdigest() != record["sha256"]:
                     return f"{path.name} is not what was written: its SHA-256 differs"
     except OSError as error:
-        return f"{path.name} is missing" if isinstance(error, FileNotFoundError) else f"{path.name} cannot be read ({error.strerror})"
+        return (
+            f"{path.name} is missing"
+            if isinstance(error, FileNotFoundError)
+            else f"{path.name} cannot be read ({error.strerror})"
+        )
     return None
 
 

@@ -1,4 +1,5 @@
-"""Base model + adapters to a Hugging Face folder: tensor by tensor, so that no more than one file of the result is in memory.
+"""Base model + adapters to a Hugging Face folder: tensor by tensor, so that no more than one file of the result is in
+memory.
 
 And the proof: logits of base with adapters and of what was written, computed a few layers at a time.
 """
@@ -64,7 +65,7 @@ class Merge:
 
 def plan_merge(
     base: Path, config: Any, adapters: Sequence[Weighted], dtype: torch.dtype, trust_remote_code: bool = False
-) -> Merge:  # fmt: skip
+) -> Merge:
     """Refuses what does not fit together."""
     _refuse_two_replacements(adapters)
     config, files = copy.deepcopy(config), WeightFiles(base)
@@ -74,10 +75,20 @@ def plan_merge(
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     is_tied = model.get_submodule(anatomy.head).weight is model.get_submodule(anatomy.embedding).weight
     expected = {name: shape for name, shape in shapes.items() if not (is_tied and name == head)}
-    ignored, prefix, renames = tuple(model._keys_to_ignore_on_load_unexpected or ()), model.base_model_prefix, renames_of(model)
+    ignored, prefix, renames = (
+        tuple(model._keys_to_ignore_on_load_unexpected or ()),
+        model.base_model_prefix,
+        renames_of(model),
+    )
     names = match_names(
-        expected, files, base_prefix=prefix, tied={head: embedding} if is_tied else {}, ignore=ignored, grown={}, renames=renames
-    )  # fmt: skip
+        expected,
+        files,
+        base_prefix=prefix,
+        tied={head: embedding} if is_tied else {},
+        ignore=ignored,
+        grown={},
+        renames=renames,
+    )
     rows = _grown_rows(adapters, embedding, head, shapes[embedding][0])
     if rows is not None:
         shapes |= {name: (rows, *shapes[name][1:]) for name in (embedding, head)}
@@ -89,9 +100,18 @@ def plan_merge(
         names[head] = names[embedding]
     shapes = {name: shape for name, shape in shapes.items() if not (is_tied and name == head)}
     return Merge(
-        base=files, config=config, adapters=adapters, dtype=dtype, anatomy=anatomy, shapes=shapes, names=names, ignored=ignored,
-        base_prefix=prefix, renames=renames, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+        base=files,
+        config=config,
+        adapters=adapters,
+        dtype=dtype,
+        anatomy=anatomy,
+        shapes=shapes,
+        names=names,
+        ignored=ignored,
+        base_prefix=prefix,
+        renames=renames,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def write_merged(merge: Merge, scratch: Path, done: Callable[[int, int], None]) -> None:
@@ -104,14 +124,18 @@ def write_merged(merge: Merge, scratch: Path, done: Callable[[int, int], None]) 
         if delta is not None:
             whole = whole.float() + delta
         in_files = merge.names[name]
-        writer.add(name if in_files in writer.names else in_files, whole.to(merge.dtype))  # a head that was its embedding gets a name
+        writer.add(
+            name if in_files in writer.names else in_files, whole.to(merge.dtype)
+        )  # a head that was its embedding gets a name
         done(number, len(merge.shapes))
     hf_folder.finish(scratch, writer.close())
 
 
 @torch.no_grad()
 def largest_difference(merge: Merge, written: Path, documents: Sequence[Sequence[int]]) -> tuple[float, float]:
-    """(largest difference of a logit between base with adapters and merged model, largest logit), in float32, for all tokens."""
+    """(largest difference of a logit between base with adapters and merged model, largest logit), in float32, for all
+    tokens.
+    """
     ids_RT = torch.tensor([[token for document in documents for token in document]])
     positions_RT = torch.tensor([[position for document in documents for position in range(len(document))]])
     result = WeightFiles(written)
@@ -143,7 +167,9 @@ def _plain_stage(merge: Merge, files: WeightFiles, layers: range) -> BuiltStage:
 
 
 def _adapted_stage(merge: Merge, layers: range) -> BuiltStage:
-    """Base weights, and all adapters as one: their As below, their Bs beside each other, zero where one has fewer rows than elsewhere."""
+    """Base weights, and all adapters as one: their As below, their Bs beside each other, zero where one has fewer rows
+    than elsewhere.
+    """
     modules = tuple(dict.fromkeys(module for one in merge.adapters for module in one.files.modules))
     rank = max((sum(_rank(one, module) for one in merge.adapters) for module in modules), default=1)
     lora = LoraSettings(rank=rank, alpha=rank, targets=modules) if modules else None
@@ -178,17 +204,29 @@ def _rank(one: Weighted, module: str) -> int:
 
 def _build(merge: Merge, layers: range, lora: LoraSettings | None) -> BuiltStage:
     return build_stage(
-        merge.config, layers, Alone(), sequence_parallel=False, recompute="none", dtype=torch.float32, device=torch.device("cpu"),
-        trust_remote_code=merge.trust_remote_code, lora=lora,
-    )  # fmt: skip
+        merge.config,
+        layers,
+        Alone(),
+        sequence_parallel=False,
+        recompute="none",
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        trust_remote_code=merge.trust_remote_code,
+        lora=lora,
+    )
 
 
 def _names_in(files: WeightFiles, built: BuiltStage) -> dict[str, str]:
     head, embedding = f"{built.anatomy.head}.weight", f"{built.anatomy.embedding}.weight"
     return match_names(
-        {name: place.shape for name, place in built.all_places.items()}, files, base_prefix=built.base_prefix,
-        tied={head: embedding} if built.tied_name else {}, ignore=built.ignored, grown={}, renames=built.renames,
-    )  # fmt: skip
+        {name: place.shape for name, place in built.all_places.items()},
+        files,
+        base_prefix=built.base_prefix,
+        tied={head: embedding} if built.tied_name else {},
+        ignore=built.ignored,
+        grown={},
+        renames=built.renames,
+    )
 
 
 def _few_layers(merge: Merge) -> list[range]:
@@ -205,12 +243,15 @@ def _refuse_two_replacements(adapters: Sequence[Weighted]) -> None:
     if len(saving) > 1 or any(one.weight != 1 for one in saving):
         folders = ", ".join(str(one.files.folder) for one in saving)
         raise UserError(
-            f"{folders}: modules that were trained in full cannot be added up or weighted: merge one such adapter, with weight 1"
+            f"{folders}: modules that were trained in full cannot be added up or weighted: merge one such "
+            "adapter, with weight 1"
         )
 
 
 def _grown_rows(adapters: Sequence[Weighted], embedding: str, head: str, rows: int) -> int | None:
-    """Of a vocabulary that was extended in training: embedding and head have come with the adapter, both with as many rows."""
+    """Of a vocabulary that was extended in training: embedding and head have come with the adapter, both with as many
+    rows.
+    """
     for one in adapters:
         sizes = {one.files.shape(name)[0] for name in (embedding, head) if name in one.files.saved}
         if len(sizes) == 1 and {embedding, head} <= set(one.files.saved) and (found := sizes.pop()) > rows:

@@ -18,23 +18,37 @@ from tokenize_data.errors import UserError
 from tokenize_data.reader import ShardReader
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Largest difference of a logit, relative to the largest logit: what rounding all weights to these types brings about, and not more.
+# Largest difference of a logit, relative to the largest logit: what rounding all weights to these types brings about,
+# and not more.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _NUM_PROMPTS, _PROMPT_TOKENS = 8, 128
 _PROMPTS = (
-    "Does aspirin lower the risk of a second heart attack?", "The capital of France is Paris, and its largest river is the",
+    "Does aspirin lower the risk of a second heart attack?",
+    "The capital of France is Paris, and its largest river is the",
     "Summarise: the committee met on Tuesday and put off its decision until the accounts are complete.",
-    "def fibonacci(n):\n    if n < 2:\n        return n\n", "Dear Sir or Madam, I am writing with regard to the invoice of 3 March",
-    "Translate into German: the weather is getting worse.", "If 3 apples cost 2 francs, how much do 12 apples cost?",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n",
+    "Dear Sir or Madam, I am writing with regard to the invoice of 3 March",
+    "Translate into German: the weather is getting worse.",
+    "If 3 apples cost 2 francs, how much do 12 apples cost?",
     "In the beginning of the nineteenth century, most people in Europe lived",
-)  # fmt: skip
+)
 
 
 def merge_into(
-    target: Path, base: BaseModel, folders: Sequence[Path], *, weights: Sequence[float] = (), dtype: str | None = None,
-    prompts: Path | None = None, tolerance: float | None = None, any_base: bool = False, overwrite: bool = False,
-    trust_remote_code: bool = False, say: Callable[[str], None] = lambda line: None, done: Callable[[int, int], None] = lambda n, of: None,
-) -> None:  # fmt: skip
+    target: Path,
+    base: BaseModel,
+    folders: Sequence[Path],
+    *,
+    weights: Sequence[float] = (),
+    dtype: str | None = None,
+    prompts: Path | None = None,
+    tolerance: float | None = None,
+    any_base: bool = False,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    done: Callable[[int, int], None] = lambda n, of: None,
+) -> None:
     """Write base + adapters to `target`, unless what it computes is not what base and adapters compute."""
     from transformers import AutoConfig
 
@@ -43,10 +57,15 @@ def merge_into(
     for folder, training in zip(folders, trainings, strict=True):
         _check_base(folder, training, base, any_base)
         if bits := _bits_of(training):
-            say(f"{folder} was trained on its base in {bits} bits: it is merged into the 16- or 32-bit weights, which it has not seen")
+            say(
+                f"{folder} was trained on its base in {bits} bits: it is merged into the 16- or 32-bit weights, "
+                "which it has not seen"
+            )
     config = AutoConfig.from_pretrained(base.folder, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
-        raise UserError(f"{base.folder} is quantised, and an adapter cannot be added to that: give what it was made of with --base")
+        raise UserError(
+            f"{base.folder} is quantised, and an adapter cannot be added to that: give what it was made of with --base"
+        )
     chosen = DTYPES[dtype] if dtype else config.dtype if config.dtype in TOLERANCES else torch.float32
     merge = plan_merge(base.folder, config, adapters, chosen, trust_remote_code)
     scratch = target.with_name(f".{target.name}.part")
@@ -71,18 +90,26 @@ def _measure(merge: Merge, scratch: Path, documents: Sequence[Sequence[int]], to
     difference, largest = largest_difference(merge, scratch, documents)
     if not difference <= tolerance * largest:
         raise UserError(
-            f"the merged model's logits differ from those of base and adapters by up to {difference:.2e}, more than {tolerance:g} of the "
+            f"the merged model's logits differ from those of base and adapters by up to {difference:.2e}, more than "
+            f"{tolerance:g} of the "
             f"largest ({largest:.2e}): {_name_of(merge.dtype)} is too coarse for what the adapter adds; "
             "use --dtype fp32, or a larger --tolerance"
         )
     return {
-        "largest_logit_difference": difference, "largest_logit": largest, "tolerance": tolerance, "prompts": len(documents),
+        "largest_logit_difference": difference,
+        "largest_logit": largest,
+        "tolerance": tolerance,
+        "prompts": len(documents),
         "tokens": sum(len(document) for document in documents),
-    }  # fmt: skip
+    }
 
 
-def _documents(prompts: Path | None, training: Mapping[str, Any], tokenizer_folder: Path, trust_remote_code: bool) -> list[list[int]]:
-    """Token ids to compare on: the user's prompts, else documents that the adapter was trained on, else some of all kinds."""
+def _documents(
+    prompts: Path | None, training: Mapping[str, Any], tokenizer_folder: Path, trust_remote_code: bool
+) -> list[list[int]]:
+    """Token ids to compare on: the user's prompts, else documents that the adapter was trained on, else some of all
+    kinds.
+    """
     if prompts is None:
         shards = Path(training.get("resolved", {}).get("data_folder", "/nonexistent"))
         if (shards / "manifest.json").is_file():
@@ -113,15 +140,22 @@ def _write_surroundings(merge: Merge, scratch: Path, base: BaseModel, tokenizer:
 
 
 def _facts(
-    adapters: Sequence[Weighted], trainings: Sequence[Mapping[str, Any]], base: BaseModel, dtype: torch.dtype, measured: Mapping[str, Any]
+    adapters: Sequence[Weighted],
+    trainings: Sequence[Mapping[str, Any]],
+    base: BaseModel,
+    dtype: torch.dtype,
+    measured: Mapping[str, Any],
 ) -> dict[str, Any]:
     merged = {
-        "base": base.entry.path, "base_fingerprint": base.fingerprint, "dtype": _name_of(dtype), **measured,
+        "base": base.entry.path,
+        "base_fingerprint": base.fingerprint,
+        "dtype": _name_of(dtype),
+        **measured,
         "adapters": [
             {"folder": one.files.folder.name, "weight": one.weight, "bits": _bits_of(training)}
             for one, training in zip(adapters, trainings, strict=True)
         ],
-    }  # fmt: skip
+    }
     return {**(trainings[-1] if len(trainings) == 1 else {"trainings": list(trainings)}), "merged": merged}
 
 
@@ -143,14 +177,17 @@ def _training_of(folder: Path) -> dict[str, Any]:
 
 def _bits_of(training: Mapping[str, Any]) -> int | None:
     config = training.get("config") or {}
-    return 4 if config.get("load_in_4bit") else 8 if config.get("weight_only_8bit") or config.get("load_in_8bit") else None
+    return (
+        4 if config.get("load_in_4bit") else 8 if config.get("weight_only_8bit") or config.get("load_in_8bit") else None
+    )
 
 
 def _check_base(folder: Path, training: Mapping[str, Any], base: BaseModel, any_base: bool) -> None:
     made_on = training.get("base_fingerprint")
     if made_on is not None and made_on != base.fingerprint and not any_base:
         raise UserError(
-            f"{folder} was trained on {training.get('base')} (fingerprint {made_on[:12]}), {base.folder} is another model "
+            f"{folder} was trained on {training.get('base')} (fingerprint {made_on[:12]}), {base.folder} is another "
+            "model "
             f"({base.fingerprint[:12]}): give that base with --base, or --any_base to add it to this one nevertheless"
         )
 

@@ -36,7 +36,9 @@ class Snapshot:
 
 
 def snapshot(pipeline: Pipeline, *, is_final: bool = False) -> Snapshot:
-    """Copies in the host's memory. Where nothing is trained any more (`is_final`), none: training's own memory is written."""
+    """Copies in the host's memory. Where nothing is trained any more (`is_final`), none: training's own memory is
+    written.
+    """
     optimizer = pipeline.optimizer
     copy = _as_it_is if is_final else _Copier(pipeline.device)
     fragments = []
@@ -44,25 +46,47 @@ def snapshot(pipeline: Pipeline, *, is_final: bool = False) -> Snapshot:
         if optimizer.is_first_holder(piece.name, of_all=piece.shape is not None):
             place = pipeline.built.places[piece.name]
             fragment = Fragment(
-                name=piece.name, state=piece.state, shape=piece.shape or place.shape, part=None if piece.shape else place.part,
-                offset=piece.offset, values=_values(piece, copy), is_of_parameters_shape=piece.shape is None,
-            )  # fmt: skip
+                name=piece.name,
+                state=piece.state,
+                shape=piece.shape or place.shape,
+                part=None if piece.shape else place.part,
+                offset=piece.offset,
+                values=_values(piece, copy),
+                is_of_parameters_shape=piece.shape is None,
+            )
             fragments.append(fragment)
     layout = pipeline.processes.layout
     return Snapshot(
-        fragments=fragments, optimizer_step=optimizer.num_steps, states=[MASTER, *optimizer.spec.states],
+        fragments=fragments,
+        optimizer_step=optimizer.num_steps,
+        states=[MASTER, *optimizer.spec.states],
         layout={"tp": layout.tp, "pp": layout.pp, "dp": layout.dp},
-    )  # fmt: skip
+    )
 
 
 def start_saving(
-    taken: Snapshot, root: Path, *, iteration: int, facts: Mapping[str, Any], peers: Peers, limit_bytes: int | None = None
+    taken: Snapshot,
+    root: Path,
+    *,
+    iteration: int,
+    facts: Mapping[str, Any],
+    peers: Peers,
+    limit_bytes: int | None = None,
 ) -> PendingSave:
     """A collective call that returns at once: a thread writes. `facts` are JSON, rank 0's are stored."""
-    content = {"optimizer_step": taken.optimizer_step, "states": taken.states, "layout": taken.layout, "facts": dict(facts)}
+    content = {
+        "optimizer_step": taken.optimizer_step,
+        "states": taken.states,
+        "layout": taken.layout,
+        "facts": dict(facts),
+    }
     return PendingSave(
-        root, iteration, lambda folder: write_fragments(folder, taken.fragments, peers.rank, peers.size, limit_bytes), content, peers
-    )  # fmt: skip
+        root,
+        iteration,
+        lambda folder: write_fragments(folder, taken.fragments, peers.rank, peers.size, limit_bytes),
+        content,
+        peers,
+    )
 
 
 def save(pipeline: Pipeline, root: Path, *, iteration: int, facts: Mapping[str, Any], peers: Peers) -> Path:
@@ -71,7 +95,9 @@ def save(pipeline: Pipeline, root: Path, *, iteration: int, facts: Mapping[str, 
 
 
 def restore(pipeline: Pipeline, checkpoint: Checkpoint, peers: Peers) -> int:
-    """A collective call: weights, optimizer states and step count. Returns the iteration after which the checkpoint was taken."""
+    """A collective call: weights, optimizer states and step count. Returns the iteration after which the checkpoint was
+    taken.
+    """
     error: str | None = None
     cause: Exception | None = None
     try:
@@ -81,7 +107,10 @@ def restore(pipeline: Pipeline, checkpoint: Checkpoint, peers: Peers) -> int:
             list(pool.map(lambda piece: _read(pipeline, checkpoint, piece), states.pieces(pipeline.optimizer)))
         states.set_count_of_steps(pipeline.optimizer, int(checkpoint.manifest["optimizer_step"]))
     except Exception as caught:  # the others wait for this one
-        error, cause = str(caught) if isinstance(caught, UserError) else f"{type(caught).__name__}: {shorten(caught, 200)}", caught
+        error, cause = (
+            str(caught) if isinstance(caught, UserError) else f"{type(caught).__name__}: {shorten(caught, 200)}",
+            caught,
+        )
     reports = peers.gather((error, pipeline.optimizer.names))
     failed = [f"rank {rank}: {reason}" for rank, (reason, _) in enumerate(reports) if reason]
     if failed:
@@ -89,7 +118,9 @@ def restore(pipeline: Pipeline, checkpoint: Checkpoint, peers: Peers) -> int:
     superfluous = sorted(set(checkpoint.names()) - {name for _, names in reports for name in names})
     if superfluous:
         what = f"{len(superfluous)} parameters that are not trained now, such as {superfluous[0]}"
-        raise CheckpointError(f"{checkpoint.folder} holds {what}: train what it was made with, or start another run from its export")
+        raise CheckpointError(
+            f"{checkpoint.folder} holds {what}: train what it was made with, or start another run from its export"
+        )
     pipeline.optimizer.publish()
     return checkpoint.iteration
 
@@ -119,11 +150,15 @@ def _as_it_is(live: Tensor) -> Tensor:
 
 
 class _Copier:
-    """Into the host's ordinary memory, which is given back after it was written; from a GPU through two pinned buffers of a fixed size."""
+    """Into the host's ordinary memory, which is given back after it was written; from a GPU through two pinned buffers
+    of a fixed size.
+    """
 
     def __init__(self, device: torch.device) -> None:
         is_gpu = device.type == "cuda"
-        self._buffers = [torch.empty(_PINNED_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)] if is_gpu else []
+        self._buffers = (
+            [torch.empty(_PINNED_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)] if is_gpu else []
+        )
 
     def __call__(self, live: Tensor) -> Tensor:
         if not self._buffers:
@@ -131,7 +166,9 @@ class _Copier:
         copy = torch.empty(live.shape, dtype=live.dtype)
         given, taken = (tensor.contiguous().view(-1).view(torch.uint8) for tensor in (live, copy))
         waiting: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
-        for number, (source, target) in enumerate(zip(given.split(_PINNED_BYTES), taken.split(_PINNED_BYTES), strict=True)):
+        for number, (source, target) in enumerate(
+            zip(given.split(_PINNED_BYTES), taken.split(_PINNED_BYTES), strict=True)
+        ):
             buffer = self._buffers[number % 2][: source.numel()]
             buffer.copy_(source, non_blocking=True)
             event = torch.cuda.Event()
@@ -154,12 +191,15 @@ def _refuse_other_states(pipeline: Pipeline, checkpoint: Checkpoint) -> None:
     here = [MASTER, *spec.states]
     if spec.name == "adafactor" and there == [MASTER, "exp_avg_sq"]:
         raise UserError(
-            f"{checkpoint.folder} is of an earlier release, whose adafactor kept a moment for each weight: it cannot be resumed; "
+            f"{checkpoint.folder} is of an earlier release, whose adafactor kept a moment for each weight: it cannot "
+            "be resumed; "
             "export it with `sft export` and start another run from the result"
         )
     if here != there:
         remedy = "use the --optimizer that it was made with"
-        raise UserError(f"{checkpoint.folder} holds {', '.join(there)} and this optimizer has {', '.join(here)}: {remedy}")
+        raise UserError(
+            f"{checkpoint.folder} holds {', '.join(there)} and this optimizer has {', '.join(here)}: {remedy}"
+        )
 
 
 def _refuse_other_shapes(pipeline: Pipeline, checkpoint: Checkpoint) -> None:
@@ -170,4 +210,7 @@ def _refuse_other_shapes(pipeline: Pipeline, checkpoint: Checkpoint) -> None:
             raise UserError(f"{checkpoint.folder} has no {name}, which is trained now: train what it was made with")
         if checkpoint.whole_shape(name) != shape:
             there = list(checkpoint.whole_shape(name))
-            raise UserError(f"{checkpoint.folder} has {name} as {there}, the model as {list(shape)}: use the model that it was made with")
+            raise UserError(
+                f"{checkpoint.folder} has {name} as {there}, the model as {list(shape)}: use the model that it "
+                "was made with"
+            )

@@ -1,6 +1,7 @@
 """Which elements two parts of a tensor have in common, each part lying flat and maybe only a stretch of it at hand.
 
-A whole tensor that is sliced along `dim` is looked at as rows (all dimensions before `dim`) by columns (the others, flattened).
+A whole tensor that is sliced along `dim` is looked at as rows (all dimensions before `dim`) by columns (the others,
+flattened).
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class Window:
 
 
 def windows(shape: tuple[int, ...], dim: int, part: Slice | None, start: int, stop: int) -> Iterator[Window]:
-    """The rectangles that make the stretch [start, stop) of a flat part of a whole tensor of `shape`; padding is in none of them."""
+    """The rectangles that make the stretch [start, stop) of a flat part of a whole tensor of `shape`; padding is in
+    none of them.
+    """
     shape = shape or (1,)
     part = part or Slice(dim=dim, pieces=((0, shape[dim]),))
     assert part.dim == dim, (part, dim)
@@ -63,7 +66,9 @@ def windows(shape: tuple[int, ...], dim: int, part: Slice | None, start: int, st
 
 
 def _bands(start: int, stop: int, width: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """(rows, columns) of a stretch of a table of `width` columns: the end of a row, whole rows, the beginning of a row."""
+    """(rows, columns) of a stretch of a table of `width` columns: the end of a row, whole rows, the beginning of a
+    row.
+    """
     if start >= stop:
         return
     first, last = start // width, stop // width

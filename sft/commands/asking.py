@@ -1,4 +1,6 @@
-"""What `sft generate` and `sft evaluate` share: flags that say who is asked, and how; finding and loading that model."""
+"""What `sft generate` and `sft evaluate` share: flags that say who is asked, and how; finding and loading that
+model.
+"""
 
 from __future__ import annotations
 
@@ -19,40 +21,81 @@ if TYPE_CHECKING:  # slow imports
 
 def add_row_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("rows", "read as in training, unless said otherwise")
-    group.add_argument("--format", default=None, help="qa, chat, sharegpt, alpaca or text (default: from the first rows)")
-    group.add_argument("--question_key", default=None, metavar="K", help="key of the question (default: that of training, else prompt)")
-    group.add_argument("--answer_key", default=None, metavar="K", help="key of the answer (default: that of training, else gold)")
-    group.add_argument("--system_key", default=None, metavar="K", help="key of the system message (default: that of training)")
+    group.add_argument(
+        "--format", default=None, help="qa, chat, sharegpt, alpaca or text (default: from the first rows)"
+    )
+    group.add_argument(
+        "--question_key", default=None, metavar="K", help="key of the question (default: that of training, else prompt)"
+    )
+    group.add_argument(
+        "--answer_key", default=None, metavar="K", help="key of the answer (default: that of training, else gold)"
+    )
+    group.add_argument(
+        "--system_key", default=None, metavar="K", help="key of the system message (default: that of training)"
+    )
     group.add_argument("--text_key", default=None, metavar="K", help="key of plain text rows (default: text)")
     group.add_argument(
-        "--config", type=Path, default=None, metavar="YAML", help="a recipe whose val_datasets:, or else datasets:, are asked too"
+        "--config",
+        type=Path,
+        default=None,
+        metavar="YAML",
+        help="a recipe whose val_datasets:, or else datasets:, are asked too",
     )
-    group.add_argument("--limit", type=int, default=None, metavar="N", help="the first N rows of each data set (default: all)")
+    group.add_argument(
+        "--limit", type=int, default=None, metavar="N", help="the first N rows of each data set (default: all)"
+    )
 
 
 def add_writing_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("writing")
     group.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default: 0)")
-    group.add_argument("--top_p", type=float, default=1.0, help="sample among the tokens that make up this share (default: 1)")
+    group.add_argument(
+        "--top_p", type=float, default=1.0, help="sample among the tokens that make up this share (default: 1)"
+    )
     group.add_argument("--top_k", type=int, default=0, help="sample among the K most likely tokens (default: 0, all)")
-    group.add_argument("--max_tokens", type=int, default=256, metavar="N", help="most tokens of an answer (default: 256)")
-    group.add_argument("--stop", nargs="+", default=[], metavar="TEXT", help="texts that end an answer, besides the end of turn")
-    group.add_argument("--seed", type=int, default=1234, help="of sampling; an answer does not depend on its batch (default: 1234)")
-    group.add_argument("--batch_size", type=int, default=None, metavar="B", help="rows at once (default: 16; 64 on GPUs and servers)")
-    group.add_argument("--template", default="auto", metavar="T", help="auto (the model's own), a packaged one, a Jinja file, or plain")
+    group.add_argument(
+        "--max_tokens", type=int, default=256, metavar="N", help="most tokens of an answer (default: 256)"
+    )
+    group.add_argument(
+        "--stop", nargs="+", default=[], metavar="TEXT", help="texts that end an answer, besides the end of turn"
+    )
+    group.add_argument(
+        "--seed", type=int, default=1234, help="of sampling; an answer does not depend on its batch (default: 1234)"
+    )
+    group.add_argument(
+        "--batch_size", type=int, default=None, metavar="B", help="rows at once (default: 16; 64 on GPUs and servers)"
+    )
+    group.add_argument(
+        "--template", default="auto", metavar="T", help="auto (the model's own), a packaged one, a Jinja file, or plain"
+    )
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where it runs")
-    group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, or auto to spread over GPUs (default: a GPU if there is one)")
-    group.add_argument("--dtype", default=None, choices=["fp32", "bf16", "fp16"], help="default: fp32 on the CPU, the files' own on GPUs")
-    group.add_argument("--server_url", default=None, metavar="URL", help="ask an OpenAI-compatible server, such as vLLM's, instead")
-    group.add_argument("--server_model", default=None, metavar="NAME", help="its name for the model (default: the only one it has)")
     group.add_argument(
-        "--server_api", default="completions", choices=["completions", "chat"],
+        "--device", default=None, help="cpu, cuda, cuda:1, or auto to spread over GPUs (default: a GPU if there is one)"
+    )
+    group.add_argument(
+        "--dtype",
+        default=None,
+        choices=["fp32", "bf16", "fp16"],
+        help="default: fp32 on the CPU, the files' own on GPUs",
+    )
+    group.add_argument(
+        "--server_url", default=None, metavar="URL", help="ask an OpenAI-compatible server, such as vLLM's, instead"
+    )
+    group.add_argument(
+        "--server_model", default=None, metavar="NAME", help="its name for the model (default: the only one it has)"
+    )
+    group.add_argument(
+        "--server_api",
+        default="completions",
+        choices=["completions", "chat"],
         help="send ids made with the model's own template, or messages for the server's (default: completions)",
-    )  # fmt: skip
-    group.add_argument("--key_env", default="OPENAI_API_KEY", metavar="VAR", help="environment variable with the server's key, if any")
+    )
+    group.add_argument(
+        "--key_env", default="OPENAI_API_KEY", metavar="VAR", help="environment variable with the server's key, if any"
+    )
 
 
 def sampling_of(arguments: argparse.Namespace) -> Sampling:
@@ -62,9 +105,13 @@ def sampling_of(arguments: argparse.Namespace) -> Sampling:
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UserError(f"--batch_size {arguments.batch_size} must be at least 1")
     return Sampling(
-        temperature=arguments.temperature, top_p=arguments.top_p, top_k=arguments.top_k, max_tokens=arguments.max_tokens,
-        stop=tuple(arguments.stop), seed=arguments.seed,
-    )  # fmt: skip
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        max_tokens=arguments.max_tokens,
+        stop=tuple(arguments.stop),
+        seed=arguments.seed,
+    )
 
 
 def batch_size_of(arguments: argparse.Namespace, device: str) -> int:
@@ -85,17 +132,28 @@ def quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def load(place: ModelPlace, arguments: argparse.Namespace, console: Any, borrowed: ChatTemplate | None = None) -> LoadedModel:
-    """A model in this process. A checkpoint is exported beside its run first, and what was exported is removed again."""
+def load(
+    place: ModelPlace, arguments: argparse.Namespace, console: Any, borrowed: ChatTemplate | None = None
+) -> LoadedModel:
+    """A model in this process. A checkpoint is exported beside its run first, and what was exported is removed
+    again.
+    """
     from sft.evaluate import models
 
-    options: dict[str, Any] = {"template": arguments.template, "borrowed": borrowed, "device": arguments.device, "dtype": arguments.dtype}
+    options: dict[str, Any] = {
+        "template": arguments.template,
+        "borrowed": borrowed,
+        "device": arguments.device,
+        "dtype": arguments.dtype,
+    }
     if place.checkpoint is None:
         return models.load_model(place, **options)
     assert place.run is not None
     scratch = place.run / f".asked-{os.getpid()}"
     try:
-        return models.load_model(models.exported(place, scratch, lambda step, target: _export(step, target, console)), **options)
+        return models.load_model(
+            models.exported(place, scratch, lambda step, target: _export(step, target, console)), **options
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -121,12 +179,18 @@ def server_asker(arguments: argparse.Namespace, place: ModelPlace, sampling: Sam
     chat = None
     if arguments.server_api == "completions":
         if place.checkpoint is not None:
-            raise UserError(f"{place.folder} has no exported model, so no tokenizer for the server: sft export it first")
+            raise UserError(
+                f"{place.folder} has no exported model, so no tokenizer for the server: sft export it first"
+            )
         chat = open_format(place.tokenizer_folder, arguments.template)
     return ServerAsker(
-        client=client, model=arguments.server_model or model_of_server(client), sampling=sampling, workers=arguments.batch_size or 64,
-        chat=chat, stop_ids=chat.stop_ids if chat is not None else (),
-    )  # fmt: skip
+        client=client,
+        model=arguments.server_model or model_of_server(client),
+        sampling=sampling,
+        workers=arguments.batch_size or 64,
+        chat=chat,
+        stop_ids=chat.stop_ids if chat is not None else (),
+    )
 
 
 def template_of(place: ModelPlace, arguments: argparse.Namespace) -> ChatTemplate | None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, metavar="OLD.yaml", help="a recipe of TRL, the alignment-handbook, or a flat config.yml")
+    parser.add_argument(
+        "recipe", type=Path, metavar="OLD.yaml", help="a recipe of TRL, the alignment-handbook, or a flat config.yml"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

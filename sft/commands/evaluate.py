@@ -1,4 +1,6 @@
-"""`sft evaluate MODEL_DIR --data FILE`: scores of one model or several, with intervals, and a comparison with a base."""
+"""`sft evaluate MODEL_DIR --data FILE`: scores of one model or several, with intervals, and a comparison with a
+base.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +22,54 @@ EXIT_INTERRUPTED = 130
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", nargs="+", metavar="MODEL_DIR", help="a run's folder, a Hugging Face folder, an adapter, ...; several")
-    parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="rows with questions and answers; each file a data set")
     parser.add_argument(
-        "--compare", default=None, metavar="BASE", help="a model to compare with; `base` is the one that MODEL_DIR was trained from"
+        "models", nargs="+", metavar="MODEL_DIR", help="a run's folder, a Hugging Face folder, an adapter, ...; several"
     )
-    parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="default: evaluation/ of the run, else ./evaluation")
-    parser.add_argument("--no_answers", action="store_true", help="likelihoods alone (perplexity, choices): nothing is generated")
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="FILE", help="rows with questions and answers; each file a data set"
+    )
+    parser.add_argument(
+        "--compare",
+        default=None,
+        metavar="BASE",
+        help="a model to compare with; `base` is the one that MODEL_DIR was trained from",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="DIR", help="default: evaluation/ of the run, else ./evaluation"
+    )
+    parser.add_argument(
+        "--no_answers", action="store_true", help="likelihoods alone (perplexity, choices): nothing is generated"
+    )
     parser.add_argument("--no_likelihood", action="store_true", help="answers alone: no perplexity")
-    parser.add_argument("--seq", type=int, default=None, metavar="L", help="cut documents as in training (default: its --seq)")
+    parser.add_argument(
+        "--seq", type=int, default=None, metavar="L", help="cut documents as in training (default: its --seq)"
+    )
     asking.add_row_flags(parser)
     asking.add_writing_flags(parser)
     asking.add_model_flags(parser)
     group = parser.add_argument_group("judge")
-    group.add_argument("--judge_url", default=None, metavar="URL", help="an OpenAI-compatible server whose model rates the answers")
-    group.add_argument("--judge_model", default=None, metavar="NAME", help="the judge (default: the only model the server has)")
-    group.add_argument("--judge_rubric", type=Path, default=None, metavar="FILE", help="what is rated, in words (default: correctness)")
-    group.add_argument("--judge_key_env", default="OPENAI_API_KEY", metavar="VAR", help="environment variable with its key, if any")
+    group.add_argument(
+        "--judge_url", default=None, metavar="URL", help="an OpenAI-compatible server whose model rates the answers"
+    )
+    group.add_argument(
+        "--judge_model", default=None, metavar="NAME", help="the judge (default: the only model the server has)"
+    )
+    group.add_argument(
+        "--judge_rubric", type=Path, default=None, metavar="FILE", help="what is rated, in words (default: correctness)"
+    )
+    group.add_argument(
+        "--judge_key_env", default="OPENAI_API_KEY", metavar="VAR", help="environment variable with its key, if any"
+    )
     group.add_argument("--judge_workers", type=int, default=4, metavar="N", help="requests at once (default: 4)")
-    group.add_argument("--judge_per_minute", type=float, default=float("inf"), metavar="N", help="most requests a minute")
-    group.add_argument("--judge_prices", type=float, nargs=2, default=None, metavar=("IN", "OUT"), help="price of a million tokens")
-    group.add_argument("--judge_pairwise", action="store_true", help="also compare each answer with the base's, in both orders")
+    group.add_argument(
+        "--judge_per_minute", type=float, default=float("inf"), metavar="N", help="most requests a minute"
+    )
+    group.add_argument(
+        "--judge_prices", type=float, nargs=2, default=None, metavar=("IN", "OUT"), help="price of a million tokens"
+    )
+    group.add_argument(
+        "--judge_pairwise", action="store_true", help="also compare each answer with the base's, in both orders"
+    )
     group.add_argument("--yes", action="store_true", help="do not ask whether to pay the judge")
 
 
@@ -56,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.no_answers and (arguments.no_likelihood or arguments.judge_url):
         raise UserError("--no_answers leaves nothing for --no_likelihood or --judge_url: leave one of them out")
     if arguments.server_url is not None and (len(arguments.models) > 1 or arguments.compare is not None):
-        raise UserError("--server_url serves one model: evaluate each by itself, and compare files made with --no_likelihood")
+        raise UserError(
+            "--server_url serves one model: evaluate each by itself, and compare files made with --no_likelihood"
+        )
     if arguments.judge_pairwise and (arguments.judge_url is None or arguments.compare is None):
         raise UserError("--judge_pairwise needs --judge_url and --compare")
     console = Console(highlight=False, soft_wrap=True)
@@ -113,7 +144,12 @@ def _refresh_report(run: Path, console: Any) -> None:
 
 
 def _collect_all(
-    arguments: argparse.Namespace, places: list[ModelPlace], labels: list[str], groups: list[Examples], folder: Path, console: Any
+    arguments: argparse.Namespace,
+    places: list[ModelPlace],
+    labels: list[str],
+    groups: list[Examples],
+    folder: Path,
+    console: Any,
 ) -> list[Evaluated]:
     from sft.evaluate import evaluation
     from sft.evaluate.answers import LocalAsker
@@ -172,11 +208,16 @@ def _write(summary: dict[str, Any], evaluated: list[Evaluated], folder: Path, co
     for one in evaluated:
         everything = [row for part in one.predictions.values() for row in part]
         if uncounted := sum("nll" in row and row["nll"] is None for row in everything):
-            console.print(f"warning: {uncounted:,} rows are cut before their answer (--seq), and not in the perplexity", style="yellow")
+            console.print(
+                f"warning: {uncounted:,} rows are cut before their answer (--seq), and not in the perplexity",
+                style="yellow",
+            )
         rows = [row for row in everything if row.get("finish") is not None]
         cut = sum(row["finish"] == "length" for row in rows)
         if cut > len(rows) // 10:
-            console.print(f"warning: {cut:,} of {one.label}'s {len(rows):,} answers are cut at --max_tokens", style="yellow")
+            console.print(
+                f"warning: {cut:,} of {one.label}'s {len(rows):,} answers are cut at --max_tokens", style="yellow"
+            )
     sys.stdout.flush()
 
 

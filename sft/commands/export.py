@@ -8,14 +8,28 @@ from typing import Any
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run's folder, such as checkpoints/llama-70-meditron-pubmedqa")
-    parser.add_argument("--iteration", type=int, default=None, metavar="K", help="which checkpoint (default: the newest whole one)")
     parser.add_argument(
-        "--out", type=Path, default=None, metavar="DIR", help="where to (default: RUN_DIR/hf; of adapters, RUN_DIR/adapter)"
+        "run_dir", type=Path, metavar="RUN_DIR", help="a run's folder, such as checkpoints/llama-70-meditron-pubmedqa"
     )
-    parser.add_argument("--dtype", default=None, choices=["fp32", "bf16"], help="of the weights (default: as it was trained)")
-    parser.add_argument("--push_to_hub", default=None, metavar="ID", help="upload the folder as this model; needs `hf auth login`")
-    parser.add_argument("--public", action="store_true", help="make a repository that is created public (default: private)")
+    parser.add_argument(
+        "--iteration", type=int, default=None, metavar="K", help="which checkpoint (default: the newest whole one)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="where to (default: RUN_DIR/hf; of adapters, RUN_DIR/adapter)",
+    )
+    parser.add_argument(
+        "--dtype", default=None, choices=["fp32", "bf16"], help="of the weights (default: as it was trained)"
+    )
+    parser.add_argument(
+        "--push_to_hub", default=None, metavar="ID", help="upload the folder as this model; needs `hf auth login`"
+    )
+    parser.add_argument(
+        "--public", action="store_true", help="make a repository that is created public (default: private)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -111,6 +125,9 @@ def _origins(facts: dict[str, Any]) -> Any:
     config.get_text_config().vocab_size = facts["vocabulary_size"]
     generation = GenerationConfig.from_pretrained(base) if (base / "generation_config.json").exists() else None
     return Origins(
-        config=config, generation_config=generation, tokenizer_folder=tokenizer, names=facts["names"],
+        config=config,
+        generation_config=generation,
+        tokenizer_folder=tokenizer,
+        names=facts["names"],
         facts=training_facts(facts, facts["result"]),
-    )  # fmt: skip
+    )

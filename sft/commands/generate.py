@@ -18,14 +18,29 @@ EXIT_INTERRUPTED = 130
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", metavar="MODEL_DIR", help="a run's folder, a Hugging Face folder, a step-... or adapter folder, a .gguf file or a Hub id"
+        "model",
+        metavar="MODEL_DIR",
+        help="a run's folder, a Hugging Face folder, a step-... or adapter folder, a .gguf file or a Hub id",
     )
     parser.add_argument("--prompt", default=None, metavar="TEXT", help="one question; - reads it from standard input")
-    parser.add_argument("--chat", action="store_true", help="talk in the terminal (default, if no other way of asking is given)")
-    parser.add_argument("--system", default=None, metavar="TEXT", help="system message of --prompt and --chat (default: that of training)")
-    parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="questions: JSONL, as in training; answers may be missing")
-    parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="JSONL with the answers; gone on with where it was left")
-    parser.add_argument("--answer_field", default="answer", metavar="K", help="key of the answers in --out (default: answer)")
+    parser.add_argument(
+        "--chat", action="store_true", help="talk in the terminal (default, if no other way of asking is given)"
+    )
+    parser.add_argument(
+        "--system",
+        default=None,
+        metavar="TEXT",
+        help="system message of --prompt and --chat (default: that of training)",
+    )
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="FILE", help="questions: JSONL, as in training; answers may be missing"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="FILE", help="JSONL with the answers; gone on with where it was left"
+    )
+    parser.add_argument(
+        "--answer_field", default="answer", metavar="K", help="key of the answers in --out (default: answer)"
+    )
     asking.add_row_flags(parser)
     asking.add_writing_flags(parser)
     asking.add_model_flags(parser)
@@ -58,7 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
         return EXIT_INTERRUPTED
 
 
-def _answer_files(arguments: argparse.Namespace, place: ModelPlace, sampling: Any, training: dict[str, Any], console: Any) -> int:
+def _answer_files(
+    arguments: argparse.Namespace, place: ModelPlace, sampling: Any, training: dict[str, Any], console: Any
+) -> int:
     from rich.progress import Progress
 
     from sft.evaluate import answers, decode
@@ -75,16 +92,21 @@ def _answer_files(arguments: argparse.Namespace, place: ModelPlace, sampling: An
     for example in examples:
         if field in example.row or answers.OWN_KEY in example.row:
             taken = field if field in example.row else answers.OWN_KEY
-            raise UserError(f"{example.place}: the row has a key '{taken}' of its own: " + (
-                "choose another --answer_field" if taken == field else "rename it"))  # fmt: skip
+            raise UserError(
+                f"{example.place}: the row has a key '{taken}' of its own: "
+                + ("choose another --answer_field" if taken == field else "rename it")
+            )
     with answers.open_store(arguments.out) as store:
         asker = _asker(arguments, place, sampling, console)
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("answers", total=len(examples))
             records = answers.fill(
-                store, asker, examples, lambda example, answer: {**example.row, field: answer.text},
+                store,
+                asker,
+                examples,
+                lambda example, answer: {**example.row, field: answer.text},
                 lambda done: progress.update(task, completed=done),
-            )  # fmt: skip
+            )
     endings = [record[answers.OWN_KEY]["finish"] for record in records]
     console.print(f"{len(records):,} answers: {arguments.out}")
     if cut := sum(ending == decode.LENGTH for ending in endings):
@@ -110,13 +132,17 @@ def _asker(arguments: argparse.Namespace, place: ModelPlace, sampling: Any, cons
     return asker
 
 
-def _talk(arguments: argparse.Namespace, place: ModelPlace, sampling: Any, training: dict[str, Any], console: Any) -> int:
+def _talk(
+    arguments: argparse.Namespace, place: ModelPlace, sampling: Any, training: dict[str, Any], console: Any
+) -> int:
     """One question, or one after the other; what was said before stays in the conversation."""
     from sft.evaluate.questions import system_message
     from tokenize_data.examples import Example
 
     shown = _Streamed()
-    asker = _asker(arguments, place, sampling, console, shown.show if sys.stdout.isatty() or arguments.prompt is None else None)
+    asker = _asker(
+        arguments, place, sampling, console, shown.show if sys.stdout.isatty() or arguments.prompt is None else None
+    )
     system = arguments.system if arguments.system is not None else system_message(training)
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     is_chat = arguments.prompt is None

@@ -9,12 +9,20 @@ from pathlib import Path
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run_name", required=True, metavar="R", help="name of the data set; R-val is its validation part")
-    parser.add_argument("--tokenized_data_dir", default="tokenized", metavar="D", help="root of the shards (default: tokenized)")
-    parser.add_argument("--row", type=int, default=None, metavar="N", help="show document N, counted from 0 (default: the first few)")
+    parser.add_argument(
+        "--run_name", required=True, metavar="R", help="name of the data set; R-val is its validation part"
+    )
+    parser.add_argument(
+        "--tokenized_data_dir", default="tokenized", metavar="D", help="root of the shards (default: tokenized)"
+    )
+    parser.add_argument(
+        "--row", type=int, default=None, metavar="N", help="show document N, counted from 0 (default: the first few)"
+    )
     parser.add_argument("--documents", type=int, default=3, metavar="N", help="how many documents to show (default: 3)")
     parser.add_argument("--json", action="store_true", help="one object per document: row, ids, roles, trained")
-    parser.add_argument("--chart", type=Path, default=None, metavar="PNG", help="write the length histogram as a picture")
+    parser.add_argument(
+        "--chart", type=Path, default=None, metavar="PNG", help="write the length histogram as a picture"
+    )
     parser.add_argument("--verify", action="store_true", help="read every file and check its SHA-256")
 
 
@@ -23,7 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
     from tokenize_data.manifest import dataset_folder
     from tokenize_data.reader import ShardReader
 
-    reader = ShardReader(dataset_folder(Path(arguments.tokenized_data_dir), arguments.run_name), verify=arguments.verify)
+    reader = ShardReader(
+        dataset_folder(Path(arguments.tokenized_data_dir), arguments.run_name), verify=arguments.verify
+    )
     if arguments.row is not None and not 0 <= arguments.row < len(reader):
         raise UserError(f"--row {arguments.row}: {reader.folder} has documents 0 to {len(reader) - 1}")
     if arguments.json:
@@ -38,9 +48,14 @@ def _print_json(reader, row: int | None) -> int:  # type: ignore[no-untyped-def]
         document = reader[number]
         file, line = reader.place(number)
         content = {
-            "row": number, "ids": document.ids.tolist(), "roles": [ROLE_NAMES[role] for role in document.roles()],
-            "trained": document.trained().tolist(), "cut": int(reader.cut[number]), "file": file, "line": line,
-        }  # fmt: skip
+            "row": number,
+            "ids": document.ids.tolist(),
+            "roles": [ROLE_NAMES[role] for role in document.roles()],
+            "trained": document.trained().tolist(),
+            "cut": int(reader.cut[number]),
+            "file": file,
+            "line": line,
+        }
         sys.stdout.write(json.dumps(content) + "\n")
     sys.stdout.flush()
     return 0

@@ -14,7 +14,9 @@ if TYPE_CHECKING:  # slow imports
 Record = dict[str, Any]
 
 
-def judge(arguments: argparse.Namespace, evaluated: list[Evaluated], base: str | None, folder: Path, console: Any) -> None:
+def judge(
+    arguments: argparse.Namespace, evaluated: list[Evaluated], base: str | None, folder: Path, console: Any
+) -> None:
     """Adds `judge` (and `judge_wins`) to the scores of each prediction that was rated."""
     from rich.progress import Progress
 
@@ -26,7 +28,9 @@ def judge(arguments: argparse.Namespace, evaluated: list[Evaluated], base: str |
 
     if arguments.judge_workers < 1:
         raise UserError(f"--judge_workers {arguments.judge_workers} must be at least 1")
-    client = Client(url=arguments.judge_url, key_variable=arguments.judge_key_env, per_minute=arguments.judge_per_minute)
+    client = Client(
+        url=arguments.judge_url, key_variable=arguments.judge_key_env, per_minute=arguments.judge_per_minute
+    )
     rubric = read_rubric(arguments.judge_rubric)
     ratings = _ratings(evaluated)
     pairs = _pairs(evaluated, base) if arguments.judge_pairwise else []
@@ -35,7 +39,12 @@ def judge(arguments: argparse.Namespace, evaluated: list[Evaluated], base: str |
         asked = Judge(client, arguments.judge_model or model_of_server(client), rubric, store, arguments.judge_workers)
         estimate = asked.estimate(questions, tuple(arguments.judge_prices) if arguments.judge_prices else None)
         console.print(f"judge: {estimate}")
-        if estimate.requests and not arguments.yes and sys.stdin.isatty() and input("Ask the judge? [y/n] ").strip().lower() != "y":
+        if (
+            estimate.requests
+            and not arguments.yes
+            and sys.stdin.isatty()
+            and input("Ask the judge? [y/n] ").strip().lower() != "y"
+        ):
             raise UserError("the judge was not asked; without --judge_url everything else is scored")
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("judge", total=len(questions))
@@ -43,7 +52,8 @@ def judge(arguments: argparse.Namespace, evaluated: list[Evaluated], base: str |
     _enter(ratings, pairs, verdicts)
     if failures:
         console.print(
-            f"warning: {len(failures):,} answers are not rated, such as: {failures[0]}; the same command asks again", style="yellow"
+            f"warning: {len(failures):,} answers are not rated, such as: {failures[0]}; the same command asks again",
+            style="yellow",
         )
 
 
@@ -52,8 +62,9 @@ def _ratings(evaluated: list[Evaluated]) -> list[tuple[Record, Question]]:
 
     rows = [row for one in evaluated for part in one.predictions.values() for row in part if row["answer"] is not None]
     return [
-        (row, Question(question=row["question"], references=tuple(row["references"]), answer=row["answer"])) for row in rows
-    ]  # fmt: skip
+        (row, Question(question=row["question"], references=tuple(row["references"]), answer=row["answer"]))
+        for row in rows
+    ]
 
 
 def _pairs(evaluated: list[Evaluated], base: str | None) -> list[tuple[Record, tuple[Question, Question]]]:
@@ -68,8 +79,11 @@ def _pairs(evaluated: list[Evaluated], base: str | None) -> list[tuple[Record, t
             for row, other in zip(rows, theirs.predictions[name], strict=True):
                 if row["answer"] is not None and other["answer"] is not None:
                     question = Question(
-                        question=row["question"], references=tuple(row["references"]), answer=row["answer"], other=other["answer"]
-                    )  # fmt: skip
+                        question=row["question"],
+                        references=tuple(row["references"]),
+                        answer=row["answer"],
+                        other=other["answer"],
+                    )
                     found.append((row, both_orders(question)))
     return found
 

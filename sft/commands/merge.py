@@ -8,16 +8,38 @@ from typing import Any
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter_dir", type=Path, nargs="+", metavar="ADAPTER_DIR", help="adapters in PEFT's format, one or several")
+    parser.add_argument(
+        "adapter_dir", type=Path, nargs="+", metavar="ADAPTER_DIR", help="adapters in PEFT's format, one or several"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to")
-    parser.add_argument("--weights", type=float, nargs="+", default=[], metavar="W", help="how much of each is added (default: 1)")
-    parser.add_argument("--base", default=None, metavar="NAME", help="base model: a folder, or an entry (default: the adapter's own)")
+    parser.add_argument(
+        "--weights", type=float, nargs="+", default=[], metavar="W", help="how much of each is added (default: 1)"
+    )
+    parser.add_argument(
+        "--base", default=None, metavar="NAME", help="base model: a folder, or an entry (default: the adapter's own)"
+    )
     parser.add_argument("--size", default=None, metavar="S", help="size of the entry (default: 7)")
-    parser.add_argument("--checkpoints_file", default=None, metavar="F", help="default: ./checkpoints.toml or the packaged one")
+    parser.add_argument(
+        "--checkpoints_file", default=None, metavar="F", help="default: ./checkpoints.toml or the packaged one"
+    )
     parser.add_argument("--any_base", action="store_true", help="add it to another base than it was trained on")
-    parser.add_argument("--dtype", default=None, choices=["fp32", "bf16", "fp16"], help="of the weights (default: as the base's)")
-    parser.add_argument("--prompts", type=Path, default=None, metavar="FILE", help="compare on these, one a line (default: trained ones)")
-    parser.add_argument("--tolerance", type=float, default=None, metavar="T", help="largest difference of logits, relative to the largest")
+    parser.add_argument(
+        "--dtype", default=None, choices=["fp32", "bf16", "fp16"], help="of the weights (default: as the base's)"
+    )
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="compare on these, one a line (default: trained ones)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=None,
+        metavar="T",
+        help="largest difference of logits, relative to the largest",
+    )
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the base model")
 
 
@@ -38,11 +60,18 @@ def run(arguments: argparse.Namespace) -> int:
     with Progress(console=console) as progress:
         task = progress.add_task("merging", total=None)
         merge_into(
-            arguments.out, base, arguments.adapter_dir, weights=arguments.weights, dtype=arguments.dtype, prompts=arguments.prompts,
-            tolerance=arguments.tolerance, any_base=arguments.any_base, trust_remote_code=arguments.trust_remote_code,
+            arguments.out,
+            base,
+            arguments.adapter_dir,
+            weights=arguments.weights,
+            dtype=arguments.dtype,
+            prompts=arguments.prompts,
+            tolerance=arguments.tolerance,
+            any_base=arguments.any_base,
+            trust_remote_code=arguments.trust_remote_code,
             say=console.print,
             done=lambda number, total: progress.update(task, completed=number, total=total),
-        )  # fmt: skip
+        )
     console.print(f"model: {arguments.out}")
     return 0
 
@@ -58,5 +87,7 @@ def _base(arguments: argparse.Namespace) -> Any:
     if name is None:
         raise UserError(f"{arguments.adapter_dir[0]} does not say what its base is: give it with --base")
     return find_base_model(
-        TrainConfig(run_name="merge", checkpoint=str(name), size=arguments.size, checkpoints_file=arguments.checkpoints_file)
+        TrainConfig(
+            run_name="merge", checkpoint=str(name), size=arguments.size, checkpoints_file=arguments.checkpoints_file
+        )
     )

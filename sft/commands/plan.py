@@ -22,10 +22,12 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments, "plan", run_name="plan")
     return show(
         config, explains=arguments.explain, as_json=arguments.json, what_if=arguments.what_if, plot=arguments.plot
-    )  # fmt: skip
+    )
 
 
-def show(config: object, *, explains: bool = False, as_json: bool = False, what_if: str | None = None, plot: str = "plan.png") -> int:
+def show(
+    config: object, *, explains: bool = False, as_json: bool = False, what_if: str | None = None, plot: str = "plan.png"
+) -> int:
     """The plan of a run with this configuration, on the terminal."""
     import json
     import sys
@@ -34,10 +36,10 @@ def show(config: object, *, explains: bool = False, as_json: bool = False, what_
     from rich.console import Console
 
     from sft.config.train import TrainConfig
-    from sft.resolve.planning import make_plan, scaling
     from sft.observe.plan_page import show_plan, show_scaling, write_scaling_chart
     from sft.plan.answer import as_data
     from sft.plan.explain import explain
+    from sft.resolve.planning import make_plan, scaling
 
     assert isinstance(config, TrainConfig)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
@@ -45,7 +47,12 @@ def show(config: object, *, explains: bool = False, as_json: bool = False, what_
         rows = scaling(config, _counts(what_if))
         if as_json:
             print(
-                json.dumps([{"gpus": count, **(as_data(plan) if not isinstance(plan, str) else {"refused": plan})} for count, plan in rows])
+                json.dumps(
+                    [
+                        {"gpus": count, **(as_data(plan) if not isinstance(plan, str) else {"refused": plan})}
+                        for count, plan in rows
+                    ]
+                )
             )
             return 0
         show_scaling(console, rows)

@@ -7,10 +7,22 @@ from pathlib import Path
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="a run's folder; several are laid over each other")
-    parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="default: report.html of the run; of several, ./report.html")
-    parser.add_argument("--watch", action="store_true", help="serve the page on this machine, live, until Ctrl-C; writes no file")
-    parser.add_argument("--port", type=int, default=6060, metavar="P", help="of --watch (default: 6060; 0 for any that is free)")
+    parser.add_argument(
+        "run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="a run's folder; several are laid over each other"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="default: report.html of the run; of several, ./report.html",
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="serve the page on this machine, live, until Ctrl-C; writes no file"
+    )
+    parser.add_argument(
+        "--port", type=int, default=6060, metavar="P", help="of --watch (default: 6060; 0 for any that is free)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -23,7 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
     folders = arguments.run_dirs
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder: give a run's folder, such as checkpoints/llama-70-meditron-pubmedqa")
+            raise UserError(
+                f"{folder}: no such folder: give a run's folder, such as checkpoints/llama-70-meditron-pubmedqa"
+            )
     if not arguments.watch:
         path = arguments.out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
         report.write_report(folders, path)

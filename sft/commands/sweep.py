@@ -10,14 +10,28 @@ from typing import Any
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", type=Path, metavar="sweep.yaml", help="base recipe, axes, constraints, exclusions")
-    parser.add_argument("--dry_run", action="store_true", help="print the trials' recipes and the time they may take; start nothing")
-    parser.add_argument("--table", action="store_true", help="print the results so far, and write sweep.csv; start nothing")
-    parser.add_argument("--out", type=Path, default=None, metavar="DIR", help="the sweep's folder (default: sweeps/NAME)")
     parser.add_argument(
-        "--parallel", type=int, default=None, metavar="N", help="trials at once, on disjoint GPUs (default: the file's, else 1)"
+        "--dry_run", action="store_true", help="print the trials' recipes and the time they may take; start nothing"
     )
-    parser.add_argument("--trial", type=int, default=None, metavar="N", help="run trial N alone, counted from 0: for SLURM arrays")
-    parser.add_argument("--slurm", action="store_true", help="print the sbatch command that runs what is left as an array")
+    parser.add_argument(
+        "--table", action="store_true", help="print the results so far, and write sweep.csv; start nothing"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="DIR", help="the sweep's folder (default: sweeps/NAME)"
+    )
+    parser.add_argument(
+        "--parallel",
+        type=int,
+        default=None,
+        metavar="N",
+        help="trials at once, on disjoint GPUs (default: the file's, else 1)",
+    )
+    parser.add_argument(
+        "--trial", type=int, default=None, metavar="N", help="run trial N alone, counted from 0: for SLURM arrays"
+    )
+    parser.add_argument(
+        "--slurm", action="store_true", help="print the sbatch command that runs what is left as an array"
+    )
     parser.add_argument("--retry_failed", action="store_true", help="try those again that have failed too often")
 
 
@@ -72,7 +86,9 @@ def _report(sweep: Any, console: Any) -> int:
     sweep.folder.mkdir(parents=True, exist_ok=True)
     console.print(results.table(sweep, rows))
     written = [results.write_csv(sweep, rows), *charts.write_charts(sweep, rows)]
-    console.print(f"table     {written[0]}" + (f"; {', '.join(path.name for path in written[1:])}" if written[1:] else ""))
+    console.print(
+        f"table     {written[0]}" + (f"; {', '.join(path.name for path in written[1:])}" if written[1:] else "")
+    )
     failed = [row for row in rows if row["state"] in ("failed", "refused")]
     for row in failed:
         sys.stderr.write(f"sft sweep: {row['trial']} {row['state']}: {row['reason']}\n")
@@ -80,21 +96,25 @@ def _report(sweep: Any, console: Any) -> int:
 
 
 def _dry_run(sweep: Any, console: Any) -> int:
-    from sft.resolve.devices import visible_gpus
     from sft.observe.progress import duration
+    from sft.resolve.devices import visible_gpus
     from sft.sweep import durations
 
     seconds = []
     for trial in sweep.trials:
         took = durations.expected(trial.values, max(visible_gpus() // sweep.parallel, 1))
         seconds.append(took)
-        sys.stdout.write(f"--- {trial.number}: {trial.name}, {f'about {duration(took)}' if took is not None else 'time not known'}\n")
+        sys.stdout.write(
+            f"--- {trial.number}: {trial.name}, {f'about {duration(took)}' if took is not None else 'time not known'}\n"
+        )
         sys.stdout.write(trial.recipe)
     for reason, count in sweep.left_out.items():
         sys.stdout.write(f"left out: {count} by {reason}\n")
     known = [took for took in seconds if took is not None]
     total = f"about {duration(sum(known) / sweep.parallel)}" if known else "not known"
-    unknown = f", besides {len(seconds) - len(known)} whose time is not known" if known and len(known) < len(seconds) else ""
+    unknown = (
+        f", besides {len(seconds) - len(known)} whose time is not known" if known and len(known) < len(seconds) else ""
+    )
     sys.stdout.write(f"{len(seconds)} trials, {sweep.parallel} at once; total time {total}{unknown}\n")
     sys.stdout.flush()
     return 0

@@ -31,7 +31,9 @@ def convert(file: Path) -> tuple[str, str | None]:
 
 def _text(lines: Sequence[Line], file: Path) -> str:
     out = [f"# From {file.name}: sft --config NEW.yaml"]
-    last = {name: number for number, line in enumerate(lines) for name in line.ours}  # a later key wins, as where it is run
+    last = {
+        name: number for number, line in enumerate(lines) for name in line.ours
+    }  # a later key wins, as where it is run
     said_default = False
     for number, line in enumerate(lines):
         if line.kind is Kind.DEFAULT and not said_default:
@@ -51,7 +53,14 @@ def _lines(line: Line, ours: Mapping[str, Any]) -> list[str]:
         return [f"# {'' if line.kind is not Kind.WARNED else 'warning: '}{there}: {line.comment or 'nothing to set'}"]
     if line.kind is Kind.OWN:
         return [text for name, value in ours.items() for text in key_lines(name, value)]
-    comment = line.comment if line.kind is Kind.DEFAULT else "; ".join(part for part in (f"was {there}", line.comment) if part)
+    comment = (
+        line.comment
+        if line.kind is Kind.DEFAULT
+        else "; ".join(part for part in (f"was {there}", line.comment) if part)
+    )
     comment = f"warning: {comment}" if line.kind is Kind.WARNED else comment
     first, *others = ours.items()
-    return [*key_lines(*first, comment), *(text for name, value in others for text in key_lines(name, value, f"was {line.key}"))]
+    return [
+        *key_lines(*first, comment),
+        *(text for name, value in others for text in key_lines(name, value, f"was {line.key}")),
+    ]

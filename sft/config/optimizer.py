@@ -1,4 +1,6 @@
-"""The optimizers, and what planner, engine and checkpoint need to know of each. A new one is a line here and a file in `optimizer`."""
+"""The optimizers, and what planner, engine and checkpoint need to know of each. A new one is a line here and a file in
+`optimizer`.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,15 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerKind:
-    """Bytes of state for each trained weight, besides float32 weights: of matrices inside the layers, and of everything else."""
+    """Bytes of state for each trained weight, besides float32 weights: of matrices inside the layers, and of everything
+    else.
+    """
 
     matrix_bytes: float
     other_bytes: float
-    needs_whole_matrices: bool = False  # a replica owns whole tensors, not rows of them, and tensor ranks put their parts together
+    needs_whole_matrices: bool = (
+        False  # a replica owns whole tensors, not rows of them, and tensor ranks put their parts together
+    )
     is_factored: bool = False  # matrices of any kind have a row and a column of moments
     states: tuple[str, ...] = ()  # what it keeps of a weight, in checkpoints' words, sorted
 
@@ -24,18 +30,27 @@ OPTIMIZERS = {
     "adamw": OptimizerKind(matrix_bytes=8.0, other_bytes=8.0, states=_ADAMW),
     "adamw8bit": OptimizerKind(matrix_bytes=_EIGHT_BITS, other_bytes=_EIGHT_BITS, states=_ADAMW),
     "adafactor": OptimizerKind(
-        matrix_bytes=0.0, other_bytes=4.0, needs_whole_matrices=True, is_factored=True,
+        matrix_bytes=0.0,
+        other_bytes=4.0,
+        needs_whole_matrices=True,
+        is_factored=True,
         states=("exp_avg_sq", "exp_avg_sq_col", "exp_avg_sq_row"),
     ),
     "sgd": OptimizerKind(matrix_bytes=0.0, other_bytes=0.0),
-    "muon": OptimizerKind(matrix_bytes=4.0, other_bytes=8.0, needs_whole_matrices=True, states=(*_ADAMW, "momentum_buffer")),
-}  # fmt: skip
+    "muon": OptimizerKind(
+        matrix_bytes=4.0, other_bytes=8.0, needs_whole_matrices=True, states=(*_ADAMW, "momentum_buffer")
+    ),
+}
 
 
 def kind_of(name: str, momentum: float = 0.0) -> OptimizerKind:
     """SGD keeps something where it has momentum."""
     kind = OPTIMIZERS[name]
-    return replace(kind, matrix_bytes=4.0, other_bytes=4.0, states=("momentum_buffer",)) if name == "sgd" and momentum else kind
+    return (
+        replace(kind, matrix_bytes=4.0, other_bytes=4.0, states=("momentum_buffer",))
+        if name == "sgd" and momentum
+        else kind
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,9 @@ def known_keys() -> list[str]:
 
 
 def read_recipe(file: Path, warn: Warn = lambda _: None) -> dict[str, Any]:
-    """The settings of a recipe and of those that it extends, each by field or word. Another trainer's recipe is translated."""
+    """The settings of a recipe and of those that it extends, each by field or word. Another trainer's recipe is
+    translated.
+    """
 
     def own(content: dict[str, Any], path: Path) -> dict[str, Any]:
         if foreign.is_foreign(content):

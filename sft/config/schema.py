@@ -1,4 +1,6 @@
-"""The JSON schema of recipes, from the dataclasses: editors complete and check with it. `python -m sft.config.schema` prints it."""
+"""The JSON schema of recipes, from the dataclasses: editors complete and check with it. `python -m sft.config.schema`
+prints it.
+"""
 
 from __future__ import annotations
 
@@ -15,41 +17,71 @@ from tokenize_data.records import FORMATS, Cleaning, DatasetSpec
 
 _TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 _DATASET_TEXTS = {
-    "files": "files, folders, or Hub data sets (owner/name:configuration:split)", "name": "for messages and reports",
-    "format": "of the rows (default: from the first ones)", "question_key": "key of the question", "answer_key": "key of the answer",
-    "system_key": "key of the system message", "text_key": "key of plain text rows",
-    "prompt": "the question, with {key} for a row's fields", "answer": "the answer, with {key} for a row's fields",
-    "system": "the system message, with {key} for a row's fields", "weight": "0.5 takes half of the rows, 2 each of them twice",
-    "samples": "take so many rows, drawn by seed", "clean": "what is done to a row's texts",
+    "files": "files, folders, or Hub data sets (owner/name:configuration:split)",
+    "name": "for messages and reports",
+    "format": "of the rows (default: from the first ones)",
+    "question_key": "key of the question",
+    "answer_key": "key of the answer",
+    "system_key": "key of the system message",
+    "text_key": "key of plain text rows",
+    "prompt": "the question, with {key} for a row's fields",
+    "answer": "the answer, with {key} for a row's fields",
+    "system": "the system message, with {key} for a row's fields",
+    "weight": "0.5 takes half of the rows, 2 each of them twice",
+    "samples": "take so many rows, drawn by seed",
+    "clean": "what is done to a row's texts",
     "drop": "a regular expression of what is removed",
-    "lower": "in small letters", "strip": "without white space around",
-}  # fmt: skip
+    "lower": "in small letters",
+    "strip": "without white space around",
+}
 
 
 def schema() -> dict[str, Any]:
     hints = typing.get_type_hints(TrainConfig)
     properties: dict[str, Any] = {
-        "extends": {"description": "another recipe, or several, whose keys hold where this one has none", **_either("string")}
+        "extends": {
+            "description": "another recipe, or several, whose keys hold where this one has none",
+            **_either("string"),
+        }
     }
     for entry in fields(TrainConfig):
         if entry.name in ONLY_FLAGS:
             continue
         known = entry.metadata
         if entry.name in ("datasets", "val_datasets"):
-            properties[entry.name] = {"description": known["text"], "type": ["array", "null"], "items": {"$ref": "#/$defs/dataset"}}
+            properties[entry.name] = {
+                "description": known["text"],
+                "type": ["array", "null"],
+                "items": {"$ref": "#/$defs/dataset"},
+            }
             continue
         default = {} if entry.default in (MISSING, None, ()) else {"default": entry.default}
         limits = {
-            word: known[name] for name, word in (("least", "minimum"), ("above", "exclusiveMinimum"), ("most", "maximum")) if name in known
+            word: known[name]
+            for name, word in (("least", "minimum"), ("above", "exclusiveMinimum"), ("most", "maximum"))
+            if name in known
         }
         choices = {"enum": [*known["choices"], None]} if known.get("choices") else {}
-        properties[entry.name] = {"description": known["text"], **_kind(plain_type(hints[entry.name])), **limits, **choices, **default}
+        properties[entry.name] = {
+            "description": known["text"],
+            **_kind(plain_type(hints[entry.name])),
+            **limits,
+            **choices,
+            **default,
+        }
     for name, (_, text, options) in WORDS.items():
-        properties[name] = {"description": text, **({"enum": [*options["choices"], None]} if "choices" in options else _kind(bool))}
+        properties[name] = {
+            "description": text,
+            **({"enum": [*options["choices"], None]} if "choices" in options else _kind(bool)),
+        }
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A recipe of sft", "type": "object",
-        "additionalProperties": False, "properties": properties, "$defs": {"dataset": _dataset()},
-    }  # fmt: skip
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A recipe of sft",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": properties,
+        "$defs": {"dataset": _dataset()},
+    }
 
 
 def text() -> str:
@@ -69,7 +101,10 @@ def _of(kind: type[DatasetSpec] | type[Cleaning]) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     for entry in fields(kind):
         hint = hints[entry.name]
-        properties[entry.name] = {"description": _DATASET_TEXTS[entry.name], **(_kind(plain_type(hint)) if _is_simple(hint) else {})}
+        properties[entry.name] = {
+            "description": _DATASET_TEXTS[entry.name],
+            **(_kind(plain_type(hint)) if _is_simple(hint) else {}),
+        }
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 

@@ -40,7 +40,12 @@ def masked_value(value: Any, name: str = "") -> Any:
         return {key: masked_value(part, str(key)) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [masked_value(part, name) for part in value]
-    if isinstance(value, str | int | float) and not isinstance(value, bool) and value not in ("", "...") and is_secret_name(name):
+    if (
+        isinstance(value, str | int | float)
+        and not isinstance(value, bool)
+        and value not in ("", "...")
+        and is_secret_name(name)
+    ):
         return MASK
     if isinstance(value, str) and name.lower() not in _COMMITS:
         return masked(value)

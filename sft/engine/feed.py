@@ -1,6 +1,7 @@
 """From documents to what a stage takes: one packed row a micro-batch, without a token that has nothing to predict.
 
-A document of n tokens takes n - 1 places: each predicts the next token. kept_N are the places whose token counts in the loss.
+A document of n tokens takes n - 1 places: each predicts the next token. kept_N are the places whose token counts in the
+loss.
 """
 
 from __future__ import annotations
@@ -40,9 +41,17 @@ class Feed:
     """Documents to micro-batches, for data-parallel rank `replica` of `replicas`."""
 
     def __init__(
-        self, reader: ShardReader, *, capacity: int, replicas: int, replica: int, loss_mask: float, multiple: int = 1, pack: bool = True,
+        self,
+        reader: ShardReader,
+        *,
+        capacity: int,
+        replicas: int,
+        replica: int,
+        loss_mask: float,
+        multiple: int = 1,
+        pack: bool = True,
         keyed: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """With `keyed`, training positions have their documents' keys in their upper bits: for dropout."""
         self._keyed = keyed
         self._reader, self._capacity, self._pack = reader, capacity, pack
@@ -60,17 +69,25 @@ class Feed:
         return Batch(numbers=numbers, plan=plan, total_weight=self._total_weight(numbers, trained), num_trained=trained)
 
     def micro_batches(self, batch: Batch, counted: int | None = None) -> Iterator[MicroBatch]:
-        """This replica's rows. Losses are scaled so that the engine's mean over rows and replicas is the mean over trained tokens."""
-        scale = torch.tensor([batch.plan.num_micro_batches * self._replicas / max(batch.total_weight, 1e-30)], dtype=torch.float32)
+        """This replica's rows. Losses are scaled so that the engine's mean over rows and replicas is the mean over
+        trained tokens.
+        """
+        scale = torch.tensor(
+            [batch.plan.num_micro_batches * self._replicas / max(batch.total_weight, 1e-30)], dtype=torch.float32
+        )
         keys = document_keys(batch.numbers.tobytes(), len(batch.numbers)) if self._keyed else [0] * len(batch.numbers)
         for row in batch.plan.rows[self._replica]:
             documents = [self._reader[int(batch.numbers[position])] for position in row]
             counts = [counted is None or position < counted for position in row]
-            inputs, labels = make_row(documents, self._role_weights, self._multiple, counts, [keys[position] for position in row])
+            inputs, labels = make_row(
+                documents, self._role_weights, self._multiple, counts, [keys[position] for position in row]
+            )
             yield inputs, (*labels, scale)
 
     def plan_for_validation(self, numbers: np.ndarray, replicas: int) -> tuple[Batch, Iterator[MicroBatch]]:
-        """As `plan` and `micro_batches`. Some documents are there again and count nothing, so that replicas get equally many."""
+        """As `plan` and `micro_batches`. Some documents are there again and count nothing, so that replicas get equally
+        many.
+        """
         spare = -len(numbers) % replicas
         batch = self.plan(np.concatenate([numbers, np.resize(numbers, spare)]))
         return batch, self.micro_batches(batch, counted=len(numbers))
@@ -78,7 +95,9 @@ class Feed:
     def _total_weight(self, numbers: np.ndarray, trained: int) -> float:
         if self._loss_mask == 0.0:
             return float(trained)
-        return float(sum(_weights(self._reader[int(number)], self._role_weights).sum(dtype=np.float64) for number in numbers))
+        return float(
+            sum(_weights(self._reader[int(number)], self._role_weights).sum(dtype=np.float64) for number in numbers)
+        )
 
 
 def make_row(
@@ -88,12 +107,17 @@ def make_row(
     counts: Sequence[bool] | None = None,
     keys: Sequence[int] | None = None,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """((ids_1T, positions_1T), (kept_N, targets_N, weights_N)). Filled up to a `multiple` of places by a document that counts nothing."""
+    """((ids_1T, positions_1T), (kept_N, targets_N, weights_N)). Filled up to a `multiple` of places by a document that
+    counts nothing.
+    """
     ids = [document.ids[:-1] for document in documents]
     positions = [np.arange(len(part)) + (key << 32) for part, key in zip(ids, keys or repeat(0), strict=False)]
     targets = np.concatenate([document.ids[1:] for document in documents])
     weights = np.concatenate(
-        [_weights(document, role_weights) * np.float32(count) for document, count in zip(documents, counts or repeat(True), strict=False)]
+        [
+            _weights(document, role_weights) * np.float32(count)
+            for document, count in zip(documents, counts or repeat(True), strict=False)
+        ]
     )
     kept = np.flatnonzero(weights)
     padding = -sum(map(len, ids)) % multiple
@@ -101,7 +125,11 @@ def make_row(
         ids.append(np.zeros(padding, ids[0].dtype))
         positions.append(np.arange(padding))
     inputs = (_row(np.concatenate(ids)), _row(np.concatenate(positions)))
-    return inputs, (torch.from_numpy(kept), torch.from_numpy(targets[kept].astype(np.int64)), torch.from_numpy(weights[kept]))
+    return inputs, (
+        torch.from_numpy(kept),
+        torch.from_numpy(targets[kept].astype(np.int64)),
+        torch.from_numpy(weights[kept]),
+    )
 
 
 def _weights(document: Document, role_weights: np.ndarray) -> np.ndarray:

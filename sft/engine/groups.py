@@ -68,7 +68,9 @@ class Together:
 
 
 def _moved_back(first: Tensor, dim: int) -> Tensor:
-    """The first dimension back to its place, as a tensor of its own. Without a copy where the dimensions before it are 1: a row is one."""
+    """The first dimension back to its place, as a tensor of its own. Without a copy where the dimensions before it are
+    1: a row is one.
+    """
     shape = first.movedim(0, dim).shape
     position = dim % first.dim()
     if all(size == 1 for size in shape[:position]):
@@ -79,13 +81,17 @@ def _moved_back(first: Tensor, dim: int) -> Tensor:
 
 
 class Communicators:
-    """One group for each distinct set of ranks: on GPUs each has buffers of its own, half a GB of them. All calls are collective."""
+    """One group for each distinct set of ranks: on GPUs each has buffers of its own, half a GB of them. All calls are
+    collective.
+    """
 
     def __init__(self) -> None:
         self._made: dict[tuple[int, ...], Any] = {tuple(range(dist.get_world_size())): dist.group.WORLD}
 
     def of(self, ranks: Iterable[int]) -> Any:
-        """The group of these ranks, formed where there is none yet. Every process asks for the same sets in the same order."""
+        """The group of these ranks, formed where there is none yet. Every process asks for the same sets in the same
+        order.
+        """
         wanted = tuple(sorted(set(ranks)))
         if wanted not in self._made:
             self._made[wanted] = dist.new_group(list(wanted))
@@ -99,7 +105,9 @@ class Communicators:
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
-        """DeepSpeed forms groups for each purpose, and again those that there are (0.19): for this while it is given ours."""
+        """DeepSpeed forms groups for each purpose, and again those that there are (0.19): for this while it is given
+        ours.
+        """
         from deepspeed import comm
 
         new_group, comm.new_group = comm.new_group, self.of
@@ -157,6 +165,13 @@ def form_groups(layout: Layout) -> Processes:
         if rank in ranks:
             replicas = Replicas(size=layout.dp, rank=coordinates.data, group=group)
     return Processes(
-        layout=layout, rank=rank, stage=coordinates.pipe, replica=coordinates.data, tensor=tensor, topology=topology, tied=tied,
-        replicas=replicas, communicators=communicators,
-    )  # fmt: skip
+        layout=layout,
+        rank=rank,
+        stage=coordinates.pipe,
+        replica=coordinates.data,
+        tensor=tensor,
+        topology=topology,
+        tied=tied,
+        replicas=replicas,
+        communicators=communicators,
+    )

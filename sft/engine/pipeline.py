@@ -1,4 +1,6 @@
-"""DeepSpeed's pipeline engine around a stage. What we rely on in DeepSpeed is named in this file, and in `start` and `groups`."""
+"""DeepSpeed's pipeline engine around a stage. What we rely on in DeepSpeed is named in this file, and in `start` and
+`groups`.
+"""
 
 from __future__ import annotations
 
@@ -45,16 +47,23 @@ class _OneStagePipeline(PipelineModule):  # type: ignore[misc]  # DeepSpeed has 
         with contextlib.redirect_stdout(io.StringIO()):  # it prints the topology
             super().__init__(
                 layers=layers, topology=processes.topology, loss_fn=loss, partition_method="uniform", dynamic_shape=True
-            )  # fmt: skip
+            )
 
 
 class Pipeline:
     """One process's part in training: iterations and validations are collective calls."""
 
     def __init__(
-        self, built: BuiltStage, processes: Processes, *, optimizer: OptimizerSpec, clip: float, device: torch.device,
-        vocabulary_size: int, is_interrupted: Callable[[], bool] = lambda: False,
-    ) -> None:  # fmt: skip
+        self,
+        built: BuiltStage,
+        processes: Processes,
+        *,
+        optimizer: OptimizerSpec,
+        clip: float,
+        device: torch.device,
+        vocabulary_size: int,
+        is_interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.built, self.processes, self.device = built, processes, device
         self._is_interrupted = is_interrupted
         self.should_stop = False  # a signal has reached some process; the same on every one, after a step
@@ -62,13 +71,21 @@ class Pipeline:
         with processes.communicators.lent():
             module = _OneStagePipeline(built.stage, processes, self.loss)
         self.optimizer = ShardedOptimizer(
-            _trained(built, processes), optimizer, Groups(tensor=processes.tensor, replicas=processes.replicas, tied=processes.tied),
-            clip=clip, device=device, votes=self._votes, approve=self._approve,
-        )  # fmt: skip
+            _trained(built, processes),
+            optimizer,
+            Groups(tensor=processes.tensor, replicas=processes.replicas, tied=processes.tied),
+            clip=clip,
+            device=device,
+            votes=self._votes,
+            approve=self._approve,
+        )
         with contextlib.redirect_stdout(io.StringIO()), processes.communicators.lent():
             self._engine, *_ = deepspeed.initialize(
-                model=module, optimizer=self.optimizer, config=_deepspeed_config(processes.layout.dp), dist_init_required=False
-            )  # fmt: skip
+                model=module,
+                optimizer=self.optimizer,
+                config=_deepspeed_config(processes.layout.dp),
+                dist_init_required=False,
+            )
         self._engine.pipeline_enable_backward_allreduce = False  # the optimizer exchanges gradients
         if built.quantized:
             widen_norms(built.stage)
@@ -88,12 +105,18 @@ class Pipeline:
 
     def evaluate(self, micro_batches: Iterator[MicroBatch], num_micro_batches: int) -> None:
         """Forward only: the last stages add to `loss.counts`."""
-        self._engine.eval_batch(micro_batches, reduce_output=None, bcast_loss=False, num_micro_batches=num_micro_batches)
+        self._engine.eval_batch(
+            micro_batches, reduce_output=None, bcast_loss=False, num_micro_batches=num_micro_batches
+        )
 
     def counts(self) -> list[float]:
-        """[weighted nll, weight, tokens predicted right, tokens] over all replicas, since the last call; the same on every process."""
+        """[weighted nll, weight, tokens predicted right, tokens] over all replicas, since the last call; the same on
+        every process.
+        """
         counts = (
-            self.loss.counts if self.processes.is_last_stage and self.processes.tensor.rank == 0 else torch.zeros_like(self.loss.counts)
+            self.loss.counts
+            if self.processes.is_last_stage and self.processes.tensor.rank == 0
+            else torch.zeros_like(self.loss.counts)
         )
         counts = counts.to(self.device)
         dist.all_reduce(counts)
@@ -104,7 +127,9 @@ class Pipeline:
         """(replica, micro-batch) of the losses that are not a number in this iteration; the same on every process."""
         mine = []
         if self.processes.is_last_stage and self.processes.tensor.rank == 0:
-            mine = [(self.processes.replica, m) for m, loss in enumerate(self.loss.losses) if not bool(torch.isfinite(loss))]
+            mine = [
+                (self.processes.replica, m) for m, loss in enumerate(self.loss.losses) if not bool(torch.isfinite(loss))
+            ]
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, mine)
         return sorted(row for rows in everyone for row in rows)
@@ -124,14 +149,22 @@ class Pipeline:
 
 def _trained(built: BuiltStage, processes: Processes) -> Trained:
     return Trained(
-        parameters=built.parameters, places=built.places, ends=(f"{built.anatomy.embedding}.weight", f"{built.anatomy.head}.weight"),
-        tied=built.tied_name, is_first_stage=processes.is_first_stage, spare=tuple(built.stage.spare),
-    )  # fmt: skip
+        parameters=built.parameters,
+        places=built.places,
+        ends=(f"{built.anatomy.embedding}.weight", f"{built.anatomy.head}.weight"),
+        tied=built.tied_name,
+        is_first_stage=processes.is_first_stage,
+        spare=tuple(built.stage.spare),
+    )
 
 
 def _deepspeed_config(dp: int) -> dict[str, Any]:
     """Neither ZeRO nor a section for bfloat16: weights and everything about their update are ours."""
     return {
-        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "train_batch_size": dp, "gradient_clipping": 0.0,
-        "steps_per_print": NEVER, "pipeline": {"use_reentrant": False, "pipe_partitioned": False, "grad_partitioned": False},
-    }  # fmt: skip
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": dp,
+        "gradient_clipping": 0.0,
+        "steps_per_print": NEVER,
+        "pipeline": {"use_reentrant": False, "pipe_partitioned": False, "grad_partitioned": False},
+    }

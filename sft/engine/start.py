@@ -28,7 +28,8 @@ def prepare_environment() -> None:
 
 
 def start_worker(timeout_seconds: float = 1800, use_gpu: bool = True, store: Any = None) -> torch.device:
-    """Connect to the other processes, which RANK, WORLD_SIZE, MASTER_ADDR and so on in the environment name. Returns this one's device.
+    """Connect to the other processes, which RANK, WORLD_SIZE, MASTER_ADDR and so on in the environment name. Returns
+    this one's device.
 
     `store` is where they have met already.
     """
@@ -41,10 +42,13 @@ def start_worker(timeout_seconds: float = 1800, use_gpu: bool = True, store: Any
     prepare_environment()
     import deepspeed
 
-    deepspeed_torch: Any = importlib.import_module("deepspeed.comm.torch")  # `from deepspeed.comm import torch` is torch itself
+    deepspeed_torch: Any = importlib.import_module(
+        "deepspeed.comm.torch"
+    )  # `from deepspeed.comm import torch` is torch itself
 
     if not has_gpu:
-        # Otherwise it compiles a shared-memory reduction at first use: 20 to 150 seconds, and a compiler is needed (DeepSpeed 0.19).
+        # Otherwise it compiles a shared-memory reduction at first use: 20 to 150 seconds, and a compiler is needed
+        # (DeepSpeed 0.19).
         deepspeed_torch.build_shm_op = lambda: None
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     backend = "nccl" if has_gpu else "gloo"

@@ -23,7 +23,14 @@ class TrainingError(Exception):
 
 
 def train(
-    pipeline: Pipeline, feed: Feed, sampler: Sampler, reader: ShardReader, *, rate: Callable[[int], float], start: int, iterations: int
+    pipeline: Pipeline,
+    feed: Feed,
+    sampler: Sampler,
+    reader: ShardReader,
+    *,
+    rate: Callable[[int], float],
+    start: int,
+    iterations: int,
 ) -> Iterator[dict[str, Any]]:
     """One record an iteration, from `start` + 1 to `iterations`."""
     for number in range(start + 1, iterations + 1):
@@ -36,11 +43,19 @@ def train(
             raise TrainingError(_not_finite(pipeline, batch, reader, number)) from None
         seconds = time.perf_counter() - began
         yield {
-            "iteration": number, "loss": result.loss, "lr": lr, "grad_norm": result.grad_norm, "documents": len(batch.numbers),
-            "tokens": batch.num_tokens, "trained_tokens": batch.num_trained, "seconds": round(seconds, 4),
-            "tokens_per_second": round(batch.num_tokens / seconds, 1), "micro_batches": batch.plan.num_micro_batches,
-            "fill": round(batch.plan.fill, 4), "balance": round(batch.plan.balance, 4),
-        }  # fmt: skip
+            "iteration": number,
+            "loss": result.loss,
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "documents": len(batch.numbers),
+            "tokens": batch.num_tokens,
+            "trained_tokens": batch.num_trained,
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(batch.num_tokens / seconds, 1),
+            "micro_batches": batch.plan.num_micro_batches,
+            "fill": round(batch.plan.fill, 4),
+            "balance": round(batch.plan.balance, 4),
+        }
 
 
 def validate(pipeline: Pipeline, feed: Feed, num_documents: int) -> dict[str, float]:
@@ -54,19 +69,29 @@ def validate(pipeline: Pipeline, feed: Feed, num_documents: int) -> dict[str, fl
     weighted, weight, right, tokens = pipeline.counts()
     loss = weighted / max(weight, 1e-30)
     return {
-        "val_loss": loss, "val_perplexity": math.exp(min(loss, 700.0)), "val_accuracy": right / max(tokens, 1.0),
-        "val_documents": num_documents, "val_seconds": round(time.perf_counter() - began, 4),
-    }  # fmt: skip
+        "val_loss": loss,
+        "val_perplexity": math.exp(min(loss, 700.0)),
+        "val_accuracy": right / max(tokens, 1.0),
+        "val_documents": num_documents,
+        "val_seconds": round(time.perf_counter() - began, 4),
+    }
 
 
 def _not_finite(pipeline: Pipeline, batch: Batch, reader: ShardReader, iteration: int) -> str:
     rows = pipeline.rows_not_finite()
     positions = [position for replica, m in rows for position in batch.plan.rows[replica][m]]
-    numbers = sorted({int(batch.numbers[position]) for position in positions} or {int(number) for number in batch.numbers})
-    places = [f"{number} ({file} line {line})" for number in numbers[:_NAMED_DOCUMENTS] for file, line in [reader.place(number)]]
+    numbers = sorted(
+        {int(batch.numbers[position]) for position in positions} or {int(number) for number in batch.numbers}
+    )
+    places = [
+        f"{number} ({file} line {line})"
+        for number in numbers[:_NAMED_DOCUMENTS]
+        for file, line in [reader.place(number)]
+    ]
     more = f" and {len(numbers) - _NAMED_DOCUMENTS} more" if len(numbers) > _NAMED_DOCUMENTS else ""
     what = "loss" if rows else "gradient"
     return (
-        f"the {what} is not a finite number in iteration {iteration}, which was not applied; documents {', '.join(places)}{more}: "
+        f"the {what} is not a finite number in iteration {iteration}, which was not applied; documents "
+        f"{', '.join(places)}{more}: "
         "look at them with `sft inspect --row`, or use a smaller --lr"
     )

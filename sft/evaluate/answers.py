@@ -1,4 +1,6 @@
-"""Answers to a data set's questions: who is asked, and the file that they go to, which is gone on with after an interruption."""
+"""Answers to a data set's questions: who is asked, and the file that they go to, which is gone on with after an
+interruption.
+"""
 
 from __future__ import annotations
 
@@ -45,12 +47,22 @@ def prompt_ids(chat: ChatFormat, example: Example) -> list[int]:
 class LocalAsker:
     """A model in this process."""
 
-    def __init__(self, loaded: LoadedModel, sampling: Sampling, batch_size: int, on_text: Callable[[int, str], None] | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        sampling: Sampling,
+        batch_size: int,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> None:
         self._loaded, self._sampling, self._batch_size = loaded, sampling, batch_size
         chat = loaded.format
         self._stops = (*sampling.stop, *chat.stop_texts)
-        on_token = (lambda number, ids: on_text(number, cut_at(chat.text(ids), self._stops))) if on_text is not None else None
-        self._decoder = Decoder(loaded.model, stop_ids=loaded.stop_ids, text_of=chat.text, stop_texts=chat.stop_texts, on_token=on_token)
+        on_token = (
+            (lambda number, ids: on_text(number, cut_at(chat.text(ids), self._stops))) if on_text is not None else None
+        )
+        self._decoder = Decoder(
+            loaded.model, stop_ids=loaded.stop_ids, text_of=chat.text, stop_texts=chat.stop_texts, on_token=on_token
+        )
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -67,7 +79,9 @@ class LocalAsker:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerAsker:
-    """A model behind an OpenAI-compatible server. With `chat`, ids of the model's own template are sent; without, the messages."""
+    """A model behind an OpenAI-compatible server. With `chat`, ids of the model's own template are sent; without, the
+    messages.
+    """
 
     client: Client
     model: str
@@ -88,7 +102,11 @@ class ServerAsker:
 
     def _answer(self, example: Example) -> Answer:
         sampling = self.sampling
-        request: dict[str, Any] = {"model": self.model, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
+        request: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+        }
         if sampling.temperature > 0:
             request |= {"top_p": sampling.top_p, "seed": sampling.seed + example.number}
             request |= {"top_k": sampling.top_k} if sampling.top_k else {}
@@ -119,7 +137,9 @@ def model_of_server(client: Client) -> str:
     except (KeyError, TypeError) as error:
         raise UserError(f"{client.url}/models lists no models: name one with --server_model") from error
     if len(names) != 1:
-        raise UserError(f"{client.url} has {len(names)} models ({', '.join(map(str, names[:5]))}): name one with --server_model")
+        raise UserError(
+            f"{client.url} has {len(names)} models ({', '.join(map(str, names[:5]))}): name one with --server_model"
+        )
     return str(names[0])
 
 

@@ -13,7 +13,9 @@ _FEWEST_ROWS = 5
 
 
 def choices_of(references: Sequence[Sequence[str]]) -> tuple[str, ...] | None:
-    """The choices of a data set whose answers are all of one kind: yes, no (and maybe), or letters. None where they are texts."""
+    """The choices of a data set whose answers are all of one kind: yes, no (and maybe), or letters. None where they are
+    texts.
+    """
     if len(references) < _FEWEST_ROWS:
         return None
     firsts = [row[0].strip() for row in references]
@@ -33,7 +35,9 @@ def leading_letter(text: str) -> str | None:
 
 
 def named_choice(answer: str, choices: Sequence[str]) -> str | None:
-    """The choice that an answer names: as its beginning, after `answer is`, or as the only one in it. None where it is not clear."""
+    """The choice that an answer names: as its beginning, after `answer is`, or as the only one in it. None where it is
+    not clear.
+    """
     if choices and choices[0] in _LETTERS:
         return _named_letter(answer, choices)
     text = answer.lower()
@@ -61,7 +65,8 @@ def _named_letter(answer: str, choices: Sequence[str]) -> str | None:
 def candidates(example: Example, choices: Sequence[str]) -> list[str] | None:
     """The texts whose likelihoods are compared, in the order of the choices. None where the row does not hold them.
 
-    They are the choices themselves, or, where answers are written as `B. text`, the lines of the question that begin with a choice.
+    They are the choices themselves, or, where answers are written as `B. text`, the lines of the question that begin
+    with a choice.
     """
     reference = example.references[0].strip()
     if choices[0] not in _LETTERS:

@@ -1,4 +1,6 @@
-"""JSON over HTTP to a server that may be slow, busy or broken: retries with back-off, a rate limit, a key that is never shown."""
+"""JSON over HTTP to a server that may be slow, busy or broken: retries with back-off, a rate limit, a key that is never
+shown.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class Client:
     retries: int = 6
     first_wait_seconds: float = 1.0
     per_minute: float = float("inf")
-    stopped: threading.Event = field(default_factory=threading.Event, repr=False)  # when set, nobody waits or tries again
+    stopped: threading.Event = field(
+        default_factory=threading.Event, repr=False
+    )  # when set, nobody waits or tries again
     _next: float = field(default=0.0, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -79,7 +83,9 @@ class Client:
                 if not may_pass or attempt == self.retries or self.stopped.is_set():
                     raise
                 asked = getattr(error, "retry_after", None)
-                self.stopped.wait(min(_MOST_WAIT_SECONDS, asked if asked is not None else wait_seconds * random.uniform(0.75, 1.25)))
+                self.stopped.wait(
+                    min(_MOST_WAIT_SECONDS, asked if asked is not None else wait_seconds * random.uniform(0.75, 1.25))
+                )
                 wait_seconds = min(wait_seconds * 2, _MOST_WAIT_SECONDS)
         raise AssertionError("unreachable")
 
@@ -104,7 +110,9 @@ class Client:
             raise self._of_status(error, path) from None
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             reason = getattr(error, "reason", None) or error
-            raise ServerError(self._without_key(f"{self.url}/{path}: {type(error).__name__}: {shorten(str(reason), 120)}")) from None
+            raise ServerError(
+                self._without_key(f"{self.url}/{path}: {type(error).__name__}: {shorten(str(reason), 120)}")
+            ) from None
         except (ValueError, RecursionError):
             raise ServerError(f"{self.url}/{path}: the answer is not JSON") from None
         if not isinstance(content, dict):
@@ -129,7 +137,9 @@ class Client:
                 body = error.read(_MOST_ERROR_BYTES).decode(errors="replace")
             except (OSError, http.client.HTTPException):
                 body = ""
-        made = ServerError(self._without_key(f"{self.url}/{path}: {error.code} {error.reason}: {shorten(body, 200)}"), error.code)
+        made = ServerError(
+            self._without_key(f"{self.url}/{path}: {error.code} {error.reason}: {shorten(body, 200)}"), error.code
+        )
         after = error.headers.get("Retry-After", "") if error.headers else ""
         if _RETRY_AFTER.fullmatch(after):  # servers may give a date instead
             made.retry_after = float(after)  # type: ignore[attr-defined]
@@ -147,7 +157,9 @@ class Client:
 def in_parallel(
     client: Client, work: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> Iterator[tuple[Item, Result | ServerError]]:
-    """Each item with its result as they are done. What ends this early, such as an interrupt, ends the client's retries too."""
+    """Each item with its result as they are done. What ends this early, such as an interrupt, ends the client's retries
+    too.
+    """
     pending: dict[Future[Result], Item] = {}
     waiting = iter(items)
     pool = ThreadPoolExecutor(workers)

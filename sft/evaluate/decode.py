@@ -1,4 +1,5 @@
-"""Writing answers: batches of similar length with a KV cache, rows that are done leave the batch. Greedy ids are those of `generate`.
+"""Writing answers: batches of similar length with a KV cache, rows that are done leave the batch. Greedy ids are those
+of `generate`.
 
 Rows are padded on the left, so all of them write at the right edge. prompt_BT are ids, mask_BT says which are real.
 """
@@ -70,9 +71,14 @@ class Decoder:
     """Bound to a model. `text_of` decodes ids, for stop texts; `on_token` is told of each row's ids so far."""
 
     def __init__(
-        self, model: Any, *, stop_ids: Sequence[int], text_of: Callable[[Sequence[int]], str], stop_texts: Sequence[str] = (),
+        self,
+        model: Any,
+        *,
+        stop_ids: Sequence[int],
+        text_of: Callable[[Sequence[int]], str],
+        stop_texts: Sequence[str] = (),
         on_token: Callable[[int, list[int]], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._model, self._text_of, self._on_token = model, text_of, on_token
         self._stop_ids, self._stop_texts = frozenset(stop_ids), tuple(stop_texts)
         accepted = inspect.signature(model.forward).parameters
@@ -82,7 +88,9 @@ class Decoder:
         self.can_batch = all(_can_lose_rows(layer) for layer in self._new_cache().layers)
 
     def write(self, prompts: Sequence[Prompt], sampling: Sampling, batch_size: int) -> Iterator[Written]:
-        """Answers in the order in which they are done. The longest prompts come first: if memory is short, that shows at once."""
+        """Answers in the order in which they are done. The longest prompts come first: if memory is short, that shows
+        at once.
+        """
         fitting = [prompt for prompt in prompts if len(prompt.ids) < self._context]
         for prompt in prompts:
             if len(prompt.ids) >= self._context:
@@ -199,5 +207,8 @@ def _choose(logits_BV: Tensor, generators: Sequence[torch.Generator | None], sam
         before_BV = sorted_BV.cumsum(-1) - sorted_BV  # what lies above a token: the first that reaches top_p is kept
         kept_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(1, order_BV, before_BV < sampling.top_p)
         probabilities_BV = probabilities_BV.masked_fill(~kept_BV, 0.0)
-    rows = [torch.multinomial(row.cpu(), 1, generator=generator) for row, generator in zip(probabilities_BV, generators, strict=True)]
+    rows = [
+        torch.multinomial(row.cpu(), 1, generator=generator)
+        for row, generator in zip(probabilities_BV, generators, strict=True)
+    ]
     return torch.cat(rows).to(logits_BV.device)

@@ -34,16 +34,30 @@ class Evaluated:
 
 
 def collect(
-    label: str, asker: Asker | None, groups: Sequence[Examples], folder: Path, tell: Tell, *,
-    model: Any = None, chat: ChatFormat | None = None, seq: int | None = None, identity: Any = None,
-) -> dict[str, list[Record]]:  # fmt: skip
+    label: str,
+    asker: Asker | None,
+    groups: Sequence[Examples],
+    folder: Path,
+    tell: Tell,
+    *,
+    model: Any = None,
+    chat: ChatFormat | None = None,
+    seq: int | None = None,
+    identity: Any = None,
+) -> dict[str, list[Record]]:
     """Ask and measure one model. What is in `folder` already is not done again."""
     found = {}
     for group in groups:
         name = _file_name(f"{label}-{group.name}")
         rows = [_row(label, group.name, example) for example in group.rows]
         if asker is not None:
-            _add_answers(rows, asker, group, folder / "answers" / f"{name}.jsonl", partial(tell, f"{label}: answers, {group.name}"))
+            _add_answers(
+                rows,
+                asker,
+                group,
+                folder / "answers" / f"{name}.jsonl",
+                partial(tell, f"{label}: answers, {group.name}"),
+            )
         if model is not None and chat is not None:
             told = partial(tell, f"{label}: likelihood, {group.name}", total=len(rows))
             with LineStore(folder / "answers" / f"{name}-likelihood.jsonl", lambda record: str(record["id"])) as store:
@@ -61,7 +75,9 @@ def _add_answers(rows: list[Record], asker: Asker, group: Examples, file: Path, 
     asked = [example for example in group.rows if example.text is None]
     with answers.open_store(file) as store:
         told = partial(tell, total=len(asked))
-        records = answers.fill(store, asker, asked, lambda example, answer: {"answer": answer.text}, told, may_hold_others=True)
+        records = answers.fill(
+            store, asker, asked, lambda example, answer: {"answer": answer.text}, told, may_hold_others=True
+        )
     for example, record in zip(asked, records, strict=True):
         own = record[answers.OWN_KEY]
         rows[example.number] |= {"answer": record["answer"], "finish": own["finish"], "tokens": own["tokens"]}
@@ -69,13 +85,17 @@ def _add_answers(rows: list[Record], asker: Asker, group: Examples, file: Path, 
 
 def measure_all(label: str, model: str, predictions: dict[str, list[Record]], processes: int = 1) -> Evaluated:
     return Evaluated(
-        label=label, model=model, predictions=predictions,
+        label=label,
+        model=model,
+        predictions=predictions,
         measures={name: scores.measures(rows, processes) for name, rows in predictions.items()},
-    )  # fmt: skip
+    )
 
 
 def summary(evaluated: Sequence[Evaluated], base: str | None, facts: dict[str, Any]) -> dict[str, Any]:
-    """scores.json: for each model and data set, and for all of them, each score with its interval; differences from the base."""
+    """scores.json: for each model and data set, and for all of them, each score with its interval; differences from the
+    base.
+    """
     models = []
     tables = [_with_all(one) for one in evaluated]
     base_table = next((table for one, table in zip(evaluated, tables, strict=True) if one.label == base), None)
@@ -83,11 +103,18 @@ def summary(evaluated: Sequence[Evaluated], base: str | None, facts: dict[str, A
         entry: dict[str, Any] = {"label": one.label, "model": one.model, "datasets": {}}
         for name, measured in table.items():
             rows = one.predictions.get(name) or [row for part in one.predictions.values() for row in part]
-            entry["datasets"][name] = {"rows": len(rows), "scores": {key: asdict(scores.score_of(part)) for key, part in measured.items()}}
+            entry["datasets"][name] = {
+                "rows": len(rows),
+                "scores": {key: asdict(scores.score_of(part)) for key, part in measured.items()},
+            }
             if base_table is not None and one.label != base:
                 others = base_table.get(name, {})
-                pairs = {key: scores.difference_of(part, others[key]) for key, part in measured.items() if key in others}
-                entry["datasets"][name]["differences"] = {key: asdict(found) for key, found in pairs.items() if found is not None}
+                pairs = {
+                    key: scores.difference_of(part, others[key]) for key, part in measured.items() if key in others
+                }
+                entry["datasets"][name]["differences"] = {
+                    key: asdict(found) for key, found in pairs.items() if found is not None
+                }
         models.append(entry)
     return {"base": base, "models": models, **facts}
 
@@ -115,18 +142,33 @@ def _with_all(one: Evaluated) -> dict[str, dict[str, Measure]]:
 
 def _row(label: str, dataset: str, example: Example) -> Record:
     return {
-        "model": label, "dataset": dataset, "row": example.number, "place": example.place, "question": example.question,
-        "references": list(example.references), "answer": None, "scores": {},
-    }  # fmt: skip
+        "model": label,
+        "dataset": dataset,
+        "row": example.number,
+        "place": example.place,
+        "question": example.question,
+        "references": list(example.references),
+        "answer": None,
+        "scores": {},
+    }
 
 
 def _likelihoods(
-    store: LineStore, group: Examples, model: Any, chat: ChatFormat, seq: int | None, identity: Any, tell: Callable[[int], None]
+    store: LineStore,
+    group: Examples,
+    model: Any,
+    chat: ChatFormat,
+    seq: int | None,
+    identity: Any,
+    tell: Callable[[int], None],
 ) -> list[Record]:
     from sft.evaluate.likelihood import answer_likelihoods, candidate_likelihoods
 
     choices = choices_of([example.references for example in group.rows if example.references])
-    ids = [fingerprint(identity, seq, example.number, example.prompt, example.references, example.text) for example in group.rows]
+    ids = [
+        fingerprint(identity, seq, example.number, example.prompt, example.references, example.text)
+        for example in group.rows
+    ]
     left = [place for place, key in enumerate(ids) if key not in store.records]
     documents: dict[int, list[Encoded]] = {place: _documents(chat, group.rows[place], seq) for place in left}
     flat = [(place, document) for place, parts in documents.items() for document in parts]
@@ -144,7 +186,9 @@ def _likelihoods(
         texts = candidates(group.rows[place], choices) if choices else None
         if choices and texts and group.rows[place].references[0].strip() in [text.strip() for text in texts]:
             example = group.rows[place]
-            answers_to = [chat.documents([*example.prompt, {"role": "assistant", "content": text}])[-1] for text in texts]
+            answers_to = [
+                chat.documents([*example.prompt, {"role": "assistant", "content": text}])[-1] for text in texts
+            ]
             found = [part.nll for part in candidate_likelihoods(model, answers_to)]
             record |= {"likeliest": texts[found.index(min(found))].strip(), "right": example.references[0].strip()}
         store.add(record)

@@ -1,6 +1,7 @@
 """A model that rates answers: one by one against references, from 0 to 1, or two against each other, in both orders.
 
-What it says is JSON and is checked; what is wrong is asked again. Every verdict is kept in judge.jsonl, and none is paid for twice.
+What it says is JSON and is checked; what is wrong is asked again. Every verdict is kept in judge.jsonl, and none is
+paid for twice.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ _CHARACTERS_A_TOKEN = 3.5
 _STOPS_ALL = (400, 401, 403, 404, 422)  # what is wrong with one request is wrong with all
 SCORE, FIRST, SECOND, TIE = "score", "first", "second", "tie"
 _RATE = 'Reply with one JSON object: {"reason": "one or two sentences", "score": a number from 0 to 1}.'
-_CHOOSE = 'Which answer is better by these criteria? Reply with one JSON object: {"reason": "...", "better": "first" or "second" or "tie"}.'
+_CHOOSE = (
+    'Which answer is better by these criteria? Reply with one JSON object: {"reason": "...", "better": "first" or '
+    '"second" or "tie"}.'
+)
 _NUMBER = {"type": "number", "minimum": 0, "maximum": 1}
 _VERDICT = {"type": "string", "enum": [FIRST, SECOND, TIE]}
 
@@ -76,7 +80,9 @@ class Judge:
         price = (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6 if prices is not None else None
         return Estimate(requests=len(left), tokens_in=tokens_in, tokens_out=tokens_out, price=price)
 
-    def ask(self, questions: Sequence[Question], tell: Callable[[int], None] = lambda done: None) -> tuple[list[Record | None], list[str]]:
+    def ask(
+        self, questions: Sequence[Question], tell: Callable[[int], None] = lambda done: None
+    ) -> tuple[list[Record | None], list[str]]:
         """A verdict for each question, None where there is none to be had, and the reasons for those."""
         left = self._left(questions)
         failures: list[str] = []
@@ -116,7 +122,12 @@ class Judge:
         raise AssertionError("unreachable")
 
     def _reply(self, messages: list[dict[str, str]], key: str) -> str:
-        request: dict[str, Any] = {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": _REPLY_TOKENS}
+        request: dict[str, Any] = {
+            "model": self._model,
+            "messages": messages,
+            "temperature": 0,
+            "max_tokens": _REPLY_TOKENS,
+        }
         try:
             content = self._client.post("chat/completions", request | (_schema(key) if self._takes_schema else {}))
         except ServerError as error:
@@ -155,12 +166,16 @@ def read_verdict(reply: str, key: str) -> Record:
 def both_orders(question: Question) -> tuple[Question, Question]:
     """The comparison, and the same with the answers exchanged: judges favour a place."""
     assert question.other is not None
-    swapped = Question(question=question.question, references=question.references, answer=question.other, other=question.answer)
+    swapped = Question(
+        question=question.question, references=question.references, answer=question.other, other=question.answer
+    )
     return question, swapped
 
 
 def preference(verdict: Record | None, swapped: Record | None) -> float | None:
-    """1 where the first answer wins in both orders, 0 where it loses in both, 0.5 for a tie, or where the order decides."""
+    """1 where the first answer wins in both orders, 0 where it loses in both, 0.5 for a tie, or where the order
+    decides.
+    """
     if verdict is None or swapped is None:
         return None
     if verdict["better"] == FIRST and swapped["better"] == SECOND:
@@ -192,4 +207,6 @@ def _part(name: str, text: str) -> str:
 def _schema(key: str) -> dict[str, Any]:
     properties = {"reason": {"type": "string"}, key: _NUMBER if key == SCORE else _VERDICT}
     schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-    return {"response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}}
+    return {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
+    }

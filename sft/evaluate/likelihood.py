@@ -1,6 +1,7 @@
 """How likely a model finds given answers: the training loss on them, in float32, and the likeliest of several.
 
-ids_BT are padded on the right: nothing looks ahead, so padding changes nothing. kept_S are the places with a learnt next token.
+ids_BT are padded on the right: nothing looks ahead, so padding changes nothing. kept_S are the places with a learnt
+next token.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class Likelihood:
 
 
 def answer_likelihoods(model: Any, documents: Sequence[Encoded]) -> Iterator[tuple[int, Likelihood]]:
-    """(number of the document, its likelihood), in batches of similar length: what training calls the loss, before it takes the mean."""
+    """(number of the document, its likelihood), in batches of similar length: what training calls the loss, before it
+    takes the mean.
+    """
     ordered = sorted(range(len(documents)), key=lambda number: -len(documents[number].ids))
     while ordered:
         width = len(documents[ordered[0]].ids)
@@ -68,7 +71,9 @@ def _batch(model: Any, documents: Sequence[Encoded]) -> list[Tensor]:
     for row, document in enumerate(documents):
         learnt_BT[row, : len(document.ids)] = torch.from_numpy(_trained(document))
     kept_S = learnt_BT.any(0)[1:].nonzero()[:, 0]
-    mask_BT = torch.arange(ids_BT.size(1), device=model.device) < torch.tensor([[len(d.ids)] for d in documents], device=model.device)
+    mask_BT = torch.arange(ids_BT.size(1), device=model.device) < torch.tensor(
+        [[len(d.ids)] for d in documents], device=model.device
+    )
     choosing = "logits_to_keep" in inspect.signature(model.forward).parameters
     more = {"logits_to_keep": kept_S} if choosing else {}  # the head is what costs, and most places are the question's
     logits_BSV = model(input_ids=ids_BT[:, :-1], attention_mask=mask_BT[:, :-1].long(), use_cache=False, **more).logits

@@ -1,4 +1,6 @@
-"""A JSONL file that grows by whole lines and goes on where it was interrupted: each object has a key by which it is known again."""
+"""A JSONL file that grows by whole lines and goes on where it was interrupted: each object has a key by which it is
+known again.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,18 @@ class LineStore:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
         except BlockingIOError as error:
-            raise UserError(f"{path} is being written by another process: wait for it, or give another place") from error
+            raise UserError(
+                f"{path} is being written by another process: wait for it, or give another place"
+            ) from error
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}: give another place") from error
 
     def __enter__(self) -> LineStore:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -50,7 +56,9 @@ class LineStore:
             self._file.write(as_line(record))
             self._file.flush()
         except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror}: the same command goes on from here") from error
+            raise UserError(
+                f"{self.path} cannot be written: {error.strerror}: the same command goes on from here"
+            ) from error
 
     def replace(self, records: Iterable[Record]) -> None:
         """The whole file anew, in this order: a reader sees the old one or the new one."""
@@ -61,7 +69,9 @@ class LineStore:
                     file.write(as_line(record))
             os.replace(scratch, self.path)
         except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror}: check the folder and the room on the disk") from error
+            raise UserError(
+                f"{self.path} cannot be written: {error.strerror}: check the folder and the room on the disk"
+            ) from error
 
     def _read(self) -> None:
         self._file.seek(0)
@@ -77,7 +87,9 @@ class LineStore:
                 self.records[self._key_of(record)] = record
             except (ValueError, KeyError, TypeError) as error:
                 remedy = "remove it, or give another place"
-                raise UserError(f"{self.path} line {number} was not written by this command ({shorten(error)}): {remedy}") from error
+                raise UserError(
+                    f"{self.path} line {number} was not written by this command ({shorten(error)}): {remedy}"
+                ) from error
 
 
 def as_line(record: Record) -> bytes:

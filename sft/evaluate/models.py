@@ -1,4 +1,6 @@
-"""What MODEL_DIR means: a Hugging Face folder, a run, a checkpoint, an adapter on its base, a GGUF file or a Hub id; and loading it."""
+"""What MODEL_DIR means: a Hugging Face folder, a run, a checkpoint, an adapter on its base, a GGUF file or a Hub id;
+and loading it.
+"""
 
 from __future__ import annotations
 
@@ -65,9 +67,12 @@ def find_model(given: str) -> ModelPlace:
     if any(path.glob("step-*/manifest.json")):
         return _checkpoint(None, path)
     if (path / "run.toml").exists():
-        raise UserError(f"{given} is a run without a model or a checkpoint yet: wait for its first checkpoint (--save_interval)")
+        raise UserError(
+            f"{given} is a run without a model or a checkpoint yet: wait for its first checkpoint (--save_interval)"
+        )
     raise UserError(
-        f"{given} is no model: give a Hugging Face folder (config.json and *.safetensors), a run's folder, a step-... or adapter folder, "
+        f"{given} is no model: give a Hugging Face folder (config.json and *.safetensors), a run's folder, a step-... "
+        "or adapter folder, "
         "a .gguf file, or a Hub id"
     )
 
@@ -78,14 +83,21 @@ def base_of(place: ModelPlace) -> str:
         return str(place.folder)
     folder = place.training.get("resolved", {}).get("base_folder")
     if not isinstance(folder, str):
-        raise UserError(f"--compare base: {place.folder} has no training.json that names its base model: give the base's folder")
+        raise UserError(
+            f"--compare base: {place.folder} has no training.json that names its base model: give the base's folder"
+        )
     if not Path(folder).is_dir():
         raise UserError(f"--compare base: the base model was in {folder}, which is gone: give its folder")
     return folder
 
 
 def load_model(
-    place: ModelPlace, *, template: str = "auto", borrowed: ChatTemplate | None = None, device: str | None = None, dtype: str | None = None
+    place: ModelPlace,
+    *,
+    template: str = "auto",
+    borrowed: ChatTemplate | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
 ) -> LoadedModel:
     """Weights and chat format. On the CPU in float32, on a GPU as the files are, unless `dtype` says otherwise."""
     import torch
@@ -97,19 +109,30 @@ def load_model(
     check_sizes(read_json(place.folder / "config.json"), place.folder / "config.json")
     chat = open_format(place.tokenizer_folder, template, borrowed)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, None: torch.float32 if device == "cpu" else "auto"}[dtype]
+    kind = {
+        "fp32": torch.float32,
+        "bf16": torch.bfloat16,
+        "fp16": torch.float16,
+        None: torch.float32 if device == "cpu" else "auto",
+    }[dtype]
     spread = {"device_map": "auto"} if device == "auto" else {}
     if spread and importlib.util.find_spec("accelerate") is None:
-        raise UserError("--device auto spreads a model over GPUs with accelerate: pip install accelerate, or give cuda:0 or cpu")
+        raise UserError(
+            "--device auto spreads a model over GPUs with accelerate: pip install accelerate, or give cuda:0 or cpu"
+        )
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(place.folder, dtype=kind, **spread)
         if place.adapter is not None:
             model = _with_adapter(model, place.adapter, chat)
         model = model if spread else model.to(device)
     except torch.OutOfMemoryError as error:
-        raise UserError(f"{place.folder} does not fit into the memory of {device}: use --dtype bf16, or --device auto") from error
+        raise UserError(
+            f"{place.folder} does not fit into the memory of {device}: use --dtype bf16, or --device auto"
+        ) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"{place.folder} cannot be loaded by transformers ({type(error).__name__}: {shorten(error, 200)})") from error
+        raise UserError(
+            f"{place.folder} cannot be loaded by transformers ({type(error).__name__}: {shorten(error, 200)})"
+        ) from error
     return LoadedModel(place=place, model=model.eval(), format=chat, stop_ids=_stop_ids(model, chat))
 
 
@@ -137,7 +160,7 @@ def _hugging_face(folder: Path, run: Path | None, label: str) -> ModelPlace:
     training = read_training(folder)
     return ModelPlace(
         label=label, folder=folder, tokenizer_folder=folder, run=run, training=training, fingerprint=_identity(folder)
-    )  # fmt: skip
+    )
 
 
 def _adapter(folder: Path, run: Path | None) -> ModelPlace:
@@ -145,24 +168,34 @@ def _adapter(folder: Path, run: Path | None) -> ModelPlace:
         base = json.loads((folder / ADAPTER).read_text())["base_model_name_or_path"]
         assert isinstance(base, str)
     except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
-        raise UserError(f"{folder / ADAPTER} names no base_model_name_or_path: write the base's folder or Hub id there") from error
+        raise UserError(
+            f"{folder / ADAPTER} names no base_model_name_or_path: write the base's folder or Hub id there"
+        ) from error
     try:
         base_folder = resolve(base)
     except UserError as error:
         raise UserError(f"{folder} is an adapter of {base}, which is not to be had ({error})") from error
     own = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
     return ModelPlace(
-        label=run.resolve().name if run is not None else folder.resolve().name, folder=base_folder,
-        tokenizer_folder=folder if own else base_folder, adapter=folder, run=run, training=read_training(folder),
+        label=run.resolve().name if run is not None else folder.resolve().name,
+        folder=base_folder,
+        tokenizer_folder=folder if own else base_folder,
+        adapter=folder,
+        run=run,
+        training=read_training(folder),
         fingerprint=(*_identity(folder), *_identity(base_folder)),
-    )  # fmt: skip
+    )
 
 
 def _checkpoint(step: Path | None, run: Path) -> ModelPlace:
     return ModelPlace(
-        label=run.resolve().name, folder=run, tokenizer_folder=run, checkpoint=step or run, run=run,
+        label=run.resolve().name,
+        folder=run,
+        tokenizer_folder=run,
+        checkpoint=step or run,
+        run=run,
         fingerprint=tuple(sorted(str(path) for path in run.glob("step-*"))),
-    )  # fmt: skip
+    )
 
 
 def exported(place: ModelPlace, folder: Path, export: Callable[[Path, Path], None]) -> ModelPlace:

@@ -20,7 +20,9 @@ _FILLED = re.compile(r"(?<!\{)\{[^{}]+\}")
 def specs_for(
     files: Sequence[str], typed: Mapping[str, Any], training: Mapping[str, Any], config: Path | None = None
 ) -> tuple[DatasetSpec, ...]:
-    """One data set for each file, and those of a recipe. `typed` are flags that were given; `training` is training.json."""
+    """One data set for each file, and those of a recipe. `typed` are flags that were given; `training` is
+    training.json.
+    """
     recipe = read_data(config) if config is not None else None
     listed = (recipe.validation or recipe.training) if recipe is not None else ()
     if config is not None and not listed:
@@ -63,7 +65,9 @@ def _datasets(training: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _reading_of(dataset: Mapping[str, Any]) -> dict[str, Any]:
     known = {field.name for field in fields(DatasetSpec)} - {"files", "name", "weight", "samples"}
-    reading = {key: value for key, value in (dataset.get("reading") or {}).items() if key in known and value is not None}
+    reading = {
+        key: value for key, value in (dataset.get("reading") or {}).items() if key in known and value is not None
+    }
     if isinstance(reading.get("clean"), dict):
         reading["clean"] = Cleaning(**reading["clean"])
     return reading

@@ -1,7 +1,7 @@
 """Scores of a data set with bootstrap intervals, and differences between two models on the same rows.
 
-A measure is a row of numbers for each answer, NK, and a function from their sum, K, to the score. So a resample of the rows is a weighted
-sum, for means, perplexity, BLEU and chrF alike, and two models are resampled alike.
+A measure is a row of numbers for each answer, NK, and a function from their sum, K, to the score. So a resample of the
+rows is a weighted sum, for means, perplexity, BLEU and chrF alike, and two models are resampled alike.
 """
 
 from __future__ import annotations
@@ -32,10 +32,21 @@ PERCENT = (
     "judge_wins",
 )
 NAMES = {
-    "perplexity": "perplexity", "exact_match": "exact match", "f1": "token F1", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum", "bleu": "BLEU", "chrf": "chrF", "accuracy": "accuracy",
-    "accuracy_likelihood": "accuracy by likelihood", "stopped": "ended by itself", "judge": "judge", "judge_wins": "judge: preferred",
-}  # fmt: skip
+    "perplexity": "perplexity",
+    "exact_match": "exact match",
+    "f1": "token F1",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "rougeLsum": "ROUGE-Lsum",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "accuracy": "accuracy",
+    "accuracy_likelihood": "accuracy by likelihood",
+    "stopped": "ended by itself",
+    "judge": "judge",
+    "judge_wins": "judge: preferred",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +75,9 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Another model's score minus the base's, on the rows that both have. `p` is that of a paired bootstrap, two-sided."""
+    """Another model's score minus the base's, on the rows that both have. `p` is that of a paired bootstrap,
+    two-sided.
+    """
 
     value: float
     low: float
@@ -74,12 +87,20 @@ class Difference:
 
 
 def measures(predictions: Sequence[Mapping[str, Any]], processes: int = 1) -> list[Measure]:
-    """All that can be measured of one model's predictions on one data set; also adds each row's own scores to it, under `scores`."""
+    """All that can be measured of one model's predictions on one data set; also adds each row's own scores to it, under
+    `scores`.
+    """
     found = []
-    likely = [(place, row["nll"], row["answer_tokens"]) for place, row in enumerate(predictions) if row.get("nll") is not None]
+    likely = [
+        (place, row["nll"], row["answer_tokens"]) for place, row in enumerate(predictions) if row.get("nll") is not None
+    ]
     if likely:
         counts = np.array([[nll, tokens] for _, nll, tokens in likely], dtype=np.float64)
-        found.append(Measure(name="perplexity", counts=counts, finish=_perplexity, rows=np.array([place for place, *_ in likely])))
+        found.append(
+            Measure(
+                name="perplexity", counts=counts, finish=_perplexity, rows=np.array([place for place, *_ in likely])
+            )
+        )
     answered = [place for place, row in enumerate(predictions) if row.get("answer") is not None and row["references"]]
     if answered:
         found += _of_answers(predictions, answered, processes)
@@ -140,7 +161,9 @@ def joined(parts: Sequence[Measure]) -> Measure:
     """The same measure over several data sets, each row counting the same."""
     offsets = np.cumsum([0, *(int(part.rows.max()) + 1 for part in parts)])
     rows = np.concatenate([part.rows + offset for part, offset in zip(parts, offsets[:-1], strict=True)])
-    return Measure(name=parts[0].name, counts=np.concatenate([part.counts for part in parts]), finish=parts[0].finish, rows=rows)
+    return Measure(
+        name=parts[0].name, counts=np.concatenate([part.counts for part in parts]), finish=parts[0].finish, rows=rows
+    )
 
 
 def _mean(name: str, values: Sequence[float], rows: Sequence[int]) -> Measure:

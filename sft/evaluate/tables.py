@@ -1,4 +1,6 @@
-"""scores.json as tables for people: terminal, CSV, XLSX, HTML. A line for each data set and score, a column for each model."""
+"""scores.json as tables for people: terminal, CSV, XLSX, HTML. A line for each data set and score, a column for each
+model.
+"""
 
 from __future__ import annotations
 
@@ -105,11 +107,15 @@ def write_xlsx(summary: Mapping[str, Any], path: Path) -> None:
         cell.font = Font(bold=True)
     sheet.freeze_panes = "C2"
     for column in sheet.columns:
-        sheet.column_dimensions[column[0].column_letter].width = min(40, 3 + max(len(str(cell.value or "")) for cell in column))
+        sheet.column_dimensions[column[0].column_letter].width = min(
+            40, 3 + max(len(str(cell.value or "")) for cell in column)
+        )
     try:
         book.save(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}: close it elsewhere, or give another --out") from error
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}: close it elsewhere, or give another --out"
+        ) from error
 
 
 def as_html(summary: Mapping[str, Any]) -> str:
@@ -118,7 +124,9 @@ def as_html(summary: Mapping[str, Any]) -> str:
     base = summary["base"]
     heads = ["data", "score"]
     for label in labels:
-        heads += [label + (" (base)" if label == base else "")] + (["difference"] if base is not None and label != base else [])
+        heads += [label + (" (base)" if label == base else "")] + (
+            ["difference"] if base is not None and label != base else []
+        )
     rows = []
     for line in lines_of(summary):
         cells = [_td(line.dataset), _td(line.name)]
@@ -133,9 +141,12 @@ def as_html(summary: Mapping[str, Any]) -> str:
     body = "\n".join(rows)
     note = "Intervals: 95 %, bootstrap. p: paired bootstrap, two-sided; coloured where below 0.05."
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison</title><style>:root{color-scheme:light dark}'
-        "body{font:15px system-ui,sans-serif;margin:2rem}table{border-collapse:collapse}th,td{padding:.3rem .8rem;text-align:left;"
-        "border-bottom:1px solid #8884}.n{text-align:right;font-variant-numeric:tabular-nums}.up{color:#2e9e4f}.down{color:#d64545}"
+        '<!doctype html><html lang="en"><meta '
+        'charset="utf-8"><title>Comparison</title><style>:root{color-scheme:light dark}'
+        "body{font:15px system-ui,sans-serif;margin:2rem}table{border-collapse:collapse}th,td{padding:.3rem "
+        ".8rem;text-align:left;"
+        "border-bottom:1px solid "
+        "#8884}.n{text-align:right;font-variant-numeric:tabular-nums}.up{color:#2e9e4f}.down{color:#d64545}"
         f"</style><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table><p>{note}</p></html>\n"
     )
 
@@ -184,7 +195,9 @@ def _difference(line: Line, cell: Cell) -> str:
     if cell.difference is None or cell.p is None:
         return ""
     digits = 2 if line.measure in LOWER_IS_BETTER else 1
-    return f"{cell.difference * _scale(line):+,.{digits}f} (p {'<' if cell.p <= 0.002 else '='} {max(cell.p, 0.002):.3g})"
+    return (
+        f"{cell.difference * _scale(line):+,.{digits}f} (p {'<' if cell.p <= 0.002 else '='} {max(cell.p, 0.002):.3g})"
+    )
 
 
 def _finite(value: float | None) -> float | None:

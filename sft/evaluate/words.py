@@ -1,4 +1,6 @@
-"""Scores of one answer against its references: exact match and F1 after SQuAD's normalisation, ROUGE. BLEU and chrF as sums to add up."""
+"""Scores of one answer against its references: exact match and F1 after SQuAD's normalisation, ROUGE. BLEU and chrF as
+sums to add up.
+"""
 
 from __future__ import annotations
 
@@ -71,14 +73,18 @@ def _rouge_rows(pairs: Sequence[Pair]) -> list[tuple[float, ...]]:
 
 
 def corpus_sums(metric: str, pairs: Sequence[Pair]) -> tuple[np.ndarray, Callable[[np.ndarray], float]]:
-    """sacrebleu's counts of each answer, NK, and what turns their sum, K, into the score of all: so samples of rows are cheap to score."""
+    """sacrebleu's counts of each answer, NK, and what turns their sum, K, into the score of all: so samples of rows are
+    cheap to score.
+    """
     try:
         from sacrebleu.metrics import BLEU, CHRF
     except ImportError as error:
         raise UserError(_MISSING) from error
     scorer: Any = BLEU() if metric == "bleu" else CHRF()
     most = max(len(references) for _, references in pairs)
-    streams = [[references[index] if index < len(references) else None for _, references in pairs] for index in range(most)]
+    streams = [
+        [references[index] if index < len(references) else None for _, references in pairs] for index in range(most)
+    ]
     # Both methods are what sacrebleu's own bootstrap is made of; tests/unit/test_scores.py compares with corpus_score.
     counts = np.array(scorer._extract_corpus_statistics([answer for answer, _ in pairs], streams), dtype=np.float64)
     return counts, lambda sums: float(scorer._compute_score_from_stats([int(value) for value in sums.round()]).score)

@@ -1,4 +1,6 @@
-"""Where node 0 lets the others in: whoever connects and says which run and which node it is. Anybody else is let go of."""
+"""Where node 0 lets the others in: whoever connects and says which run and which node it is. Anybody else is let go
+of.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,11 @@ def hello(run: str, node: int, host: str) -> dict[str, object]:
 
 
 class Door:
-    """Listens from the beginning, so that nodes that come early find somebody. A thread reads from all that connect at once.
+    """Listens from the beginning, so that nodes that come early find somebody. A thread reads from all that connect at
+    once.
 
-    A port in a network is probed, by scanners and by programs that have the wrong number: none of them may keep a node out.
+    A port in a network is probed, by scanners and by programs that have the wrong number: none of them may keep a node
+    out.
     """
 
     def __init__(self, listening: socket.socket) -> None:

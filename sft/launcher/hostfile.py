@@ -23,8 +23,21 @@ from tokenize_data.errors import UserError, shorten
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15")
 _SSH_FAILED, _POLL_SECONDS = 255, 0.1
 _LINE = re.compile(r"(?P<host>[^\s\x00-\x1f\x7f]+)(\s+slots\s*=\s*(?P<slots>[0-9]{1,6}))?")
-# What decides how processes find programs and each other. Nothing that is secret: command lines can be seen by all users of a host.
-_PASSED = ("NCCL_", "GLOO_", "UCX_", "FI_", "OMP_", "CUDA_", "TORCH_", "SFT_TRACEBACK", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+# What decides how processes find programs and each other. Nothing that is secret: command lines can be seen by all
+# users of a host.
+_PASSED = (
+    "NCCL_",
+    "GLOO_",
+    "UCX_",
+    "FI_",
+    "OMP_",
+    "CUDA_",
+    "TORCH_",
+    "SFT_TRACEBACK",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+)
 _PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
@@ -41,7 +54,9 @@ def read_hostfile(path: Path) -> list[HostLine]:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--hostfile {path} cannot be read ({shorten(error, 80)}): it is text, a line for each host") from error
+        raise UserError(
+            f"--hostfile {path} cannot be read ({shorten(error, 80)}): it is text, a line for each host"
+        ) from error
     hosts: list[HostLine] = []
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.partition("#")[0].strip()
@@ -57,7 +72,9 @@ def read_hostfile(path: Path) -> list[HostLine]:
         raise UserError(f"{path} names no host: write lines as node1 slots=8")
     if len({one.slots for one in hosts}) > 1:
         counts = ", ".join(f"{one.host} {one.slots or 'none'}" for one in hosts)
-        raise UserError(f"{path} gives hosts different slots ({counts}): every node runs as many processes; give all the same")
+        raise UserError(
+            f"{path} gives hosts different slots ({counts}): every node runs as many processes; give all the same"
+        )
     if hosts[0].slots == 0:
         raise UserError(f"{path}: slots=0 leaves no process: give the number of GPUs of a host")
     return hosts
@@ -75,7 +92,7 @@ def run(config: TrainConfig, argv: Sequence[str]) -> int:
     nodes = [
         _Node(number, one, _remote_command(one, argv, number, len(hosts), address, config.nproc_per_node))
         for number, one in enumerate(hosts)
-    ]  # fmt: skip
+    ]
 
     def pass_on(number: int, frame: object) -> None:
         for node in nodes:
@@ -89,15 +106,25 @@ def run(config: TrainConfig, argv: Sequence[str]) -> int:
             signal.signal(number, handler)
     if unreached is not None:
         what = f"ssh to {unreached} failed, or `sft` was killed there"
-        sys.stderr.write(f"sft train: {what}: see that `ssh {unreached} true` works without a password, and what is said above\n")
+        sys.stderr.write(
+            f"sft train: {what}: see that `ssh {unreached} true` works without a password, and what is said above\n"
+        )
         return processes.EXIT_FAILED
     code = next((code for code in codes if code), processes.EXIT_OK)
-    known = (processes.EXIT_OK, processes.EXIT_FINISHED, processes.EXIT_USER_ERROR, processes.EXIT_FAILED, processes.EXIT_PREEMPTED)
+    known = (
+        processes.EXIT_OK,
+        processes.EXIT_FINISHED,
+        processes.EXIT_USER_ERROR,
+        processes.EXIT_FAILED,
+        processes.EXIT_PREEMPTED,
+    )
     return processes.as_exit_code("train", f"`sft` on {hosts[codes.index(code)].host}", code, known)
 
 
 class _Node:
-    """`sft` on one host. Its standard input carries signals; where that is closed, as this process died, it saves and ends."""
+    """`sft` on one host. Its standard input carries signals; where that is closed, as this process died, it saves and
+    ends.
+    """
 
     def __init__(self, number: int, line: HostLine, command: list[str]) -> None:
         self.host = line.host
@@ -105,7 +132,10 @@ class _Node:
         self._process: subprocess.Popen[bytes] = subprocess.Popen(command, start_new_session=True, **pipes)  # type: ignore[call-overload]
         prefix = b"" if number == 0 else f"{line.host}: ".encode()
         streams = ((self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr))
-        self._shown = [threading.Thread(target=_show, args=(source, target.buffer, prefix), daemon=True) for source, target in streams]
+        self._shown = [
+            threading.Thread(target=_show, args=(source, target.buffer, prefix), daemon=True)
+            for source, target in streams
+        ]
         for thread in self._shown:
             thread.start()
 
@@ -128,7 +158,9 @@ class _Node:
 
 
 def _wait(nodes: Sequence[_Node]) -> tuple[list[int], str | None]:
-    """(exit codes, the host that was not reached). Where there is one, the others, which would wait for it, are ended."""
+    """(exit codes, the host that was not reached). Where there is one, the others, which would wait for it, are
+    ended.
+    """
     codes: dict[int, int] = {}
     unreached: str | None = None
     while len(codes) < len(nodes):
@@ -151,7 +183,9 @@ def _show(source: IO[bytes], target: IO[bytes], prefix: bytes) -> None:
         target.flush()
 
 
-def _remote_command(line: HostLine, argv: Sequence[str], number: int, nodes: int, address: str, given: int | None) -> list[str]:
+def _remote_command(
+    line: HostLine, argv: Sequence[str], number: int, nodes: int, address: str, given: int | None
+) -> list[str]:
     flags = [*_without_hostfile(argv), "--nodes", str(nodes), "--rank", str(number), "--addr", address]
     if given is None and line.slots is not None:
         flags += ["--nproc_per_node", str(line.slots)]

@@ -1,4 +1,6 @@
-"""From the command to processes: tokenise, decide, show, ask, start. In a process that was started as a worker, only the last."""
+"""From the command to processes: tokenise, decide, show, ask, start. In a process that was started as a worker, only
+the last.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,17 @@ from typing import Any
 
 from rich.console import Console
 
-from sft.config.train import TrainConfig
-from sft.worker import ending
-from sft.launcher import hostfile, lease, nodes, processes, torchrun
 from sft.checkpoint import hub
+from sft.config.train import TrainConfig
+from sft.launcher import hostfile, lease, nodes, processes, torchrun
+from sft.observe.header import header, iterations_text
+from sft.observe.trackers import check_trackers
 from sft.resolve.base import find_base_model
 from sft.resolve.devices import prepare_gpus, visible_gpus
 from sft.resolve.identity import refuse_another
 from sft.resolve.prepare import Job, facts_of, make_job, placement_warning, tokenise
 from sft.spec import run_folder
-from sft.observe.header import header, iterations_text
-from sft.observe.trackers import check_trackers
+from sft.worker import ending
 from tokenize_data.bases import known_documents
 from tokenize_data.errors import UserError
 
@@ -76,7 +78,9 @@ def _code_if_finished(job: Job) -> int | None:
         _push(job, job.config.push_to_hub)
         return processes.EXIT_OK
     what = "adapter" if job.config.lora else "model"
-    sys.stderr.write(f"sft train: this run is finished: its {what} is in {job.result_folder}; --id NAME repeats it from scratch\n")
+    sys.stderr.write(
+        f"sft train: this run is finished: its {what} is in {job.result_folder}; --id NAME repeats it from scratch\n"
+    )
     return processes.EXIT_FINISHED
 
 
@@ -99,14 +103,19 @@ def _compare_documents(job: Job) -> None:
     file = job.config.checkpoints_file
     known = known_documents(job.config.run_name, Path(file) if file else None)
     if known is not None and known != len(job.reader):
-        counts = f"[documents] of checkpoints.toml says {known:,} for {job.config.run_name}, the shards have {len(job.reader):,}"
+        counts = (
+            f"[documents] of checkpoints.toml says {known:,} for {job.config.run_name}, the shards have "
+            f"{len(job.reader):,}"
+        )
         sys.stderr.write(f"sft train: warning: {counts}: the shards' number is used\n")
 
 
 def _ask(calculation: str, iterations: int) -> int | None:
     """The number of iterations that a person accepts, None where they say no."""
     if not sys.stdin.isatty():
-        raise UserError(f"--no_autoaccept_iters asks, and there is no terminal: {calculation}; accept it with --iters {iterations}")
+        raise UserError(
+            f"--no_autoaccept_iters asks, and there is no terminal: {calculation}; accept it with --iters {iterations}"
+        )
     while True:
         try:
             answer = input(f"Accept {iterations} iterations? [y/n/number] ").strip().lower()
@@ -131,9 +140,16 @@ def _start_here(job: Job, place: processes.Place, end: processes.End | None, *, 
         flags = nodes.workers_flags(argv, job)
         for attempt in range(config.max_restarts + 1):
             code = processes.start("train", flags, place, stacks=job.folder / "stacks", threads=threads, end=end)
-            if code != processes.EXIT_FAILED or attempt == config.max_restarts or (end is not None and end.reason is not None):
+            if (
+                code != processes.EXIT_FAILED
+                or attempt == config.max_restarts
+                or (end is not None and end.reason is not None)
+            ):
                 break
-            sys.stderr.write(f"sft train: starting again from the latest checkpoint (restart {attempt + 1} of {config.max_restarts})\n")
+            sys.stderr.write(
+                f"sft train: starting again from the latest checkpoint (restart {attempt + 1} of "
+                f"{config.max_restarts})\n"
+            )
         return _pushed(job, code)
 
 

@@ -17,7 +17,14 @@ from tokenize_data import lock
 from tokenize_data.errors import UserError
 
 NAME = ".lease.json"
-_KINDS: dict[str, Any] = {"host": str, "boot": str, "pid": int, "started": str | None, "renewed": float | int, "token": str}
+_KINDS: dict[str, Any] = {
+    "host": str,
+    "boot": str,
+    "pid": int,
+    "started": str | None,
+    "renewed": float | int,
+    "token": str,
+}
 _LATEST_SECONDS = 1e12  # since the epoch
 RENEW_SECONDS, EXPIRY_SECONDS, WATCH_SECONDS = 10.0, 60.0, 25.0
 
@@ -37,7 +44,9 @@ def held(folder: Path, watch_seconds: float = WATCH_SECONDS) -> Iterator[None]:
         stop.set()
         renewing.join()
         if (content := _read(file)) is not None and content.get("token") == token:
-            with contextlib.suppress(OSError):  # a folder that cannot be written to any more is no reason to hide why the run ended
+            with contextlib.suppress(
+                OSError
+            ):  # a folder that cannot be written to any more is no reason to hide why the run ended
                 file.unlink()
 
 
@@ -54,7 +63,9 @@ def is_free(folder: Path, wait_seconds: float) -> bool:
 def _take(file: Path, token: str, watch_seconds: float) -> None:
     while not _created(file, token):
         content = _read(file)
-        if content is None:  # given up meanwhile, half written by one that died, or no lease; a holder that lives writes it again
+        if (
+            content is None
+        ):  # given up meanwhile, half written by one that died, or no lease; a holder that lives writes it again
             if file.exists() and _unchanged(file, 1.0 if _is_empty(file) else watch_seconds):
                 _remove(file, None)
             continue
@@ -74,7 +85,9 @@ def _why_alive(file: Path, content: dict[str, Any], watch_seconds: float) -> str
         return age if _start_of(content["pid"]) == content["started"] else None
     if 0 <= _age(file) < EXPIRY_SECONDS:
         return age
-    return None if _unchanged(file, watch_seconds) else age  # clocks of two hosts may differ: what counts is that nobody renews it
+    return (
+        None if _unchanged(file, watch_seconds) else age
+    )  # clocks of two hosts may differ: what counts is that nobody renews it
 
 
 def _created(file: Path, token: str) -> bool:
@@ -151,7 +164,14 @@ def _age(file: Path) -> float:
 
 def _content(token: str) -> str:
     pid = os.getpid()
-    facts = {"host": platform.node(), "boot": _boot(), "pid": pid, "started": _start_of(pid), "renewed": time.time(), "token": token}
+    facts = {
+        "host": platform.node(),
+        "boot": _boot(),
+        "pid": pid,
+        "started": _start_of(pid),
+        "renewed": time.time(),
+        "token": token,
+    }
     return json.dumps(facts)
 
 
@@ -162,7 +182,9 @@ def _boot() -> str:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process began: numbers of processes are used again. None where there is none (or one that is only a name)."""
+    """When a process began: numbers of processes are used again. None where there is none (or one that is only a
+    name).
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

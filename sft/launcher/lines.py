@@ -1,4 +1,6 @@
-"""Messages between the nodes of a run: JSON objects, one a line, over a connection that may turn out to be anybody's."""
+"""Messages between the nodes of a run: JSON objects, one a line, over a connection that may turn out to be
+anybody's.
+"""
 
 from __future__ import annotations
 

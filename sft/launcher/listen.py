@@ -14,13 +14,15 @@ _EVERYWHERE = ""
 def listen(address: str, port: int, *, is_for_other_hosts: bool, backlog: int = 128) -> socket.socket:
     """Listens on `address` alone, so that nobody on another network of this host can reach it.
 
-    On every interface only where the name leads here by a way that no other host could take: a host's own name is 127.0.1.1 on many
-    systems.
+    On every interface only where the name leads here by a way that no other host could take: a host's own name is
+    127.0.1.1 on many systems.
     """
     place = _resolved(address)
     if is_for_other_hosts and not _is_loopback_typed(address) and ipaddress.ip_address(place).is_loopback:
         place = _EVERYWHERE
-    return socket.create_server((place, port), family=socket.AF_INET6 if ":" in place else socket.AF_INET, backlog=backlog)
+    return socket.create_server(
+        (place, port), family=socket.AF_INET6 if ":" in place else socket.AF_INET, backlog=backlog
+    )
 
 
 def listen_or_everywhere(address: str, port: int, *, is_for_other_hosts: bool) -> socket.socket:

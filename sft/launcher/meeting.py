@@ -1,7 +1,8 @@
-"""Nodes of a run meet before any process starts: node 0 decides, the others wait, compare what they have, and start together.
+"""Nodes of a run meet before any process starts: node 0 decides, the others wait, compare what they have, and start
+together.
 
-The connections stay open while the run goes on: a node that is lost, or fails, ends the attempt on all nodes, with its name. Node 0 listens
-until the end, so that for another attempt the others, or others in their place, come back to it.
+The connections stay open while the run goes on: a node that is lost, or fails, ends the attempt on all nodes, with its
+name. Node 0 listens until the end, so that for another attempt the others, or others in their place, come back to it.
 """
 
 from __future__ import annotations
@@ -18,17 +19,23 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from sft.launcher.listen import listen
 from sft.launcher.door import Arrival, Door, hello
 from sft.launcher.lines import Line, reason_of, watch
+from sft.launcher.listen import listen
 from sft.launcher.preflight import Ready
 from tokenize_data.errors import UserError
 
 _RETRY_SECONDS, _TELL_SECONDS, _LOOK_SECONDS = 0.5, 15.0, 0.5
 # What node 0 decides, and of which type.
 _DECISION: Mapping[str, type] = {
-    "iters": int, "has_validation": bool, "folder": str, "token": str, "restarts_left": int, "rank": int, "nodes": int,
-}  # fmt: skip
+    "iters": int,
+    "has_validation": bool,
+    "folder": str,
+    "token": str,
+    "restarts_left": int,
+    "rank": int,
+    "nodes": int,
+}
 
 
 class Host:
@@ -73,7 +80,10 @@ class Host:
             line.close()
             return
         if arrival.run != self._run:
-            why = f"this is the meeting of --run_name {self._run}, not of {arrival.run}: give each run a --port of its own"
+            why = (
+                f"this is the meeting of --run_name {self._run}, not of {arrival.run}: give each run a --port of "
+                "its own"
+            )
         elif not 0 < node < self._nodes:
             why = f"--rank {node} is none of 0 to {self._nodes - 1}: give each of the {self._nodes} nodes its own"
         elif node in self._lines and self._lines[node].is_waiting:
@@ -92,12 +102,18 @@ class Host:
             self._lines.pop(node).close()
             self._say(f"node {node} ({self._hosts.pop(node)}) has left again: waiting for another in its place")
 
-    def agree(self, decision: Mapping[str, Any], chosen: Sequence[int], mine: Ready, timeout_seconds: float) -> list[Ready]:
-        """Tell the chosen nodes the decision and their numbers, and get what they say of themselves. The others are sent away."""
+    def agree(
+        self, decision: Mapping[str, Any], chosen: Sequence[int], mine: Ready, timeout_seconds: float
+    ) -> list[Ready]:
+        """Tell the chosen nodes the decision and their numbers, and get what they say of themselves. The others are
+        sent away.
+        """
         deadline = time.monotonic() + timeout_seconds
         for node in [node for node in self._lines if node not in chosen]:
             with contextlib.suppress(OSError):
-                self._lines[node].send({"stop": f"the run goes on with {len(chosen) + 1} nodes, and node {node} would be one too many"})
+                self._lines[node].send(
+                    {"stop": f"the run goes on with {len(chosen) + 1} nodes, and node {node} would be one too many"}
+                )
             self._lines.pop(node).close()
         for number, node in enumerate(chosen, start=1):
             with contextlib.suppress(OSError):  # one that has gone is noticed below
@@ -114,12 +130,16 @@ class Host:
             message = self._lines[node].receive(max(1.0, deadline - time.monotonic()))
             ready = Ready.from_json(message.get("ready"))
         except (OSError, ValueError) as error:
-            raise UserError(f"node {node} ({self._hosts[node]}) went away before the start ({error}): see what it says there") from error
+            raise UserError(
+                f"node {node} ({self._hosts[node]}) went away before the start ({error}): see what it says there"
+            ) from error
         return replace(ready, clock_offset=ready.clock - time.time())
 
     @contextlib.contextmanager
     def watching(self, lost: Callable[[str], None]) -> Iterator[None]:
-        """While the run goes on: `lost` is called once, with what happened, when a node fails or is gone; the others are told."""
+        """While the run goes on: `lost` is called once, with what happened, when a node fails or is gone; the others
+        are told.
+        """
         stop = threading.Event()
 
         def tell(reason: str, but: int) -> None:
@@ -163,7 +183,9 @@ class Host:
 class Guest:
     """Another node: finds node 0, waits for its decision."""
 
-    def __init__(self, address: str, port: int, node: int, run: str, timeout_seconds: float, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, address: str, port: int, node: int, run: str, timeout_seconds: float, say: Callable[[str], None]
+    ) -> None:
         self._name = f"node 0 at {address}:{port}"
         deadline, told = time.monotonic() + timeout_seconds, 0.0
         while True:
@@ -172,11 +194,14 @@ class Guest:
                 break
             except (socket.gaierror, UnicodeError) as error:
                 reason = reason_of(error) if isinstance(error, OSError) else str(error)
-                raise UserError(f"--addr {address} is not known here ({reason}): give node 0's name or address") from error
+                raise UserError(
+                    f"--addr {address} is not known here ({reason}): give node 0's name or address"
+                ) from error
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"{self._name} did not answer within {timeout_seconds:.0f} s ({reason_of(error)}): start the same command "
+                        f"{self._name} did not answer within {timeout_seconds:.0f} s ({reason_of(error)}): start the "
+                        "same command "
                         "there with --rank 0, check --addr and --port, and that no firewall is between"
                     ) from error
                 if time.monotonic() - told > 30:
@@ -191,8 +216,13 @@ class Guest:
         """What node 0 has decided; it may be tokenising, or asking."""
         say(f"connected to {self._name}: waiting until it has prepared the data")
         decision = self._receive(timeout_seconds).get("decision")
-        if not isinstance(decision, dict) or any(type(decision.get(name)) is not kind for name, kind in _DECISION.items()):
-            raise UserError(f"{self._name} sent no decision that this `sft` understands: check --addr and --port, and install one version")
+        if not isinstance(decision, dict) or any(
+            type(decision.get(name)) is not kind for name, kind in _DECISION.items()
+        ):
+            raise UserError(
+                f"{self._name} sent no decision that this `sft` understands: check --addr and --port, and "
+                "install one version"
+            )
         return decision
 
     def say_ready(self, ready: Ready, timeout_seconds: float) -> None:
@@ -205,7 +235,8 @@ class Guest:
             message = self._line.receive(timeout_seconds)
         except OSError as error:
             raise UserError(
-                f"{self._name} went away ({error}): see what it says there, check --addr and --port, then start this node again"
+                f"{self._name} went away ({error}): see what it says there, check --addr and --port, then start "
+                "this node again"
             ) from error
         if message.get("stop"):
             raise UserError(f"{self._name} stops: {message['stop']}")

@@ -1,4 +1,6 @@
-"""Which network interface leads to the first node: gloo and NCCL otherwise go by the host's name, or by the first one that they find."""
+"""Which network interface leads to the first node: gloo and NCCL otherwise go by the host's name, or by the first one
+that they find.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Several nodes: the same command on each, with its own --rank. Node 0 tokenises and asks; all compare what they have, then start.
+"""Several nodes: the same command on each, with its own --rank. Node 0 tokenises and asks; all compare what they have,
+then start.
 
-After a failure, with --max_restarts, they meet again: with a replacement for a node that was lost, or, where none comes in time and the
-layout allows it, with fewer replicas.
+After a failure, with --max_restarts, they meet again: with a replacement for a node that was lost, or, where none comes
+in time and the layout allows it, with fewer replicas.
 """
 
 from __future__ import annotations
@@ -17,17 +18,30 @@ from typing import Any
 
 from sft.config.train import TrainConfig
 from sft.launcher import preflight, processes
-from sft.resolve.base import find_base_model
 from sft.launcher.meeting import Guest, Host, say_on_stderr
+from sft.resolve.base import find_base_model
 from sft.resolve.prepare import Job, config_values, make_job, versions
 from sft.resolve.question import batch_values
 from tokenize_data.errors import UserError
 
 # What may differ from node to node.
 _OWN = (
-    "rank", "nodes", "addr", "config", "data", "val", "datasets", "val_datasets", "tokenized_data_dir", "checkpoint", "checkpoints_file",
-    "save_checkpoint_dir", "no_autoaccept_iters", "retokenize", "hostfile",
-)  # fmt: skip
+    "rank",
+    "nodes",
+    "addr",
+    "config",
+    "data",
+    "val",
+    "datasets",
+    "val_datasets",
+    "tokenized_data_dir",
+    "checkpoint",
+    "checkpoints_file",
+    "save_checkpoint_dir",
+    "no_autoaccept_iters",
+    "retokenize",
+    "hostfile",
+)
 _COMPARED = ("sft", "torch", "deepspeed", "transformers")
 Decide = Callable[[TrainConfig], Job | int]
 Run = Callable[[Job, processes.Place, processes.End], int]
@@ -50,7 +64,10 @@ def run_first(config: TrainConfig, decide: Decide, run: Run) -> int:
             if code != processes.EXIT_FAILED or not restarts_left:
                 stop = None
                 return code
-            say_on_stderr(f"another attempt from the latest checkpoint ({restarts_left} left): waiting for all {config.nodes} nodes")
+            say_on_stderr(
+                f"another attempt from the latest checkpoint ({restarts_left} left): waiting for all "
+                f"{config.nodes} nodes"
+            )
             host.collect(config.replace_timeout)
     except UserError as error:
         stop = str(error)
@@ -77,7 +94,10 @@ def run_guest(config: TrainConfig, run: Run) -> int:
         mine = _as_decided(config, decision)
         job, error_here = _job_here(mine, decision)
         folder = job.folder if job is not None else Path(config.save_checkpoint_dir)
-        guest.say_ready(preflight.ready(mine.rank, _per_node(job), facts_to_compare(job, config), error_here, folder), config.node_timeout)
+        guest.say_ready(
+            preflight.ready(mine.rank, _per_node(job), facts_to_compare(job, config), error_here, folder),
+            config.node_timeout,
+        )
         if job is None or error_here is not None:
             raise UserError(error_here or "this node cannot take part")
         code = _run_watched(guest, job, run, decision["token"])
@@ -88,7 +108,9 @@ def run_guest(config: TrainConfig, run: Run) -> int:
 
 
 def _as_decided(config: TrainConfig, decision: dict[str, Any]) -> TrainConfig:
-    """Whether there is validation is node 0's to say: it has made the shards, and names of files may be missing here."""
+    """Whether there is validation is node 0's to say: it has made the shards, and names of files may be missing
+    here.
+    """
     iters, nodes, rank = (decision[name] for name in ("iters", "nodes", "rank"))
     config = replace(config, iters=iters, nodes=nodes, rank=rank, max_restarts=0, **decision["batch"])
     if config.has_validation == decision["has_validation"]:
@@ -101,7 +123,8 @@ def _await_all(host: Host, config: TrainConfig) -> None:
     missing = [node for node in range(1, config.nodes) if node not in here]
     if missing:
         raise UserError(
-            f"node {', '.join(map(str, missing))} did not come within {config.node_timeout:.0f} s: start the same command there with "
+            f"node {', '.join(map(str, missing))} did not come within {config.node_timeout:.0f} s: start the same "
+            "command there with "
             f"--rank {missing[0]}, the same --addr and --port, and see that this host can be reached"
         )
 
@@ -122,16 +145,22 @@ def _of_those_who_came(host: Host, decided: Job) -> tuple[Job, list[int]]:
                 f"going on with {count}: {job.layout} in place of {decided.layout}"
             )
         return job, here[: count - 1]
-    raise UserError(f"{len(here) + 1} of {config.nodes} nodes came within {config.replace_timeout:.0f} s, too few: {refusal}")
+    raise UserError(
+        f"{len(here) + 1} of {config.nodes} nodes came within {config.replace_timeout:.0f} s, too few: {refusal}"
+    )
 
 
 def _start_together(host: Host, config: TrainConfig, job: Job, chosen: Sequence[int], restarts_left: int) -> str:
     """Returns a name of this attempt that only its nodes know."""
     token = _leave_token(job.folder)
     decision = {
-        "iters": job.iterations, "has_validation": config.has_validation, "batch": batch_values(job.config),
-        "folder": str(job.folder.resolve()), "token": token.name, "restarts_left": restarts_left,
-    }  # fmt: skip
+        "iters": job.iterations,
+        "has_validation": config.has_validation,
+        "batch": batch_values(job.config),
+        "folder": str(job.folder.resolve()),
+        "token": token.name,
+        "restarts_left": restarts_left,
+    }
     mine = preflight.ready(0, _per_node(job), facts_to_compare(job, config), None, job.folder)
     try:
         nodes = host.agree(decision, chosen, mine, config.node_timeout)
@@ -161,7 +190,12 @@ def _run_watched(meeting: Host | Guest, job: Job, run: Run, attempt: str) -> int
     """The run on this node; it ends when another node is lost, and the others hear when this one fails."""
     config, end = job.config, processes.End()
     place = processes.Place(
-        per_node=_per_node(job), nodes=config.nodes, node=config.rank, address=config.addr, port=config.port + 1, attempt=attempt
+        per_node=_per_node(job),
+        nodes=config.nodes,
+        node=config.rank,
+        address=config.addr,
+        port=config.port + 1,
+        attempt=attempt,
     )
     with meeting.watching(end.because):
         code = run(job, place, end)
@@ -180,7 +214,10 @@ def facts_to_compare(job: Job | None, config: TrainConfig) -> dict[str, str]:
     if job is None:
         return facts
     settings = {name: value for name, value in config_values(config).items() if name not in _OWN}
-    facts |= {"settings": _digest({**settings, "iters": job.iterations}), "data": job.reader.manifest.fingerprint()[:16]}
+    facts |= {
+        "settings": _digest({**settings, "iters": job.iterations}),
+        "data": job.reader.manifest.fingerprint()[:16],
+    }
     facts |= {"validation data": "none" if job.validation is None else job.validation.manifest.fingerprint()[:16]}
     return facts | {"base model": job.base.fingerprint[:16], "layout": str(job.layout)}
 
@@ -198,8 +235,17 @@ def _leave_token(folder: Path) -> Path:
 
 
 def workers_flags(argv: Sequence[str], job: Job) -> list[str]:
-    """What the workers are started with: as typed, and what was decided since. Of a flag that is there twice, the last one counts."""
+    """What the workers are started with: as typed, and what was decided since. Of a flag that is there twice, the last
+    one counts.
+    """
     flags = [*argv, "--iters", str(job.iterations)] if job.config.iters is not None else list(argv)
-    flags += ["--nodes", str(job.config.nodes), "--rank", str(job.config.rank), "--global_batch", str(job.config.global_batch)]
+    flags += [
+        "--nodes",
+        str(job.config.nodes),
+        "--rank",
+        str(job.config.rank),
+        "--global_batch",
+        str(job.config.global_batch),
+    ]
     flags += [word for name in ("tp", "pp") if (size := getattr(job.config, name)) for word in (f"--{name}", str(size))]
     return flags if job.config.val_datasets else [*flags, "--val", *job.config.val]

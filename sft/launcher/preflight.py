@@ -1,4 +1,6 @@
-"""What a node says of itself before the first collective, and what of it has to be the same, or good enough, on every node."""
+"""What a node says of itself before the first collective, and what of it has to be the same, or good enough, on every
+node.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +42,17 @@ class Ready:
     def from_json(cls, content: Any) -> Ready:
         """Of a node's own words. Raises ValueError where they are none: another version, or not a node."""
         kinds: dict[str, Any] = {
-            "node": int, "host": str, "processes": int, "devices": str, "memory_gib": float | int, "disk_gib": float | int,
-            "clock": float | int, "facts": dict, "error": str | None, "clock_offset": float | int,
-        }  # fmt: skip
+            "node": int,
+            "host": str,
+            "processes": int,
+            "devices": str,
+            "memory_gib": float | int,
+            "disk_gib": float | int,
+            "clock": float | int,
+            "facts": dict,
+            "error": str | None,
+            "clock_offset": float | int,
+        }
         if not isinstance(content, dict) or content.keys() != kinds.keys():
             raise ValueError("it says other things of itself than this `sft` does")
         for name, kind in kinds.items():
@@ -54,9 +64,16 @@ class Ready:
 def ready(node: int, processes: int, facts: Mapping[str, str], error: str | None, folder: Path) -> Ready:
     """Of this node. `folder` is the output's, which must be writable here."""
     return Ready(
-        node=node, host=platform.node(), processes=processes, devices=_devices(), memory_gib=_free_memory(), disk_gib=_free_disk(folder),
-        clock=time.time(), facts=dict(facts), error=error or _not_writable(folder),
-    )  # fmt: skip
+        node=node,
+        host=platform.node(),
+        processes=processes,
+        devices=_devices(),
+        memory_gib=_free_memory(),
+        disk_gib=_free_disk(folder),
+        clock=time.time(),
+        facts=dict(facts),
+        error=error or _not_writable(folder),
+    )
 
 
 def differences(nodes: Sequence[Ready]) -> list[str]:
@@ -85,7 +102,11 @@ def table(nodes: Sequence[Ready]) -> list[str]:
         rows.append((str(one.node), one.host, str(one.processes), one.devices, *sizes, f"{one.clock_offset:+.1f} s"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    common = [f"{what} {value}" for what, value in nodes[0].facts.items() if all(node.facts.get(what) == value for node in nodes)]
+    common = [
+        f"{what} {value}"
+        for what, value in nodes[0].facts.items()
+        if all(node.facts.get(what) == value for node in nodes)
+    ]
     return [*lines, f"the same on all: {', '.join(common)}"]
 
 

@@ -1,7 +1,9 @@
-"""Starting the processes of a command on this node, passing signals on, and turning the way they end into one line and an exit code.
+"""Starting the processes of a command on this node, passing signals on, and turning the way they end into one line and
+an exit code.
 
-Not torch's elastic launcher: that one gives processes 30 seconds to save when a signal comes, ends them in an order of its own when one
-fails, keeps no stack of those that hang, and costs two seconds of importing torch. `torchrun -m sft` works all the same.
+Not torch's elastic launcher: that one gives processes 30 seconds to save when a signal comes, ends them in an order of
+its own when one fails, keeps no stack of those that hang, and costs two seconds of importing torch. `torchrun -m sft`
+works all the same.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ NOTES = "SFT_NOTES"  # a folder in which workers leave why they stopped, and whe
 PREPARED = "SFT_PREPARED"  # set in workers whose launcher has tokenised and asked
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SHOW_STACKS = signal.SIGUSR2
-# Memory of tensors in large pages, and kept for the next ones: page faults take a sixth of an iteration on a CPU otherwise.
+# Memory of tensors in large pages, and kept for the next ones: page faults take a sixth of an iteration on a CPU
+# otherwise.
 ALLOCATION = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8388608:glibc.malloc.trim_threshold=268435456"
 _POLL_SECONDS, _LOOK_SECONDS, _GRACE_SECONDS, _STACK_SECONDS = 0.1, 0.5, 4.0, 30.0
 
@@ -63,14 +66,24 @@ def be_alone() -> None:
 
 
 def start(
-    command: str, argv: Sequence[str], place: Place, *, stacks: Path | None = None, threads: int | None = None, end: End | None = None
+    command: str,
+    argv: Sequence[str],
+    place: Place,
+    *,
+    stacks: Path | None = None,
+    threads: int | None = None,
+    end: End | None = None,
 ) -> int:
-    """Run `sft <command> <argv>` as workers until all have ended. Where one fails, the others do not outlive it for long."""
+    """Run `sft <command> <argv>` as workers until all have ended. Where one fails, the others do not outlive it for
+    long.
+    """
     with tempfile.TemporaryDirectory(prefix="sft-") as scratch:
         notes = Path(scratch)
         environment = _environment(place, notes, threads)
         with _held_back():
-            workers = [_start_worker(command, argv, place, local_rank, environment) for local_rank in range(place.per_node)]
+            workers = [
+                _start_worker(command, argv, place, local_rank, environment) for local_rank in range(place.per_node)
+            ]
         try:
             with _passing_on(workers):
                 _wait(workers, end, notes)
@@ -84,7 +97,8 @@ def start(
         codes = [worker.returncode for worker in workers]
         if end is not None and end.reason is not None and any(codes):
             sys.stderr.write(
-                f"sft {command}: {end.reason}: the run has ended here too; the same command goes on from the latest checkpoint\n"
+                f"sft {command}: {end.reason}: the run has ended here too; the same command goes on from the "
+                "latest checkpoint\n"
             )
             return EXIT_FAILED
         return _told(command, notes, codes, stacks)
@@ -94,7 +108,11 @@ def as_exit_code(command: str, what: str, code: int, may_be: Collection[int]) ->
     """How another program ended, as this one's exit code. What it does not say itself is a crash, and said here."""
     if code in may_be:
         return code
-    how = f"was killed ({signal_name(-code)}): out of memory, or from outside?" if code < 0 else f"crashed (exit code {code})"
+    how = (
+        f"was killed ({signal_name(-code)}): out of memory, or from outside?"
+        if code < 0
+        else f"crashed (exit code {code})"
+    )
     sys.stderr.write(f"sft {command}: {what} {how}\n")
     return EXIT_FAILED
 
@@ -115,10 +133,15 @@ def free_port() -> int:
 def _environment(place: Place, notes: Path, threads: int | None) -> dict[str, str]:
     """What all workers of this node find in theirs."""
     environment = {
-        **os.environ, "WORLD_SIZE": str(place.nodes * place.per_node), "LOCAL_WORLD_SIZE": str(place.per_node),
-        "MASTER_ADDR": place.address, "MASTER_PORT": str(place.port or free_port()), NOTES: str(notes), PREPARED: "1",
+        **os.environ,
+        "WORLD_SIZE": str(place.nodes * place.per_node),
+        "LOCAL_WORLD_SIZE": str(place.per_node),
+        "MASTER_ADDR": place.address,
+        "MASTER_PORT": str(place.port or free_port()),
+        NOTES: str(notes),
+        PREPARED: "1",
         ATTEMPT: place.attempt or secrets.token_hex(8),
-    }  # fmt: skip
+    }
     if place.nodes > 1 and (interface := interface_towards(place.address)) is not None:
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
         environment.setdefault("NCCL_SOCKET_IFNAME", interface)
@@ -128,7 +151,9 @@ def _environment(place: Place, notes: Path, threads: int | None) -> dict[str, st
     return environment
 
 
-def _start_worker(command: str, argv: Sequence[str], place: Place, local_rank: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start_worker(
+    command: str, argv: Sequence[str], place: Place, local_rank: int, environment: dict[str, str]
+) -> subprocess.Popen[bytes]:
     environment = {**environment, "RANK": str(place.node * place.per_node + local_rank), "LOCAL_RANK": str(local_rank)}
     # A session of its own: Ctrl-C reaches it through us alone, and once.
     return subprocess.Popen([sys.executable, "-m", "sft", command, *argv], env=environment, start_new_session=True)
@@ -136,7 +161,9 @@ def _start_worker(command: str, argv: Sequence[str], place: Place, local_rank: i
 
 @contextlib.contextmanager
 def _held_back() -> Iterator[None]:
-    """Workers are born with these signals blocked: one that comes while they import waits until they can obey it (`ending.Interrupt`)."""
+    """Workers are born with these signals blocked: one that comes while they import waits until they can obey it
+    (`ending.Interrupt`).
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     try:
         yield
@@ -180,7 +207,9 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]], end: End | None, notes: Pa
 
 
 def _ask_for_stacks(workers: Sequence[subprocess.Popen[bytes]], notes: Path) -> None:
-    """And wait until they are written, which takes a while on a busy machine; one that cannot run any more writes none."""
+    """And wait until they are written, which takes a while on a busy machine; one that cannot run any more writes
+    none.
+    """
     before = seen = _bytes_of_stacks(notes)
     for worker in workers:
         with contextlib.suppress(ProcessLookupError):
@@ -224,7 +253,9 @@ def _told(command: str, notes: Path, codes: Sequence[int], stacks: Path | None) 
         sys.stderr.write(f"sft {command}: {first['message']}{hint if first['code'] == EXIT_FAILED else ''}\n")
         return int(first["code"])
     names = ", ".join(map(signal_name, killed)) or f"exit codes {', '.join(map(str, codes))}"
-    sys.stderr.write(f"sft {command}: {_dead(codes) or f'the processes of this run ended without a word ({names})'}{hint}\n")
+    sys.stderr.write(
+        f"sft {command}: {_dead(codes) or f'the processes of this run ended without a word ({names})'}{hint}\n"
+    )
     return EXIT_FAILED
 
 

@@ -1,4 +1,5 @@
-"""The far end of `--hostfile`: `python -m sft.launcher.remote train <flags>` is `sft train <flags>` that takes signals from its standard input.
+"""The far end of `--hostfile`: `python -m sft.launcher.remote train <flags>` is `sft train <flags>` that takes signals
+from its standard input.
 
 ssh passes no signals on. A closed input means that whoever started this is gone: then the run saves and ends.
 """

@@ -14,14 +14,19 @@ from sft.launcher.listen import ATTEMPT, listen_or_everywhere
 def connect(timeout_seconds: float) -> Any:
     """The store. Rank 0 has it, or, under torchrun, its agent. Torch's own would listen on every interface.
 
-    Its keys begin with the attempt's name, so that workers of another run, which have the wrong port, do not take part in this one.
+    Its keys begin with the attempt's name, so that workers of another run, which have the wrong port, do not take part
+    in this one.
     """
     return dist.PrefixStore(os.environ.get(ATTEMPT, "sft"), _connected(timeout_seconds))  # type: ignore[attr-defined]
 
 
 def _connected(timeout_seconds: float) -> Any:
     c10d: Any = dist
-    address, port, timeout = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=timeout_seconds)
+    address, port, timeout = (
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        timedelta(seconds=timeout_seconds),
+    )
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = c10d.TCPStore(address, port, world, False, timeout)

@@ -1,4 +1,6 @@
-"""Workers that `sft` has not started itself: those of torchrun. Rank 0 tokenises, the others wait; all compare what they have."""
+"""Workers that `sft` has not started itself: those of torchrun. Rank 0 tokenises, the others wait; all compare what
+they have.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,18 @@ from typing import Any
 
 from sft.config.train import TrainConfig
 from sft.launcher import preflight
-from sft.resolve.base import BaseModel
 from sft.launcher.meeting import say_on_stderr
 from sft.launcher.nodes import facts_to_compare
+from sft.resolve.base import BaseModel
 from sft.resolve.prepare import Job
 from tokenize_data.errors import UserError, shorten
 
 _TELL_SECONDS = 30.0
 
 
-def prepared(store: Any, config: TrainConfig, base: BaseModel, tokenise: Callable[[TrainConfig, BaseModel], int]) -> int:
+def prepared(
+    store: Any, config: TrainConfig, base: BaseModel, tokenise: Callable[[TrainConfig, BaseModel], int]
+) -> int:
     """Rank 0 runs the data stage, the others wait for it. Returns its exit code, on rank 0 alone; the others raise."""
     if os.environ["RANK"] == "0":
         code = tokenise(config, base)
@@ -44,12 +48,18 @@ def compare(store: Any, config: TrainConfig, make: Callable[[], Job]) -> Job:
         error = str(caught)
     if os.environ.get("LOCAL_RANK", "0") == "0" and nodes > 1:
         mine = preflight.ready(
-            node, per_node, facts_to_compare(job, config), error, job.folder if job else Path(config.save_checkpoint_dir)
+            node,
+            per_node,
+            facts_to_compare(job, config),
+            error,
+            job.folder if job else Path(config.save_checkpoint_dir),
         )
         store.set(f"sft/ready/{node}", json.dumps(mine.as_json()))
         if node == 0:
             store.set("sft/verdict", _verdict(store, config, mine, nodes))
-    if nodes > 1 and (verdict := _wait(store, "sft/verdict", config.node_timeout, "the nodes to compare what they have")):
+    if nodes > 1 and (
+        verdict := _wait(store, "sft/verdict", config.node_timeout, "the nodes to compare what they have")
+    ):
         raise UserError(verdict)
     if job is None:
         raise UserError(error or "this process cannot take part")
@@ -64,7 +74,10 @@ def _verdict(store: Any, config: TrainConfig, mine: preflight.Ready, nodes: int)
         try:
             one = preflight.Ready.from_json(json.loads(said))
         except (ValueError, RecursionError) as error:
-            return f"what node {node} says of itself cannot be read ({shorten(error, 80)}): install the same `sft` on all nodes"
+            return (
+                f"what node {node} says of itself cannot be read ({shorten(error, 80)}): install the same `sft` on "
+                "all nodes"
+            )
         found.append(replace(one, clock_offset=0.0))  # when it was written is not known
     for line in preflight.table(found):
         say_on_stderr(line)
@@ -83,7 +96,8 @@ def _wait(store: Any, key: str, timeout_seconds: float, what: str) -> str:
             waited += step
             if waited >= timeout_seconds:
                 raise UserError(
-                    f"waited {timeout_seconds:.0f} s for {what} ({shorten(error, 80)}): see what it says there, or raise --node_timeout"
+                    f"waited {timeout_seconds:.0f} s for {what} ({shorten(error, 80)}): see what it says there, "
+                    "or raise --node_timeout"
                 ) from error
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 say_on_stderr(f"waiting for {what}")

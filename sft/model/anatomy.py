@@ -41,29 +41,44 @@ def find_anatomy(model: Any) -> Anatomy:
     names = {id(module): name for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if embedding is None or head is None:
-        raise UserError(f"{kind} has no {'embedding' if embedding is None else 'head'} that can be told: it cannot be trained here yet")
+        raise UserError(
+            f"{kind} has no {'embedding' if embedding is None else 'head'} that can be told: it cannot be "
+            "trained here yet"
+        )
     lists = [
-        (name, module) for name, module in model.named_modules()
+        (name, module)
+        for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers and not _is_within_a_list(name)
-    ]  # fmt: skip
+    ]
     if len(lists) != 1:
-        raise UserError(f"{kind}: found {len(lists)} lists of {config.num_hidden_layers} layers, not one: it cannot be trained here yet")
+        raise UserError(
+            f"{kind}: found {len(lists)} lists of {config.num_hidden_layers} layers, not one: it cannot be "
+            "trained here yet"
+        )
     layers = lists[0][0]
     trunk = layers.rpartition(".")[0]
     owner = model.get_submodule(trunk)
     if getattr(config, "alibi", False):
-        raise UserError(f"{kind} with alibi positions cannot be trained here yet: use a base model with rotary positions")
+        raise UserError(
+            f"{kind} with alibi positions cannot be trained here yet: use a base model with rotary positions"
+        )
     rotary = getattr(owner, "rotary_emb", None)
     by_type = rotary is not None and "layer_type" in inspect.signature(type(rotary).forward).parameters
     types = getattr(config, "layer_types", None)
     final = tuple(f"{trunk}.{name}" for name in _FINAL_NAMES if isinstance(getattr(owner, name, None), nn.Module))
     return Anatomy(
-        trunk=trunk, layers=layers, embedding=names[id(embedding)], final=final, head=names[id(head)],
+        trunk=trunk,
+        layers=layers,
+        embedding=names[id(embedding)],
+        final=final,
+        head=names[id(head)],
         rotary=names[id(rotary)] if rotary is not None else None,
-        layer_types=tuple(types) if types else (None,) * config.num_hidden_layers, rotary_by_type=by_type,
-        is_tied=bool(config.tie_word_embeddings), logit_softcap=getattr(config, "final_logit_softcapping", None),
+        layer_types=tuple(types) if types else (None,) * config.num_hidden_layers,
+        rotary_by_type=by_type,
+        is_tied=bool(config.tie_word_embeddings),
+        logit_softcap=getattr(config, "final_logit_softcapping", None),
         logit_multiplier=_logit_multiplier(config),
-    )  # fmt: skip
+    )
 
 
 def _is_within_a_list(name: str) -> bool:

@@ -1,8 +1,9 @@
 """Attention within each document of a packed row, as a function that transformers calls in place of its own.
 
-Shapes: query_BHTD, key_BGTD, value_BGTD with B = 1 row, H query heads, G key-value heads, T tokens, D head size. `document_lengths` add up
-to T. There is no mask to build: a document is a slice. Where torch has a kernel that takes all slices at once, on a GPU in 16 bits, that is
-called, with the places where documents begin and the last one ends, `bounds`.
+Shapes: query_BHTD, key_BGTD, value_BGTD with B = 1 row, H query heads, G key-value heads, T tokens, D head size.
+`document_lengths` add up to T. There is no mask to build: a document is a slice. Where torch has a kernel that takes
+all slices at once, on a GPU in 16 bits, that is called, with the places where documents begin and the last one ends,
+`bounds`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
-TOGETHER: Any = torch.ops.torch_attn._varlen_attn.default  # what `varlen_attn` calls: dear enough to be kept by selective recomputation
+TOGETHER: Any = (
+    torch.ops.torch_attn._varlen_attn.default
+)  # what `varlen_attn` calls: dear enough to be kept by selective recomputation
 _LARGEST_HEAD = 256  # of that kernel, in steps of 8
 NAME = "sft_packed"
 # What an attention module may pass on without changing the result of a causal, dropout-free forward pass.
@@ -26,11 +29,20 @@ _HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "cache_
 
 
 def packed_attention(
-    module: nn.Module, query_BHTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, attention_mask: Tensor | None, *,
-    document_lengths: list[int], bounds: Tensor | None = None, scaling: float | None = None,
-    dropout: float = 0.0, sliding_window: int | None = None,
-    softcap: float | None = None, **further: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query_BHTD: Tensor,
+    key_BGTD: Tensor,
+    value_BGTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    document_lengths: list[int],
+    bounds: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **further: Any,
+) -> tuple[Tensor, None]:
     """(output_BTHD, None), as transformers' attention functions return it."""
     unknown = [name for name, value in further.items() if value is not None and name not in _HARMLESS]
     if unknown or dropout:
@@ -46,19 +58,29 @@ def bounds_of(document_lengths: list[int], like: Tensor) -> Tensor | None:
     """Where documents begin and the last one ends, if there is a kernel that wants to know."""
     if like.device.type != "cuda" or like.dtype not in (torch.bfloat16, torch.float16):
         return None
-    return torch.tensor([0, *accumulate(document_lengths)], dtype=torch.int32).pin_memory().to(like.device, non_blocking=True)
+    return (
+        torch.tensor([0, *accumulate(document_lengths)], dtype=torch.int32)
+        .pin_memory()
+        .to(like.device, non_blocking=True)
+    )
 
 
 def _together(
-    query_BHTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, bounds: Tensor, longest: int, scaling: float | None, window: int | None
-) -> Tensor:  # fmt: skip
+    query_BHTD: Tensor,
+    key_BGTD: Tensor,
+    value_BGTD: Tensor,
+    bounds: Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
     """output_BTHD of all documents in one call."""
     query_THD, key_TGD, value_TGD = (t[0].transpose(0, 1) for t in (query_BHTD, key_BGTD, value_BGTD))
     options: dict[str, Any] = {"enable_gqa": query_THD.size(1) != key_TGD.size(1)} if _asks_for_groups() else {}
     back = -1 if window is None or window >= longest else window - 1  # a window counts the token itself
     output_THD: Any = varlen_attn(
         query_THD, key_TGD, value_TGD, bounds, bounds, longest, longest, scale=scaling, window_size=(back, 0), **options
-    )  # fmt: skip
+    )
     output_BTHD: Tensor = output_THD[None]
     return output_BTHD
 
@@ -69,17 +91,23 @@ def _asks_for_groups() -> bool:
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
-def _one_document(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, softcap: float | None) -> Tensor:
+def _one_document(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, softcap: float | None
+) -> Tensor:
     length = query.size(2)
     grouped = query.size(1) != key.size(1)
     if softcap is not None:
         return _softcapped(query, key, value, scaling, window, softcap)
     if window is None or window >= length:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=_band(length, window, query), scale=scaling, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=_band(length, window, query), scale=scaling, enable_gqa=grouped
+    )
 
 
-def _softcapped(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, softcap: float) -> Tensor:
+def _softcapped(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, softcap: float
+) -> Tensor:
     """Gemma 2: scores are squashed before the softmax, which no fused kernel of torch does."""
     groups = query.size(1) // key.size(1)
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

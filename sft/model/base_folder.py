@@ -40,7 +40,9 @@ logger = logging.getLogger(__name__)
 
 
 def resolve(path: str, revision_or_subfolder: str | None = None) -> Path:
-    """The local folder with the base model's safetensors files and configuration. What is not here is fetched or converted, and kept."""
+    """The local folder with the base model's safetensors files and configuration. What is not here is fetched or
+    converted, and kept.
+    """
     folder, inner = Path(path).expanduser(), revision_or_subfolder
     if not folder.exists():
         return _from_hub(path, inner)
@@ -63,7 +65,8 @@ def resolve_here(path: str, revision_or_subfolder: str | None = None) -> Path:
         gguf = gguf_file_in(folder if inner is None else folder / inner)
         if gguf is not None and not (_cache_of_conversions() / _identity(gguf)).is_dir():
             raise UserError(
-                f"{gguf} has not been converted yet, which the first training with it does: until then, give a folder with a config.json"
+                f"{gguf} has not been converted yet, which the first training with it does: until then, give a "
+                "folder with a config.json"
             )
         return resolve(path, inner)
     if not _HUB_ID.fullmatch(path) or path.startswith("."):
@@ -75,7 +78,10 @@ def resolve_here(path: str, revision_or_subfolder: str | None = None) -> Path:
         if isinstance(found, str):
             return Path(found).parent
     given = f" --revision {inner}" if inner else ""
-    raise UserError(f"'{path}' has not been fetched to this machine; its configuration is enough: hf download {path} config.json{given}")
+    raise UserError(
+        f"'{path}' has not been fetched to this machine; its configuration is enough: hf download {path} "
+        f"config.json{given}"
+    )
 
 
 def gguf_file_in(path: str | Path) -> Path | None:
@@ -100,22 +106,38 @@ def _from_hub(path: str, inner: str | None) -> Path:
     try:
         try:
             return Path(
-                snapshot_download(path, revision=inner, allow_patterns=list(_WANTED_FILES), ignore_patterns=["*/*", _SECOND_COPIES])
+                snapshot_download(
+                    path, revision=inner, allow_patterns=list(_WANTED_FILES), ignore_patterns=["*/*", _SECOND_COPIES]
+                )
             )
         except (errors.RevisionNotFoundError, errors.LocalEntryNotFoundError):  # the latter without a network
             if inner is None:
                 raise
         wanted = [f"{inner}/{pattern}" for pattern in _WANTED_FILES]
-        folder = Path(snapshot_download(path, allow_patterns=wanted, ignore_patterns=[f"{inner}/*/*", f"*/{_SECOND_COPIES}"])) / inner
+        folder = (
+            Path(
+                snapshot_download(path, allow_patterns=wanted, ignore_patterns=[f"{inner}/*/*", f"*/{_SECOND_COPIES}"])
+            )
+            / inner
+        )
     except errors.GatedRepoError as error:
-        raise UserError(f"the Hub gives '{path}' only to those it knows: accept its terms there, then `hf auth login`") from error
+        raise UserError(
+            f"the Hub gives '{path}' only to those it knows: accept its terms there, then `hf auth login`"
+        ) from error
     except errors.RepositoryNotFoundError as error:
-        raise UserError(f"the Hub has no model '{path}', or a private one: check the name, and `hf auth login` if it is yours") from error
+        raise UserError(
+            f"the Hub has no model '{path}', or a private one: check the name, and `hf auth login` if it is yours"
+        ) from error
     except Exception as error:  # many kinds: no network, a full disk, a broken proxy
         reason = f"{type(error).__name__}: {shorten(error, 160)}"
-        raise UserError(f"'{path}' is no folder and cannot be had from the Hub ({reason}): check the network, or give a folder") from error
+        raise UserError(
+            f"'{path}' is no folder and cannot be had from the Hub ({reason}): check the network, or give a folder"
+        ) from error
     if not folder.is_dir():
-        raise UserError(f"the Hub's '{path}' has neither a revision nor a folder '{inner}': give one that it has as intermediate, or none")
+        raise UserError(
+            f"the Hub's '{path}' has neither a revision nor a folder '{inner}': give one that it has as "
+            "intermediate, or none"
+        )
     return folder
 
 
@@ -136,7 +158,9 @@ def _from_gguf(file: Path) -> Path:
                 logger.info("%s is converted to safetensors, once, into %s", file.name, kept)
                 _convert(file, kept)
     except OSError as error:
-        remedy = "free some space there, or set XDG_CACHE_HOME to a folder with 5 bytes for each of the model's parameters"
+        remedy = (
+            "free some space there, or set XDG_CACHE_HOME to a folder with 5 bytes for each of the model's parameters"
+        )
         raise UserError(f"{file} cannot be converted into {cache} ({error.strerror or error}): {remedy}") from error
     return kept
 
@@ -146,7 +170,9 @@ def _cache_of_conversions() -> Path:
 
 
 def _identity(file: Path) -> str:
-    """A file is taken for the same by its name, size, time and beginning: hashing all of it would cost each start seconds."""
+    """A file is taken for the same by its name, size, time and beginning: hashing all of it would cost each start
+    seconds.
+    """
     status = file.stat()
     with file.open("rb") as stream:
         beginning = hashlib.sha256(stream.read(_HASHED_BYTES)).hexdigest()

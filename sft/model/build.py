@@ -44,12 +44,22 @@ class BuiltStage:
 
 
 def build_stage(
-    config: Any, layers: range, group: TensorGroup, *, sequence_parallel: bool, recompute: str, dtype: torch.dtype, device: torch.device,
-    trust_remote_code: bool = False, lora: LoraSettings | None = None, bits: int | None = None,
-) -> BuiltStage:  # fmt: skip
+    config: Any,
+    layers: range,
+    group: TensorGroup,
+    *,
+    sequence_parallel: bool,
+    recompute: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    lora: LoraSettings | None = None,
+    bits: int | None = None,
+) -> BuiltStage:
     """This rank's `layers` of the model that `config` describes, with memory on `device` that holds no weights yet.
 
-    With `lora`, adapters are trained instead of the weights; with `bits` the frozen weights of linear layers are kept in so many.
+    With `lora`, adapters are trained instead of the weights; with `bits` the frozen weights of linear layers are kept
+    in so many.
     """
     model = make_on_meta(config, dtype, trust_remote_code)
     anatomy = find_anatomy(model)
@@ -74,9 +84,18 @@ def build_stage(
     places = {**all_places, **(adapted.places if adapted is not None else {})}
     places = {name: places[name] for name in (*parameters, *quantized)}
     return BuiltStage(
-        stage=stage, parameters=parameters, places=places, anatomy=anatomy, all_places=all_places, tied_name=tied_name,
-        base_prefix=model.base_model_prefix, ignored=ignored, renames=renames, adapted=adapted, quantized=quantized,
-    )  # fmt: skip
+        stage=stage,
+        parameters=parameters,
+        places=places,
+        anatomy=anatomy,
+        all_places=all_places,
+        tied_name=tied_name,
+        base_prefix=model.base_model_prefix,
+        ignored=ignored,
+        renames=renames,
+        adapted=adapted,
+        quantized=quantized,
+    )
 
 
 def make_on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
@@ -87,10 +106,12 @@ def make_on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool = Fals
         with _parameters_on_meta():
             model = AutoModelForCausalLM.from_config(
                 config, attn_implementation="eager", dtype=dtype, trust_remote_code=trust_remote_code
-            )  # fmt: skip
+            )
     except ValueError as error:
         reason = str(error).splitlines()[0][:200]
-        raise UserError(f"{kind} is no causal language model that transformers knows ({reason}): it cannot be trained here") from error
+        raise UserError(
+            f"{kind} is no causal language model that transformers knows ({reason}): it cannot be trained here"
+        ) from error
     model.set_attn_implementation(attention.NAME)
     return model
 
@@ -107,7 +128,9 @@ def without_dropout(config: Any) -> Any:
 
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Parameters registered within lose their memory at once. (`torch.device("meta")` would take the buffers' values too.)"""
+    """Parameters registered within lose their memory at once. (`torch.device("meta")` would take the buffers' values
+    too.)
+    """
     register = nn.Module.register_parameter
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -132,7 +155,9 @@ def _give_memory(stage: Stage, names: dict[int, str], device: torch.device) -> d
     for module in stage.modules():
         for key, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) not in made:
-                made[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=parameter.requires_grad)
+                made[id(parameter)] = nn.Parameter(
+                    torch.empty_like(parameter, device=device), requires_grad=parameter.requires_grad
+                )
                 parameters[names[id(parameter)]] = made[id(parameter)]
             setattr(module, key, made[id(parameter)])
     return parameters

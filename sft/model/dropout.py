@@ -1,8 +1,9 @@
-"""Dropout before adapters that is the same on every layout: what is dropped follows from document, position, layer and feature alone.
+"""Dropout before adapters that is the same on every layout: what is dropped follows from document, position, layer and
+feature alone.
 
-There is no random state. A document's key comes with its positions, in their upper bits; each value is hashed from key, position, layer
-and feature. So it does not matter which rank computes it, in which row it lies, or how often it is computed again: nothing of it is kept
-for the backward pass, and only some tokens' hashes are there at once.
+There is no random state. A document's key comes with its positions, in their upper bits; each value is hashed from key,
+position, layer and feature. So it does not matter which rank computes it, in which row it lies, or how often it is
+computed again: nothing of it is kept for the backward pass, and only some tokens' hashes are there at once.
 
 T are tokens, E (or I) features of a layer's input, R the adapter's rank.
 """
@@ -36,7 +37,9 @@ class Keys:
 class AdapterDropout:
     """For one layer's adapter. `part` says which of the layer's inputs this rank has."""
 
-    def __init__(self, keys: Keys, name: str, share: float, num_features: int, part: Slice | None, stretch: tuple[int, int]) -> None:
+    def __init__(
+        self, keys: Keys, name: str, share: float, num_features: int, part: Slice | None, stretch: tuple[int, int]
+    ) -> None:
         assert 0 < share < 1, share
         self._keys, self._share = keys, share
         self._threshold = int(share * 2**32) - 2**31  # as a signed number
@@ -110,11 +113,16 @@ def decoded(coded_RT: Tensor) -> tuple[Tensor, Tensor]:
 def document_keys(batch: bytes, count: int) -> list[int]:
     """A key for each document of an iteration, from what identifies the iteration."""
     digest = hashlib.sha256(batch).digest()
-    return [int.from_bytes(hashlib.sha256(digest + number.to_bytes(8, "big")).digest()[:4], "big") >> 1 for number in range(count)]
+    return [
+        int.from_bytes(hashlib.sha256(digest + number.to_bytes(8, "big")).digest()[:4], "big") >> 1
+        for number in range(count)
+    ]
 
 
 def _hashed(values: Tensor) -> Tensor:
-    """32 bits in, 32 bits out, in int64: products that overflow keep their lower bits, which is all that is looked at."""
+    """32 bits in, 32 bits out, in int64: products that overflow keep their lower bits, which is all that is looked
+    at.
+    """
     for factor, shift in _MIX:
         values = (values * factor) & _LOW
         values = values ^ (values >> shift)

@@ -1,4 +1,5 @@
-"""A linear layer whose weight may be kept in few bits, and to which a low-rank adapter may be added. Names are those of PEFT.
+"""A linear layer whose weight may be kept in few bits, and to which a low-rank adapter may be added. Names are those of
+PEFT.
 
 An adapter adds scale * B A x to W x. A_RI has `rank` rows, B_OR as many columns; only they are trained.
 """
@@ -53,7 +54,9 @@ class Linear(nn.Module):
         return self.product(hidden, self.bias)
 
     def product(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
-        """W x + bias, and what the adapter adds. With tensor-parallel ranks: this one's features, or its part of a sum."""
+        """W x + bias, and what the adapter adds. With tensor-parallel ranks: this one's features, or its part of a
+        sum.
+        """
         if self._scale and self.frozen is None and (self.dropout is None or not self.training):
             assert self.weight is not None
             flat: Tensor = _Adapted.apply(  # type: ignore[no-untyped-call]
@@ -79,24 +82,35 @@ class Linear(nn.Module):
 
 
 class _Adapted(Function):
-    """x W^T + bias + scale * x A^T B^T, of which A and B are trained. One pass less over the gradient of x than by two products."""
+    """x W^T + bias + scale * x A^T B^T, of which A and B are trained. One pass less over the gradient of x than by two
+    products.
+    """
 
     @staticmethod
     def forward(
-        context: Any, hidden_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
-    ) -> Tensor:  # fmt: skip
+        context: Any,
+        hidden_TI: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        a_RI: Tensor,
+        b_OR: Tensor,
+        scale: float,
+    ) -> Tensor:
         low_TR = products.multiply(hidden_TI, a_RI.t())
         context.save_for_backward(hidden_TI, weight_OI, a_RI, b_OR, low_TR)
         context.scale = scale
         output_TO = products.linear(hidden_TI, weight_OI, bias_O)
-        # Selective recomputation keeps results of `addmm`, and has that of the weight already: this sum, with `out`, is made again.
+        # Selective recomputation keeps results of `addmm`, and has that of the weight already: this sum, with `out`, is
+        # made again.
         return torch.addmm(output_TO, low_TR, b_OR.t(), alpha=scale, out=torch.empty_like(output_TO))
 
     @staticmethod
     def backward(context: Any, gradient_TO: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
         hidden_TI, weight_OI, a_RI, b_OR, low_TR = context.saved_tensors
         scaled_TR = products.multiply(gradient_TO, b_OR).mul_(context.scale)
-        gradient_TI = products.multiply(gradient_TO, weight_OI).addmm_(scaled_TR, a_RI) if context.needs_input_grad[0] else None
+        gradient_TI = (
+            products.multiply(gradient_TO, weight_OI).addmm_(scaled_TR, a_RI) if context.needs_input_grad[0] else None
+        )
         return (
             gradient_TI,
             None,

@@ -1,7 +1,8 @@
-"""Low-rank adapters (LoRA) on a model that is cut to this rank's size: where they go, which part of them a rank holds, how they begin.
+"""Low-rank adapters (LoRA) on a model that is cut to this rank's size: where they go, which part of them a rank holds,
+how they begin.
 
-A column-parallel layer has all of A on every rank, each seeing a part of its gradient, and a slice of B like that of the weight. A
-row-parallel one has a slice of A, and all of B. Sums over ranks are those that the layer makes anyway.
+A column-parallel layer has all of A on every rank, each seeing a part of its gradient, and a slice of B like that of
+the weight. A row-parallel one has a slice of A, and all of B. Sums over ranks are those that the layer makes anyway.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class Adapted:
     places: Mapping[str, Place]  # of A and B, by name
 
 
-def adapt(model: Any, anatomy: Anatomy, settings: LoraSettings, places: Mapping[str, Place], keys: Keys, group: TensorGroup) -> Adapted:
+def adapt(
+    model: Any, anatomy: Anatomy, settings: LoraSettings, places: Mapping[str, Place], keys: Keys, group: TensorGroup
+) -> Adapted:
     """Freeze a model (on meta, made parallel) and add adapters. `places` are those of its parameters."""
     tied = model.get_submodule(anatomy.head).weight is model.get_submodule(anatomy.embedding).weight
     linear = tuple(name for name, module in model.named_modules() if isinstance(module, nn.Linear | Linear))
@@ -99,13 +102,18 @@ def choose_targets(model: Any, anatomy: Anatomy, targets: Sequence[str], *, is_t
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Linear)]
     chosen: set[str] = set()
     for target in targets:
-        found = {name for name in linear if name != anatomy.head} if target == ALL_LINEAR else {n for n in linear if _ends_in(n, target)}
+        found = (
+            {name for name in linear if name != anatomy.head}
+            if target == ALL_LINEAR
+            else {n for n in linear if _ends_in(n, target)}
+        )
         if not found:
             raise UserError(_no_target(model, target, linear))
         chosen |= found
     if anatomy.head in chosen and is_tied:
         raise UserError(
-            f"--lora_targets {anatomy.head}: this model's head is its embedding, so an adapter on one would be missing in the other: "
+            f"--lora_targets {anatomy.head}: this model's head is its embedding, so an adapter on one would be "
+            "missing in the other: "
             f"use --lora_modules_to_save {anatomy.head}"
         )
     return tuple(name for name in linear if name in chosen)
@@ -113,9 +121,11 @@ def choose_targets(model: Any, anatomy: Anatomy, targets: Sequence[str], *, is_t
 
 def choose_saved(
     model: Any, anatomy: Anatomy, wanted: Sequence[str], adapted: Collection[str], *, is_tied: bool
-) -> tuple[str, ...]:  # fmt: skip
+) -> tuple[str, ...]:
     """Names of the modules that are trained in full. Of tied embedding and head, both or none."""
-    with_weights = [name for name, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None]
+    with_weights = [
+        name for name, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None
+    ]
     chosen: set[str] = set()
     for word in wanted:
         found = {name for name in with_weights if _ends_in(name, word)}
@@ -123,7 +133,8 @@ def choose_saved(
             raise UserError(f"--lora_modules_to_save {word}: no module is called so; there are {_kinds(with_weights)}")
         if both := found & set(adapted):
             raise UserError(
-                f"{min(both)} would have an adapter and be trained in full: take it out of one of --lora_targets, --lora_modules_to_save"
+                f"{min(both)} would have an adapter and be trained in full: take it out of one of "
+                "--lora_targets, --lora_modules_to_save"
             )
         chosen |= found
     ends = {anatomy.embedding, anatomy.head}
@@ -133,7 +144,9 @@ def choose_saved(
 
 
 def initial(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """All of A or B before training: A as PEFT draws it (uniform, by its number of inputs), the same on every layout; B is zero."""
+    """All of A or B before training: A as PEFT draws it (uniform, by its number of inputs), the same on every layout; B
+    is zero.
+    """
     if not name.endswith(A):
         return torch.zeros(shape)
     digest = hashlib.sha256(f"{seed}|{name}".encode()).digest()
@@ -176,7 +189,11 @@ def _ends_in(name: str, word: str) -> bool:
 
 def _no_target(model: Any, target: str, linear: Sequence[str]) -> str:
     other = next((name for name, _ in model.named_modules() if name and _ends_in(name, target)), None)
-    kind = f"{other} is no linear layer; to train it in full, use --lora_modules_to_save {target}" if other else "no layer is called so"
+    kind = (
+        f"{other} is no linear layer; to train it in full, use --lora_modules_to_save {target}"
+        if other
+        else "no layer is called so"
+    )
     return f"--lora_targets {target}: {kind}; linear layers are {_kinds(linear)}, or {ALL_LINEAR} for all but the head"
 
 

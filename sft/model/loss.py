@@ -1,7 +1,9 @@
-"""The loss: a weighted sum of the tokens' negative log-likelihoods, the vocabulary spread over tensor-parallel ranks or not.
+"""The loss: a weighted sum of the tokens' negative log-likelihoods, the vocabulary spread over tensor-parallel ranks or
+not.
 
-hidden_NE are hidden states of N tokens, targets_N their next tokens, weights_N what each counts. Logits are never gathered, and of no more
-than some tokens at once are they there at all: the gradients of a chunk are computed right behind its loss.
+hidden_NE are hidden states of N tokens, targets_N their next tokens, weights_N what each counts. Logits are never
+gathered, and of no more than some tokens at once are they there at all: the gradients of a chunk are computed right
+behind its loss.
 """
 
 from __future__ import annotations
@@ -45,9 +47,14 @@ class _InChunks(Function):
 
     @staticmethod
     def forward(
-        context: Any, measure: Callable[[Tensor, Tensor], Tensor], at_once: int, hidden_NE: Tensor, targets_N: Tensor, weights_N: Tensor,
+        context: Any,
+        measure: Callable[[Tensor, Tensor], Tensor],
+        at_once: int,
+        hidden_NE: Tensor,
+        targets_N: Tensor,
+        weights_N: Tensor,
         *trained: Tensor,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         gradient_NE = torch.empty_like(hidden_NE)
         sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in trained]
         measured = []
@@ -62,7 +69,9 @@ class _InChunks(Function):
                 total += gradient
             measured.append(nll_C.detach())
             del nll_C, found
-        context.save_for_backward(gradient_NE, *(total.to(parameter.dtype) for total, parameter in zip(sums, trained, strict=True)))
+        context.save_for_backward(
+            gradient_NE, *(total.to(parameter.dtype) for total, parameter in zip(sums, trained, strict=True))
+        )
         return (torch.cat(measured) * weights_N).sum()
 
     @staticmethod
@@ -72,10 +81,16 @@ class _InChunks(Function):
 
 
 def weighted_sum(
-    measure: Callable[[Tensor, Tensor], Tensor], trained: Sequence[Tensor], hidden_NE: Tensor, targets_N: Tensor, weights_N: Tensor,
+    measure: Callable[[Tensor, Tensor], Tensor],
+    trained: Sequence[Tensor],
+    hidden_NE: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
     at_once: int,
-) -> Tensor:  # fmt: skip
-    """sum(weight * nll), `measure(hidden, targets)` being the nll of some tokens; `trained` is what it depends on besides."""
+) -> Tensor:
+    """sum(weight * nll), `measure(hidden, targets)` being the nll of some tokens; `trained` is what it depends on
+    besides.
+    """
     if len(targets_N) <= at_once:
         return (measure(hidden_NE, targets_N) * weights_N).sum()
     function: Any = _InChunks
@@ -84,7 +99,9 @@ def weighted_sum(
 
 
 def negative_log_likelihood(logits_NV: Tensor, targets_N: Tensor, vocabulary_size: int, group: TensorGroup) -> Tensor:
-    """nll_N in float32. With several ranks, `logits_NV` are this rank's columns, padding past the vocabulary among them."""
+    """nll_N in float32. With several ranks, `logits_NV` are this rank's columns, padding past the vocabulary among
+    them.
+    """
     logits_NV = logits_NV.float()
     if group.size == 1:
         return F.cross_entropy(logits_NV, targets_N, reduction="none")

@@ -1,4 +1,6 @@
-"""Linear layers and embeddings of which each tensor-parallel rank holds a part. Parameter names stay those of the Hugging Face model."""
+"""Linear layers and embeddings of which each tensor-parallel rank holds a part. Parameter names stay those of the
+Hugging Face model.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from sft.model.linear import Linear
 class ColumnParallel(Linear):
     """A rank's output features. Its input has entered the region before, unless it is a region of its own."""
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, group: TensorGroup, *, gather_output: bool) -> None:
+    def __init__(
+        self, weight: nn.Parameter, bias: nn.Parameter | None, group: TensorGroup, *, gather_output: bool
+    ) -> None:
         super().__init__(weight, bias)
         self._group, self._gather_output = group, gather_output
 
@@ -26,9 +30,13 @@ class ColumnParallel(Linear):
 
 
 class RowParallel(Linear):
-    """A rank's input features: its output is a part of a sum, which leaves the region here. The bias is added once, after."""
+    """A rank's input features: its output is a part of a sum, which leaves the region here. The bias is added once,
+    after.
+    """
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, group: TensorGroup, *, split_input: bool, stretches: bool) -> None:
+    def __init__(
+        self, weight: nn.Parameter, bias: nn.Parameter | None, group: TensorGroup, *, split_input: bool, stretches: bool
+    ) -> None:
         super().__init__(weight, bias)
         self._group, self._split_input, self._stretches = group, split_input, stretches
 
@@ -42,16 +50,22 @@ class RowParallel(Linear):
 def enters_region(group: TensorGroup, stretches: bool) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:
     """A forward pre-hook for the module that is a region: its hidden states enter once, for all its linear layers."""
 
-    def hook(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(
+        module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if arguments:
             return (collectives.enter_region(arguments[0], group, stretches), *arguments[1:]), options
-        return arguments, {**options, "hidden_states": collectives.enter_region(options["hidden_states"], group, stretches)}
+        return arguments, {
+            **options,
+            "hidden_states": collectives.enter_region(options["hidden_states"], group, stretches),
+        }
 
     return hook
 
 
 def split_vocabulary(embedding: nn.Embedding, weight: nn.Parameter, start: int, group: TensorGroup) -> None:
-    """Let an embedding hold rows `start` and following. Ids of other ranks give zeros here, and the sum over ranks is whole.
+    """Let an embedding hold rows `start` and following. Ids of other ranks give zeros here, and the sum over ranks is
+    whole.
 
     Hooks, not another class: what a family's own embedding does besides, such as scaling, stays.
     """

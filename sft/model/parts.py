@@ -1,7 +1,8 @@
 """What a pipeline stage is made of: the embedding, blocks, the head. Each takes and returns plain tensors.
 
-ids_RT are token ids, positions_RT count from 0 in each document (R = 1 packed row, T tokens), hidden_RTE hidden states, logits_RTV logits.
-The modules are the Hugging Face model's own; nothing is copied, so parameter names and objects are theirs.
+ids_RT are token ids, positions_RT count from 0 in each document (R = 1 packed row, T tokens), hidden_RTE hidden states,
+logits_RTV logits. The modules are the Hugging Face model's own; nothing is copied, so parameter names and objects are
+theirs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from sft.model.dropout import Keys
 
 
 class Embedding(nn.Module):
-    """Ids to the first hidden states. It is the model's own trunk without its layers, so scalings and learned positions are as there."""
+    """Ids to the first hidden states. It is the model's own trunk without its layers, so scalings and learned positions
+    are as there.
+    """
 
     def __init__(self, model: Any, anatomy: Anatomy) -> None:
         super().__init__()
@@ -48,7 +51,9 @@ class Row:
 
 
 class Rotary(nn.Module):
-    """Rotary embeddings, computed once for a row. A copy of the model's own: it stays in float32 when the model is cast."""
+    """Rotary embeddings, computed once for a row. A copy of the model's own: it stays in float32 when the model is
+    cast.
+    """
 
     def __init__(self, rotary: nn.Module | None, kinds: Sequence[str | None]) -> None:
         super().__init__()
@@ -146,5 +151,7 @@ def block_diagonal_mask(document_lengths: list[int], like: Tensor) -> Tensor:
     """mask_11TT, 0 where a token may look and the smallest number elsewhere: for attention that knows no documents."""
     blocks = [torch.ones(length, length, dtype=torch.bool, device=like.device).tril() for length in document_lengths]
     allowed = torch.block_diag(*blocks).bool()
-    mask = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill_(~allowed, torch.finfo(like.dtype).min)
+    mask = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill_(
+        ~allowed, torch.finfo(like.dtype).min
+    )
     return mask[None, None]

@@ -1,5 +1,5 @@
-"""Matrix products in float32 on a CPU, by oneDNN. torch has it, and uses it for other numbers alone; what it uses instead is half as fast
-on some processors. Everything else is multiplied as torch does.
+"""Matrix products in float32 on a CPU, by oneDNN. torch has it, and uses it for other numbers alone; what it uses
+instead is half as fast on some processors. Everything else is multiplied as torch does.
 
 The one name of torch's that is private is in `_operations`.
 """

@@ -1,7 +1,8 @@
-"""Frozen weights in 4 or 8 bits. Each rank quantises its own slices; a product makes the weight whole for as long as it takes.
+"""Frozen weights in 4 or 8 bits. Each rank quantises its own slices; a product makes the weight whole for as long as it
+takes.
 
-4 bits: NormalFloat in blocks of 64 values, with scales in 8 bits themselves (bitsandbytes' NF4 with double quantisation). 8 bits: integers,
-with a scale for each row, as bitsandbytes stores them; activations stay as they are.
+4 bits: NormalFloat in blocks of 64 values, with scales in 8 bits themselves (bitsandbytes' NF4 with double
+quantisation). 8 bits: integers, with a scale for each row, as bitsandbytes stores them; activations stay as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ _BLOCK = 64
 
 
 class QuantizedWeight:
-    """A matrix that is multiplied with and never trained. No tensor of it is a parameter or a buffer, so that no cast reaches it."""
+    """A matrix that is multiplied with and never trained. No tensor of it is a parameter or a buffer, so that no cast
+    reaches it.
+    """
 
     def __init__(self, bits: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         assert bits in BITS, bits
@@ -41,7 +44,7 @@ class QuantizedWeight:
             # Flat: on the CPU, 0.50.2 makes something else of rows whose length is no multiple of the block's.
             self._values, self._scales = _library().quantize_4bit(
                 weight.to(self.dtype).flatten(), blocksize=_BLOCK, compress_statistics=True, quant_type="nf4"
-            )  # fmt: skip
+            )
         else:
             self._scales = weight.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
             self._values = (weight.float() / self._scales).round().to(torch.int8)
@@ -79,7 +82,9 @@ class _Product(Function):
 
 
 def quantize(model: Any, anatomy: Anatomy, bits: int, device: torch.device) -> dict[str, QuantizedWeight]:
-    """Take the weights of the layers' frozen linear modules out of `model` (on meta). By parameter name, what is there instead."""
+    """Take the weights of the layers' frozen linear modules out of `model` (on meta). By parameter name, what is there
+    instead.
+    """
     if bits == 4:
         _library()
     made = {}
@@ -99,10 +104,16 @@ def fill(weights: Mapping[str, QuantizedWeight], places: Mapping[str, Place], re
 
 
 def widen_norms(stage: nn.Module) -> None:
-    """Frozen norms of a quantised model are computed in float32, and give what they were given. Casts of the whole model come before."""
+    """Frozen norms of a quantised model are computed in float32, and give what they were given. Casts of the whole
+    model come before.
+    """
     for module in stage.modules():
         own = list(module.parameters(recurse=False))
-        if own and all(parameter.dim() == 1 and not parameter.requires_grad for parameter in own) and not isinstance(module, Linear):
+        if (
+            own
+            and all(parameter.dim() == 1 and not parameter.requires_grad for parameter in own)
+            and not isinstance(module, Linear)
+        ):
             module.float()
             module.forward = _wide(module.forward)
 
@@ -130,7 +141,9 @@ def _library() -> Any:
         with _quiet():
             import bitsandbytes.functional
     except ImportError as error:
-        raise UserError("--load_in_4bit needs bitsandbytes: pip install 'sft[quantized]', or use --weight_only_8bit") from error
+        raise UserError(
+            "--load_in_4bit needs bitsandbytes: pip install 'sft[quantized]', or use --weight_only_8bit"
+        ) from error
     return bitsandbytes.functional
 
 

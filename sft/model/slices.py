@@ -34,7 +34,9 @@ class Slice:
         return (*whole_shape[: self.dim], self.length, *whole_shape[self.dim + 1 :])
 
     def spans(self, whole_length: int) -> Iterator[tuple[int, int, int]]:
-        """(where it begins in the part, start, stop in the whole) of each piece, without padding and without empty pieces."""
+        """(where it begins in the part, start, stop in the whole) of each piece, without padding and without empty
+        pieces.
+        """
         begin = 0
         for start, stop in self.pieces:
             if (inner := min(stop, whole_length)) > start:

@@ -1,5 +1,5 @@
-"""One pipeline stage of one tensor-parallel rank: some of the model's blocks, the embedding before them if it is the first, the head after
-them if it is the last.
+"""One pipeline stage of one tensor-parallel rank: some of the model's blocks, the embedding before them if it is the
+first, the head after them if it is the last.
 
 kept_N are the places in a row whose next token is trained, targets_N those tokens, weights_N what each counts.
 """
@@ -20,18 +20,27 @@ from sft.model.collectives import TensorGroup
 from sft.model.parts import Block, Parts
 from sft.plan.chunks import tokens_at_once
 
-# Results that selective recomputation keeps: what is dear to compute. Norms, rotations and activations are computed again.
+# Results that selective recomputation keeps: what is dear to compute. Norms, rotations and activations are computed
+# again.
 _KEPT_OPERATIONS = (
-    torch.ops.aten.mm.default, torch.ops.aten.addmm.default, *products.OPERATIONS, attention.TOGETHER,
-    torch.ops.aten._scaled_dot_product_flash_attention.default, torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    *products.OPERATIONS,
+    attention.TOGETHER,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-)  # fmt: skip
+)
 
 
 class Stage(nn.Module):
-    """(ids or hidden states, positions) to (hidden states, positions), or, in the last stage, to hidden states alone."""
+    """(ids or hidden states, positions) to (hidden states, positions), or, in the last stage, to hidden states
+    alone.
+    """
 
-    def __init__(self, parts: Parts, layers: range, group: TensorGroup, *, sequence_parallel: bool, recompute: str) -> None:
+    def __init__(
+        self, parts: Parts, layers: range, group: TensorGroup, *, sequence_parallel: bool, recompute: str
+    ) -> None:
         super().__init__()
         self.embedding = parts.embedding if layers.start == 0 else None
         self.blocks = nn.ModuleList(parts.blocks[layers.start : layers.stop])
@@ -50,7 +59,9 @@ class Stage(nn.Module):
             block.keys = keys
 
     def fill_up(self, device: torch.device) -> None:
-        """A stage that trains nothing still passes gradients on: a parameter that changes nothing makes its output ask for them."""
+        """A stage that trains nothing still passes gradients on: a parameter that changes nothing makes its output ask
+        for them.
+        """
         if not any(parameter.requires_grad for parameter in self.parameters()):
             self.spare.append(nn.Parameter(torch.zeros(1, device=device)))
 
@@ -87,14 +98,18 @@ class Stage(nn.Module):
 
 
 class Loss:
-    """What the last stage computes of a micro-batch: sum(weight * nll) * scale. While validating, counts are kept as well."""
+    """What the last stage computes of a micro-batch: sum(weight * nll) * scale. While validating, counts are kept as
+    well.
+    """
 
     def __init__(self, stage: Stage, vocabulary_size: int, group: TensorGroup, at_once: int | None = None) -> None:
         """Logits are made of `at_once` tokens at a time: None, as many as memory has room for."""
         self._stage, self._vocabulary_size, self._group = stage, vocabulary_size, group
         self.at_once = at_once
         self.counts = torch.zeros(4, dtype=torch.float64)  # weighted nll, weight, tokens predicted right, tokens
-        self.losses: list[Tensor] = []  # of the micro-batches since `losses` was cleared last, for naming one that is not a number
+        self.losses: list[
+            Tensor
+        ] = []  # of the micro-batches since `losses` was cleared last, for naming one that is not a number
 
     def __call__(self, hidden_RTE: Tensor, labels: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         kept_N, targets_N, weights_N, scale = labels
@@ -114,7 +129,9 @@ class Loss:
 
     def _measure(self, hidden_NE: Tensor, targets_N: Tensor) -> Tensor:
         assert self._stage.head is not None
-        return loss.negative_log_likelihood(self._stage.head.logits(hidden_NE), targets_N, self._vocabulary_size, self._group)
+        return loss.negative_log_likelihood(
+            self._stage.head.logits(hidden_NE), targets_N, self._vocabulary_size, self._group
+        )
 
     def _counted(self, hidden_NE: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
         assert self._stage.head is not None
@@ -126,7 +143,12 @@ class Loss:
     def _count(self, logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor, nll_N: Tensor) -> None:
         right_N = loss.most_likely(logits_NV, self._vocabulary_size, self._group) == targets_N
         fully_N = weights_N == 1  # answers: what is weighed less only helps the loss along
-        counts = [(nll_N.double() * weights_N).sum(), weights_N.double().sum(), (right_N & fully_N).sum(), fully_N.sum()]
+        counts = [
+            (nll_N.double() * weights_N).sum(),
+            weights_N.double().sum(),
+            (right_N & fully_N).sum(),
+            fully_N.sum(),
+        ]
         self.counts += torch.stack([count.double().cpu() for count in counts])
 
 

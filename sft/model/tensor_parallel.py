@@ -1,6 +1,8 @@
-"""Which parts of a model's parameters each tensor-parallel rank holds, by the plan that its configuration carries, or by our own.
+"""Which parts of a model's parameters each tensor-parallel rank holds, by the plan that its configuration carries, or
+by our own.
 
-Works on a model on the meta device: parameters are replaced by smaller ones, linear layers by parallel ones, nothing is read.
+Works on a model on the meta device: parameters are replaced by smaller ones, linear layers by parallel ones, nothing is
+read.
 """
 
 from __future__ import annotations
@@ -23,28 +25,45 @@ _QKV_NAMES = ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "out_
 # Where transformers has no plan, or one that computes attention on all ranks. Names are relative to a layer.
 _OUR_PLANS: dict[str, dict[str, str]] = {
     "opt": {
-        "self_attn.q_proj": "colwise", "self_attn.k_proj": "colwise", "self_attn.v_proj": "colwise", "self_attn.out_proj": "rowwise",
-        "fc1": "colwise", "fc2": "rowwise",
+        "self_attn.q_proj": "colwise",
+        "self_attn.k_proj": "colwise",
+        "self_attn.v_proj": "colwise",
+        "self_attn.out_proj": "rowwise",
+        "fc1": "colwise",
+        "fc2": "rowwise",
     },
     "falcon": {
-        "self_attention.query_key_value": "colwise", "self_attention.dense": "rowwise",
-        "mlp.dense_h_to_4h": "colwise", "mlp.dense_4h_to_h": "rowwise",
+        "self_attention.query_key_value": "colwise",
+        "self_attention.dense": "rowwise",
+        "mlp.dense_h_to_4h": "colwise",
+        "mlp.dense_4h_to_h": "rowwise",
     },
-    # One key-value head for all queries: its rows belong to every rank, so projections are split and attention is computed by all.
+    # One key-value head for all queries: its rows belong to every rank, so projections are split and attention is
+    # computed by all.
     "falcon-multi-query": {
-        "self_attention.query_key_value": "colwise_gather_output", "self_attention.dense": "rowwise_split_input",
-        "mlp.dense_h_to_4h": "colwise", "mlp.dense_4h_to_h": "rowwise",
+        "self_attention.query_key_value": "colwise_gather_output",
+        "self_attention.dense": "rowwise_split_input",
+        "mlp.dense_h_to_4h": "colwise",
+        "mlp.dense_4h_to_h": "rowwise",
     },
     "phi3": {
-        "self_attn.qkv_proj": "colwise_query_key_value", "self_attn.o_proj": "rowwise",
-        "mlp.gate_up_proj": "colwise_halves", "mlp.down_proj": "rowwise",
+        "self_attn.qkv_proj": "colwise_query_key_value",
+        "self_attn.o_proj": "rowwise",
+        "mlp.gate_up_proj": "colwise_halves",
+        "mlp.down_proj": "rowwise",
     },
     "olmo2": {
-        "self_attn.q_proj": "colwise", "self_attn.k_proj": "colwise", "self_attn.v_proj": "colwise", "self_attn.o_proj": "rowwise",
-        "self_attn.q_norm": "norm_over_heads", "self_attn.k_norm": "norm_over_heads",
-        "mlp.gate_proj": "colwise", "mlp.up_proj": "colwise", "mlp.down_proj": "rowwise",
+        "self_attn.q_proj": "colwise",
+        "self_attn.k_proj": "colwise",
+        "self_attn.v_proj": "colwise",
+        "self_attn.o_proj": "rowwise",
+        "self_attn.q_norm": "norm_over_heads",
+        "self_attn.k_norm": "norm_over_heads",
+        "mlp.gate_proj": "colwise",
+        "mlp.up_proj": "colwise",
+        "mlp.down_proj": "rowwise",
     },
-}  # fmt: skip
+}
 _COLUMN_STYLES = ("colwise", "colwise_gather_output", "colwise_query_key_value", "colwise_halves")
 _ROW_STYLES = ("rowwise", "rowwise_split_input")
 _STYLES = (*_COLUMN_STYLES, *_ROW_STYLES, "replicated_with_grad_allreduce", "norm_over_heads")
@@ -52,7 +71,9 @@ _STYLES = (*_COLUMN_STYLES, *_ROW_STYLES, "replicated_with_grad_allreduce", "nor
 
 @dataclass(frozen=True)
 class Place:
-    """What a rank knows of a parameter: its shape in the whole model, its own part, and how its gradient comes about."""
+    """What a rank knows of a parameter: its shape in the whole model, its own part, and how its gradient comes
+    about.
+    """
 
     shape: tuple[int, ...]
     part: Slice | None = None  # None: all of it, on every rank
@@ -74,11 +95,16 @@ def layer_plan(config: Any) -> dict[str, str]:
         given = getattr(config, "base_model_tp_plan", None) or {}
         plan = {name.partition(".*.")[2]: style for name, style in given.items() if ".*." in name}
     if not plan:
-        raise UserError(f"models of type {config.model_type} have no tensor-parallel plan: use --tp 1, and --pp to split the model")
+        raise UserError(
+            f"models of type {config.model_type} have no tensor-parallel plan: use --tp 1, and --pp to split the model"
+        )
     unknown = {f"{name}: {style}" for name, style in plan.items() if style not in _STYLES}
     if unknown:
         listing = ", ".join(sorted(unknown)[:3])
-        raise UserError(f"the tensor-parallel plan of {config.model_type} has styles that are not known here ({listing}): use --tp 1")
+        raise UserError(
+            f"the tensor-parallel plan of {config.model_type} has styles that are not known here ({listing}): "
+            "use --tp 1"
+        )
     return plan
 
 
@@ -104,7 +130,13 @@ class _LayerBuilder:
     """Turns one layer into a rank's part of it, and notes what became of its parameters."""
 
     def __init__(self, layer: nn.Module, name: str, config: Any, group: TensorGroup, sequence_parallel: bool) -> None:
-        self.layer, self.name, self.config, self.group, self.sequence_parallel = layer, name, config, group, sequence_parallel
+        self.layer, self.name, self.config, self.group, self.sequence_parallel = (
+            layer,
+            name,
+            config,
+            group,
+            sequence_parallel,
+        )
         self.parts: dict[str, Slice] = {}
         self.partial: set[str] = set()
 
@@ -119,7 +151,9 @@ class _LayerBuilder:
                     regions.add(parent)
                 else:
                     module = self.layer.get_submodule(name)
-                    module.register_forward_pre_hook(enters_region(self.group, self.sequence_parallel), with_kwargs=True)
+                    module.register_forward_pre_hook(
+                        enters_region(self.group, self.sequence_parallel), with_kwargs=True
+                    )
             elif style in _ROW_STYLES:
                 self._row(name, style)
             elif style == "norm_over_heads":
@@ -161,9 +195,12 @@ class _LayerBuilder:
         linear = self._linear(name)
         part = Slice(dim=1, pieces=(_even(linear.in_features, self.group, f"{self.name}.{name}"),))
         new = RowParallel(
-            _shrunk(linear.weight, part), linear.bias, self.group, split_input=style == "rowwise_split_input",
+            _shrunk(linear.weight, part),
+            linear.bias,
+            self.group,
+            split_input=style == "rowwise_split_input",
             stretches=self.sequence_parallel,
-        )  # fmt: skip
+        )
         self._replace(name, new, {"weight": part})
 
     def _norm(self, name: str) -> None:
@@ -186,7 +223,10 @@ class _LayerBuilder:
             start, stop = _even(features // 2, group, where)
             return ((start, stop), (features // 2 + start, features // 2 + stop)), False, True
         if style == "colwise" and name.rpartition(".")[2] in ("k_proj", "v_proj"):
-            heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+            heads, groups = (
+                config.num_attention_heads,
+                getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            )
             _check_heads(heads, groups, group.size, replicate=self._has_no_norm_over_heads())
             if groups < group.size:
                 size, copies = features // groups, group.size // groups
@@ -218,7 +258,9 @@ class _LayerBuilder:
     def _linear(self, name: str) -> nn.Linear:
         module = self.layer.get_submodule(name)
         if not isinstance(module, nn.Linear):
-            raise UserError(f"{self.name}.{name} is a {type(module).__name__}, not a linear layer: this model needs --tp 1")
+            raise UserError(
+                f"{self.name}.{name} is a {type(module).__name__}, not a linear layer: this model needs --tp 1"
+            )
         return module
 
     def _replace(self, name: str, module: nn.Module, parts: Mapping[str, Slice]) -> None:
@@ -269,8 +311,11 @@ def _check_heads(heads: int, groups: int, size: int, replicate: bool) -> None:
     if not fits:
         fitting = [
             n for n in range(1, heads + 1) if heads % n == 0 and (groups % n == 0 or (replicate and n % groups == 0))
-        ]  # fmt: skip
-        raise UserError(f"--tp {size} does not divide {heads} heads and {groups} key-value heads: use --tp {', '.join(map(str, fitting))}")
+        ]
+        raise UserError(
+            f"--tp {size} does not divide {heads} heads and {groups} key-value heads: use --tp "
+            f"{', '.join(map(str, fitting))}"
+        )
 
 
 def _has(module: nn.Module, name: str) -> bool:

@@ -1,6 +1,8 @@
-"""Weights of a Hugging Face folder, read slice by slice: a rank touches its own share of the files and holds one tensor beside it.
+"""Weights of a Hugging Face folder, read slice by slice: a rank touches its own share of the files and holds one tensor
+beside it.
 
-In the order of use: WeightFiles opens a folder, match_names finds each parameter in it (or says what is wrong), load fills the parameters.
+In the order of use: WeightFiles opens a folder, match_names finds each parameter in it (or says what is wrong), load
+fills the parameters.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ _PICKLES = ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth")
 # Buffers that older versions of transformers saved with the weights.
 _BUFFERS = (r"(^|\.)inv_freq$", r"(^|\.)attention\.(masked_)?bias$")
 _CHUNK_ELEMENTS = 16 * 2**20
-# Pages that were read stay in this process's memory for as long as their file is mapped: it is mapped anew after so many bytes.
+# Pages that were read stay in this process's memory for as long as their file is mapped: it is mapped anew after so
+# many bytes.
 _MAPPED_BYTES = 128 * 2**20
 
 
@@ -46,11 +49,15 @@ class WeightFiles:
         return tuple(self._open(name).get_shape())
 
     def is_floating(self, name: str) -> bool:
-        """False for what a quantised model is made of: its integers and 8-bit numbers mean nothing without their scales."""
+        """False for what a quantised model is made of: its integers and 8-bit numbers mean nothing without their
+        scales.
+        """
         return self._open(name).get_dtype() in _FLOATING
 
     def read(self, name: str, part: Slice | None, dtype: torch.dtype) -> Tensor:
-        """The part of one tensor on the CPU, zero where it reaches past the tensor's end. Only the part's bytes are read."""
+        """The part of one tensor on the CPU, zero where it reaches past the tensor's end. Only the part's bytes are
+        read.
+        """
         shape = self.shape(name)
         tensor = torch.empty(part.shape_of(shape) if part else shape, dtype=dtype)
         self.read_into(tensor, name, part)
@@ -59,7 +66,12 @@ class WeightFiles:
     def read_into(self, destination: Tensor, name: str, part: Slice | None) -> None:
         """As `read`, into a tensor of any device and dtype."""
         shape = self.shape(name)
-        assert tuple(destination.shape) == (part.shape_of(shape) if part else shape), (name, destination.shape, shape, part)
+        assert tuple(destination.shape) == (part.shape_of(shape) if part else shape), (
+            name,
+            destination.shape,
+            shape,
+            part,
+        )
         if part is None:
             destination.copy_(self._open(name)[...])
         else:
@@ -75,7 +87,9 @@ class WeightFiles:
         """The mean over the first dimension, in float32, read in chunks; a tensor of the other dimensions."""
         shape = self.shape(name)
         step = max(1, _CHUNK_ELEMENTS // max(1, prod(shape[1:])))
-        total = torch.zeros(shape[1:], dtype=torch.float64)  # so that neither threads nor chunks are to be seen in the float32
+        total = torch.zeros(
+            shape[1:], dtype=torch.float64
+        )  # so that neither threads nor chunks are to be seen in the float32
         for start in range(0, shape[0], step):
             stop = min(start + step, shape[0])
             total += self.read(name, Slice(dim=0, pieces=((start, stop),)), torch.float32).sum(0, dtype=torch.float64)
@@ -112,34 +126,49 @@ class WeightFiles:
         pickle = next((file.name for pattern in _PICKLES for file in sorted(self.folder.glob(pattern))), None)
         if pickle is not None:
             return UserError(
-                f"{self.folder} has {pickle} but no {SINGLE}: a pickle can run any program and is not read; convert it where you trust it: "
+                f"{self.folder} has {pickle} but no {SINGLE}: a pickle can run any program and is not read; convert "
+                "it where you trust it: "
                 f"python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{self.folder}')"
                 f".save_pretrained('{self.folder}')\""
             )
-        hint = "it is an adapter: merge it into its base model first (sft merge)" if (self.folder / "adapter_config.json").exists() else (
-            "give the folder of a Hugging Face model, as save_pretrained writes it"
-        )  # fmt: skip
+        hint = (
+            "it is an adapter: merge it into its base model first (sft merge)"
+            if (self.folder / "adapter_config.json").exists()
+            else ("give the folder of a Hugging Face model, as save_pretrained writes it")
+        )
         return UserError(f"{self.folder} has neither {SINGLE} nor {INDEX}: {hint}")
 
     def _read_index(self, index: Path) -> dict[str, Path]:
         try:
-            files = {str(name): self.folder / file for name, file in json.loads(index.read_bytes())["weight_map"].items()}
+            files = {
+                str(name): self.folder / file for name, file in json.loads(index.read_bytes())["weight_map"].items()
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {shorten(error, 120)}"
             raise UserError(f"{index} is not an index of weights ({reason}): fetch it again") from error
         missing = sorted({file.name for file in files.values() if not file.is_file()})
         if missing:
-            raise UserError(f"{index} names {_some(missing)}, missing in {self.folder}: fetch the folder again, to its end")
+            raise UserError(
+                f"{index} names {_some(missing)}, missing in {self.folder}: fetch the folder again, to its end"
+            )
         return files
 
 
 def match_names(
-    expected: Mapping[str, tuple[int, ...]], files: WeightFiles, *, base_prefix: str, tied: Mapping[str, str], ignore: Sequence[str],
-    grown: Mapping[str, int], renames: Sequence[tuple[str, str]] = (),
-) -> dict[str, str]:  # fmt: skip
-    """Name in the files of each parameter of the whole model. `expected` has their shapes, of those in `grown` with all their rows.
+    expected: Mapping[str, tuple[int, ...]],
+    files: WeightFiles,
+    *,
+    base_prefix: str,
+    tied: Mapping[str, str],
+    ignore: Sequence[str],
+    grown: Mapping[str, int],
+    renames: Sequence[tuple[str, str]] = (),
+) -> dict[str, str]:
+    """Name in the files of each parameter of the whole model. `expected` has their shapes, of those in `grown` with all
+    their rows.
 
-    `tied` maps a head to its embedding; both get the name that is there. `ignore` are patterns of tensors that may be there in vain,
+    `tied` maps a head to its embedding; both get the name that is there. `ignore` are patterns of tensors that may be
+    there in vain,
     `renames` (pattern, replacement) from names in the files to those of the model.
     """
     found, extra = _pair(expected, files.names(), base_prefix, renames)
@@ -169,9 +198,12 @@ def read_grown(files: WeightFiles, name: str, part: Slice | None, dtype: torch.d
 
 
 def load(
-    destinations: Mapping[str, tuple[nn.Parameter, Slice | None]], files: WeightFiles, names: Mapping[str, str], *,
+    destinations: Mapping[str, tuple[nn.Parameter, Slice | None]],
+    files: WeightFiles,
+    names: Mapping[str, str],
+    *,
     grown: Mapping[str, int] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Fill parameters where they are, in their own dtype, one tensor at a time. `names` is what `match_names` found."""
     with torch.no_grad():
         for name, (parameter, part) in destinations.items():
@@ -205,13 +237,18 @@ def _read_grown_into(destination: Tensor, files: WeightFiles, name: str, part: S
 def _pair(
     expected: Mapping[str, tuple[int, ...]], names: Sequence[str], base_prefix: str, renames: Sequence[tuple[str, str]]
 ) -> tuple[dict[str, str], list[str]]:
-    """({model's name: files' name}, names that no parameter has). A name that fits as it stands goes before one that is respelled."""
+    """({model's name: files' name}, names that no parameter has). A name that fits as it stands goes before one that is
+    respelled.
+    """
     found = {name: name for name in names if name in expected}
     extra = []
     for name in names:
         if name in found:
             continue
-        fitting = next((other for other in _spellings(name, base_prefix, renames) if other in expected and other not in found), None)
+        fitting = next(
+            (other for other in _spellings(name, base_prefix, renames) if other in expected and other not in found),
+            None,
+        )
         if fitting is None:
             extra.append(name)
         else:
@@ -220,7 +257,9 @@ def _pair(
 
 
 def _spellings(name: str, base_prefix: str, renames: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """What a tensor of the files may be called in the model: transformers saves a model with or without its head's prefix."""
+    """What a tensor of the files may be called in the model: transformers saves a model with or without its head's
+    prefix.
+    """
     for plain in dict.fromkeys([name, *(re.sub(pattern, replacement, name) for pattern, replacement in renames)]):
         yield plain
         yield f"{base_prefix}.{plain}"
@@ -238,7 +277,11 @@ def _look_equal(files: WeightFiles, first: str, second: str) -> bool:
 
 
 def _refuse_mismatches(
-    expected: Mapping[str, tuple[int, ...]], files: WeightFiles, found: Mapping[str, str], extra: Sequence[str], grown: Mapping[str, int]
+    expected: Mapping[str, tuple[int, ...]],
+    files: WeightFiles,
+    found: Mapping[str, str],
+    extra: Sequence[str],
+    grown: Mapping[str, int],
 ) -> None:
     misshapen = []
     for name, in_files in found.items():
@@ -255,8 +298,14 @@ def _refuse_mismatches(
     ]
     described = [f"{kind}: {_some(names)}" for kind, names in problems if names]
     if described:
-        remedy = "the model that it was quantised from" if whole_numbers else "a folder whose config.json and weights belong together"
-        raise UserError(f"{files.folder} does not hold the weights of its model ({'; '.join(described)}): give {remedy}")
+        remedy = (
+            "the model that it was quantised from"
+            if whole_numbers
+            else "a folder whose config.json and weights belong together"
+        )
+        raise UserError(
+            f"{files.folder} does not hold the weights of its model ({'; '.join(described)}): give {remedy}"
+        )
 
 
 def _open_file(file: Path) -> Any:
@@ -265,7 +314,9 @@ def _open_file(file: Path) -> Any:
     except (SafetensorError, OSError) as error:
         size = f"{file.stat().st_size} bytes" if file.is_file() else "no file"
         reason = shorten(error, 120)
-        raise UserError(f"{file} ({size}) is not a whole safetensors file ({reason}): fetch it again, to its end") from error
+        raise UserError(
+            f"{file} ({size}) is not a whole safetensors file ({reason}): fetch it again, to its end"
+        ) from error
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

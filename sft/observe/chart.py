@@ -17,7 +17,9 @@ _LOWER = (("lr", "learning rate"), ("grad_norm", "gradient norm"))
 
 
 def write_loss_chart(records: Sequence[Mapping[str, Any]], path: Path, mark_best: bool = False) -> bool:
-    """False where matplotlib is missing, or no record has a finite loss: then no file is written. Marked is the model that was kept."""
+    """False where matplotlib is missing, or no record has a finite loss: then no file is written. Marked is the model
+    that was kept.
+    """
     train, val = series(records, "loss"), series(records, "val_loss")
     if not (np.isfinite(train[1]).any() or np.isfinite(val[1]).any()):
         return False
@@ -28,7 +30,9 @@ def write_loss_chart(records: Sequence[Mapping[str, Any]], path: Path, mark_best
         return False
     lower = [(label, points) for key, label in _LOWER if np.isfinite((points := series(records, key))[1]).any()][:1]
     figure = Figure(figsize=(9, 5.5 if lower else 4), layout="constrained")
-    panels = figure.subplots(1 + len(lower), 1, sharex=True, squeeze=False, height_ratios=[3, 1][: 1 + len(lower)])[:, 0]
+    panels = figure.subplots(1 + len(lower), 1, sharex=True, squeeze=False, height_ratios=[3, 1][: 1 + len(lower)])[
+        :, 0
+    ]
     _draw_losses(panels[0], train, val)
     if mark_best and (best := best_of(val)) is not None:
         _mark_best(panels, best, int(max(train[0].max(initial=0), best[0])))
@@ -48,7 +52,9 @@ def write_loss_chart(records: Sequence[Mapping[str, Any]], path: Path, mark_best
 
 def series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
     """(iterations, values) of the records that have the key; NaN for a value that is no finite number."""
-    pairs = [(int(record["iteration"]), number(record, key)) for record in records if key in record and "iteration" in record]
+    pairs = [
+        (int(record["iteration"]), number(record, key)) for record in records if key in record and "iteration" in record
+    ]
     values = [np.nan if value is None else value for _, value in pairs]
     return np.array([iteration for iteration, _ in pairs], dtype=np.int64), np.array(values, dtype=np.float64)
 
@@ -88,7 +94,15 @@ def _mark_best(panels: Any, best: tuple[int, float], last: int) -> None:
     for axes in panels:
         axes.axvline(iteration, color=_RED, linewidth=0.8, linestyle="--")
     end = f", stopped after {last:,}" if last > iteration else ""
-    panels[0].plot([iteration], [loss], color=_RED, marker="*", markersize=13, linestyle="", label=f"kept: iteration {iteration:,}{end}")
+    panels[0].plot(
+        [iteration],
+        [loss],
+        color=_RED,
+        marker="*",
+        markersize=13,
+        linestyle="",
+        label=f"kept: iteration {iteration:,}{end}",
+    )
     panels[0].legend(frameon=False)
 
 

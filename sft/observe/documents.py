@@ -26,19 +26,28 @@ def legend() -> Text:
 def heading(reader: ShardReader, number: int) -> Rule:
     file, line = reader.place(number)
     cut = f", {reader.cut[number]:,} tokens cut" if reader.cut[number] else ""
-    title = f"document {number}: {reader.lengths[number]:,} tokens, {reader.trained[number]:,} trained{cut}  ({Path(file).name} {line})"
+    title = (
+        f"document {number}: {reader.lengths[number]:,} tokens, {reader.trained[number]:,} trained{cut}  "
+        f"({Path(file).name} {line})"
+    )
     return Rule(title, align="left", style="dim")
 
 
 def coloured(document: Document, backend: Tokenizer) -> Text:
-    """The document's text, each run of tokens in the colour of its role. Decoded as a whole, so no character is broken."""
+    """The document's text, each run of tokens in the colour of its role. Decoded as a whole, so no character is
+    broken.
+    """
     text = Text()
     ids = document.ids.tolist()
     decoded, at = "", 0
     for length, role in zip(document.run_lengths.tolist(), document.run_roles.tolist(), strict=True):
         at += length
         until = backend.decode(ids[:at], skip_special_tokens=False)
-        piece = until[len(decoded) :] if until.startswith(decoded) else backend.decode(ids[at - length : at], skip_special_tokens=False)
+        piece = (
+            until[len(decoded) :]
+            if until.startswith(decoded)
+            else backend.decode(ids[at - length : at], skip_special_tokens=False)
+        )
         decoded = until
         text.append(piece, TRAINED_STYLE if role == ASSISTANT else TEMPLATE_STYLE if role == TEMPLATE else MASKED_STYLE)
     return text
@@ -63,6 +72,8 @@ def manifest_table(manifest: Manifest, folder: Path) -> RenderableType:
         table.add_row(f"  {role}", f"{count:,} ({count / max(manifest.tokens, 1):.1%})")
     tokenizer = manifest.tokenizer
     added = f", added: {' '.join(tokenizer['added'])}" if tokenizer["added"] else ""
-    table.add_row("tokenizer", f"{tokenizer['vocabulary_size']:,} tokens, fingerprint {tokenizer['fingerprint'][:16]}{added}")
+    table.add_row(
+        "tokenizer", f"{tokenizer['vocabulary_size']:,} tokens, fingerprint {tokenizer['fingerprint'][:16]}{added}"
+    )
     table.add_row("template", f"{manifest.template['name']}, fingerprint {manifest.template['fingerprint'][:16]}")
     return Group(Rule("data set", align="left", style="dim"), table)

@@ -58,7 +58,10 @@ def header(console: Console, facts: Facts) -> None:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     rows = [
-        ("model", f"{facts.family}, {_rounded(facts.num_parameters)} parameters, vocabulary of {facts.vocabulary_size:,}"),
+        (
+            "model",
+            f"{facts.family}, {_rounded(facts.num_parameters)} parameters, vocabulary of {facts.vocabulary_size:,}",
+        ),
         ("adapters", facts.adapters or ""),
         ("layout", _layout(facts)),
         ("", facts.layout_note),
@@ -67,7 +70,10 @@ def header(console: Console, facts: Facts) -> None:
         ("data", _data(facts)),
         ("", _packing(facts)),
         ("iterations", iterations_text(facts)),
-        ("", f"resuming after iteration {facts.start:,}, {facts.iterations - facts.start:,} left" if facts.start else ""),
+        (
+            "",
+            f"resuming after iteration {facts.start:,}, {facts.iterations - facts.start:,} left" if facts.start else "",
+        ),
         ("output", str(facts.folder)),
         ("duration", f"about {duration(facts.expected_seconds)}" if facts.expected_seconds is not None else ""),
     ]
@@ -84,12 +90,18 @@ def iterations_text(facts: Facts) -> str:
     if facts.epochs is None:
         epochs = facts.iterations * facts.global_batch / max(facts.num_documents, 1)
         return f"{count} given x {facts.global_batch:,} a batch / {documents} = {epochs:.3g} epochs"
-    return f"ceil({facts.epochs:g} {'epoch' if facts.epochs == 1 else 'epochs'} x {documents} / {facts.global_batch:,}) = {count}"
+    return (
+        f"ceil({facts.epochs:g} {'epoch' if facts.epochs == 1 else 'epochs'} x {documents} / "
+        f"{facts.global_batch:,}) = {count}"
+    )
 
 
 def _layout(facts: Facts) -> str:
     processes = "process" if facts.world == 1 else "processes"
-    return f"{facts.world:,} {processes} = tp {facts.tp} x pp {facts.pp} x dp {facts.dp}, sequence parallel {_on(facts.sequence_parallel)}"
+    return (
+        f"{facts.world:,} {processes} = tp {facts.tp} x pp {facts.pp} x dp {facts.dp}, sequence parallel "
+        f"{_on(facts.sequence_parallel)}"
+    )
 
 
 def _memory(facts: Facts) -> str:
@@ -101,7 +113,8 @@ def _data(facts: Facts) -> str:
     share = facts.num_trained_tokens / max(facts.num_tokens, 1)
     val = f"; {_counted(facts.num_val_documents, 'document')} for validation" if facts.num_val_documents else ""
     return (
-        f"{_counted(facts.num_documents, 'document')}, {facts.num_tokens:,} tokens, {facts.num_trained_tokens:,} trained ({share:.1%}){val}"
+        f"{_counted(facts.num_documents, 'document')}, {facts.num_tokens:,} tokens, {facts.num_trained_tokens:,} "
+        f"trained ({share:.1%}){val}"
     )
 
 

@@ -30,13 +30,17 @@ def bins(lengths: np.ndarray, num_bins: int = 16) -> tuple[np.ndarray, np.ndarra
 def bars(lengths: np.ndarray, seq: int) -> RenderableType:
     counts, edges = bins(lengths)
     low, middle, high = np.percentile(lengths, [5, 50, 95]).astype(int)
-    title = f"tokens a document: 5 % {low:,}, median {middle:,}, 95 % {high:,}, longest {int(lengths.max()):,} of {seq:,}"
+    title = (
+        f"tokens a document: 5 % {low:,}, median {middle:,}, 95 % {high:,}, longest {int(lengths.max()):,} of {seq:,}"
+    )
     lines = [Text(title)]
     for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
         full = round(float(count / counts.max()) * _WIDTH * 8)
         bar = "█" * (full // 8) + ("" if full % 8 == 0 else "▏▎▍▌▋▊▉"[full % 8 - 1])
         shown = bar or ("▏" if count else "")
-        lines.append(Text.assemble((f"{left:>7,}-{right - 1:<7,}", "dim"), (f"{shown:<{_WIDTH + 1}}", "green"), f"{count:,}"))
+        lines.append(
+            Text.assemble((f"{left:>7,}-{right - 1:<7,}", "dim"), (f"{shown:<{_WIDTH + 1}}", "green"), f"{count:,}")
+        )
     return Group(Rule("lengths", align="left", style="dim"), *lines)
 
 
@@ -58,8 +62,12 @@ def write_chart(lengths: np.ndarray, trained: np.ndarray, seq: int, file: Path) 
         axes.set_ylabel("documents")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    figure.suptitle(f"{len(lengths):,} documents, {int(lengths.sum()):,} tokens, {trained.sum() / lengths.sum():.1%} trained")
+    figure.suptitle(
+        f"{len(lengths):,} documents, {int(lengths.sum()):,} tokens, {trained.sum() / lengths.sum():.1%} trained"
+    )
     try:
         figure.savefig(file, dpi=120)
     except (OSError, ValueError) as error:
-        raise UserError(f"--chart {file}: {getattr(error, 'strerror', None) or error}: give the path of a .png file") from error
+        raise UserError(
+            f"--chart {file}: {getattr(error, 'strerror', None) or error}: give the path of a .png file"
+        ) from error

@@ -1,4 +1,6 @@
-"""A plan as people read it: what will be done, what it takes of memory and time, what else was considered; formulas with their numbers."""
+"""A plan as people read it: what will be done, what it takes of memory and time, what else was considered; formulas
+with their numbers.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,13 @@ from sft.plan.words import rounded, span
 
 _KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
 _PARTS = (
-    ("compute", "compute"), ("bubble", "waiting in the pipeline"), ("tensor_traffic", "tensor-parallel traffic"),
-    ("pipeline_traffic", "pipeline traffic"), ("data_traffic", "data-parallel traffic"), ("optimizer", "optimizer"),
-)  # fmt: skip
+    ("compute", "compute"),
+    ("bubble", "waiting in the pipeline"),
+    ("tensor_traffic", "tensor-parallel traffic"),
+    ("pipeline_traffic", "pipeline traffic"),
+    ("data_traffic", "data-parallel traffic"),
+    ("optimizer", "optimizer"),
+)
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -45,17 +51,35 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
         ("machine", f"{question.world:,} x {question.gpu.name}, {question.gpu.memory_gb:g} GB each"),
         ("data", _data(plan)),
         ("iterations", _iterations(plan)),
-        ("batch", f"{question.global_batch:,} documents, {rows.tokens:,.0f} tokens, {rows.micro_batches} micro-batches for each replica; "
-                  f"rows {rows.fill:.1%} full, replicas {rows.balance:.1%} balanced"),
-        ("layout", f"tp {layout.tp} x pp {layout.pp} x dp {layout.dp}, sequence parallel {'on' if layout.sequence_parallel else 'off'}"),
+        (
+            "batch",
+            f"{question.global_batch:,} documents, {rows.tokens:,.0f} tokens, {rows.micro_batches} micro-batches for "
+            "each replica; "
+            f"rows {rows.fill:.1%} full, replicas {rows.balance:.1%} balanced",
+        ),
+        (
+            "layout",
+            (
+                f"tp {layout.tp} x pp {layout.pp} x dp {layout.dp}, sequence parallel "
+                f"{'on' if layout.sequence_parallel else 'off'}"
+            ),
+        ),
         ("", f"rows of {choice.micro_batch} x {question.seq:,} tokens, recompute {choice.recompute}, {question.dtype}"),
         ("layers", f"{_layers(choice)} a stage" if layout.pp > 1 else f"{plan.model.layers}, all in one stage"),
         ("iteration", f"{span(choice.seconds.total)}: {_parts(choice)}"),
         ("", f"{plan.tokens_per_second:,.0f} tokens/s, MFU {choice.mfu:.1%}"),
-        ("duration", "not known: see the notes" if total is None else f"{duration(total)}, {total / 3600 * question.world:,.1f} GPU-hours"),
-        ("files", f"a checkpoint {plan.checkpoint_bytes / 1e9:,.3g} GB (of 10^9 bytes), "
-                  f"the {'adapter' if question.adapters else 'model'} {plan.exported_bytes / 1e9:,.3g} GB"),
-    ]  # fmt: skip
+        (
+            "duration",
+            "not known: see the notes"
+            if total is None
+            else f"{duration(total)}, {total / 3600 * question.world:,.1f} GPU-hours",
+        ),
+        (
+            "files",
+            f"a checkpoint {plan.checkpoint_bytes / 1e9:,.3g} GB (of 10^9 bytes), "
+            f"the {'adapter' if question.adapters else 'model'} {plan.exported_bytes / 1e9:,.3g} GB",
+        ),
+    ]
 
 
 def _trained(plan: Plan) -> str:
@@ -97,7 +121,9 @@ def _parts(choice: Choice) -> str:
 
 def _memory_table(plan: Plan) -> Table:
     """Stages that differ; where many are alike, the first of them."""
-    table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left", title=f"memory of a rank at its peak, GB of {_room(plan)}")
+    table = Table(
+        box=None, padding=(0, 2, 0, 0), title_justify="left", title=f"memory of a rank at its peak, GB of {_room(plan)}"
+    )
     table.add_column("stage", justify="right")
     for kind in (*_KINDS, "total"):
         table.add_column(kind, justify="right")
@@ -126,15 +152,32 @@ def _choices_table(plan: Plan) -> Table:
     for choice, reason in first_choices(plan):
         layout = choice.layout
         table.add_row(
-            str(layout.tp), str(layout.pp), str(layout.dp), str(choice.micro_batch), choice.recompute, f"{choice.peak.total / GB:.1f}",
-            span(choice.seconds.total), reason,
-        )  # fmt: skip
+            str(layout.tp),
+            str(layout.pp),
+            str(layout.dp),
+            str(choice.micro_batch),
+            choice.recompute,
+            f"{choice.peak.total / GB:.1f}",
+            span(choice.seconds.total),
+            reason,
+        )
     return table
 
 
 def show_scaling(console: Console, rows: Sequence[tuple[int, Plan | str]]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left", title="with other numbers of GPUs")
-    for name in ("GPUs", "layout", "micro-batch", "recompute", "GB", "iteration", "tokens/s", "efficiency", "hours", "GPU-hours"):
+    for name in (
+        "GPUs",
+        "layout",
+        "micro-batch",
+        "recompute",
+        "GB",
+        "iteration",
+        "tokens/s",
+        "efficiency",
+        "hours",
+        "GPU-hours",
+    ):
         table.add_column(name, justify="right" if name != "layout" else "left")
     first = next((plan.tokens_per_second / count for count, plan in rows if isinstance(plan, Plan)), 1.0)
     for count, plan in rows:
@@ -143,10 +186,17 @@ def show_scaling(console: Console, rows: Sequence[tuple[int, Plan | str]]) -> No
             continue
         choice, total = plan.choice, plan.total_seconds
         table.add_row(
-            f"{count:,}", str(choice.layout), str(choice.micro_batch), choice.recompute, f"{choice.peak.total / GB:.1f}",
-            span(choice.seconds.total), f"{plan.tokens_per_second:,.0f}", f"{plan.tokens_per_second / count / first:.0%}",
-            "?" if total is None else f"{total / 3600:,.1f}", "?" if total is None else f"{total / 3600 * count:,.0f}",
-        )  # fmt: skip
+            f"{count:,}",
+            str(choice.layout),
+            str(choice.micro_batch),
+            choice.recompute,
+            f"{choice.peak.total / GB:.1f}",
+            span(choice.seconds.total),
+            f"{plan.tokens_per_second:,.0f}",
+            f"{plan.tokens_per_second / count / first:.0%}",
+            "?" if total is None else f"{total / 3600:,.1f}",
+            "?" if total is None else f"{total / 3600 * count:,.0f}",
+        )
     console.print(table)
 
 
@@ -164,7 +214,11 @@ def write_scaling_chart(rows: Sequence[tuple[int, Plan | str]], path: Path) -> b
     counts, speeds = zip(*points, strict=True)
     axes.plot(counts, speeds, marker="o", color="#4c72b0", label="planned")
     axes.plot(
-        counts, [speeds[0] * count / counts[0] for count in counts], color="#8c8c8c", linestyle="--", label="as the first, times GPUs"
+        counts,
+        [speeds[0] * count / counts[0] for count in counts],
+        color="#8c8c8c",
+        linestyle="--",
+        label="as the first, times GPUs",
     )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)

@@ -25,7 +25,9 @@ _MEDIAN_OF = 20
 class Progress:
     """Fed with the records of metrics.jsonl. `start` is the last iteration that was done before, 0 for a new run."""
 
-    def __init__(self, console: Console, iterations: int, start: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, console: Console, iterations: int, start: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._console, self._iterations, self._start, self._clock = console, iterations, start, clock
         self._seconds: deque[float] = deque(maxlen=_MEDIAN_OF)
         self._line_at, self._line_iteration = clock(), start
@@ -39,14 +41,18 @@ class Progress:
                 TextColumn("{task.fields[left]}"),
             )
             self._bar = RichProgress(*columns, console=console, refresh_per_second=2, expand=True)
-            self._task = self._bar.add_task("", total=iterations, completed=start, count=self._count(start), shown="", left="")
+            self._task = self._bar.add_task(
+                "", total=iterations, completed=start, count=self._count(start), shown="", left=""
+            )
 
     def __enter__(self) -> Progress:
         if self._bar:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
 
@@ -57,11 +63,17 @@ class Progress:
         trained = "loss" in record
         if trained and self._bar:
             shown = "  ".join(_facts(record, ("loss", "tokens_per_second")))
-            self._bar.update(self._task, completed=iteration, count=self._count(iteration), shown=shown, left=self._left(iteration))
+            self._bar.update(
+                self._task, completed=iteration, count=self._count(iteration), shown=shown, left=self._left(iteration)
+            )
         elif trained and self._is_line_due(iteration, "val_loss" in record):
             self._line_at, self._line_iteration = self._clock(), iteration
             facts = _facts(record, ("loss", "lr", "grad_norm", "tokens_per_second"))
-            self.say("  ".join(part for part in (f"iteration {self._count(iteration)}", *facts, self._left(iteration)) if part))
+            self.say(
+                "  ".join(
+                    part for part in (f"iteration {self._count(iteration)}", *facts, self._left(iteration)) if part
+                )
+            )
         if "val_loss" in record:
             facts = _facts(record, ("val_loss", "val_perplexity", "val_accuracy"))
             self.say("  ".join((f"iteration {self._count(iteration)}", *facts)), style="cyan")
@@ -105,4 +117,8 @@ _SHOWN: dict[str, Callable[[float], str]] = {
 
 def _facts(record: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:
     """What the record has of these. A value that is no finite number is shown as nan: it must not go unnoticed."""
-    return [_SHOWN[key](value if (value := number(record, key)) is not None else float("nan")) for key in keys if key in record]
+    return [
+        _SHOWN[key](value if (value := number(record, key)) is not None else float("nan"))
+        for key in keys
+        if key in record
+    ]

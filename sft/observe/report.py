@@ -1,4 +1,6 @@
-"""The page of a run: all that its folder says, in one HTML file that needs no network. Several runs are laid over each other."""
+"""The page of a run: all that its folder says, in one HTML file that needs no network. Several runs are laid over each
+other.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ import yaml
 from sft.config.secrets import masked_value
 from sft.config.train import TrainConfig
 from sft.observe import chart
-from sft.spec import metrics
 from sft.observe.lengths import bins
+from sft.spec import metrics
 from sft.spec.run_folder import read_run_toml, read_status, replace_file
 from tokenize_data import describe
 from tokenize_data.errors import UserError
@@ -45,8 +47,10 @@ def page(folders: Sequence[Path], *, is_live: bool = False) -> str:
 def as_json(folders: Sequence[Path], *, is_live: bool = False) -> str:
     """What the page shows. NaN is null, and what looks like a key or a password is not shown."""
     content = {
-        "made": datetime.now(UTC).isoformat(timespec="seconds"), "live": is_live, "runs": [run_facts(folder) for folder in folders],
-    }  # fmt: skip
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "live": is_live,
+        "runs": [run_facts(folder) for folder in folders],
+    }
     return json.dumps(_clean(content), ensure_ascii=False, allow_nan=False)
 
 
@@ -61,14 +65,24 @@ def run_facts(folder: Path) -> dict[str, Any]:
     data = _data(resolved.get("data_folder"))
     evaluation = _evaluation(folder / "evaluation")
     return {
-        "name": folder.resolve().name, "folder": str(folder), "status": status or {}, "config": config, "resolved": resolved,
-        "versions": table.get("versions", {}), "series": {key: _series(records, key) for key in SERIES},
-        "seconds": sum(metrics.number(record, "seconds") or 0.0 for record in records), "tokens": _total(records, "tokens"),
-        "trained_tokens": _total(records, "trained_tokens"), "data": data.get("facts"), "lengths": data.get("lengths"),
+        "name": folder.resolve().name,
+        "folder": str(folder),
+        "status": status or {},
+        "config": config,
+        "resolved": resolved,
+        "versions": table.get("versions", {}),
+        "series": {key: _series(records, key) for key in SERIES},
+        "seconds": sum(metrics.number(record, "seconds") or 0.0 for record in records),
+        "tokens": _total(records, "tokens"),
+        "trained_tokens": _total(records, "trained_tokens"),
+        "data": data.get("facts"),
+        "lengths": data.get("lengths"),
         "warnings": [*_warnings(folder, status, records), *data.get("warnings", [])],
-        "command": repeat_command(config), "recipe": repeat_recipe(config),
-        "scores": evaluation.get("scores"), "samples": evaluation.get("samples", []),
-    }  # fmt: skip
+        "command": repeat_command(config),
+        "recipe": repeat_recipe(config),
+        "scores": evaluation.get("scores"),
+        "samples": evaluation.get("samples", []),
+    }
 
 
 def repeat_command(config: Mapping[str, Any]) -> str:
@@ -86,16 +100,24 @@ def repeat_command(config: Mapping[str, Any]) -> str:
         elif isinstance(value, list):
             words += [f"--{entry.name}", *map(str, value)]
         else:
-            words += [f"--{entry.name}", f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)]
+            words += [
+                f"--{entry.name}",
+                f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value),
+            ]
     return shlex.join(words) if len(words) > 1 else ""
 
 
 def repeat_recipe(config: Mapping[str, Any]) -> str:
     """What has no flag: the lists of data sets, as a recipe. Empty where there are none."""
-    lists = {name: [entry for entry in _listed(config.get(name)) if isinstance(entry, Mapping)] for name in _ONLY_IN_RECIPES}
+    lists = {
+        name: [entry for entry in _listed(config.get(name)) if isinstance(entry, Mapping)] for name in _ONLY_IN_RECIPES
+    }
     plain = asdict(DatasetSpec(files=("",)))
     kept = {
-        name: [{key: value for key, value in entry.items() if key == "files" or value != plain.get(key)} for entry in entries]
+        name: [
+            {key: value for key, value in entry.items() if key == "files" or value != plain.get(key)}
+            for entry in entries
+        ]
         for name, entries in lists.items()
         if entries
     }
@@ -107,7 +129,9 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _series(records: Sequence[Mapping[str, Any]], key: str) -> list[list[float]] | None:
-    """[iterations, values]; of long runs each point is the mean over as many iterations as it takes. None where there is nothing."""
+    """[iterations, values]; of long runs each point is the mean over as many iterations as it takes. None where there
+    is nothing.
+    """
     iterations, values = chart.series(records, key)
     finite = np.isfinite(values)
     iterations, values = iterations[finite], values[finite]
@@ -140,19 +164,32 @@ def _data(folder: Any) -> dict[str, Any]:
         {"name": file["name"], "rows": file["rows"], "sha256": file["sha256"][:12], "format": data_set["format"]}
         for data_set in manifest.datasets
         for file in data_set["files"]
-    ]  # fmt: skip
+    ]
     facts = {
-        "documents": manifest.documents, "tokens": manifest.tokens, "trained_tokens": manifest.trained_tokens, "cut": manifest.num_cut,
-        "template": manifest.template["name"], "created": manifest.created, "files": files, "seq": manifest.seq,
-    }  # fmt: skip
-    shown = {"counts": counts.tolist(), "edges": edges.tolist(), "median": float(np.median(lengths)), "longest": int(lengths.max())}
+        "documents": manifest.documents,
+        "tokens": manifest.tokens,
+        "trained_tokens": manifest.trained_tokens,
+        "cut": manifest.num_cut,
+        "template": manifest.template["name"],
+        "created": manifest.created,
+        "files": files,
+        "seq": manifest.seq,
+    }
+    shown = {
+        "counts": counts.tolist(),
+        "edges": edges.tolist(),
+        "median": float(np.median(lengths)),
+        "longest": int(lengths.max()),
+    }
     return {"facts": facts, "lengths": shown, "warnings": list(describe.warnings(manifest))}
 
 
 def _warnings(folder: Path, status: Mapping[str, Any] | None, records: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     if status is not None and status["state"] in ("failed", "preempted"):
-        found.append(f"{status['state']} after iteration {status['iteration']:,}: {status.get('reason') or 'no reason given'}")
+        found.append(
+            f"{status['state']} after iteration {status['iteration']:,}: {status.get('reason') or 'no reason given'}"
+        )
     notes = [(record["iteration"], note) for record in records if isinstance(note := record.get("note"), str)]
     found += [f"iteration {iteration}: {note}" for iteration, note in notes][:50]
     try:
@@ -182,7 +219,13 @@ def _samples(path: Path, labels: Sequence[str]) -> list[dict[str, Any]]:
                 continue
             entry = rows.setdefault(
                 (row["dataset"], row["row"]),
-                {"dataset": row["dataset"], "row": row["row"], "question": row["question"], "references": row["references"], "answers": {}},
+                {
+                    "dataset": row["dataset"],
+                    "row": row["row"],
+                    "question": row["question"],
+                    "references": row["references"],
+                    "answers": {},
+                },
             )
             entry["answers"][row["model"]] = {
                 "text": row["answer"],
@@ -203,7 +246,10 @@ def _clean(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Mapping | list | tuple) and depth >= _DEEPEST:
         return "…"
     if isinstance(value, Mapping):
-        return {str(key): _clean(masked_value(part, str(key)) if _is_plain(part) else part, depth + 1) for key, part in value.items()}
+        return {
+            str(key): _clean(masked_value(part, str(key)) if _is_plain(part) else part, depth + 1)
+            for key, part in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_clean(masked_value(part) if _is_plain(part) else part, depth + 1) for part in value]
     return value if value is None or isinstance(value, bool | int) else str(value)

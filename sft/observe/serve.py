@@ -58,6 +58,8 @@ def make_server(folders: Sequence[Path], port: int) -> ThreadingHTTPServer:
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     except OSError as error:
-        raise UserError(f"--port {port} cannot be used ({error.strerror}): give another, or 0 for any that is free") from error
+        raise UserError(
+            f"--port {port} cannot be used ({error.strerror}): give another, or 0 for any that is free"
+        ) from error
     server.daemon_threads = True
     return server

@@ -1,4 +1,6 @@
-"""TensorBoard, Weights & Biases and Trackio, fed with the records of metrics.jsonl. None of them can stop a training."""
+"""TensorBoard, Weights & Biases and Trackio, fed with the records of metrics.jsonl. None of them can stop a
+training.
+"""
 
 from __future__ import annotations
 
@@ -106,10 +108,17 @@ class _TensorBoard:
 class _Wandb:
     def __init__(self, folder: Path, run_name: str, config: dict[str, Any], start: int) -> None:
         module = _module("wandb")
-        options = {"project": os.environ.get("WANDB_PROJECT", _PROJECT), "name": run_name, "dir": str(folder), "config": config}
+        options = {
+            "project": os.environ.get("WANDB_PROJECT", _PROJECT),
+            "name": run_name,
+            "dir": str(folder),
+            "config": config,
+        }
         resuming = {"id": _run_id(folder / "wandb" / "run_id", start), "resume": "allow", "allow_val_change": True}
         try:
-            self._run = module.init(**options, **resuming, settings={"console": "off"})  # it would record the progress bar
+            self._run = module.init(
+                **options, **resuming, settings={"console": "off"}
+            )  # it would record the progress bar
         except Exception as error:
             remedy = "run `wandb login`, set WANDB_MODE=offline, or leave --wandb out"
             raise UserError(f"--wandb: cannot start: {_said(error)}: {remedy}") from error
@@ -141,7 +150,10 @@ def _tensorboard(folder: Path, start: int, warn: Callable[[str], None]) -> Track
     try:
         return _TensorBoard(folder, start)
     except ImportError:
-        warn("no TensorBoard files are written, the tensorboard package is missing: pip install 'sft[tensorboard]', or --no_tensorboard")
+        warn(
+            "no TensorBoard files are written, the tensorboard package is missing: pip install "
+            "'sft[tensorboard]', or --no_tensorboard"
+        )
     except Exception as error:
         warn(f"no TensorBoard files are written: {_said(error)}")
     return None

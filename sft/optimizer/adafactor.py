@@ -1,6 +1,8 @@
-"""Adafactor (Shazeer and Stern, 2018) as transformers has it, with the schedule's learning rate: second moments of a matrix are factored.
+"""Adafactor (Shazeer and Stern, 2018) as transformers has it, with the schedule's learning rate: second moments of a
+matrix are factored.
 
-A tensor is whole on the replica that owns it. Tensor ranks put their parts of its gradient together, and each updates its own part.
+A tensor is whole on the replica that owns it. Tensor ranks put their parts of its gradient together, and each updates
+its own part.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ class Adafactor(WholeTensorOptimizer):
 def _moments(gradient: Tensor) -> dict[str, Tensor]:
     if gradient.dim() < 2:
         return {"exp_avg_sq": torch.zeros_like(gradient)}
-    return {"exp_avg_sq_row": gradient.new_zeros(gradient.shape[:-1]), "exp_avg_sq_col": gradient.new_zeros(gradient.shape[1:])}
+    return {
+        "exp_avg_sq_row": gradient.new_zeros(gradient.shape[:-1]),
+        "exp_avg_sq_col": gradient.new_zeros(gradient.shape[1:]),
+    }
 
 
 def _scaled(state: Mapping[str, Tensor], gradient: Tensor, decay: float) -> Tensor:

@@ -1,6 +1,7 @@
 """The optimizers by name, over the shards of this process: torch's and bitsandbytes' own where there are any.
 
-Each is a list, since Muon is for matrices inside the layers and leaves the rest to AdamW. Biases and norms do not decay.
+Each is a list, since Muon is for matrices inside the layers and leaves the rest to AdamW. Biases and norms do not
+decay.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Groups = list[dict[str, Any]]
 
 def make_algorithms(
     spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: torch.device, ends: Collection[str] = ()
-) -> list[torch.optim.Optimizer]:  # fmt: skip
+) -> list[torch.optim.Optimizer]:
     """`ends` are the names of embedding and head, which Muon does not take."""
     if not shards:
         return []
@@ -41,7 +42,9 @@ def _adamw(
 
 
 def nvidia_fused_adam() -> Any:
-    """NVIDIA Apex's FusedAdam where it is installed. A package of the same name on PyPI has nothing to do with it, and no such class."""
+    """NVIDIA Apex's FusedAdam where it is installed. A package of the same name on PyPI has nothing to do with it, and
+    no such class.
+    """
     try:
         from apex.optimizers import FusedAdam
     except ImportError:
@@ -49,26 +52,34 @@ def nvidia_fused_adam() -> Any:
     return FusedAdam
 
 
-def _adamw8bit(spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: Any, ends: Any) -> list[torch.optim.Optimizer]:
+def _adamw8bit(
+    spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: Any, ends: Any
+) -> list[torch.optim.Optimizer]:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise UserError("--optimizer adamw8bit needs bitsandbytes: pip install 'sft[quantized]', or use --optimizer adamw") from error
+        raise UserError(
+            "--optimizer adamw8bit needs bitsandbytes: pip install 'sft[quantized]', or use --optimizer adamw"
+        ) from error
     return [AdamW8bit(_groups(spec, shards), lr=spec.lr, betas=(spec.beta1, spec.beta2), eps=spec.eps)]
 
 
-def _sgd(spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: Any, ends: Any) -> list[torch.optim.Optimizer]:
+def _sgd(
+    spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: Any, ends: Any
+) -> list[torch.optim.Optimizer]:
     return [torch.optim.SGD(_groups(spec, shards), lr=spec.lr, momentum=spec.momentum)]
 
 
-def _adafactor(spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: Any, ends: Any) -> list[torch.optim.Optimizer]:
+def _adafactor(
+    spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: Any, ends: Any
+) -> list[torch.optim.Optimizer]:
     places: dict[Tensor, Place] = {shard.weights: shard.place for shard in shards}
     return [Adafactor(_groups(spec, shards), lr=spec.lr, places=places, group=group)]
 
 
 def _muon(
     spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: torch.device, ends: Collection[str]
-) -> list[torch.optim.Optimizer]:  # fmt: skip
+) -> list[torch.optim.Optimizer]:
     matrices = [shard for shard in shards if shard.is_matrix and shard.name not in ends]
     rest = [shard for shard in shards if not shard.is_matrix or shard.name in ends]
     places: dict[Tensor, Place] = {shard.weights: shard.place for shard in matrices}
@@ -79,8 +90,12 @@ def _muon(
 
 
 _MAKERS: dict[str, Callable[..., list[torch.optim.Optimizer]]] = {
-    "adamw": _adamw, "adamw8bit": _adamw8bit, "sgd": _sgd, "adafactor": _adafactor, "muon": _muon,
-}  # fmt: skip
+    "adamw": _adamw,
+    "adamw8bit": _adamw8bit,
+    "sgd": _sgd,
+    "adafactor": _adafactor,
+    "muon": _muon,
+}
 
 
 def _groups(spec: OptimizerSpec, shards: Sequence[Shard]) -> Groups:

@@ -1,4 +1,6 @@
-"""What replicas send each other: sums of gradients to the owners, in float32, and new weights from them, in the weights' own format."""
+"""What replicas send each other: sums of gradients to the owners, in float32, and new weights from them, in the
+weights' own format.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class OnItsWay:
 
 
 def begin_reduction(parcel: Parcel, sums: Mapping[str, Tensor], replicas: Replicas) -> OnItsWay:
-    """Means over replicas, to their owners. A replica's rows of a tensor come as a flat tensor; of what it does not own, nothing comes."""
+    """Means over replicas, to their owners. A replica's rows of a tensor come as a flat tensor; of what it does not
+    own, nothing comes.
+    """
     if replicas.size == 1:
         return OnItsWay(lambda: {name: tensor.reshape(-1) for name, tensor in sums.items()})
     sent, lengths = _laid_out(parcel, sums, replicas)
@@ -45,7 +49,9 @@ def begin_reduction(parcel: Parcel, sums: Mapping[str, Tensor], replicas: Replic
         work.wait()
         received.div_(replicas.size)
         own = [(name, length) for name, length in lengths if length]
-        return dict(zip([name for name, _ in own], received[: sum(n for _, n in own)].split([n for _, n in own]), strict=True))
+        return dict(
+            zip([name for name, _ in own], received[: sum(n for _, n in own)].split([n for _, n in own]), strict=True)
+        )
 
     return OnItsWay(finish)
 
@@ -74,9 +80,15 @@ def gather_weights(parcel: Parcel, parameters: Mapping[str, nn.Parameter], repli
             begin += len(rows)
 
 
-def _laid_out(parcel: Parcel, tensors: Mapping[str, Tensor], replicas: Replicas) -> tuple[Tensor, list[tuple[str, int]]]:
-    """(one segment for each replica, one behind the other; how much of each tensor is this replica's). No copy where rows divide evenly."""
-    lengths = [(name, len(_flat_rows(parcel, name, tensor, replicas, replicas.rank))) for name, tensor in tensors.items()]
+def _laid_out(
+    parcel: Parcel, tensors: Mapping[str, Tensor], replicas: Replicas
+) -> tuple[Tensor, list[tuple[str, int]]]:
+    """(one segment for each replica, one behind the other; how much of each tensor is this replica's). No copy where
+    rows divide evenly.
+    """
+    lengths = [
+        (name, len(_flat_rows(parcel, name, tensor, replicas, replicas.rank))) for name, tensor in tensors.items()
+    ]
     segment = _segment(parcel, tensors, replicas)
     first = next(iter(tensors.values()))
     if parcel.owners is None and first.numel() == segment * replicas.size:

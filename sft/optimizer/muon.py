@@ -1,7 +1,8 @@
-"""Muon (Jordan, 2024) as torch has it: a matrix's momentum, made nearly orthogonal, is its update. For matrices inside the layers.
+"""Muon (Jordan, 2024) as torch has it: a matrix's momentum, made nearly orthogonal, is its update. For matrices inside
+the layers.
 
-A matrix is whole on the replica that owns it, and put together from the parts of tensor ranks; each updates its own part. The update is
-scaled to the size of one by AdamW, so that --lr and --weight_decay mean what they mean there.
+A matrix is whole on the replica that owns it, and put together from the parts of tensor ranks; each updates its own
+part. The update is scaled to the size of one by AdamW, so that --lr and --weight_decay mean what they mean there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Sizes of tensors that a sum in float32 would get wrong: torch's own norm on a CPU is off by a thousandth for an embedding's gradient."""
+"""Sizes of tensors that a sum in float32 would get wrong: torch's own norm on a CPU is off by a thousandth for an
+embedding's gradient.
+"""
 
 from __future__ import annotations
 

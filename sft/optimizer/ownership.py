@@ -1,7 +1,8 @@
-"""Who owns what: each data-parallel replica updates a share of every stage's weights. Arithmetic on shapes, the same on every process.
+"""Who owns what: each data-parallel replica updates a share of every stage's weights. Arithmetic on shapes, the same on
+every process.
 
-A large tensor is split by rows, equally many for each replica. A small one, or one that an optimizer needs whole, has one owner. What is
-exchanged together is a parcel: one split tensor, or several whole ones, balanced by size.
+A large tensor is split by rows, equally many for each replica. A small one, or one that an optimizer needs whole, has
+one owner. What is exchanged together is a parcel: one split tensor, or several whole ones, balanced by size.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def parcels(
 ) -> list[Parcel]:
     """In the order in which gradients are complete: the last layers' first, but those in `last` after all others.
 
-    `whole` tensors are never split. Of `shared` ones several stages hold the same, so that what they depend on is their own shape alone.
+    `whole` tensors are never split. Of `shared` ones several stages hold the same, so that what they depend on is their
+    own shape alone.
     """
     backwards = list(shapes)[::-1]
     ordered = [name for name in backwards if name not in last] + [name for name in backwards if name in last]

@@ -1,6 +1,8 @@
-"""An update from end to end: sums to their owners, the norm, clipping, the owners' update, and the new weights to everyone.
+"""An update from end to end: sums to their owners, the norm, clipping, the owners' update, and the new weights to
+everyone.
 
-To DeepSpeed's engine it is an optimizer like any other, which clips for itself. Everything that it knows is in public methods: `shards` and
+To DeepSpeed's engine it is an optimizer like any other, which clips for itself. Everything that it knows is in public
+methods: `shards` and
 `algorithms` hold the states, `publish` makes the model compute with weights that were changed from outside.
 """
 
@@ -49,12 +51,21 @@ class Groups:
 
 
 class ShardedOptimizer(torch.optim.Optimizer):
-    """`votes` are this process's numbers, summed over all; `approve` is given the norm and the sums, and may raise before an update."""
+    """`votes` are this process's numbers, summed over all; `approve` is given the norm and the sums, and may raise
+    before an update.
+    """
 
     def __init__(
-        self, trained: Trained, spec: OptimizerSpec, groups: Groups, *, clip: float, device: torch.device,
-        votes: Callable[[], Sequence[Tensor | float]] = tuple, approve: Callable[[float, Sequence[float]], None] = lambda norm, sums: None,
-    ) -> None:  # fmt: skip
+        self,
+        trained: Trained,
+        spec: OptimizerSpec,
+        groups: Groups,
+        *,
+        clip: float,
+        device: torch.device,
+        votes: Callable[[], Sequence[Tensor | float]] = tuple,
+        approve: Callable[[float, Sequence[float]], None] = lambda norm, sums: None,
+    ) -> None:
         own = {name: parameter for name, parameter in trained.parameters.items() if parameter.requires_grad}
         super().__init__([{"params": [*own.values(), *trained.spare]}], {"lr": spec.lr})
         self._parameters, self._trained, self._groups, self._clip, self._device = own, trained, groups, clip, device
@@ -63,11 +74,15 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self._begun: list[OnItsWay] = []
         self._complete: set[str] = set()
         self._sums = GradientSums(own, self._note_complete if groups.replicas.size > 1 else None)
-        self.on_gradients: Callable[[Mapping[str, tuple[int, Tensor]]], None] | None = None  # (offset, values) before clipping
+        self.on_gradients: Callable[[Mapping[str, tuple[int, Tensor]]], None] | None = (
+            None  # (offset, values) before clipping
+        )
         self.spec, self.num_steps, self.grad_norm = spec, 0, math.nan
         self._owned = {name: self._rows_of(parcel, name) for parcel in self._parcels for name in parcel.names}
         self.shards = [
-            shard for name, parameter in own.items() for shard in make_shards(name, parameter, trained.places[name], self._owned[name])
+            shard
+            for name, parameter in own.items()
+            for shard in make_shards(name, parameter, trained.places[name], self._owned[name])
         ]
         self.algorithms = make_algorithms(spec, self.shards, groups.tensor, device, trained.ends)
 
@@ -93,7 +108,12 @@ class ShardedOptimizer(torch.optim.Optimizer):
         assert closure is None
         gradients = self._completed()
         if self.on_gradients is not None:
-            self.on_gradients({name: (self._owned[name].start * _width(self._parameters[name]), grad) for name, grad in gradients.items()})
+            self.on_gradients(
+                {
+                    name: (self._owned[name].start * _width(self._parameters[name]), grad)
+                    for name, grad in gradients.items()
+                }
+            )
         self.grad_norm = self._agreed_norm(gradients)
         for shard in self.shards:
             begin = shard.offset - self._owned[shard.name].start * _width(shard.parameter)
@@ -117,7 +137,9 @@ class ShardedOptimizer(torch.optim.Optimizer):
             gather_weights(parcel, self._parameters, self._groups.replicas)
 
     def is_first_holder(self, name: str, *, of_all: bool = False) -> bool:
-        """Of the ranks of a replica that hold the same, one counts it and writes it to files. `of_all`: of what every rank holds."""
+        """Of the ranks of a replica that hold the same, one counts it and writes it to files. `of_all`: of what every
+        rank holds.
+        """
         if name == self._trained.tied and not self._trained.is_first_stage:
             return False
         part = None if of_all else self._trained.places[name].part
@@ -128,7 +150,9 @@ class ShardedOptimizer(torch.optim.Optimizer):
         return parcel.rows_of(name, num_rows_of(self._parameters[name].shape), replicas.size, replicas.rank)
 
     def _note_complete(self, name: str) -> None:
-        """In the last micro-batch's backward pass: what is complete goes on its way, in the order that all replicas keep."""
+        """In the last micro-batch's backward pass: what is complete goes on its way, in the order that all replicas
+        keep.
+        """
         self._complete.add(name)
         for parcel in self._parcels[len(self._begun) :]:
             if not self._complete.issuperset(parcel.names) or any(self._is_late(one) for one in parcel.names):
@@ -143,12 +167,16 @@ class ShardedOptimizer(torch.optim.Optimizer):
         return self._groups.tensor.size > 1 and self._trained.places[name].is_replica_of_part
 
     def _completed(self) -> dict[str, Tensor]:
-        """What this replica owns of the gradients, by name, flat: means over replicas, whole where several ranks had shares."""
+        """What this replica owns of the gradients, by name, flat: means over replicas, whole where several ranks had
+        shares.
+        """
         places, tensor = self._trained.places, self._groups.tensor
         late = {name: self._sums.take(name) for name in self._parameters if self._is_late(name)}
         sum_replicas_of_parts(late, places, tensor)
         for parcel in self._parcels[len(self._begun) :]:
-            self._begin(parcel, {name: late.pop(name) if name in late else self._sums.take(name) for name in parcel.names})
+            self._begin(
+                parcel, {name: late.pop(name) if name in late else self._sums.take(name) for name in parcel.names}
+            )
         found: dict[str, Tensor] = {}
         for begun in self._begun:
             found |= begun.finish()
@@ -179,6 +207,16 @@ def _parcels_of(own: Mapping[str, nn.Parameter], trained: Trained, spec: Optimiz
     shapes = {name: tuple(parameter.shape) for name, parameter in own.items()}
     whole: set[str] = set()
     if spec.kind.needs_whole_matrices:
-        whole = set(shapes) if spec.kind.is_factored else {name for name, shape in shapes.items() if len(shape) > 1} - set(trained.ends)
+        whole = (
+            set(shapes)
+            if spec.kind.is_factored
+            else {name for name, shape in shapes.items() if len(shape) > 1} - set(trained.ends)
+        )
     late = {name for name in shapes if groups.tensor.size > 1 and trained.places[name].is_replica_of_part}
-    return parcels(shapes, groups.replicas.size, whole=whole, shared={trained.tied} & shapes.keys() if trained.tied else (), last=late)
+    return parcels(
+        shapes,
+        groups.replicas.size,
+        whole=whole,
+        shared={trained.tied} & shapes.keys() if trained.tied else (),
+        last=late,
+    )

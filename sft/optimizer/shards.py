@@ -1,4 +1,6 @@
-"""A shard: the rows of one parameter that this replica updates, as float32 weights that an optimizer of torch's can be given."""
+"""A shard: the rows of one parameter that this replica updates, as float32 weights that an optimizer of torch's can be
+given.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Shard:
             _rows(self.parameter.data, self.rows).copy_(self.weights)
 
 
-def make_shards(name: str, parameter: nn.Parameter, place: Place, rows: range, most: int = _MOST_ELEMENTS) -> list[Shard]:
+def make_shards(
+    name: str, parameter: nn.Parameter, place: Place, rows: range, most: int = _MOST_ELEMENTS
+) -> list[Shard]:
     """Of all rows that this replica owns, `most` elements in each shard. None where it owns none."""
     at_once = max(1, most // max(1, parameter[:1].numel() if parameter.dim() else 1))
     starts = range(rows.start, rows.stop, at_once)

@@ -25,7 +25,9 @@ class Piece:
     state: str
     offset: int  # of the stretch in the part
     live: Tensor | EightBits  # flat
-    shape: tuple[int, ...] | None = None  # of a state that has not its parameter's shape: then it is all there, on every tensor rank
+    shape: tuple[int, ...] | None = (
+        None  # of a state that has not its parameter's shape: then it is all there, on every tensor rank
+    )
 
     def numbers(self) -> Tensor:
         """As float32, flat; training's own memory where that is float32."""
@@ -36,9 +38,12 @@ def pieces(optimizer: ShardedOptimizer) -> list[Piece]:
     """All that this process updates."""
     create_states(optimizer)
     found = [
-        Piece(name=shard.name, state=MASTER, offset=shard.offset, live=shard.weights.detach().reshape(-1)) for shard in optimizer.shards
+        Piece(name=shard.name, state=MASTER, offset=shard.offset, live=shard.weights.detach().reshape(-1))
+        for shard in optimizer.shards
     ]
-    return found + [_piece(shard, name, live) for shard, state in _states(optimizer) for name, live in _live(state).items()]
+    return found + [
+        _piece(shard, name, live) for shard, state in _states(optimizer) for name, live in _live(state).items()
+    ]
 
 
 def set_count_of_steps(optimizer: ShardedOptimizer, count: int) -> None:
@@ -48,7 +53,9 @@ def set_count_of_steps(optimizer: ShardedOptimizer, count: int) -> None:
 
 
 def create_states(optimizer: ShardedOptimizer) -> None:
-    """Before the first update an optimizer has no states: an update with rate 0 by no gradient makes them, in whatever way it does."""
+    """Before the first update an optimizer has no states: an update with rate 0 by no gradient makes them, in whatever
+    way it does.
+    """
     for algorithm in optimizer.algorithms:
         weights = [one for group in algorithm.param_groups for one in group["params"]]
         if all(algorithm.state[one] for one in weights):

@@ -1,7 +1,7 @@
 """Gradients of an iteration, summed over its micro-batches in float32, whatever the weights' own format.
 
-In float32 autograd's own sums are used as they are. A gradient in a lower precision is added to a float32 sum as soon as it is there, and
-freed: of those there is one at a time.
+In float32 autograd's own sums are used as they are. A gradient in a lower precision is added to a float32 sum as soon
+as it is there, and freed: of those there is one at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 
 class GradientSums:
-    def __init__(self, parameters: Mapping[str, nn.Parameter], on_complete: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], on_complete: Callable[[str], None] | None = None
+    ) -> None:
         """`on_complete` is told of a parameter whose last micro-batch is there."""
         self._parameters = dict(parameters)
         self._sums: dict[str, Tensor] = {}

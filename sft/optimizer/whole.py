@@ -1,4 +1,6 @@
-"""An optimizer that looks at whole tensors: on the replica that owns one, tensor ranks put their parts of it together."""
+"""An optimizer that looks at whole tensors: on the replica that owns one, tensor ranks put their parts of it
+together.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from sft.model.tensor_parallel import Place
 
 
 class WholeTensorOptimizer(torch.optim.Optimizer):
-    def __init__(self, parameters: Iterable[Any], *, lr: float, places: Mapping[Tensor, Place], group: TensorGroup) -> None:
+    def __init__(
+        self, parameters: Iterable[Any], *, lr: float, places: Mapping[Tensor, Place], group: TensorGroup
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": 0.0})
         self._places, self._group = places, group
 

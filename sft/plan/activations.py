@@ -1,6 +1,8 @@
-"""What a decoder layer keeps for its backward pass, operation by operation, as its Hugging Face implementation computes.
+"""What a decoder layer keeps for its backward pass, operation by operation, as its Hugging Face implementation
+computes.
 
-Numbers are bytes on one tensor rank for one row. Norms compute in float32: in bf16 they keep a float32 copy of their input.
+Numbers are bytes on one tensor rank for one row. Norms compute in float32: in bf16 they keep a float32 copy of their
+input.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ class Activations:
     products: float  # with selective recomputation: its input, results of matrix products and attention
     boundary: float  # hidden states between layers
     scores: float  # for a moment besides, where whole attention scores are computed again
-    backward: float  # for a moment besides, while the layer's backward pass computes: in its MLP, or in the norm before it
+    backward: (
+        float  # for a moment besides, while the layer's backward pass computes: in its MLP, or in the norm before it
+    )
 
     def kept(self, recompute: str) -> float:
         return {"none": self.whole, "selective": self.products, "full": self.boundary}[recompute]
@@ -31,7 +35,7 @@ class Activations:
 
 def activations_of(
     model: Architecture, layout: Layout, tokens: int, each: int, *, longest: int | None = None, ranks: int | None = None
-) -> Activations:  # fmt: skip
+) -> Activations:
     """For a row of `tokens`, with `each` bytes a number; `longest` is that of its documents (None: it is one).
 
     `ranks`, of all adapters of a layer together, is given where they alone are trained.
@@ -44,12 +48,25 @@ def activations_of(
     logarithms = 4 * (model.heads // t) * tokens  # of the softmax
     scores, again = _scores(model, t, tokens, min(longest or tokens, tokens), each)
     mlp = each * inner * _MLP_KEPT.get(model.kind, 4 if model.is_gated else 2)
-    normed = (4 if model.kind in _WIDE_NORMS else each) if ranks is None else 0  # what a trained norm's weights are multiplied by
+    normed = (
+        (4 if model.kind in _WIDE_NORMS else each) if ranks is None else 0
+    )  # what a trained norm's weights are multiplied by
     low = each * (ranks or 0) * tokens
-    whole = _norms(model, hidden, stretch, each, normed) + _attention(model, queries, keys, each, normed) + logarithms + scores + mlp + low
-    products = each * (stretch + 2 * queries + 2 * keys + (2 if model.is_gated else 1) * inner + 2 * hidden) + logarithms + low
+    whole = (
+        _norms(model, hidden, stretch, each, normed)
+        + _attention(model, queries, keys, each, normed)
+        + logarithms
+        + scores
+        + mlp
+        + low
+    )
+    products = (
+        each * (stretch + 2 * queries + 2 * keys + (2 if model.is_gated else 1) * inner + 2 * hidden) + logarithms + low
+    )
     backward = max(each * (hidden + 2 * inner), (5 * 4 + 5 * each) * stretch - mlp)
-    return Activations(whole=whole, products=products, boundary=each * stretch, backward=backward, scores=max(0.0, again - mlp))
+    return Activations(
+        whole=whole, products=products, boundary=each * stretch, backward=backward, scores=max(0.0, again - mlp)
+    )
 
 
 def _norms(model: Architecture, hidden: int, stretch: int, each: int, normed: int) -> float:

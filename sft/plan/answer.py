@@ -51,7 +51,13 @@ class Plan:
         if self.question.adapters is None:
             return self.num_parameters
         stages = enumerate(self.choice.ranges)
-        return sum(stage_weights(self.model, layout, stage, layers, self.question.adapters).trained for stage, layers in stages) * layout.tp
+        return (
+            sum(
+                stage_weights(self.model, layout, stage, layers, self.question.adapters).trained
+                for stage, layers in stages
+            )
+            * layout.tp
+        )
 
     @property
     def checkpoint_bytes(self) -> float:
@@ -73,7 +79,12 @@ def first_choices(plan: Plan, most: int = 5) -> list[tuple[Choice, str]]:
         key = (choice.layout, choice.recompute)
         if key not in seen and len(kept) < most:
             seen.add(key)
-            kept.append((choice, "chosen" if choice is plan.found.fitting[0] else reason_it_loses(plan.found.fitting[0], choice)))
+            kept.append(
+                (
+                    choice,
+                    "chosen" if choice is plan.found.fitting[0] else reason_it_loses(plan.found.fitting[0], choice),
+                )
+            )
     return kept
 
 
@@ -81,35 +92,60 @@ def as_data(plan: Plan) -> dict[str, Any]:
     """For programs. Bytes, seconds; None where something is not known."""
     question, total = plan.question, plan.total_seconds
     return {
-        "model": plan.name, "family": plan.model.kind, "parameters": plan.num_parameters, "trained_parameters": plan.num_trained,
-        "gpu": asdict(question.gpu), "gpus": question.world, "dtype": question.dtype,
-        "documents": plan.data.documents, "tokens_per_epoch": plan.data.tokens, "trained_tokens_per_epoch": plan.data.trained_tokens,
-        "data_source": plan.data.source, "global_batch": question.global_batch, "iterations": plan.iterations,
-        **choice_data(plan.choice), "hours": None if total is None else total / 3600,
-        "gpu_hours": None if total is None else total / 3600 * question.world, "checkpoint_bytes": plan.checkpoint_bytes,
+        "model": plan.name,
+        "family": plan.model.kind,
+        "parameters": plan.num_parameters,
+        "trained_parameters": plan.num_trained,
+        "gpu": asdict(question.gpu),
+        "gpus": question.world,
+        "dtype": question.dtype,
+        "documents": plan.data.documents,
+        "tokens_per_epoch": plan.data.tokens,
+        "trained_tokens_per_epoch": plan.data.trained_tokens,
+        "data_source": plan.data.source,
+        "global_batch": question.global_batch,
+        "iterations": plan.iterations,
+        **choice_data(plan.choice),
+        "hours": None if total is None else total / 3600,
+        "gpu_hours": None if total is None else total / 3600 * question.world,
+        "checkpoint_bytes": plan.checkpoint_bytes,
         "exported_bytes": plan.exported_bytes,
         "choices": [{**choice_data(choice), "reason": reason} for choice, reason in first_choices(plan)],
         "does_not_fit": [_short(choice) for choice in plan.found.too_large[:5]],
-        "refused": [{"tp": tp, "pp": pp, "reason": reason} for (tp, pp), reason in plan.found.refused.items()], "notes": list(plan.notes),
-    }  # fmt: skip
+        "refused": [{"tp": tp, "pp": pp, "reason": reason} for (tp, pp), reason in plan.found.refused.items()],
+        "notes": list(plan.notes),
+    }
 
 
 def choice_data(choice: Choice) -> dict[str, Any]:
     layout = choice.layout
     return {
-        **_short(choice), "sequence_parallel": layout.sequence_parallel, "micro_batches": choice.rows.micro_batches,
-        "tokens_per_iteration": choice.rows.tokens, "fill": choice.rows.fill, "balance": choice.rows.balance,
-        "layers": [len(layers) for layers in choice.ranges], "usable_bytes": choice.usable_bytes,
+        **_short(choice),
+        "sequence_parallel": layout.sequence_parallel,
+        "micro_batches": choice.rows.micro_batches,
+        "tokens_per_iteration": choice.rows.tokens,
+        "fill": choice.rows.fill,
+        "balance": choice.rows.balance,
+        "layers": [len(layers) for layers in choice.ranges],
+        "usable_bytes": choice.usable_bytes,
         "communicators": communicators(layout),
         "memory": [{**asdict(stage), "total": stage.total} for stage in choice.memory],
-        "seconds_per_iteration": choice.seconds.total, "seconds": asdict(choice.seconds), "mfu": choice.mfu,
+        "seconds_per_iteration": choice.seconds.total,
+        "seconds": asdict(choice.seconds),
+        "mfu": choice.mfu,
         "tokens_per_second": choice.rows.tokens / choice.seconds.total,
-    }  # fmt: skip
+    }
 
 
 def _short(choice: Choice) -> dict[str, Any]:
     layout = choice.layout
     return {
-        "tp": layout.tp, "pp": layout.pp, "dp": layout.dp, "micro_batch": choice.micro_batch, "recompute": choice.recompute,
-        "peak_bytes": choice.peak.total, "peak_gb": round(choice.peak.total / GB, 2), "peak_stage": choice.peak.stage,
-    }  # fmt: skip
+        "tp": layout.tp,
+        "pp": layout.pp,
+        "dp": layout.dp,
+        "micro_batch": choice.micro_batch,
+        "recompute": choice.recompute,
+        "peak_bytes": choice.peak.total,
+        "peak_gb": round(choice.peak.total / GB, 2),
+        "peak_stage": choice.peak.stage,
+    }

@@ -1,7 +1,9 @@
-"""What a model is made of, from its config.json alone: its linear layers, norms and embeddings, and how many weights each has.
+"""What a model is made of, from its config.json alone: its linear layers, norms and embeddings, and how many weights
+each has.
 
-Nothing is built, so that a plan needs neither torch nor the weights. The families that training knows are described one by one; another
-family is counted like Llama, which is said, and its weights' files, where they are there, say how many there are.
+Nothing is built, so that a plan needs neither torch nor the weights. The families that training knows are described one
+by one; another family is counted like Llama, which is said, and its weights' files, where they are there, say how many
+there are.
 """
 
 from __future__ import annotations
@@ -27,15 +29,19 @@ _NAMES = {
 }
 # Far above any model. What is larger is a damaged file, or one that is meant to exhaust whoever builds the model.
 _LARGEST = {
-    **dict.fromkeys(_NAMES["layers"], 1_000), **dict.fromkeys(_NAMES["hidden"], 1 << 20), **dict.fromkeys(_NAMES["heads"], 1 << 16),
+    **dict.fromkeys(_NAMES["layers"], 1_000),
+    **dict.fromkeys(_NAMES["hidden"], 1 << 20),
+    **dict.fromkeys(_NAMES["heads"], 1 << 16),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "head_dim"), 1 << 16),
     **dict.fromkeys(("vocab_size", "intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"), 1 << 26),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """A linear layer. `split`: which of its features tensor ranks share out: columns (outputs), heads (key and value), rows (inputs)."""
+    """A linear layer. `split`: which of its features tensor ranks share out: columns (outputs), heads (key and value),
+    rows (inputs).
+    """
 
     name: str
     inputs: int
@@ -48,7 +54,9 @@ class Linear:
         return self.inputs * self.outputs + (self.outputs if self.has_bias else 0)
 
     def shape_on(self, tp: int, head_size: int) -> tuple[int, int]:
-        """(inputs, outputs) on one tensor rank. A key-value head is never cut: ranks share one where there are too few."""
+        """(inputs, outputs) on one tensor rank. A key-value head is never cut: ranks share one where there are too
+        few.
+        """
         if self.split == "rows":
             return self.inputs // tp, self.outputs
         least = min(head_size, self.outputs) if self.split == "heads" else 1
@@ -61,7 +69,9 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """One decoder layer, which all have, and what is before and after them. Sizes of norms are numbers of weights in a layer."""
+    """One decoder layer, which all have, and what is before and after them. Sizes of norms are numbers of weights in a
+    layer.
+    """
 
     kind: str
     hidden: int
@@ -148,13 +158,19 @@ def check_sizes(config: Mapping[str, Any], file: object) -> None:
     for name, value in ((name, part[name]) for part in parts for name in part if name in _LARGEST):
         is_right = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST[name]
         if isinstance(value, (int, float, str)) and not is_right:
-            raise UserError(f"{file}: {name} is {shorten(value)}, not a number from 1 to {_LARGEST[name]:,}: fetch the base model again")
+            raise UserError(
+                f"{file}: {name} is {shorten(value)}, not a number from 1 to {_LARGEST[name]:,}: fetch the base "
+                "model again"
+            )
 
 
 def _size(config: Mapping[str, Any], kind: str, what: str) -> int:
     value = next((config[name] for name in _NAMES[what] if isinstance(config.get(name), int)), None)
     if value is None or value < 1:
-        raise UserError(f"config.json of this {kind} model has no {_NAMES[what][0]} above 0: a plan needs it, so give a model that says it")
+        raise UserError(
+            f"config.json of this {kind} model has no {_NAMES[what][0]} above 0: a plan needs it, so give a "
+            "model that says it"
+        )
     return int(value)
 
 
@@ -195,12 +211,23 @@ def _rotary(config: Mapping[str, Any], kind: str, sizes: dict[str, Any]) -> Arch
     window, window_share = _window(config, kind, sizes["layers"])
     of_heads = 2 * size if kind in ("qwen3", "gemma3_text") else 0
     return Architecture(
-        kind=kind, **sizes, key_value_heads=groups, head_size=size, intermediate=inner, is_gated=True, linears=linears,
-        is_tied=_is_tied(config, kind), num_norms=norms, norm_weights=norms * hidden + of_heads,
-        split_norm_weights=queries + shared if kind == "olmo2" else 0, norms_heads=kind in ("qwen3", "gemma3_text", "olmo2"),
+        kind=kind,
+        **sizes,
+        key_value_heads=groups,
+        head_size=size,
+        intermediate=inner,
+        is_gated=True,
+        linears=linears,
+        is_tied=_is_tied(config, kind),
+        num_norms=norms,
+        norm_weights=norms * hidden + of_heads,
+        split_norm_weights=queries + shared if kind == "olmo2" else 0,
+        norms_heads=kind in ("qwen3", "gemma3_text", "olmo2"),
         attention_softcap=kind == "gemma2" and config.get("attn_logit_softcapping", 50.0) is not None,
-        window=window, window_share=window_share, is_known=kind in _ROTARY_KINDS,
-    )  # fmt: skip
+        window=window,
+        window_share=window_share,
+        is_known=kind in _ROTARY_KINDS,
+    )
 
 
 def _window(config: Mapping[str, Any], kind: str, layers: int) -> tuple[int | None, float]:
@@ -211,7 +238,9 @@ def _window(config: Mapping[str, Any], kind: str, layers: int) -> tuple[int | No
     types = config.get("layer_types")
     if isinstance(types, list) and types:
         return window, types.count("sliding_attention") / len(types)
-    every = _whole(config, "sliding_window_pattern", 6) if kind == "gemma3_text" else 2 if kind == "gemma2" else layers + 1
+    every = (
+        _whole(config, "sliding_window_pattern", 6) if kind == "gemma3_text" else 2 if kind == "gemma2" else layers + 1
+    )
     return window, (layers - layers // every) / layers
 
 
@@ -239,10 +268,17 @@ def _opt(config: Mapping[str, Any], sizes: dict[str, Any]) -> Architecture:
     embedding = _whole(config, "word_embed_proj_dim", hidden)
     has_final = bool(config.get("do_layer_norm_before", True)) and not config.get("_remove_final_layer_norm", False)
     return _plain(
-        "opt", config, sizes, linears, inner, sizes["heads"], num_norms=2, has_final_norm=has_final,
+        "opt",
+        config,
+        sizes,
+        linears,
+        inner,
+        sizes["heads"],
+        num_norms=2,
+        has_final_norm=has_final,
         position_weights=(_whole(config, "max_position_embeddings", 2048) + 2) * hidden,
         embedding_size=embedding if embedding != hidden else None,
-    )  # fmt: skip
+    )
 
 
 def _falcon(config: Mapping[str, Any], sizes: dict[str, Any]) -> Architecture:
@@ -252,7 +288,9 @@ def _falcon(config: Mapping[str, Any], sizes: dict[str, Any]) -> Architecture:
     groups = 1 if is_single else _whole(config, "num_kv_heads", heads) if is_new else heads
     bias, inner = bool(config.get("bias", False)), _whole(config, "ffn_hidden_size", 4 * hidden)
     linears = (
-        Linear(name="query_key_value", inputs=hidden, outputs=(heads + 2 * groups) * size, split="columns", has_bias=bias),
+        Linear(
+            name="query_key_value", inputs=hidden, outputs=(heads + 2 * groups) * size, split="columns", has_bias=bias
+        ),
         Linear(name="dense", inputs=hidden, outputs=hidden, split="rows", has_bias=bias),
         Linear(name="dense_h_to_4h", inputs=hidden, outputs=inner, split="columns", has_bias=bias),
         Linear(name="dense_4h_to_h", inputs=inner, outputs=hidden, split="rows", has_bias=bias),
@@ -264,15 +302,32 @@ def _falcon(config: Mapping[str, Any], sizes: dict[str, Any]) -> Architecture:
 
 
 def _plain(
-    kind: str, config: Mapping[str, Any], sizes: dict[str, Any], linears: tuple[Linear, ...], inner: int, groups: int, *, num_norms: int,
+    kind: str,
+    config: Mapping[str, Any],
+    sizes: dict[str, Any],
+    linears: tuple[Linear, ...],
+    inner: int,
+    groups: int,
+    *,
+    num_norms: int,
     **more: Any,
-) -> Architecture:  # fmt: skip
+) -> Architecture:
     """Layer norms with biases, and an MLP of two linear layers."""
     hidden = sizes["hidden"]
     return Architecture(
-        kind=kind, **sizes, key_value_heads=groups, head_size=hidden // sizes["heads"], intermediate=inner, is_gated=False, linears=linears,
-        is_tied=_is_tied(config, kind), num_norms=num_norms, norm_weights=num_norms * 2 * hidden, is_rms=False, **more,
-    )  # fmt: skip
+        kind=kind,
+        **sizes,
+        key_value_heads=groups,
+        head_size=hidden // sizes["heads"],
+        intermediate=inner,
+        is_gated=False,
+        linears=linears,
+        is_tied=_is_tied(config, kind),
+        num_norms=num_norms,
+        norm_weights=num_norms * 2 * hidden,
+        is_rms=False,
+        **more,
+    )
 
 
 def _is_tied(config: Mapping[str, Any], kind: str) -> bool:

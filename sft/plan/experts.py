@@ -1,4 +1,6 @@
-"""Mixture-of-experts models, recognised by config.json alone. They are not supported yet: neither planned as if dense, nor trained."""
+"""Mixture-of-experts models, recognised by config.json alone. They are not supported yet: neither planned as if dense,
+nor trained.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,17 @@ from typing import Any
 
 from tokenize_data.errors import UserError
 
-_COUNT = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")  # num_experts, num_local_experts, n_routed_experts, moe_num_experts
+_COUNT = re.compile(
+    r"(moe_)?(num|n)_(local_|routed_)?experts"
+)  # num_experts, num_local_experts, n_routed_experts, moe_num_experts
 _SWITCHES = ("is_moe", "enable_moe_block")  # false in the dense models of families that have both
 _OF_MEDIA = ("vision", "audio", "image", "video", "speech")
 
 
 def check_no_experts(config: Mapping[str, Any]) -> None:
-    """Raises UserError for a mixture-of-experts model. Of a model for several media, the part that reads text counts."""
+    """Raises UserError for a mixture-of-experts model. Of a model for several media, the part that reads text
+    counts.
+    """
     if has_experts(config):
         kind = config.get("model_type", "this")
         raise UserError(f"{kind} is a mixture-of-experts model; experts are not supported yet: use a dense model")

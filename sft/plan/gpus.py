@@ -1,7 +1,8 @@
 """What a GPU can do: the table that plans are made with, the user's own entries, and which kind a device is.
 
-Rates are those of the data sheets (dense bf16; links and networks in one direction). `*_efficiency` is the share of a rate that large
-operations reach in practice: the only numbers here that come from measured runs, one set for all runs on a kind of GPU.
+Rates are those of the data sheets (dense bf16; links and networks in one direction). `*_efficiency` is the share of a
+rate that large operations reach in practice: the only numbers here that come from measured runs, one set for all runs
+on a kind of GPU.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """Memory in GB (2^30 bytes), as CUDA reports it: a little less than a GPU's name says. Rates in TFLOP/s and GB/s (10^9 bytes)."""
+    """Memory in GB (2^30 bytes), as CUDA reports it: a little less than a GPU's name says. Rates in TFLOP/s and GB/s
+    (10^9 bytes).
+    """
 
     name: str
     memory_gb: float
@@ -49,7 +52,9 @@ class Gpu:
     link_efficiency: float = 0.75
     network_efficiency: float = 0.8
     reserved_gb: float = 1.0  # the CUDA context, loaded kernels, workspaces of cuBLAS
-    spare: float = 0.03  # share of the memory that stays free: fragments between segments that grow, and what a plan does not know
+    spare: float = (
+        0.03  # share of the memory that stays free: fragments between segments that grow, and what a plan does not know
+    )
     communicator_gb: float = 0.5  # buffers of one of NCCL's communicators over NVLink (nccl issues 864, 964)
 
     def withheld_gb(self, communicators: int) -> float:
@@ -61,16 +66,32 @@ class Gpu:
 
 
 def _gpu(
-    name: str, memory_gb: float, bf16: float, memory_gbps: float, link: float, network: float, efficiency: float, fp32: float = 19.5,
+    name: str,
+    memory_gb: float,
+    bf16: float,
+    memory_gbps: float,
+    link: float,
+    network: float,
+    efficiency: float,
+    fp32: float = 19.5,
     reserved_gb: float = 1.0,
-) -> Gpu:  # fmt: skip
+) -> Gpu:
     return Gpu(
-        name=name, memory_gb=memory_gb, bf16_tflops=bf16, memory_gbps=memory_gbps, link_gbps=link, network_gbps=network,
-        matrix_efficiency=efficiency, fp32_tflops=fp32, reserved_gb=reserved_gb, communicator_gb=0.5 if link >= 100 else 0.2,
-    )  # fmt: skip
+        name=name,
+        memory_gb=memory_gb,
+        bf16_tflops=bf16,
+        memory_gbps=memory_gbps,
+        link_gbps=link,
+        network_gbps=network,
+        matrix_efficiency=efficiency,
+        fp32_tflops=fp32,
+        reserved_gb=reserved_gb,
+        communicator_gb=0.5 if link >= 100 else 0.2,
+    )
 
 
-# Efficiencies of the A100 and the H100 come from published runs (benchmarks/published.py); the others have their generation's.
+# Efficiencies of the A100 and the H100 come from published runs (benchmarks/published.py); the others have their
+# generation's.
 _AMPERE, _HOPPER = 0.83, 0.63
 TABLE: dict[str, Gpu] = {
     gpu.name: gpu
@@ -99,7 +120,11 @@ def find_gpu(name: str, table: dict[str, Gpu] | None = None) -> Gpu:
     wanted = name.strip().lower().replace("_", "-").replace(" ", "-")
     if wanted in table:
         return table[wanted]
-    largest = max((key for key in table if key.startswith(f"{wanted}-")), key=lambda key: (table[key].memory_gb, -len(key)), default=None)
+    largest = max(
+        (key for key in table if key.startswith(f"{wanted}-")),
+        key=lambda key: (table[key].memory_gb, -len(key)),
+        default=None,
+    )
     if largest is not None:
         return table[largest]
     close = difflib.get_close_matches(wanted, table, n=1)
@@ -108,11 +133,15 @@ def find_gpu(name: str, table: dict[str, Gpu] | None = None) -> Gpu:
 
 
 def read_gpus(file: Path) -> dict[str, Gpu]:
-    """The user's own GPUs from TOML, one table each, besides those known; what an entry leaves out, `like = "h100-80gb"` gives it."""
+    """The user's own GPUs from TOML, one table each, besides those known; what an entry leaves out, `like =
+    "h100-80gb"` gives it.
+    """
     try:
         content = tomllib.loads(file.read_text())
     except OSError as error:
-        raise UserError(f"--gpu_file {file}: {error.strerror}: give the path of a TOML file with a table for each GPU") from error
+        raise UserError(
+            f"--gpu_file {file}: {error.strerror}: give the path of a TOML file with a table for each GPU"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not valid TOML: {error}") from error
     table = dict(TABLE)
@@ -134,13 +163,24 @@ def _read_entry(file: Path, name: str, entry: dict[str, Any], table: dict[str, G
             continue
         if key not in keys:
             close = difflib.get_close_matches(key, keys, n=1)
-            raise UserError(f"{file}: [{name}] has an unknown key '{key}'" + (f": did you mean '{close[0]}'?" if close else ""))
-        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0 or (value == 0 and key not in _MAY_BE_ZERO):
+            raise UserError(
+                f"{file}: [{name}] has an unknown key '{key}'" + (f": did you mean '{close[0]}'?" if close else "")
+            )
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or value < 0
+            or (value == 0 and key not in _MAY_BE_ZERO)
+        ):
             raise UserError(f"{file}: [{name}] {key} = {value!r} must be a number above 0")
         values[key] = value
-    missing = [key for key in ("memory_gb", "bf16_tflops", "memory_gbps", "link_gbps", "network_gbps") if key not in values]
+    missing = [
+        key for key in ("memory_gb", "bf16_tflops", "memory_gbps", "link_gbps", "network_gbps") if key not in values
+    ]
     if missing:
-        raise UserError(f"{file}: [{name}] lacks {', '.join(missing)}: give them, or `like` with the name of a GPU in the table")
+        raise UserError(
+            f"{file}: [{name}] lacks {', '.join(missing)}: give them, or `like` with the name of a GPU in the table"
+        )
     return Gpu(name=name.lower(), **values)
 
 
@@ -154,14 +194,21 @@ def plan_for(device: Device, table: dict[str, Gpu]) -> Gpu | None:
     memory = device.memory_gb or float(slices[2])
     part = min(1.0, int(slices[1]) / _MIG_SLICES)
     return replace(
-        gpu, name=f"{gpu.name}-{slices[0]}", memory_gb=round(memory, 1), bf16_tflops=gpu.bf16_tflops * part,
-        fp32_tflops=gpu.fp32_tflops * part, memory_gbps=gpu.memory_gbps * min(1.0, memory / gpu.memory_gb), gpus_per_node=1,
+        gpu,
+        name=f"{gpu.name}-{slices[0]}",
+        memory_gb=round(memory, 1),
+        bf16_tflops=gpu.bf16_tflops * part,
+        fp32_tflops=gpu.fp32_tflops * part,
+        memory_gbps=gpu.memory_gbps * min(1.0, memory / gpu.memory_gb),
+        gpus_per_node=1,
         reserved_gb=min(gpu.reserved_gb, memory / 8),
-    )  # fmt: skip
+    )
 
 
 def recognise(name: str | None, table: dict[str, Gpu]) -> Gpu | None:
     """`NVIDIA A100-SXM4-80GB` as a100-80gb: the entry most of whose words are in the name, the model's first of all."""
     words = set(re.split(r"[^a-z0-9]+", re.sub(r"rtx (?=\d)", "rtx", (name or "").lower())))
-    found = [(len(words & set(key.split("-"))), -len(key), gpu) for key, gpu in table.items() if key.split("-")[0] in words]
+    found = [
+        (len(words & set(key.split("-"))), -len(key), gpu) for key, gpu in table.items() if key.split("-")[0] in words
+    ]
     return max(found, key=lambda entry: entry[:2])[2] if found else None

@@ -49,9 +49,12 @@ class ModelShape:
         kind = str(config.get("model_type", "unknown"))
         key_value_heads = first("num_key_value_heads", "num_kv_heads", "n_head_kv") or heads
         return cls(
-            kind=kind, layers=first("num_hidden_layers", "n_layer", "n_layers"), heads=heads, key_value_heads=key_value_heads,
+            kind=kind,
+            layers=first("num_hidden_layers", "n_layer", "n_layers"),
+            heads=heads,
+            key_value_heads=key_value_heads,
             intermediate=first("intermediate_size", "ffn_dim", "ffn_hidden_size"),
-        )  # fmt: skip
+        )
 
 
 def choose_layout(
@@ -62,12 +65,15 @@ def choose_layout(
     if world % (tp * pp):
         fitting = ", ".join(f"{count}" for count in range(1, world + 1) if world % count == 0)
         needed = f"tp {tp} x pp {pp} = {tp * pp} processes for one copy of the model, of which {world} is no multiple"
-        raise UserError(f"{needed}: start {tp * pp} or a multiple of it (--nproc_per_node, --nodes), or use a tp * pp of {fitting}")
+        raise UserError(
+            f"{needed}: start {tp * pp} or a multiple of it (--nproc_per_node, --nodes), or use a tp * pp of {fitting}"
+        )
     dp = world // (tp * pp)
     if global_batch % dp:
         fitting = ", ".join(str(count) for count in range(1, min(global_batch, 1024) + 1) if global_batch % count == 0)
         raise UserError(
-            f"global_batch {global_batch} is not divisible by dp {dp}: use dp {fitting}, or a global_batch of {dp}, {2 * dp}, ..."
+            f"global_batch {global_batch} is not divisible by dp {dp}: use dp {fitting}, or a global_batch of "
+            f"{dp}, {2 * dp}, ..."
         )
     _check_stages(pp, shape)
     _check_tensors(tp, shape)
@@ -76,7 +82,10 @@ def choose_layout(
 
 def _check_stages(pp: int, shape: ModelShape) -> None:
     if shape.layers is not None and pp > shape.layers:
-        raise UserError(f"--pp {pp} is more stages than the {shape.layers} layers of this {shape.kind} model: use --pp 1 to {shape.layers}")
+        raise UserError(
+            f"--pp {pp} is more stages than the {shape.layers} layers of this {shape.kind} model: use --pp 1 to "
+            f"{shape.layers}"
+        )
 
 
 def _check_tensors(tp: int, shape: ModelShape) -> None:
@@ -84,7 +93,9 @@ def _check_tensors(tp: int, shape: ModelShape) -> None:
     if tp == 1 or heads is None or groups is None:
         return
     may_share = shape.kind not in _UNSHARED
-    fitting = [n for n in range(1, heads + 1) if _fits(n, heads, groups, may_share) and (shape.intermediate or 0) % n == 0]
+    fitting = [
+        n for n in range(1, heads + 1) if _fits(n, heads, groups, may_share) and (shape.intermediate or 0) % n == 0
+    ]
     if tp not in fitting:
         inner = (
             f", {groups} key-value heads and {shape.intermediate} inner features"

@@ -1,17 +1,21 @@
-"""How many bytes a rank needs at most while it trains, by kind: a model of this engine, checked against its measured peaks.
+"""How many bytes a rank needs at most while it trains, by kind: a model of this engine, checked against its measured
+peaks.
 
 T tokens in a row, w bytes of a number (2 in bf16, 4 in float32), W weights of a rank, d replicas. What is counted:
 
-- at rest: weights wW; of the trained ones the optimizer's states and, in bf16, float32 masters, each owned by one of d replicas;
-- gradients: float32 sums 4W from the first micro-batch on, and the one gradient that is about to be added to its sum. So full fine-tuning
+- at rest: weights wW; of the trained ones the optimizer's states and, in bf16, float32 masters, each owned by one of d
+  replicas;
+- gradients: float32 sums 4W from the first micro-batch on, and the one gradient that is about to be added to its sum.
+  So full fine-tuning
   in bf16 with AdamW takes 2 + 4 + 8 + 4 = 18 bytes for each weight on one replica;
-- activations: what each layer keeps for its backward pass, for every micro-batch that a stage has in flight (1F1B: stages that follow, plus
+- activations: what each layer keeps for its backward pass, for every micro-batch that a stage has in flight (1F1B:
+  stages that follow, plus
   one), and what the backward pass of one layer holds for a moment;
 - logits: of trained tokens alone, in float32, with their gradients;
 - buffers: what the optimizer makes for a moment of its largest tensor.
 
-The peak is the greatest of the moments at which these meet: the loss, a layer's backward pass, the embedding's, the exchange of gradients
-between replicas (sums and the part of them that a replica owns), the update.
+The peak is the greatest of the moments at which these meet: the loss, a layer's backward pass, the embedding's, the
+exchange of gradients between replicas (sums and the part of them that a replica owns), the update.
 """
 
 from __future__ import annotations
@@ -91,7 +95,9 @@ class StageWeights:
     ends: int  # of embedding and head, where they are trained
 
 
-def stage_weights(model: Architecture, layout: Layout, stage: int, layers: range, adapters: Adapters | None) -> StageWeights:
+def stage_weights(
+    model: Architecture, layout: Layout, stage: int, layers: range, adapters: Adapters | None
+) -> StageWeights:
     tp, is_first, is_last = layout.tp, stage == 0, stage == layout.pp - 1
     table = _table(model, layout)
     base = len(layers) * model.layer_weights_on(tp)
@@ -99,14 +105,20 @@ def stage_weights(model: Architecture, layout: Layout, stage: int, layers: range
     base += model.final_weights if is_last else 0
     own_head = is_last and not (model.is_tied and is_first)
     base += table if own_head else 0
-    linears = [inputs * outputs for inputs, outputs in (linear.shape_on(tp, model.head_size) for linear in model.linears)]
+    linears = [
+        inputs * outputs for inputs, outputs in (linear.shape_on(tp, model.head_size) for linear in model.linears)
+    ]
     ends = table * (is_first + own_head)
     if adapters is None:
-        return StageWeights(base=base, quantised=0, trained=base, largest=max([*linears, *([table] if ends else [])]), ends=ends)
+        return StageWeights(
+            base=base, quantised=0, trained=base, largest=max([*linears, *([table] if ends else [])]), ends=ends
+        )
     quantised = len(layers) * sum(linears) if adapters.bits else 0
     of_layer = [adapters.rank * max(linear.shape_on(tp, model.head_size)) for linear in _adapted(model, adapters)]
     trained = len(layers) * lora_weights(model, tp, adapters)
-    return StageWeights(base=base + trained, quantised=quantised, trained=trained, largest=max(of_layer, default=0), ends=0)
+    return StageWeights(
+        base=base + trained, quantised=quantised, trained=trained, largest=max(of_layer, default=0), ends=0
+    )
 
 
 def _table(model: Architecture, layout: Layout) -> int:
@@ -115,12 +127,16 @@ def _table(model: Architecture, layout: Layout) -> int:
 
 
 def lora_weights(model: Architecture, tp: int, adapters: Adapters) -> int:
-    """Of a layer's adapters on a tensor rank: A (rank x inputs) and B (outputs x rank), of which the split side is shared out."""
+    """Of a layer's adapters on a tensor rank: A (rank x inputs) and B (outputs x rank), of which the split side is
+    shared out.
+    """
     return sum(adapters.rank * sum(linear.shape_on(tp, model.head_size)) for linear in _adapted(model, adapters))
 
 
 def _adapted(model: Architecture, adapters: Adapters) -> list[Linear]:
-    return [linear for linear in model.linears if adapters.targets == ("all-linear",) or linear.name in adapters.targets]
+    return [
+        linear for linear in model.linears if adapters.targets == ("all-linear",) or linear.name in adapters.targets
+    ]
 
 
 def kept_of(model: Architecture, layout: Layout, work: Work) -> Activations:
@@ -143,14 +159,19 @@ def stage_memory(model: Architecture, layout: Layout, stage: int, layers: range,
     if is_last:
         moments.append(_loss_moment(rest, held, weights, model, layout, work, each))
     moments += _last_moments(rest, kept, weights, model, layout, work, is_first=is_first)
-    for moment in (_exchange_moment(rest, weights, model, layout, layers, work), _update_moment(rest, weights, layout, work)):
+    for moment in (
+        _exchange_moment(rest, weights, model, layout, layers, work),
+        _update_moment(rest, weights, layout, work),
+    ):
         moments.append(replace(moment, activations=stale))
     peak = max(moments, key=lambda moment: moment.total)
     return replace(peak, stage=stage)
 
 
 def _stale_boundaries(layout: Layout, is_last: bool) -> int:
-    """DeepSpeed's pipeline keeps inputs and outputs of its buffers until they are used again, and two buffers for the last stage."""
+    """DeepSpeed's pipeline keeps inputs and outputs of its buffers until they are used again, and two buffers for the
+    last stage.
+    """
     if layout.pp == 1:
         return 2
     return 7 if is_last else 1
@@ -160,13 +181,21 @@ def _at_rest(weights: StageWeights, layout: Layout, work: Work) -> StageMemory:
     plain = (weights.base - weights.quantised) * work.bytes_each
     quantised = weights.quantised * _QUANTISED[work.adapters.bits] if work.adapters and work.adapters.bits else 0.0
     return StageMemory(
-        stage=0, moment="rest", weights=plain + quantised, gradients=0.0, optimizer=_owned(weights, layout, work), activations=0.0,
-        logits=0.0, buffers=0.0,
-    )  # fmt: skip
+        stage=0,
+        moment="rest",
+        weights=plain + quantised,
+        gradients=0.0,
+        optimizer=_owned(weights, layout, work),
+        activations=0.0,
+        logits=0.0,
+        buffers=0.0,
+    )
 
 
 def _owned(weights: StageWeights, layout: Layout, work: Work) -> float:
-    """Masters and states of what a replica owns. Where tensors stay whole, the owner of the largest may have more than its share."""
+    """Masters and states of what a replica owns. Where tensors stay whole, the owner of the largest may have more than
+    its share.
+    """
     kind = kind_of(work.optimizer, work.momentum)
     ends = 0 if kind.is_factored else weights.ends  # factored moments are no more for them
     masters = 4.0 if work.dtype == "bf16" else 0.0
@@ -188,37 +217,59 @@ def _passing(largest: float, work: Work) -> float:
 
 
 def _layer_moment(
-    rest: StageMemory, held: float, kept: Activations, weights: StageWeights, model: Architecture, layout: Layout, work: Work
-) -> StageMemory:  # fmt: skip
+    rest: StageMemory,
+    held: float,
+    kept: Activations,
+    weights: StageWeights,
+    model: Architecture,
+    layout: Layout,
+    work: Work,
+) -> StageMemory:
     again = kept.whole - kept.kept(work.recompute) + kept.scores if work.recompute != "none" else 0.0
     shapes = (linear.shape_on(layout.tp, model.head_size) for linear in model.linears)
     largest = max(inputs * outputs for inputs, outputs in shapes) if work.adapters is None else 0
     return replace(
-        rest, moment="layer", gradients=_sums(weights, work) + _passing(largest, work), activations=held + again + kept.backward
-    )  # fmt: skip
+        rest,
+        moment="layer",
+        gradients=_sums(weights, work) + _passing(largest, work),
+        activations=held + again + kept.backward,
+    )
 
 
 def _last_moments(
-    rest: StageMemory, kept: Activations, weights: StageWeights, model: Architecture, layout: Layout, work: Work, *, is_first: bool
-) -> list[StageMemory]:  # fmt: skip
-    """The end of a backward pass: one layer's activations are left, and every sum is there but the embedding's, which comes last."""
+    rest: StageMemory,
+    kept: Activations,
+    weights: StageWeights,
+    model: Architecture,
+    layout: Layout,
+    work: Work,
+    *,
+    is_first: bool,
+) -> list[StageMemory]:
+    """The end of a backward pass: one layer's activations are left, and every sum is there but the embedding's, which
+    comes last.
+    """
     shapes = (linear.shape_on(layout.tp, model.head_size) for linear in model.linears)
     largest = max(inputs * outputs for inputs, outputs in shapes) if work.adapters is None else 0
     embedding = _table(model, layout) if is_first and work.adapters is None and work.micro_batches == 1 else 0
     layer = replace(
-        rest, moment="first layer", gradients=4.0 * (weights.trained - embedding) + _passing(largest, work),
+        rest,
+        moment="first layer",
+        gradients=4.0 * (weights.trained - embedding) + _passing(largest, work),
         activations=kept.whole + kept.backward + kept.boundary,
-    )  # fmt: skip
+    )
     every = 4.0 * weights.trained + _passing(weights.largest, work)
     return [layer, replace(rest, moment="embedding", gradients=every, activations=2 * kept.boundary)]
 
 
 def _loss_moment(
     rest: StageMemory, held: float, weights: StageWeights, model: Architecture, layout: Layout, work: Work, each: int
-) -> StageMemory:  # fmt: skip
+) -> StageMemory:
     trained = work.trained_tokens
     at_once = min(trained, work.logits_chunk_tokens or trained)
-    copies = 12.0 if layout.tp == 1 else (8.0 + each)  # logits, probabilities and gradients in float32; on several ranks in place
+    copies = (
+        12.0 if layout.tp == 1 else (8.0 + each)
+    )  # logits, probabilities and gradients in float32; on several ranks in place
     logits = at_once * model.vocabulary_on(layout.tp) * copies
     normed = trained * model.hidden * (4 + 2 * each)
     passing = 0.0
@@ -226,12 +277,14 @@ def _loss_moment(
         normed += trained * model.hidden * each
         if work.adapters is None:
             passing = _table(model, layout) * (4 + each)
-    return replace(rest, moment="loss", gradients=_sums(weights, work) + passing, activations=held + normed, logits=logits)
+    return replace(
+        rest, moment="loss", gradients=_sums(weights, work) + passing, activations=held + normed, logits=logits
+    )
 
 
 def _exchange_moment(
     rest: StageMemory, weights: StageWeights, model: Architecture, layout: Layout, layers: range, work: Work
-) -> StageMemory:  # fmt: skip
+) -> StageMemory:
     """Sums on their way stay until all have arrived."""
     part = 4.0 * weights.trained / layout.dp if layout.dp > 1 else 0.0
     copied = 4.0 * _bundled(model, layout, layers, work)
@@ -239,7 +292,9 @@ def _exchange_moment(
 
 
 def _bundled(model: Architecture, layout: Layout, layers: range, work: Work) -> float:
-    """Weights of small tensors, and of those that have one owner, are copied to be sent together; others are sent from where they are."""
+    """Weights of small tensors, and of those that have one owner, are copied to be sent together; others are sent from
+    where they are.
+    """
     dp = layout.dp
     if dp == 1:
         return 0.0
@@ -258,5 +313,8 @@ def _bundled(model: Architecture, layout: Layout, layers: range, work: Work) -> 
 def _update_moment(rest: StageMemory, weights: StageWeights, layout: Layout, work: Work) -> StageMemory:
     whole = weights.largest * layout.tp  # put together from the parts of tensor ranks
     return replace(
-        rest, moment="update", gradients=4.0 * weights.trained / layout.dp, buffers=_UPDATE_BYTES.get(work.optimizer, 0.0) * whole
-    )  # fmt: skip
+        rest,
+        moment="update",
+        gradients=4.0 * weights.trained / layout.dp,
+        buffers=_UPDATE_BYTES.get(work.optimizer, 0.0) * whole,
+    )

@@ -1,7 +1,9 @@
-"""How the documents of an iteration become rows: none cut, none longer than a row, as few rows as can be, balanced over replicas.
+"""How the documents of an iteration become rows: none cut, none longer than a row, as few rows as can be, balanced over
+replicas.
 
 A row is what one data-parallel replica computes in one micro-batch: several documents one behind the other, at most
-`micro_batch * seq` tokens. Every replica gets the same number of rows. Packing changes nothing but speed: attention never crosses
+`micro_batch * seq` tokens. Every replica gets the same number of rows. Packing changes nothing but speed: attention
+never crosses
 documents, and the loss is a sum over the whole iteration.
 """
 
@@ -19,7 +21,9 @@ from tokenize_data.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """One iteration. `rows[r][m]` are the positions, within the iteration's documents, that replica r computes in micro-batch m."""
+    """One iteration. `rows[r][m]` are the positions, within the iteration's documents, that replica r computes in
+    micro-batch m.
+    """
 
     rows: tuple[tuple[tuple[int, ...], ...], ...]
     capacity: int
@@ -43,13 +47,17 @@ def plan_batch(lengths: Sequence[int], capacity: int, replicas: int = 1, pack: b
         count = f"{len(lengths)} documents an iteration"
         raise UserError(f"{count} are fewer than {replicas} data-parallel replicas: raise global_batch, or tp or pp")
     if max(lengths) > capacity:
-        raise UserError(f"a document of {max(lengths):,} tokens is longer than a row of {capacity:,}: raise micro_batch or seq")
+        raise UserError(
+            f"a document of {max(lengths):,} tokens is longer than a row of {capacity:,}: raise micro_batch or seq"
+        )
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     rows = _best_fit(order, lengths, capacity) if pack else [[i] for i in order]
     wanted = -(-len(rows) // replicas) * replicas
     if wanted > len(lengths):
         count = f"{len(lengths)} documents"
-        raise UserError(f"{count} make no whole number of rows for each of {replicas} replicas: use a global_batch of {wanted}")
+        raise UserError(
+            f"{count} make no whole number of rows for each of {replicas} replicas: use a global_batch of {wanted}"
+        )
     even = _evenly(order, lengths, capacity, wanted) if pack else None
     rows = even if even is not None else _split_until(rows, lengths, wanted)
     return _deal(rows, lengths, capacity, replicas)
@@ -94,7 +102,9 @@ def _split_until(rows: list[list[int]], lengths: Sequence[int], num_rows: int) -
 
 
 def _deal(rows: list[list[int]], lengths: Sequence[int], capacity: int, replicas: int) -> BatchPlan:
-    """Rows of like size side by side in one micro-batch; the next heaviest always to the replica with the least so far."""
+    """Rows of like size side by side in one micro-batch; the next heaviest always to the replica with the least so
+    far.
+    """
     load = {id(row): sum(lengths[i] for i in row) for row in rows}
     ordered = sorted(rows, key=lambda row: (-load[id(row)], row))
     totals = [0] * replicas

@@ -1,4 +1,6 @@
-"""Which node each process is on: what has to be fast stays inside a node, and neighbours in the pipeline next to each other."""
+"""Which node each process is on: what has to be fast stays inside a node, and neighbours in the pipeline next to each
+other.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Placement:
 
     @property
     def hand_overs(self) -> tuple[int, int]:
-        """(how many neighbours in a pipeline are on one node, how many neighbours there are), counted for the first tensor rank."""
+        """(how many neighbours in a pipeline are on one node, how many neighbours there are), counted for the first
+        tensor rank.
+        """
         tp, pp = self.layout.tp, self.layout.pp
         pairs = [(first, first + tp) for first in range(0, self.layout.world, tp) if first // tp % pp < pp - 1]
         return sum(self._node(one) == self._node(other) for one, other in pairs), len(pairs)
@@ -43,7 +47,9 @@ class Placement:
             parts.append("tensor groups inside a node" if spread == 1 else f"tensor groups over up to {spread} nodes")
         if pairs:
             share = "all" if inside == pairs else f"{inside} of {pairs}" if inside else ""
-            parts.append(f"{share} pipeline hand-overs inside a node" if share else "pipeline hand-overs to the next node")
+            parts.append(
+                f"{share} pipeline hand-overs inside a node" if share else "pipeline hand-overs to the next node"
+            )
         if self.layout.dp > 1:
             parts.append(f"{self.layout.dp} replicas")
         return ", ".join(parts)
@@ -53,12 +59,15 @@ class Placement:
         tp = self.layout.tp
         if self.nodes_of_a_tensor_group == 1:
             return None
-        # Two sums forward and two backward in each layer, each of which moves 2 (n - 1) / n of the activations through every process.
+        # Two sums forward and two backward in each layer, each of which moves 2 (n - 1) / n of the activations through
+        # every process.
         moved = 4 * layers / self.layout.pp * row_tokens * hidden * bytes_per_value * 2 * (tp - 1) / tp
         fitting = [n for n in range(1, self.per_node + 1) if tp % n == 0 and self.per_node % n == 0]
         better = fitting[-1]
         remedy = f"use --tp {better} and --pp {self.layout.pp * tp // better}"
         return (
-            f"--tp {tp} does not fit into nodes of {self.per_node} processes: for each row of {row_tokens:,} tokens every process sends "
-            f"{moved / 1e9:.2g} GB between nodes, while all wait; inside a node it would be many times as fast: {remedy}"
+            f"--tp {tp} does not fit into nodes of {self.per_node} processes: for each row of {row_tokens:,} tokens "
+            "every process sends "
+            f"{moved / 1e9:.2g} GB between nodes, while all wait; inside a node it would be many times as fast: "
+            f"{remedy}"
         )

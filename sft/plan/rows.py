@@ -1,4 +1,6 @@
-"""What the rows of an iteration look like for a room and a number of replicas: packed from documents' lengths, a few iterations of them."""
+"""What the rows of an iteration look like for a room and a number of replicas: packed from documents' lengths, a few
+iterations of them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class Batches:
 
     def __init__(self, lengths: Sequence[Sequence[int]], trained: Sequence[Sequence[int]] | None = None) -> None:
         self._lengths = [[int(length) for length in iteration] for iteration in lengths]
-        self._trained = self._lengths if trained is None else [[int(count) for count in iteration] for iteration in trained]
+        self._trained = (
+            self._lengths if trained is None else [[int(count) for count in iteration] for iteration in trained]
+        )
         self.rows = lru_cache(maxsize=None)(self._rows)
 
     @classmethod
@@ -50,7 +54,11 @@ class Batches:
         for plan, counts in zip(plans, self._trained, strict=True):
             most = max(most, max(sum(counts[i] for i in row) for replica in plan.rows for row in replica))
         return Rows(
-            micro_batches=micro_batches, row_tokens=tokens / replicas / micro_batches / balance, most_trained=float(most),
-            fill=float(np.mean([plan.fill for plan in plans])), balance=balance, tokens=tokens,
+            micro_batches=micro_batches,
+            row_tokens=tokens / replicas / micro_batches / balance,
+            most_trained=float(most),
+            fill=float(np.mean([plan.fill for plan in plans])),
+            balance=balance,
+            tokens=tokens,
             document_tokens=float((lengths**2).sum() / lengths.sum()),
-        )  # fmt: skip
+        )

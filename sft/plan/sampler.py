@@ -1,7 +1,7 @@
 """Which documents make an iteration: a function of (documents, global batch, seed, iteration), and of nothing else.
 
-The documents form one endless stream, a new permutation for each epoch. Iteration k takes the k-th stretch of `global_batch` from it, so
-the last batch of an epoch is filled from the next permutation, and resuming is a seek.
+The documents form one endless stream, a new permutation for each epoch. Iteration k takes the k-th stretch of
+`global_batch` from it, so the last batch of an epoch is filled from the next permutation, and resuming is a seek.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from tokenize_data.errors import UserError
 def num_iterations(num_documents: int, epochs: float, global_batch: int) -> int:
     """ceil(epochs * documents / global batch), exactly: no rounding of 0.1 and its like."""
     if num_documents < 1 or epochs <= 0 or global_batch < 1:
-        raise UserError(f"{num_documents} documents, {epochs} epochs, global_batch {global_batch}: each must be above 0")
+        raise UserError(
+            f"{num_documents} documents, {epochs} epochs, global_batch {global_batch}: each must be above 0"
+        )
     return -(-Fraction(str(epochs)) * num_documents // global_batch)
 
 
@@ -31,7 +33,9 @@ class Sampler:
         self._permutation = lru_cache(maxsize=2)(self._permute)
 
     def documents(self, iteration: int) -> np.ndarray:
-        """The document numbers of iteration `iteration`, counted from 0. A document may be there twice where epochs meet."""
+        """The document numbers of iteration `iteration`, counted from 0. A document may be there twice where epochs
+        meet.
+        """
         first = iteration * self.global_batch
         parts = []
         while first < (iteration + 1) * self.global_batch:

@@ -1,4 +1,6 @@
-"""All layouts, micro-batches and recomputations that could be, those that fit, and the fastest of them; where none fits, the nearest."""
+"""All layouts, micro-batches and recomputations that could be, those that fit, and the fastest of them; where none
+fits, the nearest.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ _SPARE = 1.1  # a row of another iteration may have more trained tokens than tho
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is known before a layout is: the model, the data, the machine. None stands for what the search may choose."""
+    """What is known before a layout is: the model, the data, the machine. None stands for what the search may
+    choose.
+    """
 
     model: Architecture
     shape: ModelShape
@@ -72,13 +76,18 @@ class Choice:
     @property
     def flags(self) -> dict[str, str]:
         return {
-            "tp": str(self.layout.tp), "pp": str(self.layout.pp), "micro_batch": str(self.micro_batch), "recompute": self.recompute,
-        }  # fmt: skip
+            "tp": str(self.layout.tp),
+            "pp": str(self.layout.pp),
+            "micro_batch": str(self.micro_batch),
+            "recompute": self.recompute,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a search came to: fitting choices, fastest first; those that do not fit, smallest first; what was refused, in its words."""
+    """What a search came to: fitting choices, fastest first; those that do not fit, smallest first; what was refused,
+    in its words.
+    """
 
     fitting: tuple[Choice, ...]
     too_large: tuple[Choice, ...]
@@ -91,22 +100,40 @@ def evaluate(question: Question, layout: Layout, micro_batch: int, recompute: st
     rows = question.batches.rows(capacity, layout.dp)
     most_trained = min(1.0, max(question.trained_share, _SPARE * rows.most_trained / capacity))
     work = Work(
-        row_tokens=capacity, trained_share=most_trained, micro_batches=rows.micro_batches, recompute=recompute,
-        dtype=question.dtype, optimizer=question.optimizer, momentum=question.momentum, adapters=question.adapters,
+        row_tokens=capacity,
+        trained_share=most_trained,
+        micro_batches=rows.micro_batches,
+        recompute=recompute,
+        dtype=question.dtype,
+        optimizer=question.optimizer,
+        momentum=question.momentum,
+        adapters=question.adapters,
         document_tokens=rows.document_tokens,
         longest_document=min(question.batches.longest, capacity),
         logits_chunk_tokens=tokens_at_once(model.vocabulary_on(layout.tp), question.gpu.name != "cpu"),
-    )  # fmt: skip
+    )
     ranges = _ranges(model.layers, layout.pp, head_cost(model, question.trained_share))
     memory = tuple(stage_memory(model, layout, stage, layers, work) for stage, layers in enumerate(ranges))
     usual = replace(work, trained_share=question.trained_share)
-    seconds = iteration_seconds(model, layout, list(ranges), usual, question.gpu, program=program, tokens=rows.row_tokens)
-    operations = model_operations(model, rows.tokens, trained_share=question.trained_share, document_tokens=rows.document_tokens)
+    seconds = iteration_seconds(
+        model, layout, list(ranges), usual, question.gpu, program=program, tokens=rows.row_tokens
+    )
+    operations = model_operations(
+        model, rows.tokens, trained_share=question.trained_share, document_tokens=rows.document_tokens
+    )
     peak = (question.gpu.bf16_tflops if question.dtype == "bf16" else question.gpu.fp32_tflops) * 1e12
     return Choice(
-        layout=layout, micro_batch=micro_batch, recompute=recompute, rows=rows, ranges=ranges, work=work, memory=memory, seconds=seconds,
-        mfu=operations / seconds.total / layout.world / peak, usable_bytes=question.gpu.usable_bytes(communicators(layout)),
-    )  # fmt: skip
+        layout=layout,
+        micro_batch=micro_batch,
+        recompute=recompute,
+        rows=rows,
+        ranges=ranges,
+        work=work,
+        memory=memory,
+        seconds=seconds,
+        mfu=operations / seconds.total / layout.world / peak,
+        usable_bytes=question.gpu.usable_bytes(communicators(layout)),
+    )
 
 
 @lru_cache(maxsize=256)
@@ -154,8 +181,13 @@ def _layouts(question: Question, refused: dict[tuple[int, int], str]) -> Iterato
 
 def layout_of(question: Question, tp: int, pp: int) -> Layout:
     return choose_layout(
-        question.world, question.shape, tp=tp, pp=pp, sequence_parallel=question.sequence_parallel, global_batch=question.global_batch
-    )  # fmt: skip
+        question.world,
+        question.shape,
+        tp=tp,
+        pp=pp,
+        sequence_parallel=question.sequence_parallel,
+        global_batch=question.global_batch,
+    )
 
 
 def _micro_batches(question: Question) -> list[int]:
@@ -181,9 +213,14 @@ def does_not_fit(question: Question, choice: Choice) -> str:
     gpu, peak = question.gpu, choice.peak
     if gpu.name == "cpu":
         needed = f"{peak.total / GB:.3g} GB of {gpu.memory_gb:g} GB a process on this computer"
-        return f"does not fit: {needed} with {_flags_of(choice)}: use --lora or a smaller model, or plan for GPUs with --gpu h100-80gb"
+        return (
+            f"does not fit: {needed} with {_flags_of(choice)}: use --lora or a smaller model, or plan for GPUs "
+            "with --gpu h100-80gb"
+        )
     withheld = gpu.memory_gb - choice.usable_bytes / GB
-    room = f"{gpu.memory_gb:g} GB" + (f" ({withheld:.2g} GB of them for CUDA, NCCL and fragments)" if withheld > 0.05 else "")
+    room = f"{gpu.memory_gb:g} GB" + (
+        f" ({withheld:.2g} GB of them for CUDA, NCCL and fragments)" if withheld > 0.05 else ""
+    )
     text = f"does not fit: {peak.total / GB:.3g} GB on stage {peak.stage} of {room} with {_flags_of(choice)}"
     nearest = nearest_that_fit(question, choice)
     if nearest:
@@ -193,7 +230,9 @@ def does_not_fit(question: Question, choice: Choice) -> str:
 
 
 def nearest_that_fit(question: Question, choice: Choice) -> list[Choice]:
-    """Other choices on the same machine that fit: of those with the fewest settings changed, the fastest of each kind of change."""
+    """Other choices on the same machine that fit: of those with the fewest settings changed, the fastest of each kind
+    of change.
+    """
     free = replace(question, tp=None, pp=None, micro_batch=None, recompute=None)
     found = search(free).fitting
     distance = {id(other): len(_changed(choice, other)) for other in found}
@@ -230,10 +269,17 @@ def reason_it_loses(first: Choice, other: Choice) -> str:
     """Which parts of an iteration take longer than the first's: the largest difference of all."""
     slower = other.seconds.total - first.seconds.total
     parts = {
-        "waiting in the pipeline": "bubble", "traffic of tensor ranks": "tensor_traffic", "traffic of stages": "pipeline_traffic",
-        "traffic of replicas": "data_traffic", "computing again": "recompute", "small matrix products": "products",
-        "work bound by memory": "memory_bound", "the optimizer": "optimizer", "attention": "attention", "the head": "head",
-    }  # fmt: skip
+        "waiting in the pipeline": "bubble",
+        "traffic of tensor ranks": "tensor_traffic",
+        "traffic of stages": "pipeline_traffic",
+        "traffic of replicas": "data_traffic",
+        "computing again": "recompute",
+        "small matrix products": "products",
+        "work bound by memory": "memory_bound",
+        "the optimizer": "optimizer",
+        "attention": "attention",
+        "the head": "head",
+    }
     text, name = max(parts.items(), key=lambda part: getattr(other.seconds, part[1]) - getattr(first.seconds, part[1]))
     more = getattr(other.seconds, name) - getattr(first.seconds, name)
     if more <= 0 or slower <= 1e-9:

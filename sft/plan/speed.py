@@ -1,8 +1,10 @@
-"""How long an iteration takes: matrix products, attention, what is bound by memory, traffic, waiting in the pipeline, the optimizer.
+"""How long an iteration takes: matrix products, attention, what is bound by memory, traffic, waiting in the pipeline,
+the optimizer.
 
-Physics with few constants: a product of matrices takes its operations over the GPU's rate, and its bytes over the memory's; everything else
-moves bytes. Each kind of GPU has one efficiency for each rate (`gpus`), the same for all models, layouts and programs. What differs between
-programs is which operations they do, which `Program` says: that is how published runs of others are predicted too.
+Physics with few constants: a product of matrices takes its operations over the GPU's rate, and its bytes over the
+memory's; everything else moves bytes. Each kind of GPU has one efficiency for each rate (`gpus`), the same for all
+models, layouts and programs. What differs between programs is which operations they do, which `Program` says: that is
+how published runs of others are predicted too.
 """
 
 from __future__ import annotations
@@ -43,11 +45,20 @@ class Program:
     has_head_on_all: bool = False  # logits of all tokens, trained or not
 
 
-# Eager Hugging Face layers under DeepSpeed's pipeline and an optimizer that sums gradients in float32 and reduces them so.
+# Eager Hugging Face layers under DeepSpeed's pipeline and an optimizer that sums gradients in float32 and reduces them
+# so.
 OURS = Program(
-    norm_bytes=34, residual_bytes=6, gate_bytes=10, attention_bytes=24, launches=45, launch_seconds=6e-6, gradient_bytes=4,
-    accumulation_bytes=10, step_bytes=8, sends_are_split=False,
-)  # fmt: skip
+    norm_bytes=34,
+    residual_bytes=6,
+    gate_bytes=10,
+    attention_bytes=24,
+    launches=45,
+    launch_seconds=6e-6,
+    gradient_bytes=4,
+    accumulation_bytes=10,
+    step_bytes=8,
+    sends_are_split=False,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +114,9 @@ class Clock:
         if ranks == 1:
             return 0.0
         bandwidth = (
-            self.link if ranks <= self._gpu.gpus_per_node else min(self.link, self.network * self._gpu.gpus_per_node * _ACROSS_NODES)
+            self.link
+            if ranks <= self._gpu.gpus_per_node
+            else min(self.link, self.network * self._gpu.gpus_per_node * _ACROSS_NODES)
         )
         return 2 * (ranks - 1) / ranks * num_bytes / bandwidth + _EXCHANGE_SECONDS
 
@@ -117,26 +130,42 @@ class Clock:
 
 
 def iteration_seconds(
-    model: Architecture, layout: Layout, ranges: list[range], work: Work, gpu: Gpu, *, program: Program = OURS, virtual_pp: int = 1,
+    model: Architecture,
+    layout: Layout,
+    ranges: list[range],
+    work: Work,
+    gpu: Gpu,
+    *,
+    program: Program = OURS,
+    virtual_pp: int = 1,
     tokens: float | None = None,
-) -> Seconds:  # fmt: skip
+) -> Seconds:
     """Of one update. `tokens`: of a row on average, where rows are not full."""
     clock = Clock(gpu, work.dtype)
     tokens = float(work.row_tokens) if tokens is None else tokens
     layer = _layer(model, layout, work, clock, program, tokens)
-    stages = [_stage(model, layout, number, layers, layer, work, clock, program, tokens) for number, layers in enumerate(ranges)]
+    stages = [
+        _stage(model, layout, number, layers, layer, work, clock, program, tokens)
+        for number, layers in enumerate(ranges)
+    ]
     slowest = max(stages, key=lambda stage: stage.total)
     others = sum(stage.total for stage in stages) - slowest.total
-    sent = model.hidden * tokens * work.bytes_each / (layout.tp if program.sends_are_split or layout.sequence_parallel else 1)
+    sent = (
+        model.hidden
+        * tokens
+        * work.bytes_each
+        / (layout.tp if program.sends_are_split or layout.sequence_parallel else 1)
+    )
     transfer = sent / clock.stages_bandwidth(layout) + _EXCHANGE_SECONDS
     exposed = 4 * virtual_pp * transfer if layout.pp > 1 else 0.0  # an input and an output, forward and backward
     return slowest.times(work.micro_batches).plus(
         Seconds(
-            bubble=others / virtual_pp, pipeline_traffic=work.micro_batches * exposed + (layout.pp - 1) * 2 * transfer,
+            bubble=others / virtual_pp,
+            pipeline_traffic=work.micro_batches * exposed + (layout.pp - 1) * 2 * transfer,
             data_traffic=_data_traffic(model, layout, ranges, work, clock, program),
             optimizer=_optimizer(model, layout, ranges, work, clock, program),
         )
-    )  # fmt: skip
+    )
 
 
 def _layer(model: Architecture, layout: Layout, work: Work, clock: Clock, program: Program, tokens: float) -> Seconds:
@@ -147,12 +176,18 @@ def _layer(model: Architecture, layout: Layout, work: Work, clock: Clock, progra
     hidden_bytes = model.hidden * tokens * work.bytes_each
     traffic = 2 * clock.all_reduce(hidden_bytes, layout.tp)
     backward_products = _backward_products(products, model, layout, work, clock, tokens)
-    again = {"none": 0.0, "selective": attention if not program.has_flash else bound, "full": products + attention + bound}[work.recompute]
+    again = {
+        "none": 0.0,
+        "selective": attention if not program.has_flash else bound,
+        "full": products + attention + bound,
+    }[work.recompute]
     computed = Seconds(
-        products=products + backward_products, attention=attention + attention_backward,
-        memory_bound=bound * (1 + program.backward_ratio), recompute=again,
+        products=products + backward_products,
+        attention=attention + attention_backward,
+        memory_bound=bound * (1 + program.backward_ratio),
+        recompute=again,
         tensor_traffic=traffic * (3 if work.recompute == "full" else 2),
-    )  # fmt: skip
+    )
     passes = 3 if work.recompute == "full" else 2
     least = passes * (program.launches + len(model.linears)) * program.launch_seconds
     idle = max(0.0, least - computed.compute)
@@ -164,25 +199,34 @@ def _turned(linear: Linear, model: Architecture, layout: Layout) -> tuple[int, i
     return outputs, inputs
 
 
-def _backward_products(products: float, model: Architecture, layout: Layout, work: Work, clock: Clock, tokens: float) -> float:
-    """Twice the forward pass: for inputs and for weights. Frozen weights need the first alone, and adapters are two thin products each."""
+def _backward_products(
+    products: float, model: Architecture, layout: Layout, work: Work, clock: Clock, tokens: float
+) -> float:
+    """Twice the forward pass: for inputs and for weights. Frozen weights need the first alone, and adapters are two
+    thin products each.
+    """
     if work.adapters is None:
         return 2 * products
     thin = 3 * sum(_adapter_product(linear, model, layout, work.adapters, clock, tokens) for linear in model.linears)
     if not work.adapters.bits:
         return products + thin
-    weights = sum(inputs * outputs for inputs, outputs in (linear.shape_on(layout.tp, model.head_size) for linear in model.linears))
+    weights = sum(
+        inputs * outputs
+        for inputs, outputs in (linear.shape_on(layout.tp, model.head_size) for linear in model.linears)
+    )
     return products + thin + 2 * clock.moved(weights * (2 + 2 + work.adapters.bits / 8))
 
 
-def _adapter_product(linear: Linear, model: Architecture, layout: Layout, adapters: Adapters, clock: Clock, tokens: float) -> float:
+def _adapter_product(
+    linear: Linear, model: Architecture, layout: Layout, adapters: Adapters, clock: Clock, tokens: float
+) -> float:
     inputs, outputs = linear.shape_on(layout.tp, model.head_size)
     return clock.product(tokens, adapters.rank, inputs) + clock.product(tokens, outputs, adapters.rank)
 
 
 def _attention(
     model: Architecture, layout: Layout, work: Work, clock: Clock, program: Program, tokens: float
-) -> tuple[float, float]:  # fmt: skip
+) -> tuple[float, float]:
     """(forward, backward). Each token looks at those before it in its document."""
     length = min(work.document_tokens or tokens, tokens)
     heads = max(model.heads // layout.tp, 1)
@@ -191,7 +235,9 @@ def _attention(
         forward = operations / (clock.rate * _FLASH_SHARE) + _LAUNCH_SECONDS
         return forward, _FLASH_BACKWARD * forward
     count = heads * tokens / length
-    products = clock.product(length, length, model.head_size, count) + clock.product(length, model.head_size, length, count)
+    products = clock.product(length, length, model.head_size, count) + clock.product(
+        length, model.head_size, length, count
+    )
     scores = count * length * length
     return products + clock.moved(9 * scores, 2), 2 * products + clock.moved(13 * scores, 2)
 
@@ -205,16 +251,25 @@ def _memory_bound(model: Architecture, layout: Layout, clock: Clock, program: Pr
 
 
 def _stage(
-    model: Architecture, layout: Layout, number: int, layers: range, layer: Seconds, work: Work, clock: Clock, program: Program,
+    model: Architecture,
+    layout: Layout,
+    number: int,
+    layers: range,
+    layer: Seconds,
+    work: Work,
+    clock: Clock,
+    program: Program,
     tokens: float,
-) -> Seconds:  # fmt: skip
+) -> Seconds:
     """A stage's part of one micro-batch."""
     seconds = layer.times(len(layers))
     if number == layout.pp - 1:
         trained = tokens if program.has_head_on_all else tokens * work.trained_share
         columns = model.vocabulary_on(layout.tp)
         passes = 2 if work.adapters else 3
-        head = passes * clock.product(trained, columns, model.hidden) + clock.moved(program.head_bytes * trained * columns, 5)
+        head = passes * clock.product(trained, columns, model.hidden) + clock.moved(
+            program.head_bytes * trained * columns, 5
+        )
         seconds = seconds.plus(Seconds(head=head))
     trained_weights = stage_weights(model, layout, number, layers, work.adapters).trained
     added = clock.moved(program.accumulation_bytes * trained_weights) if program.accumulation_bytes else 0.0
@@ -222,10 +277,14 @@ def _stage(
 
 
 def _most_trained(model: Architecture, layout: Layout, ranges: list[range], work: Work) -> int:
-    return max(stage_weights(model, layout, number, layers, work.adapters).trained for number, layers in enumerate(ranges))
+    return max(
+        stage_weights(model, layout, number, layers, work.adapters).trained for number, layers in enumerate(ranges)
+    )
 
 
-def _data_traffic(model: Architecture, layout: Layout, ranges: list[range], work: Work, clock: Clock, program: Program) -> float:
+def _data_traffic(
+    model: Architecture, layout: Layout, ranges: list[range], work: Work, clock: Clock, program: Program
+) -> float:
     """Gradients summed over replicas; new weights from the replica that has updated them."""
     if layout.dp == 1:
         return 0.0
@@ -236,15 +295,21 @@ def _data_traffic(model: Architecture, layout: Layout, ranges: list[range], work
     return rounds * weights * (layout.dp - 1) / layout.dp / clock.replicas_bandwidth(layout)
 
 
-def _optimizer(model: Architecture, layout: Layout, ranges: list[range], work: Work, clock: Clock, program: Program) -> float:
+def _optimizer(
+    model: Architecture, layout: Layout, ranges: list[range], work: Work, clock: Clock, program: Program
+) -> float:
     weights = _most_trained(model, layout, ranges, work)
     return clock.moved(weights * (_ADAM_BYTES / (layout.dp if program.is_sharded else 1) + program.step_bytes))
 
 
-def model_operations(model: Architecture, tokens: float, *, trained_share: float = 1.0, document_tokens: float) -> float:
+def model_operations(
+    model: Architecture, tokens: float, *, trained_share: float = 1.0, document_tokens: float
+) -> float:
     """Of an update over `tokens`, forward and backward, none counted twice for being computed again: what MFU counts.
 
     The head counts for trained tokens alone; attention as if each token looked at its whole document, as is customary.
     """
-    layers = model.layers * (sum(2 * linear.inputs * linear.outputs for linear in model.linears) + 4 * document_tokens * model.queries)
+    layers = model.layers * (
+        sum(2 * linear.inputs * linear.outputs for linear in model.linears) + 4 * document_tokens * model.queries
+    )
     return 3 * tokens * (layers + 2 * model.head_weights * trained_share)

@@ -10,7 +10,9 @@ from tokenize_data.errors import UserError
 
 
 def layer_ranges(num_layers: int, stages: int, *, embedding_cost: float = 0.0, head_cost: float = 0.0) -> list[range]:
-    """The layers of each stage, at least one. The embedding goes with the first layer, the head with the last; costs are in layers."""
+    """The layers of each stage, at least one. The embedding goes with the first layer, the head with the last; costs
+    are in layers.
+    """
     costs = [1.0] * num_layers
     costs[0] += embedding_cost
     costs[-1] += head_cost
@@ -18,12 +20,16 @@ def layer_ranges(num_layers: int, stages: int, *, embedding_cost: float = 0.0, h
 
 
 def partition(costs: Sequence[float], stages: int) -> list[range]:
-    """Cut `costs` (embedding, layers, head, in order) into `stages` runs of at least one, with the smallest possible greatest sum.
+    """Cut `costs` (embedding, layers, head, in order) into `stages` runs of at least one, with the smallest possible
+    greatest sum.
 
-    Among the cuts with that greatest sum, the first stages take as much as they may: the last, which also computes the loss, stays light.
+    Among the cuts with that greatest sum, the first stages take as much as they may: the last, which also computes the
+    loss, stays light.
     """
     if not 1 <= stages <= len(costs):
-        raise UserError(f"{stages} pipeline stages for {len(costs)} parts (embedding, layers, head): use --pp 1 to {len(costs)}")
+        raise UserError(
+            f"{stages} pipeline stages for {len(costs)} parts (embedding, layers, head): use --pp 1 to {len(costs)}"
+        )
     if min(costs) < 0:
         raise UserError(f"a part has cost {min(costs)}: costs are at least 0")
     sums = [0.0, *accumulate(float(cost) for cost in costs)]
@@ -39,7 +45,9 @@ def _candidates(sums: Sequence[float]) -> list[float]:
 
 
 def _cuts(sums: Sequence[float], stages: int, most: float) -> list[int] | None:
-    """Ends of all stages but the last, none above `most`; each takes what it may, but leaves one part for each that follows."""
+    """Ends of all stages but the last, none above `most`; each takes what it may, but leaves one part for each that
+    follows.
+    """
     total, start, cuts = len(sums) - 1, 0, []
     for stage in range(stages):
         end = min(bisect_right(sums, sums[start] + most + 1e-9 * max(most, 1.0)) - 1, total - (stages - 1 - stage))

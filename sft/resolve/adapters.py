@@ -25,11 +25,16 @@ def with_adapter(config: TrainConfig) -> TrainConfig:
         return config
     given = read_adapter_config(Path(config.adapter))
     if not given.is_uniform:
-        raise UserError(f"{config.adapter} has adapters of several ranks or scales: merge it (sft merge) and train new ones on the result")
+        raise UserError(
+            f"{config.adapter} has adapters of several ranks or scales: merge it (sft merge) and train new ones "
+            "on the result"
+        )
     for name, value in (("lora", given.rank), ("lora_alpha", given.alpha)):
         asked = getattr(config, name)
         if asked not in (None, value):
-            raise UserError(f"--{name} {asked:g} with --adapter {config.adapter}, which has {value:g}: leave --{name} out")
+            raise UserError(
+                f"--{name} {asked:g} with --adapter {config.adapter}, which has {value:g}: leave --{name} out"
+            )
     return replace(config, lora=given.rank, lora_alpha=given.alpha, lora_rslora=given.is_rank_stabilised)
 
 
@@ -42,7 +47,8 @@ def check_base(config: TrainConfig, base: BaseModel) -> None:
         return
     if config.adapter is not None and made_on != base.fingerprint:
         raise UserError(
-            f"--adapter {config.adapter} was trained on {training.get('base')} (fingerprint {made_on[:12]}), {base.folder} is another one "
+            f"--adapter {config.adapter} was trained on {training.get('base')} (fingerprint {made_on[:12]}), "
+            f"{base.folder} is another one "
             f"({base.fingerprint[:12]}): use that base, or begin without --adapter"
         )
 
@@ -56,7 +62,9 @@ def fingerprint(config: TrainConfig) -> str | None:
         try:
             digest.update((Path(config.adapter) / name).read_bytes())
         except OSError as error:
-            raise UserError(f"{Path(config.adapter) / name}: {error.strerror}: give the folder of an adapter in PEFT's format") from error
+            raise UserError(
+                f"{Path(config.adapter) / name}: {error.strerror}: give the folder of an adapter in PEFT's format"
+            ) from error
     return digest.hexdigest()
 
 
@@ -71,9 +79,14 @@ def settings_of(config: TrainConfig, given: AdapterFiles | None) -> LoraSettings
         targets, saved = tuple(given.modules), tuple(dict.fromkeys(name.rpartition(".")[0] for name in given.saved))
         saved = tuple(name for name in saved if name not in targets)
     return LoraSettings(
-        rank=config.lora, alpha=config.lora_alpha or 2.0 * config.lora, dropout=config.lora_dropout, targets=targets,
-        modules_to_save=saved, is_rank_stabilised=config.lora_rslora, seed=config.seed,
-    )  # fmt: skip
+        rank=config.lora,
+        alpha=config.lora_alpha or 2.0 * config.lora,
+        dropout=config.lora_dropout,
+        targets=targets,
+        modules_to_save=saved,
+        is_rank_stabilised=config.lora_rslora,
+        seed=config.seed,
+    )
 
 
 def begin(built: BuiltStage, given: AdapterFiles | None) -> None:
@@ -93,13 +106,16 @@ def begin(built: BuiltStage, given: AdapterFiles | None) -> None:
 
 
 def check_vocabulary(built: BuiltStage, given: int, needed: int) -> None:
-    """`given` tokens in the base model, `needed` ones in the data: new ones are learnt in the embedding, which has to be trained."""
+    """`given` tokens in the base model, `needed` ones in the data: new ones are learnt in the embedding, which has to
+    be trained.
+    """
     if built.adapted is None or needed <= given:
         return
     ends = {built.anatomy.embedding, built.anatomy.head}
     if not ends <= set(built.adapted.saved):
         raise UserError(
-            f"the data's tokenizer has {needed - given} tokens that the base model lacks, which adapters alone cannot learn: "
+            f"the data's tokenizer has {needed - given} tokens that the base model lacks, which adapters alone cannot "
+            "learn: "
             f"add --lora_modules_to_save {' '.join(sorted(ends))}, or use a --template without new tokens"
         )
 
@@ -134,7 +150,11 @@ def bits_of(config: TrainConfig) -> int | None:
 
 def base_name(config: TrainConfig, base: BaseModel) -> str:
     """What PEFT loads the base from: a Hub id, or a folder."""
-    is_on_hub = not Path(base.entry.path).expanduser().exists() and base.entry.path.count("/") == 1 and config.intermediate_iter is None
+    is_on_hub = (
+        not Path(base.entry.path).expanduser().exists()
+        and base.entry.path.count("/") == 1
+        and config.intermediate_iter is None
+    )
     return base.entry.path if is_on_hub else str(base.folder.resolve())
 
 
@@ -144,4 +164,8 @@ def facts(built: BuiltStage, config: TrainConfig, base: BaseModel) -> dict[str, 
 
     if built.adapted is None:
         return None
-    return {"config": adapter_config_of(built.adapted, base_name(config, base)), "tied_name": built.tied_name, "head": built.anatomy.head}
+    return {
+        "config": adapter_config_of(built.adapted, base_name(config, base)),
+        "tied_name": built.tied_name,
+        "head": built.anatomy.head,
+    }

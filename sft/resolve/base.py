@@ -11,10 +11,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from sft.resolve.naming import intermediate_name
 from sft.config.train import TrainConfig
 from sft.model.base_folder import gguf_file_in, resolve, resolve_here
 from sft.plan.architecture import check_sizes
+from sft.resolve.naming import intermediate_name
 from tokenize_data.bases import Base, find_base
 from tokenize_data.errors import UserError
 
@@ -62,9 +62,12 @@ def describe_base_model(config: TrainConfig) -> Described:
     headers = [_header(file) for file in sorted(folder.glob("*.safetensors"))]
     sizes = {name: tensor["shape"] for header in headers for name, tensor in header.items() if name != "__metadata__"}
     return Described(
-        entry=entry, folder=folder, config=_read_config(folder), num_stored=sum(prod(shape) for shape in sizes.values()) or None,
+        entry=entry,
+        folder=folder,
+        config=_read_config(folder),
+        num_stored=sum(prod(shape) for shape in sizes.values()) or None,
         is_entry=_is_entry(config),
-    )  # fmt: skip
+    )
 
 
 def find_base_model(config: TrainConfig) -> BaseModel:
@@ -75,7 +78,8 @@ def find_base_model(config: TrainConfig) -> BaseModel:
         inner = intermediate_name(entry.intermediate, config.intermediate_iter, f"the entry of {entry.name}")
     if config.trust_remote_code and not Path(entry.path).expanduser().exists() and inner is None:
         raise UserError(
-            f"--trust_remote_code runs code from {entry.path}, which may change: download a revision that you have read, give its folder"
+            f"--trust_remote_code runs code from {entry.path}, which may change: download a revision that you "
+            "have read, give its folder"
         )
     folder = resolve(entry.path, inner)
     content = _read_config(folder)
@@ -90,12 +94,19 @@ def find_base_model(config: TrainConfig) -> BaseModel:
         digest.update(_sample(file))
     total = sum(prod(shape) for shape in sizes.values())
     return BaseModel(
-        entry=entry, folder=folder, config=content, num_parameters=total, is_entry=_is_entry(config), fingerprint=digest.hexdigest()
+        entry=entry,
+        folder=folder,
+        config=content,
+        num_parameters=total,
+        is_entry=_is_entry(config),
+        fingerprint=digest.hexdigest(),
     )
 
 
 def tokenizer_flags(config: TrainConfig, base: BaseModel) -> list[str]:
-    """How the data stage is told of the base model: as it was typed, or, where the files are elsewhere, by an entry written for it."""
+    """How the data stage is told of the base model: as it was typed, or, where the files are elsewhere, by an entry
+    written for it.
+    """
     given = Path(base.entry.path).expanduser()
     if given == base.folder or (config.intermediate_iter is None and not given.exists()):  # a folder, or a Hub id
         flags = ["--checkpoint", config.checkpoint]
@@ -123,7 +134,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}: give the folder of a Hugging Face model, with its config.json") from error
+        raise UserError(
+            f"{file}: {error.strerror}: give the folder of a Hugging Face model, with its config.json"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON ({error}): fetch the base model again") from error
     if not isinstance(content, dict) or "model_type" not in content:

@@ -12,16 +12,20 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from sft.resolve import nvml
 from sft.plan.gpus import Device, Gpu, plan_for
+from sft.resolve import nvml
 from tokenize_data.errors import UserError
 
 _PROC = Path("/proc/driver/nvidia/gpus")
-_SIGNS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")  # of a GPU where neither NVML nor the driver's folder is to be seen
+_SIGNS = (
+    "/dev/nvidiactl",
+    "/dev/nvidia0",
+    "/dev/dxg",
+)  # of a GPU where neither NVML nor the driver's folder is to be seen
 _NONE = ("", "none", "void", "nodevfiles")  # what schedulers and containers write to hide all GPUs
 _ASK_TORCH = (
     "import json, torch; print(json.dumps([torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]))"
-)  # fmt: skip
+)
 
 
 def visible_gpus() -> int:
@@ -36,10 +40,16 @@ def visible() -> list[Device]:
 
 
 def gpu_here(table: dict[str, Gpu]) -> Gpu | None:
-    """The kind of GPU to plan for; of several kinds that are visible, the one with the least memory. None where the table has it not."""
+    """The kind of GPU to plan for; of several kinds that are visible, the one with the least memory. None where the
+    table has it not.
+    """
     kinds = [plan_for(device, table) for device in visible()]
     known = [kind for kind in kinds if kind is not None]
-    return min(known, key=lambda kind: (kind.memory_gb, kind.bf16_tflops), default=None) if len(known) == len(kinds) else None
+    return (
+        min(known, key=lambda kind: (kind.memory_gb, kind.bf16_tflops), default=None)
+        if len(known) == len(kinds)
+        else None
+    )
 
 
 @cache
@@ -54,7 +64,9 @@ def installed() -> tuple[tuple[Device, ...], bool]:
 
 
 def selected(devices: Sequence[Device], listed: str | None) -> list[Device]:
-    """Those that CUDA_VISIBLE_DEVICES names, as CUDA reads it: numbers, UUIDs or their beginnings, MIG instances; a negative ends it."""
+    """Those that CUDA_VISIBLE_DEVICES names, as CUDA reads it: numbers, UUIDs or their beginnings, MIG instances; a
+    negative ends it.
+    """
     gpus = [device for device in devices if not device.is_instance]
     if listed is None:
         whole = [gpu for gpu in gpus if not gpu.is_partitioned]
@@ -65,9 +77,13 @@ def selected(devices: Sequence[Device], listed: str | None) -> list[Device]:
             break
         found = _named(name, devices, gpus, listed)
         if found in chosen:
-            raise UserError(f"CUDA_VISIBLE_DEVICES={listed} names {name} twice, and CUDA then shows no GPU at all: name each once")
+            raise UserError(
+                f"CUDA_VISIBLE_DEVICES={listed} names {name} twice, and CUDA then shows no GPU at all: name each once"
+            )
         chosen.append(found)
-    return chosen[:1] if any(device.is_instance for device in chosen) else chosen  # CUDA shows a process one MIG instance
+    return (
+        chosen[:1] if any(device.is_instance for device in chosen) else chosen
+    )  # CUDA shows a process one MIG instance
 
 
 def check_torch(count: int) -> None:
@@ -77,12 +93,15 @@ def check_torch(count: int) -> None:
         these = "a GPU" if count == 1 else f"{count} GPUs"
         raise UserError(
             f"this machine has {these}, and torch {version} computes on CPUs alone: install a build for CUDA, with "
-            "pip install torch --index-url https://download.pytorch.org/whl/cu128, or hide the GPUs with CUDA_VISIBLE_DEVICES="
+            "pip install torch --index-url https://download.pytorch.org/whl/cu128, or hide the GPUs with "
+            "CUDA_VISIBLE_DEVICES="
         )
 
 
 def prepare_gpus() -> None:
-    """For a worker, before it uses a GPU: numbers as nvidia-smi's, memory in segments that grow, and a torch that sees the GPU."""
+    """For a worker, before it uses a GPU: numbers as nvidia-smi's, memory in segments that grow, and a torch that sees
+    the GPU.
+    """
     count = visible_gpus()
     if not count:
         return
@@ -94,7 +113,8 @@ def prepare_gpus() -> None:
 
     if not torch.cuda.is_available():
         raise UserError(
-            f"this machine has {count} GPUs, and torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use them: update the NVIDIA "
+            f"this machine has {count} GPUs, and torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use "
+            "them: update the NVIDIA "
             "driver, install a torch for an older CUDA, or hide the GPUs with CUDA_VISIBLE_DEVICES="
         )
 
@@ -113,7 +133,8 @@ def _named(name: str, devices: Sequence[Device], gpus: Sequence[Device], listed:
         inner = [device for device in _instances(devices) if device.index == gpu.index]
         if gpu.is_partitioned and not inner:
             raise UserError(
-                f"{where}: GPU {name} is partitioned (MIG) and has no instance: make one with nvidia-smi mig, or use another GPU"
+                f"{where}: GPU {name} is partitioned (MIG) and has no instance: make one with nvidia-smi mig, or "
+                "use another GPU"
             )
         return inner[0] if inner else gpu
     if not name.startswith(("GPU-", "MIG-")):
@@ -125,7 +146,9 @@ def _named(name: str, devices: Sequence[Device], gpus: Sequence[Device], listed:
     if not matching and any(device.uuid is None for device in gpus):
         return Device(index=len(gpus), name=gpus[0].name, uuid=name)  # nothing to compare it with
     problem = "is the beginning of several" if matching else "is not here"
-    raise UserError(f"{where}: {name} {problem}: nvidia-smi -L lists {', '.join(device.uuid or '?' for device in pool) or 'none'}")
+    raise UserError(
+        f"{where}: {name} {problem}: nvidia-smi -L lists {', '.join(device.uuid or '?' for device in pool) or 'none'}"
+    )
 
 
 def _from_driver(folder: Path) -> list[Device]:

@@ -1,4 +1,6 @@
-"""Whose folder it is: two runs can have one name, and the second must not go on with, or take for its own, what the first has made."""
+"""Whose folder it is: two runs can have one name, and the second must not go on with, or take for its own, what the
+first has made.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +9,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from sft.resolve.naming import name_of
 from sft.config.train import TrainConfig
+from sft.resolve.naming import name_of
 from sft.resolve.prepare import Job, config_values, resolved_facts
 from sft.spec import run_folder
 from tokenize_data.errors import UserError
 
-# What a folder's name is made of. The rest may change from one start to the next: iterations, layout, intervals, --keep.
+# What a folder's name is made of. The rest may change from one start to the next: iterations, layout, intervals,
+# --keep.
 _NAMED = ("checkpoint", "size", "run_name", "intermediate_iter", "epochs", "seq", "loss_mask", "lora", "id")
 _CONTENT = {"base_fingerprint": "base", "data": "data"}
 
 
 def refuse_another(job: Job) -> None:
-    """A run's folder that belongs to another run, by its run.toml. What is missing there is of an older release, and no reason."""
+    """A run's folder that belongs to another run, by its run.toml. What is missing there is of an older release, and no
+    reason.
+    """
     table = run_folder.read_run_toml(job.folder)
     there, resolved = table.get("config"), table.get("resolved")
     if not isinstance(there, dict) or not isinstance(resolved, dict):
@@ -28,22 +33,29 @@ def refuse_another(job: Job) -> None:
     there = {**config_values(TrainConfig(run_name=job.config.run_name)), **there}
     found: list[tuple[str, Any, Any]] = []
     if _was_named_by(there, job.folder):
-        found += [(name, there[name], here[name]) for name in _NAMED if _plain(name, there[name]) != _plain(name, here[name])]
+        found += [
+            (name, there[name], here[name]) for name in _NAMED if _plain(name, there[name]) != _plain(name, here[name])
+        ]
     if _holds_something(job.folder):
         mine = resolved_facts(job)
         found += [
-            (label, resolved[name], mine[name]) for name, label in _CONTENT.items() if name in resolved and resolved[name] != mine[name]
+            (label, resolved[name], mine[name])
+            for name, label in _CONTENT.items()
+            if name in resolved and resolved[name] != mine[name]
         ]
     if found:
         was = " and ".join(f"{name} {_short(value)}" for name, value, _ in found)
         now = " and ".join(f"{name} {_short(value)}" for name, _, value in found)
         raise UserError(
-            f"{job.folder} belongs to another run: it was made with {was}, this run has {now}: use the same, or start another run with --id"
+            f"{job.folder} belongs to another run: it was made with {was}, this run has {now}: use the same, or "
+            "start another run with --id"
         )
 
 
 def _was_named_by(there: Mapping[str, Any], folder: Path) -> bool:
-    """Whether these settings give the folder its name. A folder that a person has copied or renamed says nothing by its name."""
+    """Whether these settings give the folder its name. A folder that a person has copied or renamed says nothing by its
+    name.
+    """
     try:
         return folder.name.endswith(f"-{name_of(SimpleNamespace(**there))}")
     except (TypeError, ValueError):

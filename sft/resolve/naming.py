@@ -1,4 +1,6 @@
-"""The run's folder: its name says which settings differ from the defaults, so that a run is found again, and not mixed up."""
+"""The run's folder: its name says which settings differ from the defaults, so that a run is found again, and not mixed
+up.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ _LAYOUT = re.compile(r"-tp(\d+)-pp(\d+)(?=[-/.]|$)")
 def run_folder(config: TrainConfig, base_family: str, is_entry: bool) -> Path:
     """<save_checkpoint_dir>/<base>-<size>-<checkpoint>-<run_name><suffixes>; `base_family` is the model's own type.
 
-    `is_entry` says that the checkpoint is a name of checkpoints.toml, not a path: then it has a size, 7 unless another is given.
+    `is_entry` says that the checkpoint is a name of checkpoints.toml, not a path: then it has a size, 7 unless another
+    is given.
     """
     size = (config.size or "7") if is_entry else config.size
     return Path(config.save_checkpoint_dir) / "-".join([base_family, *([size] if size else []), name_of(config)])
@@ -37,7 +40,8 @@ def intermediate_name(pattern: str | None, iteration: int, where: str) -> str:
     """The revision or subfolder of an early release of the base model."""
     if pattern is None:
         raise UserError(
-            f"{where} has no 'intermediate' pattern, so --intermediate_iter {iteration} names nothing: add one, or leave it out"
+            f"{where} has no 'intermediate' pattern, so --intermediate_iter {iteration} names nothing: add one, "
+            "or leave it out"
         )
     try:
         return pattern.format(iter=iteration)

@@ -1,4 +1,6 @@
-"""NVIDIA's management library, which comes with the driver: which GPUs and MIG instances there are. Called through ctypes."""
+"""NVIDIA's management library, which comes with the driver: which GPUs and MIG instances there are. Called through
+ctypes.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class _Memory(ctypes.Structure):
 
 
 def devices(load: Callable[[str], Any] = ctypes.CDLL) -> list[Device] | None:
-    """In the order of nvidia-smi, the instances of a partitioned GPU behind it. None where the library or its driver is not there."""
+    """In the order of nvidia-smi, the instances of a partitioned GPU behind it. None where the library or its driver is
+    not there.
+    """
     library = _loaded(load)
     if library is None:
         return None
@@ -58,7 +62,9 @@ def _started(library: Any) -> Iterator[bool]:
 
 def _with_instances(library: Any, handle: ctypes.c_void_p, index: int) -> list[Device]:
     current, pending = ctypes.c_uint(0), ctypes.c_uint(0)
-    has_mode = library.nvmlDeviceGetMigMode(handle, ctypes.byref(current), ctypes.byref(pending)) == 0  # older GPUs have none
+    has_mode = (
+        library.nvmlDeviceGetMigMode(handle, ctypes.byref(current), ctypes.byref(pending)) == 0
+    )  # older GPUs have none
     is_partitioned = has_mode and current.value == 1
     gpu = _device(library, handle, index, is_partitioned=is_partitioned)
     if not is_partitioned:
@@ -71,13 +77,19 @@ def _with_instances(library: Any, handle: ctypes.c_void_p, index: int) -> list[D
     return [gpu, *instances]
 
 
-def _device(library: Any, handle: ctypes.c_void_p, index: int, *, is_partitioned: bool = False, is_instance: bool = False) -> Device:
+def _device(
+    library: Any, handle: ctypes.c_void_p, index: int, *, is_partitioned: bool = False, is_instance: bool = False
+) -> Device:
     memory = _Memory()
     has_memory = library.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) == 0
     return Device(
-        index=index, name=_text(library.nvmlDeviceGetName, handle) or "GPU", uuid=_text(library.nvmlDeviceGetUUID, handle),
-        memory_gb=memory.total / GB if has_memory else None, is_partitioned=is_partitioned, is_instance=is_instance,
-    )  # fmt: skip
+        index=index,
+        name=_text(library.nvmlDeviceGetName, handle) or "GPU",
+        uuid=_text(library.nvmlDeviceGetUUID, handle),
+        memory_gb=memory.total / GB if has_memory else None,
+        is_partitioned=is_partitioned,
+        is_instance=is_instance,
+    )
 
 
 def _text(function: Any, handle: ctypes.c_void_p) -> str | None:

@@ -1,4 +1,6 @@
-"""From the flags to a plan: what is known of the model, the data and the machine, and the search's answer. No torch, no process started."""
+"""From the flags to a plan: what is known of the model, the data and the machine, and the search's answer. No torch, no
+process started.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,6 @@ from typing import Any
 import numpy as np
 
 from sft.config.train import TrainConfig
-from sft.resolve.base import BaseModel, Described, describe_base_model
-from sft.resolve.devices import gpu_here, visible_gpus
-from sft.resolve.question import Case, Pack, global_batch_of, recompute_of
-from sft.resolve.speed import cpu_operations_per_second
 from sft.plan.answer import Data, Plan
 from sft.plan.architecture import KNOWN_KINDS
 from sft.plan.gpus import GB, TABLE, Gpu, find_gpu, read_gpus
@@ -22,6 +20,10 @@ from sft.plan.layout import Layout
 from sft.plan.rows import Batches
 from sft.plan.sampler import Sampler, num_iterations
 from sft.plan.search import RECOMPUTES, Choice, Question, best, layout_of, search
+from sft.resolve.base import BaseModel, Described, describe_base_model
+from sft.resolve.devices import gpu_here, visible_gpus
+from sft.resolve.question import Case, Pack, global_batch_of, recompute_of
+from sft.resolve.speed import cpu_operations_per_second
 from tokenize_data.bases import known_documents
 from tokenize_data.errors import UserError
 from tokenize_data.manifest import dataset_folder
@@ -47,10 +49,19 @@ def this_cpu(processes: int, operations_per_second: float = _CPU_OPERATIONS) -> 
     memory = _memory_bytes() / GB / processes
     rate = operations_per_second / processes / 1e12
     return Gpu(
-        name="cpu", memory_gb=round(memory, 1), bf16_tflops=rate, fp32_tflops=rate, memory_gbps=10.0 / processes, link_gbps=2.0,
-        network_gbps=1.0, gpus_per_node=max(processes, 1), matrix_efficiency=1.0, reserved_gb=min(1.0, memory / 4),
-        spare=0.0, communicator_gb=0.0,
-    )  # fmt: skip
+        name="cpu",
+        memory_gb=round(memory, 1),
+        bf16_tflops=rate,
+        fp32_tflops=rate,
+        memory_gbps=10.0 / processes,
+        link_gbps=2.0,
+        network_gbps=1.0,
+        gpus_per_node=max(processes, 1),
+        matrix_efficiency=1.0,
+        reserved_gb=min(1.0, memory / 4),
+        spare=0.0,
+        communicator_gb=0.0,
+    )
 
 
 def _memory_bytes() -> int:
@@ -73,12 +84,21 @@ def make_plan(config: TrainConfig) -> Plan:
     choice, found = best(question), search(question)
     notes += [line for line in (_layout_note(asked.why_not, choice.layout), _batch_note(config, choice.layout)) if line]
     notes += _further_notes(config, base, question, choice)
-    iterations = config.iters or (num_iterations(data.documents, config.epochs, question.global_batch) if data.documents else None)
+    iterations = config.iters or (
+        num_iterations(data.documents, config.epochs, question.global_batch) if data.documents else None
+    )
     return Plan(
-        name=base.entry.name, model=question.model, num_parameters=question.model.num_parameters, data=data,
-        epochs=None if config.iters else config.epochs, iterations=iterations, question=question, choice=choice, found=found,
+        name=base.entry.name,
+        model=question.model,
+        num_parameters=question.model.num_parameters,
+        data=data,
+        epochs=None if config.iters else config.epochs,
+        iterations=iterations,
+        question=question,
+        choice=choice,
+        found=found,
         notes=tuple(notes),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +113,9 @@ class Chosen:
 
 
 def choose(config: TrainConfig, base: BaseModel, reader: ShardReader, world: int) -> Chosen:
-    """By the plan on GPUs that it knows: what does not fit is refused. Elsewhere the simplest; on a CPU, the simplest that fits."""
+    """By the plan on GPUs that it knows: what does not fit is refused. Elsewhere the simplest; on a CPU, the simplest
+    that fits.
+    """
     gpus = visible_gpus()
     gpu = machine(config) if gpus else this_cpu(max(1, world // config.nodes))
     pack, share = _packed(reader, config.seed), trained_share(config, reader)
@@ -101,17 +123,22 @@ def choose(config: TrainConfig, base: BaseModel, reader: ShardReader, world: int
     if gpu is None:
         layout, why_not = case.simple_layout()
         return Chosen(
-            layout=layout, micro_batch=config.micro_batch or max(1, _GPU_ROW_TOKENS // config.seq),
-            recompute=recompute_of(config) or "none", note=_layout_note(why_not, layout),
-        )  # fmt: skip
+            layout=layout,
+            micro_batch=config.micro_batch or max(1, _GPU_ROW_TOKENS // config.seq),
+            recompute=recompute_of(config) or "none",
+            note=_layout_note(why_not, layout),
+        )
     asked = case.ask()
     question = asked.question
     if gpus:
         choice = best(question)
         return Chosen(
-            layout=choice.layout, micro_batch=choice.micro_batch, recompute=choice.recompute, seconds=choice.seconds.total,
+            layout=choice.layout,
+            micro_batch=choice.micro_batch,
+            recompute=choice.recompute,
+            seconds=choice.seconds.total,
             note=_layout_note(asked.why_not, choice.layout),
-        )  # fmt: skip
+        )
     layout = layout_of(question, question.tp or 1, question.pp or 1)
     micro_batch, recompute = config.micro_batch or 1, recompute_of(config)
     if recompute is None:
@@ -128,7 +155,9 @@ def _layout_note(why_not: str | None, layout: Layout) -> str:
 def _batch_note(config: TrainConfig, layout: Layout) -> str:
     if config.gradient_accumulation is None:
         return ""
-    factors = f"gradient_accumulation {config.gradient_accumulation} x micro_batch {config.micro_batch or 1} x dp {layout.dp}"
+    factors = (
+        f"gradient_accumulation {config.gradient_accumulation} x micro_batch {config.micro_batch or 1} x dp {layout.dp}"
+    )
     return f"{global_batch_of(config, layout.dp):,} documents an iteration = {factors}"
 
 
@@ -163,12 +192,21 @@ def _data(config: TrainConfig, notes: list[str]) -> tuple[Data, Pack, float]:
     length = min(max(2, round(counted[1] / _BYTES_PER_TOKEN)), config.seq) - 1 if counted else config.seq - 1
     source = "[documents] of checkpoints.toml" if known_number else "rows of the files" if counted else "not known"
     if counted:
-        notes.append(f"no shards yet: documents are taken to have {length + 1:,} tokens, {_BYTES_PER_TOKEN:g} bytes of the files each")
+        notes.append(
+            f"no shards yet: documents are taken to have {length + 1:,} tokens, {_BYTES_PER_TOKEN:g} bytes of "
+            "the files each"
+        )
     else:
-        notes.append(f"no shards yet: documents are taken to be as long as --seq, {config.seq:,} tokens, the longest there can be")
+        notes.append(
+            f"no shards yet: documents are taken to be as long as --seq, {config.seq:,} tokens, the longest "
+            "there can be"
+        )
     notes.append("which tokens are trained is not known before the data are tokenised: planned as if all were")
     if documents is None:
-        notes.append("how many documents there are is not known: give --data, shards, [documents] in checkpoints.toml, or --iters")
+        notes.append(
+            "how many documents there are is not known: give --data, shards, [documents] in checkpoints.toml, or "
+            "--iters"
+        )
     places = None if documents is None else float(documents * length)
     known = Data(documents=documents, tokens=places, trained_tokens=None, source=source)
     return known, lambda documents: Batches.all_alike(documents, length), 1.0
@@ -198,7 +236,9 @@ def _further_notes(config: TrainConfig, base: Described, question: Question, cho
     notes = []
     model = question.model
     if model.kind not in KNOWN_KINDS:
-        notes.append(f"{model.kind} models are counted like Llama: memory and time are rougher than for the families known here")
+        notes.append(
+            f"{model.kind} models are counted like Llama: memory and time are rougher than for the families known here"
+        )
     counted, stored = model.num_parameters, base.num_stored
     if stored is not None and abs(stored / counted - 1) > 0.02 and not model.is_tied:
         notes.append(f"the weights' files hold {stored:,} numbers, the configuration makes {counted:,} of them")
@@ -207,7 +247,9 @@ def _further_notes(config: TrainConfig, base: Described, question: Question, cho
         if other and other[0].seconds.total < 0.95 * choice.seconds.total:
             flags = f"--tp {other[0].layout.tp} --pp {other[0].layout.pp}"
             gain = 1 - other[0].seconds.total / choice.seconds.total
-            notes.append(f"tp and pp are those of the entry in checkpoints.toml; {flags} would take {gain:.0%} less time")
+            notes.append(
+                f"tp and pp are those of the entry in checkpoints.toml; {flags} would take {gain:.0%} less time"
+            )
     return notes
 
 

@@ -1,4 +1,6 @@
-"""What a run will do, decided before any process starts: base model, data, iterations, layout, batches, output folder."""
+"""What a run will do, decided before any process starts: base model, data, iterations, layout, batches, output
+folder.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from sft.resolve.naming import run_folder
 from sft.config.train import TrainConfig
-from sft.resolve import adapters
 from sft.launcher import processes
-from sft.resolve.base import BaseModel, find_base_model, tokenizer_flags
-from sft.resolve.devices import check_torch, visible_gpus
-from sft.resolve.planning import choose, trained_share
-from sft.resolve.question import settled
-from sft.resolve.speed import expected_seconds
 from sft.observe.header import Facts
 from sft.plan.architecture import Architecture, head_cost
 from sft.plan.experts import check_no_experts
@@ -30,6 +25,13 @@ from sft.plan.packing import plan_batch
 from sft.plan.placement import Placement
 from sft.plan.sampler import Sampler, num_iterations
 from sft.plan.stages import layer_ranges
+from sft.resolve import adapters
+from sft.resolve.base import BaseModel, find_base_model, tokenizer_flags
+from sft.resolve.devices import check_torch, visible_gpus
+from sft.resolve.naming import run_folder
+from sft.resolve.planning import choose, trained_share
+from sft.resolve.question import settled
+from sft.resolve.speed import expected_seconds
 from tokenize_data import __version__
 from tokenize_data.errors import UserError
 from tokenize_data.manifest import dataset_folder
@@ -39,7 +41,18 @@ from tokenize_data.recipe_file import escaped
 
 _SAMPLED_ITERATIONS = 20
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
-_DATA_FLAGS = ("question_key", "answer_key", "system_key", "text_key", "template", "seq", "max_bad_rows", "seed", "format", "samples")
+_DATA_FLAGS = (
+    "question_key",
+    "answer_key",
+    "system_key",
+    "text_key",
+    "template",
+    "seq",
+    "max_bad_rows",
+    "seed",
+    "format",
+    "samples",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +88,20 @@ class Job:
 
 
 def tokenise(config: TrainConfig, base: BaseModel) -> int:
-    """Run the data stage, which says what it does. Returns its exit code. A base that cannot be trained is refused first."""
+    """Run the data stage, which says what it does. Returns its exit code. A base that cannot be trained is refused
+    first.
+    """
     check_torch(visible_gpus())
     check_no_experts(base.config)
-    command = [sys.executable, "-m", "tokenize_data", "--run_name", config.run_name, "--tokenized_data_dir", config.tokenized_data_dir]
+    command = [
+        sys.executable,
+        "-m",
+        "tokenize_data",
+        "--run_name",
+        config.run_name,
+        "--tokenized_data_dir",
+        config.tokenized_data_dir,
+    ]
     command += tokenizer_flags(config, base)
     for name in _DATA_FLAGS:
         value = getattr(config, name)
@@ -90,7 +113,9 @@ def tokenise(config: TrainConfig, base: BaseModel) -> int:
         return _run_data_stage(command)
     with tempfile.TemporaryDirectory(prefix="sft-") as scratch:  # the lists alone: everything else are flags here
         file = Path(scratch, "datasets.yaml")
-        lists = {name: [dataset_values(spec) for spec in getattr(config, name)] for name in ("datasets", "val_datasets")}
+        lists = {
+            name: [dataset_values(spec) for spec in getattr(config, name)] for name in ("datasets", "val_datasets")
+        }
         file.write_text(json.dumps(escaped(lists)))
         return _run_data_stage([*command, "--config", str(file)])
 
@@ -108,7 +133,9 @@ def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | No
     adapters.check_base(config, base)
     root = Path(config.tokenized_data_dir)
     reader = ShardReader(dataset_folder(root, config.run_name)).keep_open()
-    validation = ShardReader(dataset_folder(root, f"{config.run_name}-val")).keep_open() if config.has_validation else None
+    validation = (
+        ShardReader(dataset_folder(root, f"{config.run_name}-val")).keep_open() if config.has_validation else None
+    )
     for part in (reader, validation):
         if part is not None and part.manifest.seq > config.seq:
             raise UserError(
@@ -125,14 +152,25 @@ def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | No
     iterations = config.iters or num_iterations(len(reader), config.epochs, config.global_batch)
     _check_context(reader, base)
     return Job(
-        config=config, base=base, reader=reader, validation=validation, iterations=iterations, layout=chosen.layout,
-        micro_batch=chosen.micro_batch, recompute=chosen.recompute, dtype=config.dtype or ("bf16" if on_gpu else "fp32"),
-        folder=run_folder(config, base.family, base.is_entry), seconds_per_iteration=chosen.seconds, layout_note=chosen.note,
-    )  # fmt: skip
+        config=config,
+        base=base,
+        reader=reader,
+        validation=validation,
+        iterations=iterations,
+        layout=chosen.layout,
+        micro_batch=chosen.micro_batch,
+        recompute=chosen.recompute,
+        dtype=config.dtype or ("bf16" if on_gpu else "fp32"),
+        folder=run_folder(config, base.family, base.is_entry),
+        seconds_per_iteration=chosen.seconds,
+        layout_note=chosen.note,
+    )
 
 
 def stage_layers(job: Job) -> list[range]:
-    """The layers of each pipeline stage. The head costs what it computes: trained tokens alone, against all tokens in a layer."""
+    """The layers of each pipeline stage. The head costs what it computes: trained tokens alone, against all tokens in a
+    layer.
+    """
     model = Architecture.of_config(job.base.config)
     return layer_ranges(model.layers, job.layout.pp, head_cost=head_cost(model, trained_share(job.config, job.reader)))
 
@@ -142,7 +180,10 @@ def _check_context(reader: ShardReader, base: BaseModel) -> None:
     limit = base.config.get("max_position_embeddings")
     longest = int(reader.lengths.max())
     if base.family == "opt" and isinstance(limit, int) and longest - 1 > limit:
-        raise UserError(f"{reader.folder} has documents of {longest:,} tokens, this model {limit:,} positions: tokenise with --seq {limit}")
+        raise UserError(
+            f"{reader.folder} has documents of {longest:,} tokens, this model {limit:,} positions: tokenise with "
+            f"--seq {limit}"
+        )
 
 
 def facts_of(job: Job, start: int = 0) -> Facts:
@@ -156,16 +197,33 @@ def facts_of(job: Job, start: int = 0) -> Facts:
     tokens_left = (job.iterations - start) * config.global_batch * mean_length
     vocabulary = max(int(job.base.config.get("vocab_size", 0)), int(manifest.tokenizer["vocabulary_size"]))
     return Facts(
-        family=f"{job.base.entry.name} ({job.base.family})", num_parameters=job.base.num_parameters, vocabulary_size=vocabulary,
-        tp=job.layout.tp, pp=job.layout.pp, dp=job.layout.dp, micro_batch=job.micro_batch, seq=config.seq,
-        sequence_parallel=job.layout.sequence_parallel, recompute=job.recompute, dtype=job.dtype, num_documents=len(job.reader),
-        num_tokens=manifest.tokens, num_trained_tokens=manifest.trained_tokens,
-        num_val_documents=len(job.validation) if job.validation else 0, fill=_mean([plan.fill for plan in plans]),
-        balance=_mean([plan.balance for plan in plans]), epochs=None if config.iters else config.epochs, global_batch=config.global_batch,
-        iterations=job.iterations, start=start, folder=job.folder, placement=placement_of(job).text() if config.nodes > 1 else "",
-        adapters=adapters.description(config), layout_note=job.layout_note,
+        family=f"{job.base.entry.name} ({job.base.family})",
+        num_parameters=job.base.num_parameters,
+        vocabulary_size=vocabulary,
+        tp=job.layout.tp,
+        pp=job.layout.pp,
+        dp=job.layout.dp,
+        micro_batch=job.micro_batch,
+        seq=config.seq,
+        sequence_parallel=job.layout.sequence_parallel,
+        recompute=job.recompute,
+        dtype=job.dtype,
+        num_documents=len(job.reader),
+        num_tokens=manifest.tokens,
+        num_trained_tokens=manifest.trained_tokens,
+        num_val_documents=len(job.validation) if job.validation else 0,
+        fill=_mean([plan.fill for plan in plans]),
+        balance=_mean([plan.balance for plan in plans]),
+        epochs=None if config.iters else config.epochs,
+        global_batch=config.global_batch,
+        iterations=job.iterations,
+        start=start,
+        folder=job.folder,
+        placement=placement_of(job).text() if config.nodes > 1 else "",
+        adapters=adapters.description(config),
+        layout_note=job.layout_note,
         expected_seconds=_expected_seconds(job, start, tokens_left),
-    )  # fmt: skip
+    )
 
 
 def placement_of(job: Job) -> Placement:
@@ -180,7 +238,7 @@ def placement_warning(job: Job) -> str | None:
         return None
     return placement_of(job).warning(
         layers=shape.layers, hidden=hidden, row_tokens=job.capacity, bytes_per_value=2 if job.dtype == "bf16" else 4
-    )  # fmt: skip
+    )
 
 
 def _expected_seconds(job: Job, start: int, tokens_left: float) -> float | None:
@@ -192,13 +250,23 @@ def _expected_seconds(job: Job, start: int, tokens_left: float) -> float | None:
 def resolved_facts(job: Job) -> dict[str, Any]:
     """What run.toml records besides the configuration."""
     return {
-        "base": job.base.entry.path, "base_folder": str(job.base.folder.resolve()), "base_fingerprint": job.base.fingerprint,
+        "base": job.base.entry.path,
+        "base_folder": str(job.base.folder.resolve()),
+        "base_fingerprint": job.base.fingerprint,
         "adapter_fingerprint": adapters.fingerprint(job.config),
-        "model_type": job.base.family, "iterations": job.iterations, "documents": len(job.reader),
-        "data": job.reader.manifest.fingerprint(), "data_folder": str(job.reader.folder.resolve()),
-        "tp": job.layout.tp, "pp": job.layout.pp, "dp": job.layout.dp,
-        "sequence_parallel": job.layout.sequence_parallel, "micro_batch": job.micro_batch, "recompute": job.recompute, "dtype": job.dtype,
-    }  # fmt: skip
+        "model_type": job.base.family,
+        "iterations": job.iterations,
+        "documents": len(job.reader),
+        "data": job.reader.manifest.fingerprint(),
+        "data_folder": str(job.reader.folder.resolve()),
+        "tp": job.layout.tp,
+        "pp": job.layout.pp,
+        "dp": job.layout.dp,
+        "sequence_parallel": job.layout.sequence_parallel,
+        "micro_batch": job.micro_batch,
+        "recompute": job.recompute,
+        "dtype": job.dtype,
+    }
 
 
 def versions() -> dict[str, str]:

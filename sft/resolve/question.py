@@ -1,7 +1,9 @@
-"""What the search is asked for a run: which layouts it may choose from, and the documents of an iteration that follow from them.
+"""What the search is asked for a run: which layouts it may choose from, and the documents of an iteration that follow
+from them.
 
-What was typed is an order. What an entry of checkpoints.toml or a base model's path says is a preference: used where it fits the processes
-and the GPUs at hand. `--gradient_accumulation` makes the documents of an iteration depend on the layout: both are searched for at once.
+What was typed is an order. What an entry of checkpoints.toml or a base model's path says is a preference: used where it
+fits the processes and the GPUs at hand. `--gradient_accumulation` makes the documents of an iteration depend on the
+layout: both are searched for at once.
 """
 
 from __future__ import annotations
@@ -11,16 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sft.resolve.naming import layout_of_path
 from sft.config.train import TrainConfig
-from sft.resolve.adapters import bits_of
-from sft.resolve.base import BaseModel, Described
 from sft.plan.architecture import Architecture
 from sft.plan.gpus import Gpu
 from sft.plan.layout import Layout, ModelShape, choose_layout
 from sft.plan.memory import Adapters
 from sft.plan.rows import Batches
 from sft.plan.search import Question, search
+from sft.resolve.adapters import bits_of
+from sft.resolve.base import BaseModel, Described
+from sft.resolve.naming import layout_of_path
 from tokenize_data.errors import UserError
 
 Pack = Callable[[int], Batches]  # the batches of iterations of so many documents
@@ -58,7 +60,11 @@ class Case:
         found = search(question)
         if found.fitting:
             return Asked(question=question)
-        reason = "does not fit into the memory of these GPUs" if found.too_large else self._refusal(self._preferred) or "cannot be"
+        reason = (
+            "does not fit into the memory of these GPUs"
+            if found.too_large
+            else self._refusal(self._preferred) or "cannot be"
+        )
         return Asked(question=self._best_question(self._ordered), why_not=self._why_not(reason))
 
     def simple_layout(self) -> tuple[Layout, str | None]:
@@ -86,23 +92,33 @@ class Case:
         tp, pp = (size or 1 for size in self._preferred)
         where = "the entry's" if self.base.entry.tp or self.base.entry.pp else "the path's"
         if self.world % (tp * pp):
-            reason = f"takes a multiple of {tp * pp} processes, and there {'is' if self.world == 1 else 'are'} {self.world}"
+            reason = (
+                f"takes a multiple of {tp * pp} processes, and there {'is' if self.world == 1 else 'are'} {self.world}"
+            )
         return f"{where} tp {tp} x pp {pp} {reason}"
 
     def _below_preference(self) -> list[tuple[int, int]]:
-        """Of GPUs that nobody knows, nobody knows what fits: the nearest to the preference comes first. A CPU has its memory for all."""
+        """Of GPUs that nobody knows, nobody knows what fits: the nearest to the preference comes first. A CPU has its
+        memory for all.
+        """
         if self.gpu is not None:
             return []
         (most_tp, most_pp), (tp, pp) = (tuple(size or 1 for size in self._preferred), self._ordered)
-        sizes = [(t, p) for t in range(1, most_tp + 1) for p in range(1, most_pp + 1) if t == (tp or t) and p == (pp or p)]
+        sizes = [
+            (t, p) for t in range(1, most_tp + 1) for p in range(1, most_pp + 1) if t == (tp or t) and p == (pp or p)
+        ]
         return sorted(sizes, key=lambda size: (-size[0] * size[1], -size[0]))
 
     def _layout(self, sizes: Sizes) -> Layout:
         tp, pp = sizes
         return choose_layout(
-            self.world, ModelShape.of_config(self.base.config), tp=tp, pp=pp, sequence_parallel=self.config.sequence_parallel,
+            self.world,
+            ModelShape.of_config(self.base.config),
+            tp=tp,
+            pp=pp,
+            sequence_parallel=self.config.sequence_parallel,
             global_batch=global_batch_of(self.config, max(1, self.world // ((tp or 1) * (pp or 1)))),
-        )  # fmt: skip
+        )
 
     def _refusal(self, sizes: Sizes) -> str | None:
         try:
@@ -130,17 +146,31 @@ class Case:
         config, is_cpu, (tp, pp) = self.config, self.gpu.name == "cpu", sizes
         global_batch = global_batch_of(config, dp or 1)
         return Question(
-            model=Architecture.of_config(self.base.config), shape=ModelShape.of_config(self.base.config), batches=self.pack(global_batch),
-            world=self.world, seq=config.seq, global_batch=global_batch, trained_share=self.trained_share, gpu=self.gpu,
-            dtype=config.dtype or ("fp32" if is_cpu else "bf16"), optimizer=config.optimizer, momentum=config.momentum,
-            adapters=_adapters(config), tp=tp, pp=pp,
-            dp=None if tp and pp else dp, micro_batch=config.micro_batch or (1 if is_cpu else None), recompute=recompute_of(config),
+            model=Architecture.of_config(self.base.config),
+            shape=ModelShape.of_config(self.base.config),
+            batches=self.pack(global_batch),
+            world=self.world,
+            seq=config.seq,
+            global_batch=global_batch,
+            trained_share=self.trained_share,
+            gpu=self.gpu,
+            dtype=config.dtype or ("fp32" if is_cpu else "bf16"),
+            optimizer=config.optimizer,
+            momentum=config.momentum,
+            adapters=_adapters(config),
+            tp=tp,
+            pp=pp,
+            dp=None if tp and pp else dp,
+            micro_batch=config.micro_batch or (1 if is_cpu else None),
+            recompute=recompute_of(config),
             sequence_parallel=config.sequence_parallel,
-        )  # fmt: skip
+        )
 
 
 def global_batch_of(config: TrainConfig, dp: int) -> int:
-    """Documents of an iteration on `dp` replicas. With --gradient_accumulation a row counts as one unless --micro_batch says more."""
+    """Documents of an iteration on `dp` replicas. With --gradient_accumulation a row counts as one unless --micro_batch
+    says more.
+    """
     if config.gradient_accumulation is None:
         return config.global_batch
     return config.gradient_accumulation * (config.micro_batch or 1) * dp
@@ -150,7 +180,9 @@ def settled(config: TrainConfig, layout: Layout) -> TrainConfig:
     """The configuration with the documents of an iteration as a number, and the layout that it comes from."""
     if config.gradient_accumulation is None:
         return config
-    return replace(config, gradient_accumulation=None, global_batch=global_batch_of(config, layout.dp), tp=layout.tp, pp=layout.pp)
+    return replace(
+        config, gradient_accumulation=None, global_batch=global_batch_of(config, layout.dp), tp=layout.tp, pp=layout.pp
+    )
 
 
 def batch_values(config: TrainConfig) -> dict[str, int | None]:
@@ -182,4 +214,6 @@ def _rank_of(folder: Path) -> int:
     try:
         return int(json.loads(file.read_bytes())["r"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--adapter {folder}: {file.name} does not say a rank ({error}): give a folder in PEFT's format") from error
+        raise UserError(
+            f"--adapter {folder}: {file.name} does not say a rank ({error}): give a folder in PEFT's format"
+        ) from error

@@ -25,6 +25,7 @@ def config_of(arguments: argparse.Namespace, command: str = "train", **unless_gi
         values.pop("gradient_accumulation", None)  # the launcher has made a number of documents of it
     if values.get("load_in_8bit"):
         warn(
-            "--load_in_8bit is called --weight_only_8bit now: weights are kept in 8 bits, and activations are not rounded as by LLM.int8()"
+            "--load_in_8bit is called --weight_only_8bit now: weights are kept in 8 bits, and activations are "
+            "not rounded as by LLM.int8()"
         )
     return make_config(values)

@@ -1,4 +1,6 @@
-"""metrics.jsonl: one object an iteration, the only source of the progress bar, the trackers, the chart and the report."""
+"""metrics.jsonl: one object an iteration, the only source of the progress bar, the trackers, the chart and the
+report.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class MetricsFile:
         return written
 
     def rewind(self, iteration: int) -> int:
-        """Before a resume after `iteration`: drop what came later, and a torn line. Returns the number of records that stay."""
+        """Before a resume after `iteration`: drop what came later, and a torn line. Returns the number of records that
+        stay.
+        """
         kept = [record for record in read(self._path) if record["iteration"] <= iteration]
         if self._path.exists():
             replace_file(self._path, "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in kept))
@@ -44,7 +48,9 @@ class MetricsFile:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records, in the order written; none where there is no file. A line that is none, as a crash may leave it, is left out."""
+    """The records, in the order written; none where there is no file. A line that is none, as a crash may leave it, is
+    left out.
+    """
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -59,7 +65,10 @@ def valid_record(record: Mapping[str, Any]) -> dict[str, Any]:
     values = {key: value.item() if hasattr(value, "item") else value for key, value in record.items()}
     odd = {key: value for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
     notes = [values["note"]] if values.get("note") else []
-    notes += [f"{key} is {'NaN' if math.isnan(value) else 'Infinity' if value > 0 else '-Infinity'}" for key, value in odd.items()]
+    notes += [
+        f"{key} is {'NaN' if math.isnan(value) else 'Infinity' if value > 0 else '-Infinity'}"
+        for key, value in odd.items()
+    ]
     values |= dict.fromkeys(odd)
     return values | ({"note": ", ".join(notes)} if notes else {})
 
@@ -88,4 +97,6 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     number = record.get("iteration") if isinstance(record, dict) else None
-    return record if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < _MOST_ITERATIONS else None
+    return (
+        record if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < _MOST_ITERATIONS else None
+    )

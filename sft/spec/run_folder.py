@@ -42,7 +42,9 @@ def read_status(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     usable = (
-        isinstance(status, dict) and status.get("state") in STATES and all(_is_count(status.get(k)) for k in ("iteration", "iterations"))
+        isinstance(status, dict)
+        and status.get("state") in STATES
+        and all(_is_count(status.get(k)) for k in ("iteration", "iterations"))
     )
     return status if usable else None
 
@@ -71,8 +73,12 @@ def read_run_toml(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def write_run_toml(folder: Path, *, config: Mapping[str, Any], resolved: Mapping[str, Any], versions: Mapping[str, str]) -> None:
-    """run.toml. An older one that says something else (other than versions) stays beside it as run-1.toml, run-2.toml, ..."""
+def write_run_toml(
+    folder: Path, *, config: Mapping[str, Any], resolved: Mapping[str, Any], versions: Mapping[str, str]
+) -> None:
+    """run.toml. An older one that says something else (other than versions) stays beside it as run-1.toml, run-2.toml,
+    ...
+    """
     text = to_toml({"config": config, "resolved": resolved, "versions": versions})
     path = folder / "run.toml"
     if path.exists() and _differ(path, text):
@@ -82,7 +88,9 @@ def write_run_toml(folder: Path, *, config: Mapping[str, Any], resolved: Mapping
         try:
             os.replace(path, kept)
         except OSError as error:
-            raise UserError(f"cannot rename {path} to {kept.name}: {error.strerror}: check that the folder can be written") from error
+            raise UserError(
+                f"cannot rename {path} to {kept.name}: {error.strerror}: check that the folder can be written"
+            ) from error
     replace_file(path, text)
 
 
@@ -104,7 +112,12 @@ def _blocks(name: str, table: Mapping[str, Any]) -> list[str]:
     """The table's own block, and one for each table in it."""
     filled = {key: value for key, value in table.items() if value is not None}
     plain = [f"{_key(key)} = {_value(value)}\n" for key, value in filled.items() if not isinstance(value, Mapping)]
-    nested = [block for key, value in filled.items() if isinstance(value, Mapping) for block in _blocks(f"{name}.{_key(key)}", value)]
+    nested = [
+        block
+        for key, value in filled.items()
+        if isinstance(value, Mapping)
+        for block in _blocks(f"{name}.{_key(key)}", value)
+    ]
     return [f"[{name}]\n" + "".join(plain), *nested]
 
 

@@ -1,4 +1,6 @@
-"""A picture for each axis: the best validation loss by its values, a line for each combination of the others, and their mean."""
+"""A picture for each axis: the best validation loss by its values, a line for each combination of the others, and their
+mean.
+"""
 
 from __future__ import annotations
 
@@ -27,23 +29,36 @@ def write_charts(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     written = []
     for axis in axes:
         figure = Figure(figsize=(7, 4), layout="constrained")
-        _draw(figure.subplots(), axis, list(sweep.axes[axis]), [other for other in sweep.axes if other != axis], done, measure)
+        _draw(
+            figure.subplots(),
+            axis,
+            list(sweep.axes[axis]),
+            [other for other in sweep.axes if other != axis],
+            done,
+            measure,
+        )
         path = sweep.folder / f"axis-{axis}.png"
         figure.savefig(path, dpi=120, format="png")
         written.append(path)
     return written
 
 
-def _draw(panel: Any, axis: str, labels: list[Any], others: list[str], rows: Sequence[Mapping[str, Any]], measure: str) -> None:
+def _draw(
+    panel: Any, axis: str, labels: list[Any], others: list[str], rows: Sequence[Mapping[str, Any]], measure: str
+) -> None:
     groups: dict[tuple[Any, ...], dict[Any, float]] = {}
     for row in rows:
         groups.setdefault(tuple(row[other] for other in others), {})[row[axis]] = float(row[measure])
     for group in groups.values():
         places = [place for place, label in enumerate(labels) if label in group]
-        panel.plot(places, [group[labels[place]] for place in places], color=_GREY, linewidth=0.8, marker=".", alpha=0.6)
+        panel.plot(
+            places, [group[labels[place]] for place in places], color=_GREY, linewidth=0.8, marker=".", alpha=0.6
+        )
     means = [[group[label] for group in groups.values() if label in group] for label in labels]
     places = [place for place, values in enumerate(means) if values]
-    panel.plot(places, [float(np.mean(means[place])) for place in places], color=_BLUE, linewidth=2, marker="o", label="mean")
+    panel.plot(
+        places, [float(np.mean(means[place])) for place in places], color=_BLUE, linewidth=2, marker="o", label="mean"
+    )
     panel.set_xticks(range(len(labels)), [str(label) for label in labels])
     panel.set_xlabel(axis)
     panel.set_ylabel(measure.replace("_", " "))

@@ -1,4 +1,6 @@
-"""Conditions over a trial's settings, such as `samples >= 120 or loss == 'full'`: comparisons and arithmetic, nothing that runs."""
+"""Conditions over a trial's settings, such as `samples >= 120 or loss == 'full'`: comparisons and arithmetic, nothing
+that runs.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,25 @@ from typing import Any
 from tokenize_data.errors import UserError
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
-}  # fmt: skip
+}
 _COMPARED: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
-    ast.In: lambda one, other: one in other, ast.NotIn: lambda one, other: one not in other,
-    ast.Is: operator.is_, ast.IsNot: operator.is_not,
-}  # fmt: skip
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: lambda one, other: one in other,
+    ast.NotIn: lambda one, other: one not in other,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+}
 _MOST_CHARACTERS = 500
 
 
@@ -28,9 +41,13 @@ def holds(text: str, values: Mapping[str, Any], where: str) -> bool:
     try:
         return bool(_value(ast.parse(text.strip(), mode="eval").body, values, where))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{where}: {text!r} is no condition ({error}): write it as samples >= 120 or loss == 'full'") from error
+        raise UserError(
+            f"{where}: {text!r} is no condition ({error}): write it as samples >= 120 or loss == 'full'"
+        ) from error
     except (TypeError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(f"{where}: {text!r} cannot be computed ({error}): compare numbers with numbers, texts with texts") from error
+        raise UserError(
+            f"{where}: {text!r} cannot be computed ({error}): compare numbers with numbers, texts with texts"
+        ) from error
 
 
 def _value(node: ast.expr, values: Mapping[str, Any], where: str) -> Any:

@@ -10,13 +10,13 @@ from typing import Any
 
 from sft.config.recipe import make_config
 from sft.config.train import TrainConfig
+from sft.model.base_folder import gguf_file_in
+from sft.plan.sampler import num_iterations
 from sft.resolve.base import find_base_model
 from sft.resolve.devices import visible_gpus
 from sft.resolve.planning import make_plan
 from sft.resolve.question import global_batch_of
 from sft.resolve.speed import expected_seconds
-from sft.model.base_folder import gguf_file_in
-from sft.plan.sampler import num_iterations
 from tokenize_data.bases import find_base
 from tokenize_data.errors import UserError
 from tokenize_data.manifest import dataset_folder
@@ -71,7 +71,11 @@ def _documents_and_tokens(config: TrainConfig) -> tuple[int, float] | None:
         return len(reader), float(reader.manifest.tokens)
     except UserError:
         pass
-    specs = config.datasets or (DatasetSpec(files=config.data, samples=config.samples),) if config.datasets or config.data else ()
+    specs = (
+        config.datasets or (DatasetSpec(files=config.data, samples=config.samples),)
+        if config.datasets or config.data
+        else ()
+    )
     counts = [_estimate(spec, config.seq) for spec in specs]
     if not counts or None in counts:
         return None

@@ -1,4 +1,6 @@
-"""sweep.yaml to trials: every combination of the axes that no constraint and no exclusion takes away, each with a whole recipe."""
+"""sweep.yaml to trials: every combination of the axes that no constraint and no exclusion takes away, each with a whole
+recipe.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,24 @@ from tokenize_data.records import DatasetSpec
 _KEYS = ("name", "base", "recipe", "axes", "constraints", "exclude", "retries", "parallel", "out", "after")
 _ALIASES = {"model": "checkpoint"}
 _SHARDS = (  # what decides the tokenised data
-    "checkpoint", "size", "checkpoints_file", "intermediate_iter", "data", "val", "datasets", "val_datasets", "samples", "format",
-    "question_key", "answer_key", "system_key", "text_key", "template", "seq", "max_bad_rows",
-)  # fmt: skip
+    "checkpoint",
+    "size",
+    "checkpoints_file",
+    "intermediate_iter",
+    "data",
+    "val",
+    "datasets",
+    "val_datasets",
+    "samples",
+    "format",
+    "question_key",
+    "answer_key",
+    "system_key",
+    "text_key",
+    "template",
+    "seq",
+    "max_bad_rows",
+)
 _MOST_TRIALS, _MOST_NAME = 10_000, 80
 
 
@@ -63,7 +80,9 @@ class Sweep:
     after: tuple[str, ...] = ()
 
 
-def read_sweep(file: Path, *, out: Path | None = None, parallel: int | None = None, warn: Warn = lambda _: None) -> Sweep:
+def read_sweep(
+    file: Path, *, out: Path | None = None, parallel: int | None = None, warn: Warn = lambda _: None
+) -> Sweep:
     content = read_recipe_file(file, flag="sweep")
     for key in content:
         if key not in _KEYS:
@@ -82,11 +101,19 @@ def read_sweep(file: Path, *, out: Path | None = None, parallel: int | None = No
         raise UserError(f"{file}: after must be a list of commands, such as sft evaluate {{model}} --data test.jsonl")
     for line in after:
         if not _words(line):
-            raise UserError(f"{file}: after: {shorten(line)} is no command: close its quotes, and write it as in a terminal")
+            raise UserError(
+                f"{file}: after: {shorten(line)} is no command: close its quotes, and write it as in a terminal"
+            )
     return Sweep(
-        name=name, folder=folder, axes=axes, trials=trials, left_out=left_out, retries=_count(content, "retries", 1, 0, file),
-        parallel=parallel if parallel is not None else _count(content, "parallel", 1, 1, file), after=tuple(after),
-    )  # fmt: skip
+        name=name,
+        folder=folder,
+        axes=axes,
+        trials=trials,
+        left_out=left_out,
+        retries=_count(content, "retries", 1, 0, file),
+        parallel=parallel if parallel is not None else _count(content, "parallel", 1, 1, file),
+        after=tuple(after),
+    )
 
 
 def _words(line: str) -> list[str]:
@@ -110,7 +137,9 @@ def _base(content: Mapping[str, Any], file: Path, warn: Warn) -> dict[str, Any]:
 
 def _axes(given: Any, file: Path) -> dict[str, dict[Any, dict[str, Any]]]:
     if not isinstance(given, Mapping) or not given:
-        raise UserError(f"{file}: axes must be a mapping, such as axes: {{loss: [completion, full], samples: [60, 120]}}")
+        raise UserError(
+            f"{file}: axes must be a mapping, such as axes: {{loss: [completion, full], samples: [60, 120]}}"
+        )
     if reserved := sorted({"trial", "state", "reason", "run"} & set(map(str, given))):
         raise UserError(f"{file}: axes: {reserved[0]} is a column of the result table: call it otherwise")
     axes = {str(axis): _axis(str(axis), values, f"{file}: axes: {axis}") for axis, values in given.items()}
@@ -130,7 +159,11 @@ def _axis(axis: str, values: Any, where: str) -> dict[Any, dict[str, Any]]:
     if isinstance(values, list):
         if key is None:
             close = difflib.get_close_matches(axis, known_keys(), n=1)
-            hint = f"did you mean '{close[0]}'?" if close else "or a name for settings: {small: {checkpoint: a}, big: {checkpoint: b}}"
+            hint = (
+                f"did you mean '{close[0]}'?"
+                if close
+                else "or a name for settings: {small: {checkpoint: a}, big: {checkpoint: b}}"
+            )
             raise UserError(f"{where}: a list of values needs one of the recipe's keys as the axis: {hint}")
         named = {_label(value): {key: value} for value in values}
         if len(named) < len(values):
@@ -157,7 +190,9 @@ def _trials(
     excluded = content.get("exclude") or {}
     if not isinstance(constraints, list) or not all(isinstance(text, str) for text in constraints):
         raise UserError(f"{file}: constraints must be a list of conditions, such as samples >= 120 or loss == 'full'")
-    if not isinstance(excluded, Mapping) or not all(isinstance(picks, Mapping) and picks for picks in excluded.values()):
+    if not isinstance(excluded, Mapping) or not all(
+        isinstance(picks, Mapping) and picks for picks in excluded.values()
+    ):
         raise UserError(f"{file}: exclude must map names to what they exclude, as in small: {{samples: 60}}")
     for what, picks in excluded.items():
         _check_picks(picks, axes, f"{file}: exclude: {what}")
@@ -178,7 +213,9 @@ def _trials(
     if not trials:
         raise UserError(f"{file}: constraints and exclusions leave no trial: {', '.join(left_out)}")
     if len({trial.name for trial in trials}) < len(trials):
-        raise UserError(f"{file}: two trials have one name: give the values of an axis names of their own, as small: {{...}}")
+        raise UserError(
+            f"{file}: two trials have one name: give the values of an axis names of their own, as small: {{...}}"
+        )
     return tuple(trials), left_out
 
 
@@ -193,7 +230,7 @@ def _trial(number: int, chosen: dict[str, Any], values: dict[str, Any], name: st
         "run_name": f"{values.get('run_name', name)}-{_digest(repr(sorted(decides.items())))}",
         "tokenized_data_dir": values.get("tokenized_data_dir", str(folder / "tokenized")),
         "save_checkpoint_dir": str(folder / "runs" / slug),
-    }  # fmt: skip
+    }
     return Trial(number=number, name=slug, labels=chosen, values={**values, **own})
 
 
@@ -203,7 +240,9 @@ def _check_picks(picks: Mapping[str, Any], axes: Mapping[str, Any], where: str) 
             raise UserError(f"{where}: there is no axis '{axis}': known are {', '.join(axes)}")
         for label in wanted if isinstance(wanted, list) else [wanted]:
             if isinstance(label, list | dict) or label not in axes[axis]:
-                raise UserError(f"{where}: {axis} has no value {shorten(label)}: it has {', '.join(map(str, axes[axis]))}")
+                raise UserError(
+                    f"{where}: {axis} has no value {shorten(label)}: it has {', '.join(map(str, axes[axis]))}"
+                )
 
 
 def _is_picked(picks: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:

@@ -38,7 +38,9 @@ class _Running:
 
 
 class Pool:
-    """Runs tasks until there are none, or until a signal; `slots` are what each of those at once adds to its environment."""
+    """Runs tasks until there are none, or until a signal; `slots` are what each of those at once adds to its
+    environment.
+    """
 
     def __init__(self, slots: Sequence[Mapping[str, str]]) -> None:
         self._free = list(slots)
@@ -67,9 +69,14 @@ class Pool:
         slot = self._free.pop(0)
         with append_private(task.log) as log:
             process = subprocess.Popen(
-                task.command, env={**os.environ, **slot}, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True, preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-            )  # fmt: skip
+                task.command,
+                env={**os.environ, **slot},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
         self._running[process.pid] = (_Running(task, process, time.monotonic()), slot)
 
     def _collect(self, ended: Callable[[Task, int, float], None]) -> None:
@@ -93,9 +100,13 @@ def make_slots(parallel: int) -> list[dict[str, str]]:
     count = visible_gpus()
     if count:
         listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = [name.strip() for name in listed.split(",")][:count] if listed else [str(number) for number in range(count)]
+        names = (
+            [name.strip() for name in listed.split(",")][:count] if listed else [str(number) for number in range(count)]
+        )
         if parallel > count:
-            raise UserError(f"--parallel {parallel} with {count} visible GPUs: at most {count}, as each trial has GPUs of its own")
+            raise UserError(
+                f"--parallel {parallel} with {count} visible GPUs: at most {count}, as each trial has GPUs of its own"
+            )
         each = count // parallel
         return [{"CUDA_VISIBLE_DEVICES": ",".join(names[slot * each : (slot + 1) * each])} for slot in range(parallel)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,6 @@
-"""What came out of a sweep: one row a trial, from what the runs themselves have written; as a table and as sweep.csv."""
+"""What came out of a sweep: one row a trial, from what the runs themselves have written; as a table and as
+sweep.csv.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,22 @@ from typing import Any
 
 from rich.table import Table
 
-from sft.spec import metrics, run_folder
 from sft.observe.progress import duration
+from sft.spec import metrics, run_folder
 from sft.sweep.grid import Sweep, Trial
 from sft.sweep.trials import record_of, run_of, state_of
 
 SCORES = "scores.json"  # of the run's folder: numbers of whatever has judged the model
-_MEASURED = ("state", "iterations", "best_val_loss", "best_iteration", "val_loss", "val_perplexity", "val_accuracy", "train_loss")
+_MEASURED = (
+    "state",
+    "iterations",
+    "best_val_loss",
+    "best_iteration",
+    "val_loss",
+    "val_perplexity",
+    "val_accuracy",
+    "train_loss",
+)
 _DEEPEST = 40  # underscores of a score's name
 _LAST = ("seconds", "failures", "run", "reason")
 
@@ -46,7 +57,9 @@ def table(sweep: Sweep, found: Sequence[Mapping[str, Any]]) -> Table:
         is_number = name not in (*axes, "state")
         shown.add_column(name.replace("_", " "), justify="right" if is_number else "left", no_wrap=True)
     for row in sorted(found, key=_rank):
-        shown.add_row(*[_shown(name, row.get(name)) for name in columns], style="" if row["state"] == "finished" else "dim")
+        shown.add_row(
+            *[_shown(name, row.get(name)) for name in columns], style="" if row["state"] == "finished" else "dim"
+        )
     return shown
 
 
@@ -57,19 +70,30 @@ def _rank(row: Mapping[str, Any]) -> tuple[bool, float]:
 
 def _row(sweep: Sweep, trial: Trial) -> dict[str, Any]:
     run, record = run_of(trial), record_of(sweep, trial)
-    row: dict[str, Any] = {"trial": trial.name, **trial.labels, "state": state_of(sweep, trial), "failures": record.failures}
+    row: dict[str, Any] = {
+        "trial": trial.name,
+        **trial.labels,
+        "state": state_of(sweep, trial),
+        "failures": record.failures,
+    }
     row["reason"] = "" if row["state"] == "finished" else record.reason
     if run is None:
         return row
     records = metrics.read(run / "metrics.jsonl")
-    validated = [(loss, record["iteration"]) for record in records if (loss := metrics.number(record, "val_loss")) is not None]
+    validated = [
+        (loss, record["iteration"]) for record in records if (loss := metrics.number(record, "val_loss")) is not None
+    ]
     if validated:
         row["best_val_loss"], row["best_iteration"] = min(validated)
     for key in ("val_loss", "val_perplexity", "val_accuracy", "train_loss"):
-        values = [value for record in records if (value := metrics.number(record, key.removeprefix("train_"))) is not None]
+        values = [
+            value for record in records if (value := metrics.number(record, key.removeprefix("train_"))) is not None
+        ]
         row |= {key: values[-1]} if values else {}
     row["iterations"] = records[-1]["iteration"] if records else 0
-    row["seconds"] = round(sum(metrics.number(record, key) or 0.0 for record in records for key in ("seconds", "val_seconds")), 2)
+    row["seconds"] = round(
+        sum(metrics.number(record, key) or 0.0 for record in records for key in ("seconds", "val_seconds")), 2
+    )
     return {**row, **_scores(run), "run": str(run)}
 
 

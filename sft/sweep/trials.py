@@ -1,4 +1,6 @@
-"""What of a sweep has been done and what is next. All that is remembered lies in its folder, so a sweep goes on where it was."""
+"""What of a sweep has been done and what is next. All that is remembered lies in its folder, so a sweep goes on where
+it was.
+"""
 
 from __future__ import annotations
 
@@ -76,12 +78,20 @@ def prepare(sweep: Sweep, *, only: int | None = None, forget_failures: bool = Fa
     for trial in sweep.trials if only is None else [sweep.trials[only]]:
         file = recipe_file(sweep, trial)
         if file.exists() and run_of(trial) is not None and (before := read_recipe(file)) != dict(trial.values):
-            keys = [key for key in {**before, **trial.values} if before.get(key) != trial.values.get(key) and key != "run_name"]
-            raise UserError(f"{file} was run with another {', '.join(keys)}: give the sweep another name, or another --out")
+            keys = [
+                key
+                for key in {**before, **trial.values}
+                if before.get(key) != trial.values.get(key) and key != "run_name"
+            ]
+            raise UserError(
+                f"{file} was run with another {', '.join(keys)}: give the sweep another name, or another --out"
+            )
         run_folder.replace_file(file, trial.recipe)
         record = record_of(sweep, trial)
         if record.is_refused or (forget_failures and record.failures):
-            _remember(sweep, trial, replace(record, is_refused=False, failures=0 if forget_failures else record.failures))
+            _remember(
+                sweep, trial, replace(record, is_refused=False, failures=0 if forget_failures else record.failures)
+            )
 
 
 class Runner:
@@ -136,7 +146,9 @@ class Runner:
                 reason = f"it ended as if finished, and left {where}; its last words: {reason or 'none'}"
             elif code < 0:
                 reason = f"it was killed ({processes.signal_name(-code)}): out of memory, or from outside?"
-            record = replace(record, failures=record.failures + 1, reason=reason, is_refused=code == processes.EXIT_USER_ERROR)
+            record = replace(
+                record, failures=record.failures + 1, reason=reason, is_refused=code == processes.EXIT_USER_ERROR
+            )
             _remember(sweep, trial, record)
             again = not record.is_refused and record.failures <= sweep.retries
             what = f"tried again ({record.failures} of {sweep.retries})" if again else "given up"
@@ -157,11 +169,18 @@ class Runner:
             command = [sys.executable, "-m", *words] if words[:1] == ["sft"] else words
             with append_private(recipe_file(sweep, trial).with_suffix(".log")) as log:
                 try:
-                    code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT).returncode
+                    code = subprocess.run(
+                        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                    ).returncode
                 except OSError as error:
-                    raise UserError(f"after: {line!r} cannot be started: {error.strerror}: check the command") from error
+                    raise UserError(
+                        f"after: {line!r} cannot be started: {error.strerror}: check the command"
+                    ) from error
             if code:
-                self._say(f"{trial.name}: {words[0]} after it failed (exit code {code}): see {log.name}; the next start tries again")
+                self._say(
+                    f"{trial.name}: {words[0]} after it failed (exit code {code}): see {log.name}; the next "
+                    "start tries again"
+                )
                 return
         _remember(sweep, trial, replace(record, has_followed=True))
 

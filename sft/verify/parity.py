@@ -1,4 +1,6 @@
-"""Is training on a layout the same as training with plain transformers? Measured on the CPU, on a small model of the user's own shape."""
+"""Is training on a layout the same as training with plain transformers? Measured on the CPU, on a small model of the
+user's own shape.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,19 @@ from sft.engine.groups import form_groups
 from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
 from sft.engine.trainer import train
-from sft.verify import plain
-from sft.verify.plain import PlainRun, PlainStep
-from sft.verify.synthetic import SyntheticReader
 from sft.model.build import BuiltStage, build_stage
-from sft.verify.selfcheck import self_check, tiny
 from sft.optimizer import states
 from sft.plan.layout import Layout
 from sft.plan.sampler import Sampler
 from sft.plan.stages import layer_ranges
+from sft.verify import plain
+from sft.verify.plain import PlainRun, PlainStep
+from sft.verify.selfcheck import self_check, tiny
+from sft.verify.synthetic import SyntheticReader
 
-# Relative, of losses, gradient norms and updates of tensors. A number in bf16 is off by up to 2^-9, a loss is reached through tens of
-# roundings, and AdamW makes as much of a small gradient, whose share of rounding is larger, as of a large one.
+# Relative, of losses, gradient norms and updates of tensors. A number in bf16 is off by up to 2^-9, a loss is reached
+# through tens of roundings, and AdamW makes as much of a small gradient, whose share of rounding is larger, as of a
+# large one.
 TOLERANCES = {torch.float32: (1e-5, 1e-5, 1e-3), torch.bfloat16: (1e-3, 1e-2, 0.2)}
 _LEAST_UPDATE = 0.1  # of the learning rate, an iteration and weight: what moves less is compared with that
 _FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -67,7 +70,13 @@ class Outcome:
 
 
 def compare(
-    config: Any, layout: Layout, *, iterations: int, loss_mask: float, recompute: str, dtype: torch.dtype = torch.float32
+    config: Any,
+    layout: Layout,
+    *,
+    iterations: int,
+    loss_mask: float,
+    recompute: str,
+    dtype: torch.dtype = torch.float32,
 ) -> Outcome | None:
     """What the processes of a comparison run. The first returns the outcome."""
     os.environ["DS_ACCELERATOR"] = "cpu"
@@ -77,30 +86,45 @@ def compare(
     self_check(config, processes.tensor, layout.sequence_parallel, recompute=recompute, dtype=dtype)
     model = plain.make_model(small, dtype)
     built = build_stage(
-        small, layer_ranges(small.num_hidden_layers, layout.pp)[processes.stage], processes.tensor,
-        sequence_parallel=layout.sequence_parallel, recompute=recompute, dtype=dtype, device=device,
-    )  # fmt: skip
+        small,
+        layer_ranges(small.num_hidden_layers, layout.pp)[processes.stage],
+        processes.tensor,
+        sequence_parallel=layout.sequence_parallel,
+        recompute=recompute,
+        dtype=dtype,
+        device=device,
+    )
     fill(built, dict(model.named_parameters()))
     pipeline = Pipeline(
         built, processes, optimizer=_SETTINGS, clip=_CLIP, device=device, vocabulary_size=small.vocab_size
-    )  # fmt: skip
+    )
     reader: Any = SyntheticReader(_DOCUMENTS, small.vocab_size, _LONGEST)
     feed = Feed(
-        reader, capacity=2 * _LONGEST, replicas=layout.dp, replica=processes.replica, loss_mask=loss_mask,
+        reader,
+        capacity=2 * _LONGEST,
+        replicas=layout.dp,
+        replica=processes.replica,
+        loss_mask=loss_mask,
         multiple=layout.tp if layout.sequence_parallel else 1,
-    )  # fmt: skip
+    )
     sampler = Sampler(_DOCUMENTS, max(_GLOBAL_BATCH, 2 * layout.dp), _SEED)
     records = list(train(pipeline, feed, sampler, reader, rate=lambda _: _SETTINGS.lr, start=0, iterations=iterations))
     ours = [PlainStep(record["loss"], record["grad_norm"]) for record in records]
     batches = [sampler.documents(number) for number in range(iterations)]
-    run = plain.train(model, reader, batches, loss_mask, _SETTINGS, _CLIP)  # on every process: each compares its own weights
+    run = plain.train(
+        model, reader, batches, loss_mask, _SETTINGS, _CLIP
+    )  # on every process: each compares its own weights
     worst = torch.tensor([_difference(pipeline, run, iterations)], dtype=torch.float64)
     dist.all_reduce(worst, dist.ReduceOp.MAX)
     stop_worker()
     if processes.rank != 0:
         return None
     pairs = enumerate(zip(run.steps, ours, strict=True), 1)
-    return Outcome(comparisons=[Comparison(iteration=k, theirs=a, ours=b) for k, (a, b) in pairs], updates=float(worst), dtype=dtype)
+    return Outcome(
+        comparisons=[Comparison(iteration=k, theirs=a, ours=b) for k, (a, b) in pairs],
+        updates=float(worst),
+        dtype=dtype,
+    )
 
 
 def fill(built: BuiltStage, whole: dict[str, nn.Parameter]) -> None:
@@ -118,8 +142,10 @@ def _difference(pipeline: Pipeline, theirs: PlainRun, iterations: int) -> float:
         if piece.state == states.MASTER:
             part = pipeline.built.places[piece.name].part
             own = slice(piece.offset, piece.offset + piece.numbers().numel())
-            end, update = ((part.take(one) if part else one).reshape(-1)[own]
-                           for one in (theirs.masters[piece.name], theirs.updates[piece.name]))  # fmt: skip
+            end, update = (
+                (part.take(one) if part else one).reshape(-1)[own]
+                for one in (theirs.masters[piece.name], theirs.updates[piece.name])
+            )
             least = _LEAST_UPDATE * _SETTINGS.lr * iterations * update.numel() ** 0.5
             worst = max(worst, float((piece.numbers() - end).norm()) / max(float(update.norm()), least))
     return worst
@@ -129,14 +155,22 @@ def table(outcome: Outcome, layout: Layout, family: str) -> Sequence[str]:
     """Lines for a person."""
     lines = [f"{family}, {layout}, {_FORMATS[outcome.dtype]} on the CPU, against plain transformers", ""]
     lines.append(
-        f"{'iteration':>9}  {'loss, plain':>13}  {'loss, layout':>13}  {'norm, plain':>12}  {'norm, layout':>12}  {'difference':>10}"
+        f"{'iteration':>9}  {'loss, plain':>13}  {'loss, layout':>13}  {'norm, plain':>12}  {'norm, layout':>12} "
+        f" {'difference':>10}"
     )
     for c in outcome.comparisons:
         lines.append(
-            f"{c.iteration:>9}  {c.theirs.loss:>13.8f}  {c.ours.loss:>13.8f}  {c.theirs.grad_norm:>13.7f}  {c.ours.grad_norm:>13.7f}  "
+            f"{c.iteration:>9}  {c.theirs.loss:>13.8f}  {c.ours.loss:>13.8f}  {c.theirs.grad_norm:>13.7f}  "
+            f"{c.ours.grad_norm:>13.7f}  "
             f"{max(c.differences):>13.1e}"
         )
-    lines += ["", f"updates of a tensor by {len(outcome.comparisons)} iterations differ by at most {outcome.updates:.1e} of their size"]
+    lines += [
+        "",
+        (
+            f"updates of a tensor by {len(outcome.comparisons)} iterations differ by at most {outcome.updates:.1e} "
+            "of their size"
+        ),
+    ]
     verdict = "the same" if outcome.is_equal else "NOT the same"
     loss, norm, updates = TOLERANCES[outcome.dtype]
     return [*lines, f"{verdict} within {loss:.0e} (losses), {norm:.0e} (norms) and {updates:.0e} (updates)"]

@@ -1,6 +1,8 @@
-"""The user's own base model and rows: the loss and every parameter's gradient by a layout, against plain transformers on the same devices.
+"""The user's own base model and rows: the loss and every parameter's gradient by a layout, against plain transformers
+on the same devices.
 
-The first process computes what transformers computes, and leaves its gradients in a file, of which each process then reads its own slices.
+The first process computes what transformers computes, and leaves its gradients in a file, of which each process then
+reads its own slices.
 """
 
 from __future__ import annotations
@@ -23,17 +25,23 @@ from sft.engine.feed import Feed
 from sft.engine.groups import form_groups
 from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
+from sft.optimizer.norm import square_sum
+from sft.resolve.prepare import Job
 from sft.verify import plain
 from sft.verify.parity import TOLERANCES
-from sft.resolve.prepare import Job
 from sft.worker.train import DTYPES, load_stage, read_base
-from sft.optimizer.norm import square_sum
 
-_NOTHING = OptimizerSpec(name="sgd", lr=0.0, beta1=0.0, beta2=0.0, eps=1e-8, weight_decay=0.0)  # gradients are asked for, not updates
+_NOTHING = OptimizerSpec(
+    name="sgd", lr=0.0, beta1=0.0, beta2=0.0, eps=1e-8, weight_decay=0.0
+)  # gradients are asked for, not updates
 _GRADIENT = {torch.float32: 1e-4, torch.bfloat16: 0.03}  # of a tensor's own size
-_NOISE = 4.0  # or so many times what other arithmetic makes of it in transformers itself: float32, or there another attention kernel
+# or so many times what other arithmetic makes of it in transformers itself: float32, or there another attention kernel
+_NOISE = 4.0
 _DEVIATIONS = 6.0  # standard ones, of a mean over tokens whose losses rounding moves independently
-_ROUNDING = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-9}  # of all gradients' size, for sums that are nothing but rounding
+_ROUNDING = {
+    torch.float32: 2.0**-22,
+    torch.bfloat16: 2.0**-9,
+}  # of all gradients' size, for sums that are nothing but rounding
 _SHOWN = 5
 
 
@@ -76,7 +84,9 @@ class Outcome:
     @property
     def is_equal(self) -> bool:
         pairs = ((self.losses, self.allowed_loss), (self.norms, self.allowed_norm))
-        return all(abs(a - b) <= most for (a, b), most in pairs) and all(self.share(name) <= 1 for name in self.parameters)
+        return all(abs(a - b) <= most for (a, b), most in pairs) and all(
+            self.share(name) <= 1 for name in self.parameters
+        )
 
     @property
     def allowed_loss(self) -> float:
@@ -95,12 +105,18 @@ def compare(job: Job, num_documents: int, store: Any = None) -> Outcome | None:
     base = read_base(job)
     numbers = np.arange(min(num_documents, len(job.reader)))
     with tempfile.TemporaryDirectory(prefix="sft-parity-") as scratch:
-        mine = _reference(job, base.config.vocab_size, numbers, device, dtype, Path(scratch)) if processes.rank == 0 else None
+        mine = (
+            _reference(job, base.config.vocab_size, numbers, device, dtype, Path(scratch))
+            if processes.rank == 0
+            else None
+        )
         told: list[Any] = [(mine, scratch)]
         dist.broadcast_object_list(told, src=0)
         reference, folder = told[0]
         built, _ = load_stage(job, base, processes, device)
-        pipeline = Pipeline(built, processes, optimizer=_NOTHING, clip=0.0, device=device, vocabulary_size=base.config.vocab_size)
+        pipeline = Pipeline(
+            built, processes, optimizer=_NOTHING, clip=0.0, device=device, vocabulary_size=base.config.vocab_size
+        )
         found: dict[str, Difference] = {}
 
         def measure(gradients: Mapping[str, tuple[int, Tensor]]) -> None:
@@ -112,19 +128,33 @@ def compare(job: Job, num_documents: int, store: Any = None) -> Outcome | None:
 
         pipeline.optimizer.on_gradients = measure
         feed = Feed(
-            job.reader, capacity=job.capacity, replicas=job.layout.dp, replica=processes.replica, loss_mask=job.config.loss_mask,
+            job.reader,
+            capacity=job.capacity,
+            replicas=job.layout.dp,
+            replica=processes.replica,
+            loss_mask=job.config.loss_mask,
             multiple=job.layout.tp if job.layout.sequence_parallel else 1,
-        )  # fmt: skip
+        )
         batch = feed.plan(numbers)
         step = pipeline.step(feed.micro_batches(batch), batch.plan.num_micro_batches, 0.0)
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, found)
     rank = processes.rank
     stop_worker()
-    return None if rank else Outcome(
-        losses=(reference.loss, step.loss), norms=(reference.norm, step.grad_norm), loss_noise=reference.loss_noise,
-        norm_noise=reference.norm_noise, parameters=_joined(everyone), dtype=dtype, device=str(device), documents=len(numbers),
-    )  # fmt: skip
+    return (
+        None
+        if rank
+        else Outcome(
+            losses=(reference.loss, step.loss),
+            norms=(reference.norm, step.grad_norm),
+            loss_noise=reference.loss_noise,
+            norm_noise=reference.norm_noise,
+            parameters=_joined(everyone),
+            dtype=dtype,
+            device=str(device),
+            documents=len(numbers),
+        )
+    )
 
 
 _FILES = ("gradients.safetensors", "other-arithmetic.safetensors")
@@ -140,9 +170,13 @@ class _Reference:
 
 def _reference(
     job: Job, vocabulary: int, numbers: np.ndarray, device: torch.device, dtype: torch.dtype, folder: Path
-) -> _Reference:  # fmt: skip
+) -> _Reference:
     """Loss and norm by transformers, and how far they move with other arithmetic. Both ways' gradients go to files."""
-    others = ((dtype, "eager"), (torch.float32, "eager")) if dtype is not torch.float32 else ((dtype, "eager"), (dtype, "sdpa"))
+    others = (
+        ((dtype, "eager"), (torch.float32, "eager"))
+        if dtype is not torch.float32
+        else ((dtype, "eager"), (dtype, "sdpa"))
+    )
     losses, norms, tokens = [], [], []
     for file, (computed_in, kernel) in zip(_FILES, others, strict=True):
         model = _model(job, vocabulary, dtype, kernel).to(device, computed_in).eval()  # nothing is dropped
@@ -155,7 +189,7 @@ def _reference(
     deviation = float((tokens[1] - tokens[0]).square().mean().sqrt()) / max(1, tokens[0].numel()) ** 0.5
     return _Reference(
         loss=losses[0], norm=norms[0], loss_noise=_DEVIATIONS * deviation, norm_noise=_NOISE * abs(norms[1] - norms[0])
-    )  # fmt: skip
+    )
 
 
 def _model(job: Job, vocabulary: int, dtype: torch.dtype, kernel: str) -> Any:
@@ -169,7 +203,9 @@ def _model(job: Job, vocabulary: int, dtype: torch.dtype, kernel: str) -> Any:
     except ValueError:
         if kernel == "eager":
             raise
-        model = AutoModelForCausalLM.from_pretrained(job.base.folder, attn_implementation="eager", **options)  # Gemma 2 has this one alone
+        model = AutoModelForCausalLM.from_pretrained(
+            job.base.folder, attn_implementation="eager", **options
+        )  # Gemma 2 has this one alone
     _grow(model, vocabulary)
     return model
 
@@ -196,7 +232,13 @@ def _own(file: Path, name: str, part: Any, offset: int, like: Tensor) -> Tensor:
 
 
 def _difference(ours: Tensor, theirs: Tensor, other: Tensor) -> Difference:
-    pairs = ((ours, ours), (theirs, theirs), (ours, theirs), (ours - theirs, ours - theirs), (other - theirs, other - theirs))
+    pairs = (
+        (ours, ours),
+        (theirs, theirs),
+        (ours, theirs),
+        (ours - theirs, ours - theirs),
+        (other - theirs, other - theirs),
+    )
     a, b, product, distance, kernels = (float(one.double() @ two.double()) for one, two in pairs)
     return Difference(ours=a, theirs=b, product=product, distance=distance, other=kernels, count=ours.numel())
 
@@ -216,10 +258,24 @@ def table(outcome: Outcome, job: Job) -> Sequence[str]:
     """Lines for a person: the parameters that differ most come first."""
     (loss, our_loss), (norm, our_norm) = outcome.losses, outcome.norms
     formats = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-    lines = [f"{job.base.entry.name}, {job.layout}, {formats[outcome.dtype]} on {outcome.device}, {outcome.documents} documents", ""]
+    lines = [
+        (
+            f"{job.base.entry.name}, {job.layout}, {formats[outcome.dtype]} on {outcome.device}, "
+            f"{outcome.documents} documents"
+        ),
+        "",
+    ]
     lines += [f"{'':>14}  {'transformers':>14}  {'here':>14}  {'difference':>10}  {'allowed':>10}"]
-    lines += [f"{'loss':>14}  {loss:>14.8f}  {our_loss:>14.8f}  {abs(loss - our_loss):>10.1e}  {outcome.allowed_loss:>10.1e}"]
-    lines += [f"{'gradient norm':>14}  {norm:>14.7f}  {our_norm:>14.7f}  {abs(norm - our_norm):>10.1e}  {outcome.allowed_norm:>10.1e}", ""]
+    lines += [
+        f"{'loss':>14}  {loss:>14.8f}  {our_loss:>14.8f}  {abs(loss - our_loss):>10.1e}  {outcome.allowed_loss:>10.1e}"
+    ]
+    lines += [
+        (
+            f"{'gradient norm':>14}  {norm:>14.7f}  {our_norm:>14.7f}  {abs(norm - our_norm):>10.1e}  "
+            f"{outcome.allowed_norm:>10.1e}"
+        ),
+        "",
+    ]
     ordered = sorted(outcome.parameters, key=outcome.share, reverse=True)
     lines += [f"{'cosine':>10}  {'off by':>9}  gradient of (the {min(_SHOWN, len(ordered))} worst of {len(ordered)})"]
     for name in ordered[:_SHOWN]:

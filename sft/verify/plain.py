@@ -1,4 +1,6 @@
-"""The measure of exactness: a training loop over plain transformers, one document at a time, with nothing of our model or engine in it."""
+"""The measure of exactness: a training loop over plain transformers, one document at a time, with nothing of our model
+or engine in it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class PlainRun:
 
 
 def make_model(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """A random model, far enough from its initial state that a norm left out shows. In every format it has the same weights, rounded."""
+    """A random model, far enough from its initial state that a norm left out shows. In every format it has the same
+    weights, rounded.
+    """
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
     torch.manual_seed(seed)
     for parameter in model.parameters():
@@ -38,8 +42,11 @@ def make_model(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -
     return model.train()
 
 
-def train(model: Any, reader: Any, batches: Sequence[np.ndarray], loss_mask: float, settings: OptimizerSpec, clip: float) -> PlainRun:
-    """Iterations as they are meant: the gradient of the weighted mean over all trained tokens of the batch, clipped by its whole norm.
+def train(
+    model: Any, reader: Any, batches: Sequence[np.ndarray], loss_mask: float, settings: OptimizerSpec, clip: float
+) -> PlainRun:
+    """Iterations as they are meant: the gradient of the weighted mean over all trained tokens of the batch, clipped by
+    its whole norm.
 
     Gradients are summed in float32, and AdamW updates float32 weights, of which the model has a rounded copy.
     """
@@ -51,8 +58,11 @@ def train(model: Any, reader: Any, batches: Sequence[np.ndarray], loss_mask: flo
         {"params": [master for master in masters.values() if master.dim() <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps
-    )  # fmt: skip
+        [group for group in groups if group["params"]],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+    )
     steps = []
     for numbers in batches:
         loss, sums = gradients(model, reader, numbers, loss_mask)
@@ -111,4 +121,6 @@ def _nll(model: Any, document: Document) -> Tensor:
 
 def _weights(document: Document, loss_mask: float) -> Tensor:
     roles = document.roles()[1:]
-    return torch.from_numpy(np.where(roles == ASSISTANT, 1.0, np.where(roles == TEMPLATE, 0.0, loss_mask)).astype(np.float32))
+    return torch.from_numpy(
+        np.where(roles == ASSISTANT, 1.0, np.where(roles == TEMPLATE, 0.0, loss_mask)).astype(np.float32)
+    )

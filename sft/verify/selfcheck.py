@@ -1,6 +1,8 @@
-"""Before a run: the stage, on a tiny random model of the same class, gives the logits and gradients that transformers gives.
+"""Before a run: the stage, on a tiny random model of the same class, gives the logits and gradients that transformers
+gives.
 
-With several tensor-parallel ranks it is run by all of them together, so that a plan that does not fit the model is found here.
+With several tensor-parallel ranks it is run by all of them together, so that a plan that does not fit the model is
+found here.
 """
 
 from __future__ import annotations
@@ -32,19 +34,35 @@ _ROUNDING_SHARE, _ROUNDING_TIMES = 0.1, 6.0
 
 
 def self_check(
-    config: Any, group: TensorGroup, sequence_parallel: bool, *, recompute: str = "none", device: torch.device | None = None,
-    tolerance: float = TOLERANCE, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32,
-) -> float:  # fmt: skip
-    """The largest difference of a loss or gradient, relative to the largest of its tensor. Refuses a model that differs.
+    config: Any,
+    group: TensorGroup,
+    sequence_parallel: bool,
+    *,
+    recompute: str = "none",
+    device: torch.device | None = None,
+    tolerance: float = TOLERANCE,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """The largest difference of a loss or gradient, relative to the largest of its tensor. Refuses a model that
+    differs.
 
-    Compared in float32 first, with exact attention, and then in the run's own `dtype`, with the attention kernel that the run uses.
+    Compared in float32 first, with exact attention, and then in the run's own `dtype`, with the attention kernel that
+    the run uses.
     """
     kind = (config.architectures or [config.model_type])[0]
     device = device or torch.device("cpu")
     try:
         reference = _reference(config, kind, trust_remote_code)
-        run = partial(_Run, kind=kind, group=group, sequence_parallel=sequence_parallel, recompute=recompute, device=device,
-                      trust_remote_code=trust_remote_code)  # fmt: skip
+        run = partial(
+            _Run,
+            kind=kind,
+            group=group,
+            sequence_parallel=sequence_parallel,
+            recompute=recompute,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
         with sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else contextlib.nullcontext():
             worst = _compare(run(dtype=torch.float32), reference, tolerance)
         if dtype is not torch.float32:
@@ -55,7 +73,8 @@ def self_check(
     except Exception as error:  # whatever a model's own code raises when it is called in a way that is not its own
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"{kind} cannot be taken apart into stages ({type(error).__name__}: {reason}): it cannot be trained here yet; "
+            f"{kind} cannot be taken apart into stages ({type(error).__name__}: {reason}): it cannot be trained here "
+            "yet; "
             "use a base model of another family"
         ) from error
 
@@ -78,7 +97,11 @@ def _compare(run: _Run, model: Any, tolerance: float) -> float:
     reference = copy.deepcopy(model).to(run.device)
     documents = _documents(reference.config.vocab_size, run.device)
     expected = _trained_with(reference, documents, run.dtype)
-    exact = expected if run.dtype is torch.float32 else _trained_with(reference, documents, torch.float32, weights=run.dtype)
+    exact = (
+        expected
+        if run.dtype is torch.float32
+        else _trained_with(reference, documents, torch.float32, weights=run.dtype)
+    )
     losses, gradients, places = _stage_trained_with(run, reference, documents)
     measure = _difference if run.dtype is torch.float32 else _share_of_rounding
     worst, where = measure(losses, expected.losses, exact.losses), "losses"
@@ -97,8 +120,10 @@ def _compare(run: _Run, model: Any, tolerance: float) -> float:
         in_format = "" if run.dtype is torch.float32 else f" in {str(run.dtype).removeprefix('torch.')}"
         by = f"off by {worst:.1e}" if run.dtype is torch.float32 else f"off by {worst:.1f} times what rounding explains"
         raise UserError(
-            f"{run.kind} taken apart into stages{layout} does not compute what transformers computes{in_format} ({where}: {by}): "
-            "it cannot be trained here yet; use a base model of another family" + (" or --tp 1" if run.group.size > 1 else "")
+            f"{run.kind} taken apart into stages{layout} does not compute what transformers computes{in_format} "
+            f"({where}: {by}): "
+            "it cannot be trained here yet; use a base model of another family"
+            + (" or --tp 1" if run.group.size > 1 else "")
         )
     return worst
 
@@ -115,7 +140,9 @@ def _documents(vocabulary_size: int, device: torch.device) -> list[Tensor]:
         return [torch.randint(3, vocabulary_size, (1, length)).to(device) for length in _LENGTHS]
 
 
-def _trained_with(model: Any, documents: list[Tensor], dtype: torch.dtype, weights: torch.dtype | None = None) -> _Trained:
+def _trained_with(
+    model: Any, documents: list[Tensor], dtype: torch.dtype, weights: torch.dtype | None = None
+) -> _Trained:
     """Losses and gradients of `model`, its weights rounded to `weights` first, computed in `dtype`."""
     run = copy.deepcopy(model)
     for name, parameter in run.named_parameters():
@@ -123,15 +150,25 @@ def _trained_with(model: Any, documents: list[Tensor], dtype: torch.dtype, weigh
     with torch.enable_grad():
         losses = [_losses(run, ids) for ids in documents]
         torch.cat(losses).sum().backward()
-    gradients = {name: parameter.grad.float() for name, parameter in run.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name: parameter.grad.float() for name, parameter in run.named_parameters() if parameter.grad is not None
+    }
     return _Trained(torch.cat(losses).detach(), gradients)
 
 
-def _stage_trained_with(run: _Run, model: Any, documents: list[Tensor]) -> tuple[Tensor, dict[str, Tensor], Mapping[str, Place]]:
+def _stage_trained_with(
+    run: _Run, model: Any, documents: list[Tensor]
+) -> tuple[Tensor, dict[str, Tensor], Mapping[str, Place]]:
     built = build_stage(
-        model.config, range(model.config.num_hidden_layers), run.group, sequence_parallel=run.sequence_parallel, recompute=run.recompute,
-        dtype=run.dtype, device=run.device, trust_remote_code=run.trust_remote_code,
-    )  # fmt: skip
+        model.config,
+        range(model.config.num_hidden_layers),
+        run.group,
+        sequence_parallel=run.sequence_parallel,
+        recompute=run.recompute,
+        dtype=run.dtype,
+        device=run.device,
+        trust_remote_code=run.trust_remote_code,
+    )
     whole = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in built.parameters.items():
@@ -139,7 +176,9 @@ def _stage_trained_with(run: _Run, model: Any, documents: list[Tensor]) -> tuple
             parameter.copy_(part.take(whole[name]) if part else whole[name])
     with torch.enable_grad():
         losses = _train_stage(built.stage, documents, model.config.vocab_size, run.group)
-    gradients = {name: parameter.grad.float() for name, parameter in built.parameters.items() if parameter.grad is not None}
+    gradients = {
+        name: parameter.grad.float() for name, parameter in built.parameters.items() if parameter.grad is not None
+    }
     sum_partial(gradients, built.places, run.group)
     return losses, gradients, built.places
 
@@ -150,9 +189,14 @@ def tiny(config: Any, least_layers: int = 2) -> Any:
     heads = config.num_attention_heads
     old_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     sizes = {
-        "hidden_size": heads * _HEAD_SIZE, "head_dim": _HEAD_SIZE, "intermediate_size": heads * 16, "ffn_dim": heads * 16,
-        "ffn_hidden_size": heads * 16, "vocab_size": 131, "max_position_embeddings": 64,
-    }  # fmt: skip
+        "hidden_size": heads * _HEAD_SIZE,
+        "head_dim": _HEAD_SIZE,
+        "intermediate_size": heads * 16,
+        "ffn_dim": heads * 16,
+        "ffn_hidden_size": heads * 16,
+        "vocab_size": 131,
+        "max_position_embeddings": 64,
+    }
     if getattr(config, "word_embed_proj_dim", None) not in (None, config.hidden_size):
         sizes["word_embed_proj_dim"] = heads * _HEAD_SIZE // 2
     elif hasattr(config, "word_embed_proj_dim"):
@@ -188,12 +232,16 @@ def _shorten_factors(rope: Any, ratio: float) -> None:
 def _reference(config: Any, kind: str, trust_remote_code: bool) -> Any:
     try:
         model = AutoModelForCausalLM.from_config(
-            copy.deepcopy(tiny(config)), attn_implementation="eager", dtype=torch.float32, trust_remote_code=trust_remote_code
-        )  # fmt: skip
+            copy.deepcopy(tiny(config)),
+            attn_implementation="eager",
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+        )
     except Exception as error:  # whatever a model's own constructor raises
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{kind} cannot be made small for the check before training ({type(error).__name__}: {reason}): it cannot be trained here yet"
+            f"{kind} cannot be made small for the check before training ({type(error).__name__}: {reason}): it "
+            "cannot be trained here yet"
         ) from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the same on every rank

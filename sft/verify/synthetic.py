@@ -13,7 +13,9 @@ class SyntheticReader:
 
     def __init__(self, num_documents: int, vocabulary_size: int, longest: int, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
-        self.documents = [_document(rng, vocabulary_size, int(rng.integers(5, longest + 1))) for _ in range(num_documents)]
+        self.documents = [
+            _document(rng, vocabulary_size, int(rng.integers(5, longest + 1))) for _ in range(num_documents)
+        ]
         self.lengths = np.array([len(document.ids) for document in self.documents], np.uint32)
         self.trained = np.array([document.trained().sum() for document in self.documents], np.uint32)
 

@@ -51,10 +51,15 @@ class Interrupt:
         if self.name is not None and time.monotonic() - self._heard_at < _SAME_SIGNAL_SECONDS:
             return  # queues and launchers pass the same signal on by several ways
         if self.name is not None:
-            leave(processes.EXIT_FAILED, f"left at once by a second signal ({signal.Signals(number).name}); the newest checkpoint stays")
+            leave(
+                processes.EXIT_FAILED,
+                f"left at once by a second signal ({signal.Signals(number).name}); the newest checkpoint stays",
+            )
         self.name, self._heard_at = signal.Signals(number).name, time.monotonic()
         if os.environ.get("RANK", "0") == "0":
-            sys.stderr.write(f"sft: {self.name}: saving after this iteration, then leaving; once more to leave at once\n")
+            sys.stderr.write(
+                f"sft: {self.name}: saving after this iteration, then leaving; once more to leave at once\n"
+            )
 
 
 def guarded(command: str, work: Callable[[], int]) -> int:
@@ -91,7 +96,9 @@ def leave(code: int, message: str, *, is_consequence: bool = False) -> None:
 
 
 def _end(code: int) -> None:
-    """As Python ends, but for unloading libraries: gloo's threads were seen to abort a process that had finished (torch 2.13)."""
+    """As Python ends, but for unloading libraries: gloo's threads were seen to abort a process that had finished (torch
+    2.13).
+    """
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -147,7 +154,9 @@ def _end_with_launcher() -> None:
 def stack_file() -> Path | None:
     """Where this process leaves its stacks for the launcher; None where there is none."""
     folder = os.environ.get(processes.NOTES)
-    return Path(folder, f"{int(os.environ['RANK']):05d}.stack") if folder is not None and Path(folder).is_dir() else None
+    return (
+        Path(folder, f"{int(os.environ['RANK']):05d}.stack") if folder is not None and Path(folder).is_dir() else None
+    )
 
 
 def _register_stack() -> IO[str] | None:

@@ -14,13 +14,13 @@ from sft.checkpoint.manifest import damage, step_name
 from sft.engine.feed import Batch, Feed, MicroBatch
 from sft.engine.pipeline import Pipeline
 from sft.engine.trainer import VALIDATION_DOCUMENTS, TrainingError, train, validate
-from sft.worker.ending import Interrupt, PreemptedError
+from sft.plan.schedule import learning_rate
 from sft.resolve.prepare import Job
+from sft.spec import metrics
+from sft.worker.ending import Interrupt, PreemptedError
 from sft.worker.saving import Saver
 from sft.worker.watch import Watch
 from sft.worker.watchdog import Watchdog
-from sft.spec import metrics
-from sft.plan.schedule import learning_rate
 from tokenize_data.errors import UserError
 from tokenize_data.reader import ShardReader
 
@@ -28,18 +28,39 @@ _VALIDATION_KEYS = ("val_loss", "val_perplexity", "val_accuracy")
 
 
 def iterate(
-    job: Job, pipeline: Pipeline, watch: Watch, saver: Saver, peers: Peers, start: int, watchdog: Watchdog, interrupt: Interrupt
+    job: Job,
+    pipeline: Pipeline,
+    watch: Watch,
+    saver: Saver,
+    peers: Peers,
+    start: int,
+    watchdog: Watchdog,
+    interrupt: Interrupt,
 ) -> dict[str, Any]:
     """From `start` to the end. Returns what training.json says of the result."""
     config, layout = job.config, job.layout
     make_feed = partial(
-        Feed, capacity=job.capacity, replicas=layout.dp, replica=pipeline.processes.replica, loss_mask=config.loss_mask,
-        multiple=layout.tp if layout.sequence_parallel else 1, keyed=config.lora is not None and config.lora_dropout > 0,
-    )  # fmt: skip
+        Feed,
+        capacity=job.capacity,
+        replicas=layout.dp,
+        replica=pipeline.processes.replica,
+        loss_mask=config.loss_mask,
+        multiple=layout.tp if layout.sequence_parallel else 1,
+        keyed=config.lora is not None and config.lora_dropout > 0,
+    )
     validation = _ToldFeed(watchdog.beat, job.validation, **make_feed.keywords) if job.validation else None
-    warmup = config.warmup_fraction if config.warmup_iters is None else min(1.0, max(config.warmup_iters - 0.5, 0.0) / job.iterations)
+    warmup = (
+        config.warmup_fraction
+        if config.warmup_iters is None
+        else min(1.0, max(config.warmup_iters - 0.5, 0.0) / job.iterations)
+    )
     rate = partial(
-        learning_rate, iterations=job.iterations, lr=config.lr, min_lr=config.min_lr, warmup_fraction=warmup, schedule=config.schedule
+        learning_rate,
+        iterations=job.iterations,
+        lr=config.lr,
+        min_lr=config.min_lr,
+        warmup_fraction=warmup,
+        schedule=config.schedule,
     )
     best = _Best(config.early_stopping, config.early_stopping_min_delta)
     for earlier, loss in _earlier_validations(job, peers, start):
@@ -48,11 +69,15 @@ def iterate(
     loop = _Loop(job, pipeline, watch, saver, watchdog, interrupt, validation, best, start)
     began = time.perf_counter()
     try:
-        for record in train(pipeline, make_feed(job.reader), job.sampler, job.reader, rate=rate, start=start, iterations=job.iterations):
+        for record in train(
+            pipeline, make_feed(job.reader), job.sampler, job.reader, rate=rate, start=start, iterations=job.iterations
+        ):
             if loop.is_enough_after(record):
                 break
     except (UserError, OSError, TrainingError) as error:  # none of them comes in the middle of an update
-        if peers.size == 1 or isinstance(error, TrainingError):  # which comes on all processes; otherwise the others do something else
+        if peers.size == 1 or isinstance(
+            error, TrainingError
+        ):  # which comes on all processes; otherwise the others do something else
             loop.save_before_the_end(start)
         raise
     loop.finish(peers)
@@ -77,9 +102,17 @@ class _Loop:
     """What follows each iteration."""
 
     def __init__(
-        self, job: Job, pipeline: Pipeline, watch: Watch, saver: Saver, watchdog: Watchdog, interrupt: Interrupt, validation: Feed | None,
-        best: _Best, start: int,
-    ) -> None:  # fmt: skip
+        self,
+        job: Job,
+        pipeline: Pipeline,
+        watch: Watch,
+        saver: Saver,
+        watchdog: Watchdog,
+        interrupt: Interrupt,
+        validation: Feed | None,
+        best: _Best,
+        start: int,
+    ) -> None:
         self._job, self._pipeline, self._watch, self._saver = job, pipeline, watch, saver
         self._watchdog, self._interrupt, self._validation, self._best = watchdog, interrupt, validation, best
         self._has_left = False
@@ -120,7 +153,9 @@ class _Loop:
         with self._saving():
             self._saver.save(number, self.result, is_final=True)
             if self._saver.finish():
-                self._watch.warn(f"iteration {number:,} was saved before the run ends: the same command goes on from there")
+                self._watch.warn(
+                    f"iteration {number:,} was saved before the run ends: the same command goes on from there"
+                )
 
     def finish(self, peers: Peers) -> None:
         """Wait for the last checkpoint; with early stopping, the best model is the result."""
@@ -130,7 +165,9 @@ class _Loop:
         if job.config.early_stopping and best.iteration is not None and best.iteration != self.result["iterations"]:
             with self._watchdog.during("reading the best checkpoint"):
                 resume.restore(self._pipeline, Checkpoint(job.folder / step_name(best.iteration)), peers)
-            self._watch.say(f"the model of iteration {best.iteration:,} is exported, with the best validation loss, {best.loss:.4f}")
+            self._watch.say(
+                f"the model of iteration {best.iteration:,} is exported, with the best validation loss, {best.loss:.4f}"
+            )
             self.result |= {"iterations": best.iteration, "val_loss": best.loss}
 
     def _validated(self) -> dict[str, float]:
@@ -161,17 +198,25 @@ class _Loop:
         if self._interrupt.error is not None:
             raise self._interrupt.error
         if not is_saved:
-            raise CheckpointError(f"a signal asked to stop after iteration {iteration:,}, which could not be saved: see the warning above")
-        raise PreemptedError(f"stopped by a signal after iteration {iteration:,}, which is saved: the same command goes on from there")
+            raise CheckpointError(
+                f"a signal asked to stop after iteration {iteration:,}, which could not be saved: see the warning above"
+            )
+        raise PreemptedError(
+            f"stopped by a signal after iteration {iteration:,}, which is saved: the same command goes on from there"
+        )
 
 
 def _earlier_validations(job: Job, peers: Peers, start: int) -> list[tuple[int, float]]:
-    """What a run that goes on has validated before, where the checkpoint of the best is still there: it counts as if it had gone on."""
+    """What a run that goes on has validated before, where the checkpoint of the best is still there: it counts as if it
+    had gone on.
+    """
     found = []
     if job.config.early_stopping and start and peers.rank == 0:
         records = metrics.read(job.folder / "metrics.jsonl")
         pairs = [
-            (int(record["iteration"]), metrics.number(record, "val_loss")) for record in records if record.get("iteration", 0) <= start
+            (int(record["iteration"]), metrics.number(record, "val_loss"))
+            for record in records
+            if record.get("iteration", 0) <= start
         ]
         found = [(iteration, loss) for iteration, loss in pairs if loss is not None]
         if found and damage(job.folder / step_name(min(found, key=lambda pair: pair[1])[0])) is not None:
@@ -181,7 +226,9 @@ def _earlier_validations(job: Job, peers: Peers, start: int) -> list[tuple[int, 
 
 
 class _Best:
-    """The best validation so far, and how many have passed since one that was better by more than the least that counts."""
+    """The best validation so far, and how many have passed since one that was better by more than the least that
+    counts.
+    """
 
     def __init__(self, patience: int | None, min_delta: float = 0.0) -> None:
         self.patience, self.loss, self.iteration = patience, float("inf"), None

@@ -22,26 +22,39 @@ _RESOLVED = ("data", "base_fingerprint", "adapter_fingerprint")
 _CONFIGURED = ("global_batch", "seed", "optimizer", "loss_mask")
 # What is trained, and what it is added to. Checkpoints that do not say it are of runs that had the default.
 _ADAPTERS = (
-    "lora", "lora_alpha", "lora_dropout", "lora_rslora", "lora_targets", "lora_modules_to_save", "load_in_4bit", "weight_only_8bit",
-)  # fmt: skip
+    "lora",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_rslora",
+    "lora_targets",
+    "lora_modules_to_save",
+    "load_in_4bit",
+    "weight_only_8bit",
+)
 
 
 class Saver:
     """Saves in the background, one checkpoint at a time. All methods are collective calls."""
 
-    def __init__(self, job: Job, pipeline: Pipeline, peers: Peers, facts: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, job: Job, pipeline: Pipeline, peers: Peers, facts: Mapping[str, Any], warn: Callable[[str], None]
+    ) -> None:
         self._job, self._pipeline, self._peers, self._facts, self._warn = job, pipeline, peers, facts, warn
         self._pending: PendingSave | None = None
         self._is_whole = False
         self.best: int | None = None  # the iteration whose checkpoint is kept besides
 
     def save(self, iteration: int, result: Mapping[str, Any], *, is_final: bool = False) -> None:
-        """Begin. One that is still being written is finished first. `is_final`: nothing is trained until this one is finished."""
+        """Begin. One that is still being written is finished first. `is_final`: nothing is trained until this one is
+        finished.
+        """
         self.finish()
         facts = {**self._facts, "result": dict(result), "next_batch": next_batch(self._job, iteration)}
         try:
             taken = self._snapshot(iteration, is_final)
-            self._pending = resume.start_saving(taken, self._job.folder, iteration=iteration, facts=facts, peers=self._peers)
+            self._pending = resume.start_saving(
+                taken, self._job.folder, iteration=iteration, facts=facts, peers=self._peers
+            )
             self._is_whole = True
         except CheckpointError as error:
             self._is_whole = False
@@ -57,7 +70,8 @@ class Saver:
         failed = [reason for reason in self._peers.gather(error) if reason]
         if failed or taken is None:
             raise CheckpointError(
-                f"the checkpoint of iteration {iteration} was not saved ({'; '.join(failed[:3])}): too little memory for its copy; "
+                f"the checkpoint of iteration {iteration} was not saved ({'; '.join(failed[:3])}): too little memory "
+                "for its copy; "
                 "training goes on, and earlier checkpoints are as they were"
             )
         return taken
@@ -96,15 +110,23 @@ def keep_tokenizer(job: Job) -> None:
     scratch.rename(target)
 
 
-def facts_for(job: Job, names: Mapping[str, str], vocabulary_size: int, adapter: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def facts_for(
+    job: Job, names: Mapping[str, str], vocabulary_size: int, adapter: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What a checkpoint says of its run: enough to refuse another one, and to export without it."""
     manifest = job.reader.manifest
     tokenizer = job.folder / KEPT_TOKENIZER
     return {
-        "config": config_values(job.config), "resolved": resolved_facts(job), "versions": versions(), "names": dict(names),
-        "vocabulary_size": vocabulary_size, "tokenizer_folder": str(tokenizer.resolve()),
-        "tokenizer": manifest.tokenizer["fingerprint"], "template": manifest.template, "adapter": adapter,
-    }  # fmt: skip
+        "config": config_values(job.config),
+        "resolved": resolved_facts(job),
+        "versions": versions(),
+        "names": dict(names),
+        "vocabulary_size": vocabulary_size,
+        "tokenizer_folder": str(tokenizer.resolve()),
+        "tokenizer": manifest.tokenizer["fingerprint"],
+        "template": manifest.template,
+        "adapter": adapter,
+    }
 
 
 def training_facts(facts: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +155,10 @@ def go_on(job: Job, pipeline: Pipeline, peers: Peers, say: Callable[[str], None]
     layout = checkpoint.manifest["layout"]
     made = f"made with tp {layout['tp']} x pp {layout['pp']} x dp {layout['dp']}"
     if layout["tp"] != job.layout.tp and (job.config.load_in_4bit or job.config.weight_only_8bit):
-        warn(f"each process quantises its own slices: with tp {job.layout.tp} instead of {layout['tp']} the base's values differ a little")
+        warn(
+            f"each process quantises its own slices: with tp {job.layout.tp} instead of {layout['tp']} the "
+            "base's values differ a little"
+        )
     say(f"resumed after iteration {iteration:,}, epoch {epoch:.2f}, from {checkpoint.folder}, {made}")
     return iteration
 
@@ -153,9 +178,14 @@ def check(job: Job, checkpoint: Checkpoint) -> None:
                 "use the same, or start another run with --id"
             )
     if checkpoint.iteration > job.iterations:
-        raise UserError(f"{checkpoint.folder} is past the {job.iterations:,} iterations of this run: raise --iters, or use --id")
+        raise UserError(
+            f"{checkpoint.folder} is past the {job.iterations:,} iterations of this run: raise --iters, or use --id"
+        )
     if checkpoint.iteration < job.iterations and facts["next_batch"] != next_batch(job, checkpoint.iteration):
-        raise UserError(f"{checkpoint.folder} would go on with other documents than this run: numpy's permutations differ; use its version")
+        raise UserError(
+            f"{checkpoint.folder} would go on with other documents than this run: numpy's permutations differ; "
+            "use its version"
+        )
 
 
 def _short(value: Any) -> str:

@@ -14,23 +14,23 @@ from sft.checkpoint.adapter import AdapterFiles, AdapterOrigins, write_adapter
 from sft.checkpoint.commit import peers_of
 from sft.checkpoint.export import Origins, export
 from sft.checkpoint.hf_folder import publish
+from sft.checkpoint.merging import merge_into
 from sft.config.optimizer import OptimizerSpec
 from sft.engine.groups import Processes, form_groups
 from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
-from sft.resolve import adapters
-from sft.worker.ending import Interrupt
-from sft.worker.loop import iterate
-from sft.checkpoint.merging import merge_into
-from sft.resolve.prepare import Job, stage_layers
-from sft.worker.saving import KEPT_TOKENIZER, Saver, facts_for, go_on, keep_tokenizer, training_facts
-from sft.worker.watch import Watch, watched
-from sft.worker.watchdog import Watchdog
 from sft.model.build import BuiltStage, build_stage
 from sft.model.lora import is_adapter
 from sft.model.quantized import fill
-from sft.verify.selfcheck import self_check
 from sft.model.weights import WeightFiles, load, match_names
+from sft.resolve import adapters
+from sft.resolve.prepare import Job, stage_layers
+from sft.verify.selfcheck import self_check
+from sft.worker.ending import Interrupt
+from sft.worker.loop import iterate
+from sft.worker.saving import KEPT_TOKENIZER, Saver, facts_for, go_on, keep_tokenizer, training_facts
+from sft.worker.watch import Watch, watched
+from sft.worker.watchdog import Watchdog
 from tokenize_data.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -62,9 +62,14 @@ def work(job: Job, interrupt: Interrupt, store: Any = None) -> None:
         given = AdapterFiles(Path(job.config.adapter)) if job.config.adapter else None
         built, names = load_stage(job, base, processes, device, given)
         pipeline = Pipeline(
-            built, processes, optimizer=optimizer_settings(job), clip=job.config.clip, device=device,
-            vocabulary_size=base.config.vocab_size, is_interrupted=lambda: interrupt.is_asked,
-        )  # fmt: skip
+            built,
+            processes,
+            optimizer=optimizer_settings(job),
+            clip=job.config.clip,
+            device=device,
+            vocabulary_size=base.config.vocab_size,
+            is_interrupted=lambda: interrupt.is_asked,
+        )
         peers = peers_of(dist.new_group(backend="gloo") if device.type == "cuda" else None)
         start = go_on(job, pipeline, peers, watch.say, watch.warn)
         if built.adapted is not None:
@@ -79,7 +84,9 @@ def work(job: Job, interrupt: Interrupt, store: Any = None) -> None:
         watchdog.start()
         result = iterate(job, pipeline, watch, saver, peers, start, watchdog, interrupt)
         with watchdog.during("writing the model", folder=job.folder):
-            _write_result(job, pipeline, _origins(job, base, file_names, training_facts(facts, result)), facts["adapter"], watch)
+            _write_result(
+                job, pipeline, _origins(job, base, file_names, training_facts(facts, result)), facts["adapter"], watch
+            )
         watchdog.end()
         watch.finish(job.result_folder)
     stop_worker()
@@ -95,7 +102,8 @@ def read_base(job: Job) -> LoadedBase:
         if "trust_remote_code" not in str(error):
             raise
         raise UserError(
-            f"{job.base.folder} has code of its own, which is not run: read it, then use --trust_remote_code, or use another base model"
+            f"{job.base.folder} has code of its own, which is not run: read it, then use --trust_remote_code, or "
+            "use another base model"
         ) from error
     config.vocab_size = max(config.vocab_size, int(job.reader.manifest.tokenizer["vocabulary_size"]))
     has_generation = (job.base.folder / "generation_config.json").exists()
@@ -106,23 +114,43 @@ def read_base(job: Job) -> LoadedBase:
 def load_stage(
     job: Job, base: LoadedBase, processes: Processes, device: torch.device, given: AdapterFiles | None = None
 ) -> tuple[BuiltStage, dict[str, str]]:
-    """This process's stage with the base model's weights, and each parameter's name in the base's files. `given` is its first adapter."""
+    """This process's stage with the base model's weights, and each parameter's name in the base's files. `given` is its
+    first adapter.
+    """
     layers = stage_layers(job)[processes.stage]
     built = build_stage(
-        base.config, layers, processes.tensor, sequence_parallel=job.layout.sequence_parallel, recompute=job.recompute,
-        dtype=DTYPES[job.dtype], device=device, trust_remote_code=job.config.trust_remote_code,
-        lora=adapters.settings_of(job.config, given), bits=adapters.bits_of(job.config),
-    )  # fmt: skip
+        base.config,
+        layers,
+        processes.tensor,
+        sequence_parallel=job.layout.sequence_parallel,
+        recompute=job.recompute,
+        dtype=DTYPES[job.dtype],
+        device=device,
+        trust_remote_code=job.config.trust_remote_code,
+        lora=adapters.settings_of(job.config, given),
+        bits=adapters.bits_of(job.config),
+    )
     adapters.check_vocabulary(built, int(job.base.config["vocab_size"]), base.config.vocab_size)
     files = WeightFiles(job.base.folder)
     anatomy = built.anatomy
     head, embedding = f"{anatomy.head}.weight", f"{anatomy.embedding}.weight"
-    grown = {name: base.config.vocab_size for name in (embedding, head, f"{anatomy.head}.bias") if name in built.all_places}
+    grown = {
+        name: base.config.vocab_size for name in (embedding, head, f"{anatomy.head}.bias") if name in built.all_places
+    }
     names = match_names(
-        {name: place.shape for name, place in built.all_places.items()}, files, base_prefix=built.base_prefix,
-        tied={head: embedding} if built.tied_name else {}, ignore=built.ignored, grown=grown, renames=built.renames,
-    )  # fmt: skip
-    own = {name: (parameter, built.places[name].part) for name, parameter in built.parameters.items() if not is_adapter(name)}
+        {name: place.shape for name, place in built.all_places.items()},
+        files,
+        base_prefix=built.base_prefix,
+        tied={head: embedding} if built.tied_name else {},
+        ignore=built.ignored,
+        grown=grown,
+        renames=built.renames,
+    )
+    own = {
+        name: (parameter, built.places[name].part)
+        for name, parameter in built.parameters.items()
+        if not is_adapter(name)
+    }
     load(own, files, names, grown=grown)
     fill(built.quantized, built.places, lambda name, part: files.read(names[name], part, DTYPES[job.dtype]))
     adapters.begin(built, given)
@@ -132,12 +160,19 @@ def load_stage(
 def optimizer_settings(job: Job) -> OptimizerSpec:
     config = job.config
     return OptimizerSpec(
-        name=config.optimizer, lr=config.lr, beta1=config.beta1, beta2=config.beta2, eps=config.eps, weight_decay=config.weight_decay,
+        name=config.optimizer,
+        lr=config.lr,
+        beta1=config.beta1,
+        beta2=config.beta2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
         momentum=config.momentum,
-    )  # fmt: skip
+    )
 
 
-def _write_result(job: Job, pipeline: Pipeline, origins: Origins, adapter: Mapping[str, Any] | None, watch: Watch) -> None:
+def _write_result(
+    job: Job, pipeline: Pipeline, origins: Origins, adapter: Mapping[str, Any] | None, watch: Watch
+) -> None:
     """A collective call. The folder by which a run counts as finished comes last."""
     if adapter is None:
         export(pipeline, job.result_folder, origins)
@@ -160,6 +195,9 @@ def _write_result(job: Job, pipeline: Pipeline, origins: Origins, adapter: Mappi
 
 def _origins(job: Job, base: LoadedBase, names: Mapping[str, str], facts: Mapping[str, Any]) -> Origins:
     return Origins(
-        config=base.config, generation_config=base.generation_config, tokenizer_folder=job.folder / KEPT_TOKENIZER,
-        names=names, facts=facts,
-    )  # fmt: skip
+        config=base.config,
+        generation_config=base.generation_config,
+        tokenizer_folder=job.folder / KEPT_TOKENIZER,
+        names=names,
+        facts=facts,
+    )

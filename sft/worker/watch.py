@@ -11,12 +11,12 @@ from typing import Any
 from rich.console import Console
 
 from sft.config.recipe import recipe_text
-from sft.worker.ending import PreemptedError, reason_of
-from sft.resolve.prepare import Job, config_values, resolved_facts, versions
 from sft.observe import chart, report
-from sft.spec import metrics, run_folder
 from sft.observe.progress import Progress, duration
 from sft.observe.trackers import Tracker, open_trackers
+from sft.resolve.prepare import Job, config_values, resolved_facts, versions
+from sft.spec import metrics, run_folder
+from sft.worker.ending import PreemptedError, reason_of
 from tokenize_data.errors import UserError, shorten
 from tokenize_data.files import append_private
 
@@ -57,14 +57,22 @@ class _FirstWatch(Watch):
         self.iteration = iteration
         self.has_started = True
         self._file.rewind(iteration)
-        run_folder.write_run_toml(job.folder, config=config_values(config), resolved=resolved_facts(job), versions=versions())
+        run_folder.write_run_toml(
+            job.folder, config=config_values(config), resolved=resolved_facts(job), versions=versions()
+        )
         run_folder.replace_file(job.folder / "recipe.yaml", recipe_text(config))
         self.status("running")
         self._progress = self._stack.enter_context(Progress(self._console, job.iterations, iteration))
         self._trackers = open_trackers(
-            job.folder, tensorboard=config.tensorboard, wandb=config.wandb, trackio=config.trackio, run_name=job.folder.name,
-            config=config_values(config), warn=self.warn, start=iteration,
-        )  # fmt: skip
+            job.folder,
+            tensorboard=config.tensorboard,
+            wandb=config.wandb,
+            trackio=config.trackio,
+            run_name=job.folder.name,
+            config=config_values(config),
+            warn=self.warn,
+            start=iteration,
+        )
         for tracker in self._trackers:
             self._stack.callback(tracker.close)
         self._began = time.monotonic()
@@ -86,10 +94,14 @@ class _FirstWatch(Watch):
     def warn(self, text: str) -> None:
         with suppress(OSError), append_private(self._job.folder / "warnings.log") as file:
             file.write(f"{' '.join(text.split())}\n".encode("utf-8", "backslashreplace"))  # for the report
-        self._progress.warn(text) if self._progress is not None else self._console.print(f"warning: {text}", style="yellow")
+        self._progress.warn(text) if self._progress is not None else self._console.print(
+            f"warning: {text}", style="yellow"
+        )
 
     def status(self, state: run_folder.State, reason: str = "") -> None:
-        run_folder.write_status(self._job.folder, state=state, iteration=self.iteration, iterations=self._job.iterations, reason=reason)
+        run_folder.write_status(
+            self._job.folder, state=state, iteration=self.iteration, iterations=self._job.iterations, reason=reason
+        )
 
     def finish(self, target: Path) -> None:
         self.status("finished")
@@ -109,7 +121,10 @@ class _FirstWatch(Watch):
             report.write_report([self._job.folder], path)
             self.say(f"report    {path}")
         except Exception as error:  # the model is there: nothing about a page may spoil that
-            self.warn(f"report.html was not written ({type(error).__name__}: {shorten(error)}): try sft report {self._job.folder}")
+            self.warn(
+                f"report.html was not written ({type(error).__name__}: {shorten(error)}): try sft report "
+                f"{self._job.folder}"
+            )
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sft.worker import ending
 from sft.launcher import processes
+from sft.worker import ending
 
 _NEVER_LESS_SECONDS, _TIMES_USUAL, _PATIENT_SECONDS = 120.0, 10.0, 3600.0
 _LOOK_SECONDS = 10.0
@@ -25,7 +25,9 @@ _MOVED_BYTES = 1 << 20  # fewer are no progress: other threads of this process w
 
 @dataclass(frozen=True, kw_only=True)
 class _Phase:
-    """What goes on besides iterations. Bytes are progress where `iterations` is None, else it may take as long as that many."""
+    """What goes on besides iterations. Bytes are progress where `iterations` is None, else it may take as long as that
+    many.
+    """
 
     what: str
     folder: Path | None
@@ -36,10 +38,16 @@ class Watchdog(threading.Thread):
     """Ends this process when it has made no progress for much longer than usual. The launcher then ends the others."""
 
     def __init__(
-        self, limit_seconds: float | None, say: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic,
+        self,
+        limit_seconds: float | None,
+        say: Callable[[str], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
         moved: Callable[[Path | None], int] | None = None,
-    ) -> None:  # fmt: skip
-        """`limit_seconds` is the user's; `moved` counts the bytes that this process, and whoever writes into a folder, has moved."""
+    ) -> None:
+        """`limit_seconds` is the user's; `moved` counts the bytes that this process, and whoever writes into a folder,
+        has moved.
+        """
         super().__init__(name="watchdog", daemon=True)
         self._given, self._say, self._clock = limit_seconds, say, clock
         self._count_moved = moved or bytes_moved
@@ -59,7 +67,9 @@ class Watchdog(threading.Thread):
 
     @contextlib.contextmanager
     def during(self, what: str, *, folder: Path | None = None, iterations: float | None = None) -> Iterator[None]:
-        """Something other than an iteration goes on: `what` it is, the `folder` that is written to, or how many iterations it is worth."""
+        """Something other than an iteration goes on: `what` it is, the `folder` that is written to, or how many
+        iterations it is worth.
+        """
         before = self._phase
         self._moved, self._looked = self._count_moved(folder), self._clock()
         self.beat()

@@ -32,15 +32,23 @@ def train_adapters(case: dict[str, Any], device: torch.device) -> dict[str, Any]
     run = result.pop("run")
     trained = {name for name, parameter in run.built.parameters.items() if parameter.requires_grad}
     result["weights"] = {name: found for name, found in result["weights"].items() if name in trained}
-    result["quantized"] = {name: (run.built.places[name].part, weight.whole()) for name, weight in run.built.quantized.items()}
+    result["quantized"] = {
+        name: (run.built.places[name].part, weight.whole()) for name, weight in run.built.quantized.items()
+    }
     result["gradients"] = [name for name, parameter in run.built.parameters.items() if parameter.grad is not None]
     config = adapter_config_of(run.built.adapted, "base")
-    write_adapter(run.pipeline, Path(case["out"]), AdapterOrigins(config=config, tokenizer_folder=Path(case["tokenizer"]), facts={}))
+    write_adapter(
+        run.pipeline,
+        Path(case["out"]),
+        AdapterOrigins(config=config, tokenizer_folder=Path(case["tokenizer"]), facts={}),
+    )
     return result
 
 
 def peft_model(case: dict[str, Any], dense: dict[str, torch.Tensor] | None = None) -> Any:
-    """PEFT's model with the adapters that ours begins with. `dense` are weights to be used instead of the random ones."""
+    """PEFT's model with the adapters that ours begins with. `dense` are weights to be used instead of the random
+    ones.
+    """
     model = plain.make_model(worker.config_of(case))
     with torch.no_grad():
         for name, weight in (dense or {}).items():
@@ -58,11 +66,16 @@ def with_adapters(model: Any, case: dict[str, Any]) -> Any:
     made: Any = get_peft_model(
         model,
         LoraConfig(
-            r=settings.rank, lora_alpha=int(settings.alpha), target_modules=targets, task_type="CAUSAL_LM",
-            modules_to_save=list(settings.modules_to_save) or None, use_rslora=settings.is_rank_stabilised, ensure_weight_tying=tie,
+            r=settings.rank,
+            lora_alpha=int(settings.alpha),
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+            modules_to_save=list(settings.modules_to_save) or None,
+            use_rslora=settings.is_rank_stabilised,
+            ensure_weight_tying=tie,
         ),
         autocast_adapter_dtype=False,
-    )  # fmt: skip
+    )
     if settings.dropout:
         for name, module in list(made.named_modules()):
             if isinstance(getattr(module, "lora_dropout", None), torch.nn.ModuleDict):
@@ -115,7 +128,9 @@ def train_with_peft(model: Any, case: dict[str, Any]) -> tuple[list[Any], dict[s
     """([(loss, gradient norm)], trained weights by our names, validation)."""
     config, mask = model.config, case.get("loss_mask", 0.0)
     sampler = Sampler(worker.DOCUMENTS, case.get("global_batch", worker.GLOBAL_BATCH), worker.SEED)
-    batches = [sampler.documents(number).astype(np.int64) for number in range(case.get("iterations", worker.ITERATIONS))]
+    batches = [
+        sampler.documents(number).astype(np.int64) for number in range(case.get("iterations", worker.ITERATIONS))
+    ]
     reader = MemoryReader(worker.DOCUMENTS, config.vocab_size, worker.SEQ)
     drops = [module for module in model.modules() if isinstance(module, HashedDropout)]
 
@@ -124,7 +139,9 @@ def train_with_peft(model: Any, case: dict[str, Any]) -> tuple[list[Any], dict[s
             drop.key = _document_key(numbers, place)
 
     records = plain.train(model, reader, batches, mask, on_document)
-    weights = {own_name(name): parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    weights = {
+        own_name(name): parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     return records, weights, plain.validate(model, reader, case.get("val_documents", worker.VALIDATION_DOCUMENTS), mask)
 
 
@@ -135,10 +152,16 @@ def _quantize(model: Any) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and ".layers." in f".{name}":
             new = bnb.nn.Linear4bit(
-                module.in_features, module.out_features, module.bias is not None, compute_dtype=torch.float32, quant_type="nf4",
+                module.in_features,
+                module.out_features,
+                module.bias is not None,
+                compute_dtype=torch.float32,
+                quant_type="nf4",
                 compress_statistics=True,
-            )  # fmt: skip
-            new.weight = bnb.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new)
+            )
+            new.weight = bnb.nn.Params4bit(
+                module.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new
+            )
             new.bias = module.bias
             new.support_avx512bf16_for_cpu = False  # a form for larger layers, chosen when not training
             parent, _, child = name.rpartition(".")

@@ -1,4 +1,6 @@
-"""How long a pipeline waits, by the order in which its stages work: each one's turns are noted, and no time is measured."""
+"""How long a pipeline waits, by the order in which its stages work: each one's turns are noted, and no time is
+measured.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def measure(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def time_of(stages: list[str]) -> int:
-    """When the last turn ends, where a forward turn takes 1 and a backward one 2, and each begins as soon as what it needs is there."""
+    """When the last turn ends, where a forward turn takes 1 and a backward one 2, and each begins as soon as what it
+    needs is there.
+    """
     ends: dict[tuple[int, str, int], int] = {}
     clocks, done = [0] * len(stages), [0] * len(stages)
     while any(done[stage] < len(turns) for stage, turns in enumerate(stages)):

@@ -77,7 +77,16 @@ def cluster(root: Path) -> Iterator[Cluster]:
     made, hosts = Cluster(root), _HOSTS.read_text()
     _HOSTS.write_text(f"{hosts.rstrip()}\n127.0.0.1 sftn1 sftn2 {_MARK}\n")
     try:
-        munge = ["--key-file", "munge.key", "--socket", "run/munge.socket", "--pid-file", "run/munged.pid", "--log-file", "munged.log"]
+        munge = [
+            "--key-file",
+            "munge.key",
+            "--socket",
+            "run/munge.socket",
+            "--pid-file",
+            "run/munged.pid",
+            "--log-file",
+            "munged.log",
+        ]
         munge = [str(root / word) if not word.startswith("--") else word for word in munge]
         made.run("munged", "--force", *munge, "--seed-file", str(root / "run" / "seed"))
         made.run("slurmctld", "-f", str(root / "slurm.conf"))

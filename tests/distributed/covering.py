@@ -12,7 +12,8 @@ Pair = tuple[tuple[str, Any], tuple[str, Any]]
 
 
 def covering(axes: Mapping[str, Sequence[Any]], is_allowed: Callable[[Row], bool]) -> list[Row]:
-    """Greedy: each row starts from a pair that is missing, and takes for every other axis the value that adds the most missing pairs.
+    """Greedy: each row starts from a pair that is missing, and takes for every other axis the value that adds the most
+    missing pairs.
 
     `is_allowed` is asked about partial rows too; it must not forbid a value that it needs to see another axis for.
     """
@@ -51,8 +52,11 @@ def often_enough(rows: Sequence[Row], times: int) -> list[Row]:
 
 def _all_pairs(axes: Mapping[str, Sequence[Any]]) -> set[Pair]:
     return {
-        _pair(one, a, other, b) for one, other in itertools.combinations(axes, 2) for a in axes[one] for b in axes[other]
-    }  # fmt: skip
+        _pair(one, a, other, b)
+        for one, other in itertools.combinations(axes, 2)
+        for a in axes[one]
+        for b in axes[other]
+    }
 
 
 def _pair(one: str, a: Any, other: str, b: Any) -> Pair:

@@ -64,7 +64,9 @@ def command_on(name: str, command: list[str], private: Path | None = None) -> li
 def ssh_is_possible() -> str | None:
     """None, or why not."""
     missing = [
-        program for program in ("sshd", "ssh", "ssh-keygen") if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin") is None
+        program
+        for program in ("sshd", "ssh", "ssh-keygen")
+        if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin") is None
     ]
     return f"there is no {missing[0]}" if missing else None
 
@@ -85,7 +87,15 @@ def ssh_servers(names: list[str], folder: Path) -> Iterator[dict[str, str]]:
         "PidFile": "none",
     }
     flags = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-    server = [shutil.which("sshd", path="/usr/sbin:/usr/bin") or "sshd", "-D", "-f", "/dev/null", "-h", str(folder / "host"), *flags]
+    server = [
+        shutil.which("sshd", path="/usr/sbin:/usr/bin") or "sshd",
+        "-D",
+        "-f",
+        "/dev/null",
+        "-h",
+        str(folder / "host"),
+        *flags,
+    ]
     client = folder / "ssh"
     known = f"-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -i {folder / 'user'}"
     client.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} {known} "$@"\n')

@@ -1,4 +1,6 @@
-"""Starting workers: many cases in one start, each case's results of all ranks, and what can be known of one that died or hung."""
+"""Starting workers: many cases in one start, each case's results of all ranks, and what can be known of one that died
+or hung.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,12 @@ def run_cases(
     return results + [Died(f"not run after {starts} starts that died")] * (len(cases) - len(results))
 
 
-def run_chosen(request: pytest.FixtureRequest, cases: dict[str, dict[str, Any]], folder: Path) -> dict[str, list[Any] | Died]:
-    """The results of a file's cases that its chosen tests have as parameters: one start for all that need as many processes."""
+def run_chosen(
+    request: pytest.FixtureRequest, cases: dict[str, dict[str, Any]], folder: Path
+) -> dict[str, list[Any] | Died]:
+    """The results of a file's cases that its chosen tests have as parameters: one start for all that need as many
+    processes.
+    """
     items = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
     values = [value for item in items for value in item.callspec.params.values()]
     chosen = list(dict.fromkeys(value for value in values if isinstance(value, str) and value in cases))

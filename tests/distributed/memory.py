@@ -53,9 +53,16 @@ def measure(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
         processes = form_groups(layout)
         layers = partition([1.0] * config.num_hidden_layers, layout.pp)[processes.stage]
         built = build_stage(
-            config, layers, processes.tensor, sequence_parallel=layout.sequence_parallel, recompute=case["recompute"], dtype=dtype,
-            device=device, lora=LoraSettings(rank=case["rank"], alpha=16.0) if "rank" in case else None, bits=case.get("bits"),
-        )  # fmt: skip
+            config,
+            layers,
+            processes.tensor,
+            sequence_parallel=layout.sequence_parallel,
+            recompute=case["recompute"],
+            dtype=dtype,
+            device=device,
+            lora=LoraSettings(rank=case["rank"], alpha=16.0) if "rank" in case else None,
+            bits=case.get("bits"),
+        )
         with torch.no_grad():
             for parameter in built.parameters.values():
                 parameter.normal_(0.0, 0.02)
@@ -64,14 +71,18 @@ def measure(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
         settings = OptimizerSpec(name="adamw", lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
         pipeline = Pipeline(
             built, processes, optimizer=settings, clip=plain.CLIP, device=device, vocabulary_size=config.vocab_size
-        )  # fmt: skip
+        )
         pipeline.loss.at_once = case.get("at_once")
         rows = case["rows"]
         reader: Any = EvenReader(rows * layout.dp, config.vocab_size, case["places"], case["share"])
         feed = Feed(
-            reader, capacity=case["places"], replicas=layout.dp, replica=processes.replica, loss_mask=0.0,
+            reader,
+            capacity=case["places"],
+            replicas=layout.dp,
+            replica=processes.replica,
+            loss_mask=0.0,
             multiple=layout.tp if layout.sequence_parallel else 1,
-        )  # fmt: skip
+        )
         sampler = Sampler(len(reader), rows * layout.dp, 0)
         steps = train(pipeline, feed, sampler, reader, rate=lambda _: 1e-4, start=0, iterations=3)
         next(steps)
@@ -80,4 +91,10 @@ def measure(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
         for _ in steps:
             pass
     weights = sum(parameter.numel() for parameter in built.parameters.values())
-    return {"at_rest": at_rest, "peak": allocations.peak, "stage": processes.stage, "weights": weights, "details": allocations.at_peak}
+    return {
+        "at_rest": at_rest,
+        "peak": allocations.peak,
+        "stage": processes.stage,
+        "weights": weights,
+        "details": allocations.at_peak,
+    }

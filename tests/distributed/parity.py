@@ -27,11 +27,15 @@ def train(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
     before = _masters(run)
     records = [(record["loss"], record["grad_norm"]) for record in run.train()]
     return {
-        "records": records, "gradients": first, "before": before, "after": _masters(run),
+        "records": records,
+        "gradients": first,
+        "before": before,
+        "after": _masters(run),
         "parts": {name: (run.built.places[name].part, run.built.places[name].shape) for name in run.built.places},
-        "weights": run.weights(), "run": run,
+        "weights": run.weights(),
+        "run": run,
         "quantized": {name: weight.whole() for name, weight in run.built.quantized.items()},
-    }  # fmt: skip
+    }
 
 
 def _masters(run: Any) -> list[tuple[str, int, Tensor]]:
@@ -49,8 +53,11 @@ def whole(ranks: list[dict[str, Any]]) -> Trained:
             _put(weights, name, rank["parts"][name], weight)
     gradients, before, after = (_joined(ranks, moment) for moment in ("gradients", "before", "after"))
     return Trained(
-        records=ranks[0]["records"], gradients=gradients, updates={name: after[name] - before[name] for name in after}, weights=weights
-    )  # fmt: skip
+        records=ranks[0]["records"],
+        gradients=gradients,
+        updates={name: after[name] - before[name] for name in after},
+        weights=weights,
+    )
 
 
 def _joined(ranks: list[dict[str, Any]], moment: str) -> dict[str, Tensor]:
@@ -78,7 +85,9 @@ def _put(wholes: dict[str, Tensor], name: str, place: tuple[Any, tuple[int, ...]
         part.put(wholes.setdefault(name, torch.full(shape, torch.nan, dtype=values.dtype)), values)
 
 
-def expected(case: dict[str, Any], ranks: list[dict[str, Any]], dtype: torch.dtype | None = None, *, kept_alone: bool = False) -> Trained:
+def expected(
+    case: dict[str, Any], ranks: list[dict[str, Any]], dtype: torch.dtype | None = None, *, kept_alone: bool = False
+) -> Trained:
     """The same by the reference. Quantised weights are what the ranks made of them."""
     dense: dict[str, Tensor] = {}
     for rank in ranks:
@@ -91,7 +100,9 @@ def expected(case: dict[str, Any], ranks: list[dict[str, Any]], dtype: torch.dty
     if "lora" in case:
         model = adapters.with_adapters(model, case)
     sampler = Sampler(worker.DOCUMENTS, case.get("global_batch", worker.GLOBAL_BATCH), worker.SEED)
-    batches = [sampler.documents(number).astype(np.int64) for number in range(case.get("iterations", worker.ITERATIONS))]
+    batches = [
+        sampler.documents(number).astype(np.int64) for number in range(case.get("iterations", worker.ITERATIONS))
+    ]
     reader = MemoryReader(worker.DOCUMENTS, config.vocab_size, worker.SEQ)
     make = reference.OPTIMIZERS[case.get("optimizer", "adamw")]
     return reference.train(model, reader, batches, case.get("loss_mask", 0.0), make, name_of, kept_alone=kept_alone)

@@ -1,4 +1,6 @@
-"""The parity table in bfloat16: which combinations of what a user can choose are compared with a bare loop over transformers or PEFT."""
+"""The parity table in bfloat16: which combinations of what a user can choose are compared with a bare loop over
+transformers or PEFT.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +40,18 @@ AXES: dict[str, list[Any]] = {
 _EMBEDDING = {"gpt-neox": "embed_in", "falcon": "word_embeddings", "falcon-new": "word_embeddings"}
 _HEAD: dict[str, str] = {}
 _NORM = {
-    "gpt-neox": "final_layer_norm", "opt": "decoder.final_layer_norm", "opt-350m": "self_attn_layer_norm", "falcon": "ln_f",
+    "gpt-neox": "final_layer_norm",
+    "opt": "decoder.final_layer_norm",
+    "opt-350m": "self_attn_layer_norm",
+    "falcon": "ln_f",
     "falcon-new": "ln_f",
-}  # fmt: skip
+}
 
 
 def is_allowed(row: Row) -> bool:
-    """Left out: stretches of tokens on one tensor rank, and split tensors on one replica, where neither has an effect."""
+    """Left out: stretches of tokens on one tensor rank, and split tensors on one replica, where neither has an
+    effect.
+    """
     layout = row.get("layout")
     return (
         not (row.get("sequence_parallel") and layout not in (None, "tp2", "tp2 x pp2", "tp2 x dp2"))
@@ -57,10 +64,21 @@ def case_of(row: Row) -> dict[str, Any]:
     """What a worker is told."""
     family, mode = row["family"], MODES[row["mode"]]
     case = {
-        "kind": "parity", "dtype": "bfloat16", "layers": 2, "iterations": 3, "family": family, "tied": row["tied"],
-        "recompute": row["recompute"], "optimizer": row["optimizer"], "sequence_parallel": row["sequence_parallel"],
-        "loss_mask": row["loss_mask"], "pack": row["pack"], "small": 512 if row["split"] else 2**16, **LAYOUTS[row["layout"]], **mode,
-    }  # fmt: skip
+        "kind": "parity",
+        "dtype": "bfloat16",
+        "layers": 2,
+        "iterations": 3,
+        "family": family,
+        "tied": row["tied"],
+        "recompute": row["recompute"],
+        "optimizer": row["optimizer"],
+        "sequence_parallel": row["sequence_parallel"],
+        "loss_mask": row["loss_mask"],
+        "pack": row["pack"],
+        "small": 512 if row["split"] else 2**16,
+        **LAYOUTS[row["layout"]],
+        **mode,
+    }
     if "modules_to_save" in mode.get("lora", {}):
         saved = [_EMBEDDING.get(family, "embed_tokens"), _HEAD.get(family, "lm_head"), _NORM.get(family, "model.norm")]
         case["lora"] = {"modules_to_save": saved}

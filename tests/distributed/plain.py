@@ -1,4 +1,6 @@
-"""The oracle: a training loop over plain transformers in float32, one document at a time, with nothing of ours in it."""
+"""The oracle: a training loop over plain transformers in float32, one document at a time, with nothing of ours in
+it.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,15 @@ def make_model(config: Any, seed: int = 0) -> Any:
 
 
 def train(
-    model: Any, reader: Any, batches: list[np.ndarray], loss_mask: float, on_document: Callable[[np.ndarray, int], None] = lambda *_: None
+    model: Any,
+    reader: Any,
+    batches: list[np.ndarray],
+    loss_mask: float,
+    on_document: Callable[[np.ndarray, int], None] = lambda *_: None,
 ) -> list[tuple[float, float]]:
-    """[(loss, gradient norm)], one an iteration. `on_document` is told the batch and the place in it of what comes next."""
+    """[(loss, gradient norm)], one an iteration. `on_document` is told the batch and the place in it of what comes
+    next.
+    """
     decaying = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decaying, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
@@ -70,4 +78,6 @@ def validate(model: Any, reader: Any, num_documents: int, loss_mask: float) -> d
 
 def weights_of(document: Any, loss_mask: float) -> torch.Tensor:
     roles = document.roles()[1:]
-    return torch.from_numpy(np.where(roles == ASSISTANT, 1.0, np.where(roles == TEMPLATE, 0.0, loss_mask)).astype(np.float32))
+    return torch.from_numpy(
+        np.where(roles == ASSISTANT, 1.0, np.where(roles == TEMPLATE, 0.0, loss_mask)).astype(np.float32)
+    )

@@ -1,6 +1,8 @@
-"""The reference for every number format: a bare loop over transformers or PEFT, one document at a time, with nothing of ours in it.
+"""The reference for every number format: a bare loop over transformers or PEFT, one document at a time, with nothing of
+ours in it.
 
-Weights are in the run's dtype. Gradients are summed in float32, and an optimizer updates float32 copies of the weights, tensor by tensor.
+Weights are in the run's dtype. Gradients are summed in float32, and an optimizer updates float32 copies of the weights,
+tensor by tensor.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class Trained:
     weights: dict[str, Tensor]  # after the last iteration, as the model computes with them
 
 
-def make_model(config: Any, dtype: torch.dtype, dense: Mapping[str, Tensor] | None = None, attention: str = "eager") -> Any:
+def make_model(
+    config: Any, dtype: torch.dtype, dense: Mapping[str, Tensor] | None = None, attention: str = "eager"
+) -> Any:
     """`plain.make_model` in another dtype. `dense` are weights to be used instead of the random ones."""
     whole = dict(plain.make_model(config).named_parameters())
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
@@ -41,9 +45,15 @@ def make_model(config: Any, dtype: torch.dtype, dense: Mapping[str, Tensor] | No
 
 
 def train(
-    model: Any, reader: Any, batches: list[np.ndarray], loss_mask: float, make_optimizers: Callable[[dict[str, Any]], list[Any]],
-    own_name: Callable[[str], str] = lambda name: name, *, kept_alone: bool = False,
-) -> Trained:  # fmt: skip
+    model: Any,
+    reader: Any,
+    batches: list[np.ndarray],
+    loss_mask: float,
+    make_optimizers: Callable[[dict[str, Any]], list[Any]],
+    own_name: Callable[[str], str] = lambda name: name,
+    *,
+    kept_alone: bool = False,
+) -> Trained:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     masters = {name: torch.nn.Parameter(parameter.detach().float().clone()) for name, parameter in trained.items()}
     begin = {name: master.detach().clone() for name, master in masters.items()}
@@ -63,10 +73,11 @@ def train(
                 parameter.copy_(masters[name])
         records.append((loss, float(norm)))
     return Trained(
-        records=records, gradients={own_name(name): value for name, value in first.items()},
+        records=records,
+        gradients={own_name(name): value for name, value in first.items()},
         updates={own_name(name): master.detach() - begin[name] for name, master in masters.items()},
         weights={own_name(name): parameter.detach() for name, parameter in trained.items()},
-    )  # fmt: skip
+    )
 
 
 def _gradients(
@@ -122,7 +133,9 @@ def _adamw8bit(masters: dict[str, Any]) -> list[Any]:
 def _adafactor(masters: dict[str, Any]) -> list[Any]:
     from transformers.optimization import Adafactor
 
-    return [Adafactor(_groups(masters.values()), lr=plain.LR, scale_parameter=False, relative_step=False, warmup_init=False)]
+    return [
+        Adafactor(_groups(masters.values()), lr=plain.LR, scale_parameter=False, relative_step=False, warmup_init=False)
+    ]
 
 
 def _muon(masters: dict[str, Any]) -> list[Any]:
@@ -131,14 +144,22 @@ def _muon(masters: dict[str, Any]) -> list[Any]:
     rest = {name: m for name, m in masters.items() if name not in inside}
     made: list[Any] = []
     if inside:
-        made.append(torch.optim.Muon(list(inside.values()), lr=plain.LR, weight_decay=plain.DECAY, adjust_lr_fn="match_rms_adamw"))
+        made.append(
+            torch.optim.Muon(
+                list(inside.values()), lr=plain.LR, weight_decay=plain.DECAY, adjust_lr_fn="match_rms_adamw"
+            )
+        )
     return made + (_adamw(rest) if rest else [])
 
 
 OPTIMIZERS: dict[str, Callable[[dict[str, Any]], list[Any]]] = {
-    "adamw": _adamw, "sgd": _sgd, "sgd, momentum": partial(_sgd, momentum=MOMENTUM), "adamw8bit": _adamw8bit, "adafactor": _adafactor,
+    "adamw": _adamw,
+    "sgd": _sgd,
+    "sgd, momentum": partial(_sgd, momentum=MOMENTUM),
+    "adamw8bit": _adamw8bit,
+    "adafactor": _adafactor,
     "muon": _muon,
-}  # fmt: skip
+}
 
 
 def cosine(one: Tensor, other: Tensor) -> float:

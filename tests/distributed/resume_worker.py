@@ -1,4 +1,6 @@
-"""What each process of a resume test runs: cases that train and save on the way, and cases that go on from what another case saved."""
+"""What each process of a resume test runs: cases that train and save on the way, and cases that go on from what another
+case saved.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def saved(root: Path, name: str, iteration: int = SAVED_AFTER) -> Path:
 
 
 def run_case(case: dict[str, Any], device: torch.device, root: Path) -> dict[str, Any]:
-    """{losses and gradient norms; names of what is not bit by bit as without interruption}. Leaves a checkpoint of the last iteration."""
+    """{losses and gradient norms; names of what is not bit by bit as without interruption}. Leaves a checkpoint of the
+    last iteration.
+    """
     run = prepare(case, device)
     if case.get("resume"):
         result = _go_on(run, case, root)
@@ -46,8 +50,13 @@ def _save_on_the_way(run: Run, folder: Path) -> dict[str, Any]:
     """As a run does it: training goes on while a thread writes, in files of which each rank has several."""
     first = _train(run, 0, SAVED_AFTER)
     pending = start_saving(
-        snapshot(run.pipeline), folder, iteration=SAVED_AFTER, facts={"next": "ab"}, peers=peers_of(), limit_bytes=20_000
-    )  # fmt: skip
+        snapshot(run.pipeline),
+        folder,
+        iteration=SAVED_AFTER,
+        facts={"next": "ab"},
+        peers=peers_of(),
+        limit_bytes=20_000,
+    )
     rest = []
     for number in range(SAVED_AFTER, ITERATIONS):
         rest += _train(run, number, number + 1)
@@ -84,7 +93,9 @@ def _everything(run: Run) -> dict[str, torch.Tensor]:
 def _train(run: Run, start: int, iterations: int) -> list[list[float]]:
     from sft.engine.trainer import train
 
-    records = train(run.pipeline, run.feed, run.sampler, run.reader, rate=lambda k: plain.LR / k, start=start, iterations=iterations)
+    records = train(
+        run.pipeline, run.feed, run.sampler, run.reader, rate=lambda k: plain.LR / k, start=start, iterations=iterations
+    )
     return [[record["loss"], record["grad_norm"]] for record in records]
 
 

@@ -1,4 +1,6 @@
-"""However a run with adapters is laid out, it computes what PEFT computes on one process, and PEFT reads what it writes."""
+"""However a run with adapters is laid out, it computes what PEFT computes on one process, and PEFT reads what it
+writes.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,34 @@ ALL_FAMILIES = sorted(FAMILIES)
 CORE = ("llama", "gpt-neox", "opt", "gemma")
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama: tp4": {"family": "llama", "tp": 4},
-    "llama: pp2 x dp2, one stage trains nothing": {"family": "llama", "pp": 2, "dp": 2, "lora": {"targets": ["lm_head"]}},
-    "llama: tp2 x dp2, head": {"family": "llama", "tp": 2, "dp": 2, "sequence_parallel": True, "lora": {"targets": ["lm_head", "q_proj"]}},
-    "llama: embedding, head, norms": {
-        "family": "llama", "tp": 2, "pp": 2, "lora": {"modules_to_save": ["embed_tokens", "lm_head", "model.norm"], "targets": ["v_proj"]},
+    "llama: pp2 x dp2, one stage trains nothing": {
+        "family": "llama",
+        "pp": 2,
+        "dp": 2,
+        "lora": {"targets": ["lm_head"]},
     },
-    "llama3-tied: embedding": {"family": "llama3-tied", "tp": 2, "pp": 2, "lora": {"modules_to_save": ["embed_tokens"]}},
+    "llama: tp2 x dp2, head": {
+        "family": "llama",
+        "tp": 2,
+        "dp": 2,
+        "sequence_parallel": True,
+        "lora": {"targets": ["lm_head", "q_proj"]},
+    },
+    "llama: embedding, head, norms": {
+        "family": "llama",
+        "tp": 2,
+        "pp": 2,
+        "lora": {"modules_to_save": ["embed_tokens", "lm_head", "model.norm"], "targets": ["v_proj"]},
+    },
+    "llama3-tied: embedding": {
+        "family": "llama3-tied",
+        "tp": 2,
+        "pp": 2,
+        "lora": {"modules_to_save": ["embed_tokens"]},
+    },
     "llama3-tied: rank-stabilised": {"family": "llama3-tied", "pp": 2, "dp": 2, "lora": {"is_rank_stabilised": True}},
     "llama: 8 bits": {"family": "llama", "tp": 2, "pp": 2, "bits": 8},
-}  # fmt: skip
+}
 
 
 def _cases() -> dict[str, dict[str, Any]]:
@@ -61,16 +82,29 @@ def _cases() -> dict[str, dict[str, Any]]:
 DROPPING = {"family": "llama", "lora": {"dropout": 0.3}}
 DROPOUT: dict[str, dict[str, Any]] = {
     "dropout: one": {**DROPPING, "recompute": "full"},
-    "dropout: tp2 x pp2, stretches": {**DROPPING, "tp": 2, "pp": 2, "sequence_parallel": True, "recompute": "selective", "micro_batch": 1},
+    "dropout: tp2 x pp2, stretches": {
+        **DROPPING,
+        "tp": 2,
+        "pp": 2,
+        "sequence_parallel": True,
+        "recompute": "selective",
+        "micro_batch": 1,
+    },
     "dropout: pp2 x dp2, unpacked": {**DROPPING, "pp": 2, "dp": 2, "pack": False},
 }
 CASES = _cases() | {name: {**SHORT, **facts} for name, facts in DROPOUT.items()}
 # The rest is a long proof.
 IN_CI = {
-    *VARIANTS, "llama: one, 4 bits", "llama: tp2 x pp2, stretches", "gpt-neox: tp2 x pp2, stretches", "opt: tp2 x dp2",
+    *VARIANTS,
+    "llama: one, 4 bits",
+    "llama: tp2 x pp2, stretches",
+    "gpt-neox: tp2 x pp2, stretches",
+    "opt: tp2 x dp2",
     "gemma: tp2 x pp2, stretches, 4 bits",
-}  # fmt: skip
-PARAMETERS = [pytest.param(name, marks=() if name in IN_CI else (pytest.mark.slow,)) for name in CASES if name not in DROPOUT]
+}
+PARAMETERS = [
+    pytest.param(name, marks=() if name in IN_CI else (pytest.mark.slow,)) for name in CASES if name not in DROPOUT
+]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +130,8 @@ def test_adapters_train_as_with_peft(name, results):
         torch.testing.assert_close(torch.tensor(rank["records"]), torch.tensor(records), rtol=TOLERANCE, atol=0.0)
         assert rank["validation"]["val_loss"] == pytest.approx(validation["val_loss"], rel=TOLERANCE)
     written = {
-        key.removeprefix("base_model.model."): value for key, value in load_file(Path(case["out"], "adapter_model.safetensors")).items()
+        key.removeprefix("base_model.model."): value
+        for key, value in load_file(Path(case["out"], "adapter_model.safetensors")).items()
     }
     tied = {"lm_head.weight"} if worker.config_of(case).tie_word_embeddings else set()
     assert written.keys() - tied == weights.keys() - tied
@@ -110,7 +145,9 @@ def test_adapters_train_as_with_peft(name, results):
 def test_the_same_is_dropped_on_every_layout_and_with_peft(one, other, results):
     (alone,), ranks = results_of(results[one]), results_of(results[other])
     for rank in ranks:
-        torch.testing.assert_close(torch.tensor(rank["records"]), torch.tensor(alone["records"]), rtol=TOLERANCE, atol=0.0)
+        torch.testing.assert_close(
+            torch.tensor(rank["records"]), torch.tensor(alone["records"]), rtol=TOLERANCE, atol=0.0
+        )
     records, *_ = adapters.train_with_peft(adapters.peft_model(CASES[one]), CASES[one])
     torch.testing.assert_close(torch.tensor(alone["records"]), torch.tensor(records), rtol=TOLERANCE, atol=0.0)
     without = {**CASES[one], "lora": {}}
@@ -119,10 +156,15 @@ def test_the_same_is_dropped_on_every_layout_and_with_peft(one, other, results):
 
 
 def _dense(case: dict[str, Any], ranks: list[Any]) -> dict[str, torch.Tensor] | None:
-    """What the ranks' quantised slices mean, put together. None where PEFT can quantise for itself: then the whole is one slice."""
+    """What the ranks' quantised slices mean, put together. None where PEFT can quantise for itself: then the whole is
+    one slice.
+    """
     if "bits" not in case or (case["bits"] == 4 and case.get("tp", 1) == 1):
         return None
-    wholes = {name: parameter.detach().clone() for name, parameter in plain.make_model(worker.config_of(case)).named_parameters()}
+    wholes = {
+        name: parameter.detach().clone()
+        for name, parameter in plain.make_model(worker.config_of(case)).named_parameters()
+    }
     originals, quantized = {name: whole.clone() for name, whole in wholes.items()}, set()
     for rank in ranks:
         for name, (part, values) in rank["quantized"].items():
@@ -136,10 +178,14 @@ def _dense(case: dict[str, Any], ranks: list[Any]) -> dict[str, torch.Tensor] | 
 
 def _compare_logits(case: dict[str, Any], trained: Any, dense: dict[str, torch.Tensor] | None) -> None:
     """The adapter as PEFT reads it, on the same base."""
-    base = adapters.peft_model(case, dense).unload() if case.get("bits") == 4 else plain.make_model(worker.config_of(case))
+    base = (
+        adapters.peft_model(case, dense).unload() if case.get("bits") == 4 else plain.make_model(worker.config_of(case))
+    )
     for name, weight in (dense or {}).items():
         base.get_parameter(name).data.copy_(weight)
     ids = torch.arange(3, 33)[None]
     with torch.no_grad():
         loaded = PeftModel.from_pretrained(base, case["out"]).eval()
-        torch.testing.assert_close(loaded(input_ids=ids).logits, trained.eval()(input_ids=ids).logits, rtol=0.0, atol=1e-4)
+        torch.testing.assert_close(
+            loaded(input_ids=ids).logits, trained.eval()(input_ids=ids).logits, rtol=0.0, atol=1e-4
+        )

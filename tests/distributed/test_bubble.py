@@ -11,10 +11,16 @@ from tests.distributed.launch import Died, results_of, run_chosen
 
 CASES: dict[str, dict[str, Any]] = {
     f"pp{pp}, {documents} rows": {
-        "kind": "bubble", "family": "llama", "layers": 4, "pp": pp, "micro_batch": 1, "pack": False, "global_batch": documents,
+        "kind": "bubble",
+        "family": "llama",
+        "layers": 4,
+        "pp": pp,
+        "micro_batch": 1,
+        "pack": False,
+        "global_batch": documents,
     }
     for pp, documents in ((2, 4), (4, 12))
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,6 @@
-"""The core proof: however a run is laid out over processes, it computes what a plain loop over plain transformers computes."""
+"""The core proof: however a run is laid out over processes, it computes what a plain loop over plain transformers
+computes.
+"""
 
 from __future__ import annotations
 
@@ -55,12 +57,30 @@ TABLE: dict[str, dict[str, Any]] = {
 def _cases() -> dict[str, dict[str, Any]]:
     cases = {f"llama: {name}": {"family": "llama", **layout} for name, layout in TABLE.items()}
     cases["llama3-tied: pp4"] = {"family": "llama3-tied", "pp": 4}
-    cases["llama3-tied: pp2 x tp2, loss in chunks"] = {"family": "llama3-tied", "pp": 2, "tp": 2, "at_once": 5, **FAMILY}
-    cases["gemma2: pp2, loss in chunks"] = {"family": "gemma2", "pp": 2, "dp": 2, "at_once": 5, "micro_batch": 4, **FAMILY}
+    cases["llama3-tied: pp2 x tp2, loss in chunks"] = {
+        "family": "llama3-tied",
+        "pp": 2,
+        "tp": 2,
+        "at_once": 5,
+        **FAMILY,
+    }
+    cases["gemma2: pp2, loss in chunks"] = {
+        "family": "gemma2",
+        "pp": 2,
+        "dp": 2,
+        "at_once": 5,
+        "micro_batch": 4,
+        **FAMILY,
+    }
     cases["llama3-tied: tp4, stretches"] = {"family": "llama3-tied", "tp": 4, "sequence_parallel": True, **FAMILY}
     for family in FAMILIES:
         tensors = {"tp2 x dp2": WHOLE_REPLICAS} if family in NO_TP4 else {"tp4": WHOLE}
-        for name, layout in {"one": ONE, "pp2 x dp2, unpacked": REPLICAS, "tp2 x pp2, stretches": STRETCHES, **tensors}.items():
+        for name, layout in {
+            "one": ONE,
+            "pp2 x dp2, unpacked": REPLICAS,
+            "tp2 x pp2, stretches": STRETCHES,
+            **tensors,
+        }.items():
             cases.setdefault(f"{family}: {name}", {"family": family, **FAMILY, **layout})
     return cases
 
@@ -94,7 +114,9 @@ def test_a_layout_trains_as_plain_transformers_does(name, results):
     mask, iterations = case.get("loss_mask", 0.0), case.get("iterations", worker.ITERATIONS)
     global_batch, layers = case.get("global_batch", worker.GLOBAL_BATCH), worker.config_of(case).num_hidden_layers
     records, weights, model = oracle(case["family"], layers, mask, global_batch, iterations)
-    validation = plain.validate(model, _reader(model.config), case.get("val_documents", worker.VALIDATION_DOCUMENTS), mask)
+    validation = plain.validate(
+        model, _reader(model.config), case.get("val_documents", worker.VALIDATION_DOCUMENTS), mask
+    )
     for rank in ranks:
         assert "refusal" not in rank, rank["refusal"]
         torch.testing.assert_close(torch.tensor(rank["records"]), torch.tensor(records), rtol=TOLERANCE, atol=0.0)

@@ -1,4 +1,6 @@
-"""Predicted memory against the engine's measured peaks: tensors that are alive at once, counted on the CPU, rank by rank."""
+"""Predicted memory against the engine's measured peaks: tensors that are alive at once, counted on the CPU, rank by
+rank.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,15 @@ from tests.models import FAMILIES
 
 TOLERANCE = 0.05
 SIZES = {
-    "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
-    "vocab_size": 1000, "head_dim": 16, "max_position_embeddings": 1024,
-}  # fmt: skip
+    "hidden_size": 128,
+    "intermediate_size": 320,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 1000,
+    "head_dim": 16,
+    "max_position_embeddings": 1024,
+}
 _RENAMED = {"opt": {"intermediate_size": "ffn_dim"}, "falcon": {"intermediate_size": "ffn_hidden_size"}}
 _DTYPES = {"bfloat16": "bf16", "float32": "fp32"}
 
@@ -30,7 +38,15 @@ def case(**given: Any) -> dict[str, Any]:
     sizes = {_RENAMED.get(kind, {}).get(name, name): value for name, value in sizes.items()}
     if kind == "opt":
         sizes["word_embed_proj_dim"] = 64 if family == "opt-350m" else 128
-    plain = {"kind": "memory", "family": family, "dtype": "bfloat16", "recompute": "none", "rows": 4, "places": 256, "share": 0.5}
+    plain = {
+        "kind": "memory",
+        "family": family,
+        "dtype": "bfloat16",
+        "recompute": "none",
+        "rows": 4,
+        "places": 256,
+        "share": 0.5,
+    }
     return plain | {"sizes": sizes} | given
 
 
@@ -45,31 +61,48 @@ CI: dict[str, dict[str, Any]] = {  # of two processes each: one start
     "pp2, float32": case(pp=2, dtype="float32"),
 }
 _LAYOUTS: dict[str, dict[str, Any]] = {
-    "one": {}, "few trained": {"share": 0.1}, "one row": {"rows": 1}, "dp2": {"dp": 2}, "tp2": {"tp": 2},
-    "tp2, stretches": {"tp": 2, "sequence_parallel": True}, "pp2": {"pp": 2}, "pp2, one row": {"pp": 2, "rows": 1},
-    "pp2 x dp2": {"pp": 2, "dp": 2}, "pp4": {"pp": 4, "rows": 8}, "tp2 x pp2, stretches": {"tp": 2, "pp": 2, "sequence_parallel": True},
-    "long": {"places": 1024, "share": 0.1}, "tp4": {"tp": 4, "places": 512},
-}  # fmt: skip
+    "one": {},
+    "few trained": {"share": 0.1},
+    "one row": {"rows": 1},
+    "dp2": {"dp": 2},
+    "tp2": {"tp": 2},
+    "tp2, stretches": {"tp": 2, "sequence_parallel": True},
+    "pp2": {"pp": 2},
+    "pp2, one row": {"pp": 2, "rows": 1},
+    "pp2 x dp2": {"pp": 2, "dp": 2},
+    "pp4": {"pp": 4, "rows": 8},
+    "tp2 x pp2, stretches": {"tp": 2, "pp": 2, "sequence_parallel": True},
+    "long": {"places": 1024, "share": 0.1},
+    "tp4": {"tp": 4, "places": 512},
+}
 ALL = {
     **{
         f"{name}, {recompute}": case(recompute=recompute, **layout)
-        for name, layout in _LAYOUTS.items() for recompute in ("none", "selective", "full")
+        for name, layout in _LAYOUTS.items()
+        for recompute in ("none", "selective", "full")
     },
     **{f"{name}, float32": case(dtype="float32", **_LAYOUTS[name]) for name in ("one", "dp2", "tp2", "pp2")},
     **{
         f"{family}, {recompute}": case(family=family, recompute=recompute, places=512, share=0.1)
-        for family in FAMILIES for recompute in ("none", "selective", "full")
+        for family in FAMILIES
+        for recompute in ("none", "selective", "full")
     },
     **{
         f"adapters, {name}, {recompute}": case(recompute=recompute, rank=8, **_LAYOUTS[name])
-        for name in ("one", "dp2", "tp2", "pp2", "long") for recompute in ("none", "selective", "full")
+        for name in ("one", "dp2", "tp2", "pp2", "long")
+        for recompute in ("none", "selective", "full")
     },
     **{
         f"loss in chunks, {name}, {recompute}": case(places=1024, at_once=128, recompute=recompute, **layout)
-        for name, layout in {"one": {}, "tp2": {"tp": 2}, "adapters": {"rank": 8}}.items() for recompute in ("none", "full")
+        for name, layout in {"one": {}, "tp2": {"tp": 2}, "adapters": {"rank": 8}}.items()
+        for recompute in ("none", "full")
     },
-    **{f"adapters on {bits} bits, {way}": case(recompute=way, rank=8, bits=bits) for bits in (4, 8) for way in ("none", "full")},
-}  # fmt: skip
+    **{
+        f"adapters on {bits} bits, {way}": case(recompute=way, rank=8, bits=bits)
+        for bits in (4, 8)
+        for way in ("none", "full")
+    },
+}
 CASES = {**CI, **ALL}
 
 
@@ -83,10 +116,14 @@ def predicted(case: dict[str, Any], stage: int) -> StageMemory:
     model = Architecture.of_config({"model_type": kind, **values, **case["sizes"]})
     layout = layout_of(case)
     work = Work(
-        row_tokens=case["places"], trained_share=case["share"], micro_batches=case["rows"], recompute=case["recompute"],
-        logits_chunk_tokens=case.get("at_once"), dtype=_DTYPES[case["dtype"]],
+        row_tokens=case["places"],
+        trained_share=case["share"],
+        micro_batches=case["rows"],
+        recompute=case["recompute"],
+        logits_chunk_tokens=case.get("at_once"),
+        dtype=_DTYPES[case["dtype"]],
         adapters=Adapters(rank=case["rank"], bits=case.get("bits")) if "rank" in case else None,
-    )  # fmt: skip
+    )
     return stage_memory(model, layout, stage, partition([1.0] * model.layers, layout.pp)[stage], work)
 
 

@@ -1,4 +1,6 @@
-"""Hosts, as network namespaces: the same losses as on one, and a message that names the host when something is not right."""
+"""Hosts, as network namespaces: the same losses as on one, and a message that names the host when something is not
+right.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def node(site: Site, network: list[str], tmp_path: Path) -> Iterator[Callable[..
         whole = hosts.command_on(network[number], command, private)
         said = [folder / f"{len(started)}.{stream}" for stream in ("out", "err")]
         with said[0].open("w") as out, said[1].open("w") as err:
-            process = subprocess.Popen(whole, cwd=site.root, env=site.environment(env), start_new_session=True, stdout=out, stderr=err)
+            process = subprocess.Popen(
+                whole, cwd=site.root, env=site.environment(env), start_new_session=True, stdout=out, stderr=err
+            )
         process.said = said
         started.append(process)
         return process
@@ -101,7 +105,10 @@ def test_two_hosts_train_as_one_does(site: Site, node: Callable):
     assert all(word in columns for word in ("processes", "devices", "free memory", "free disk", "clock"))
     assert any(line.startswith("1     sfthost1  2          ") and line.endswith(" s") for line in table)
     common = next(line for line in table if line.startswith("the same on all: "))
-    assert all(word in common for word in ("sft 0.1.0", "torch 2", "deepspeed 0", "transformers 5", "settings ", "data ", "base model "))
+    assert all(
+        word in common
+        for word in ("sft 0.1.0", "torch 2", "deepspeed 0", "transformers 5", "settings ", "data ", "base model ")
+    )
     for one, two in zip(site.metrics(_RUN), site.metrics(f"{_RUN}-two"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
@@ -112,9 +119,11 @@ def test_two_hosts_train_as_one_does(site: Site, node: Callable):
         (["--rank", "1", "--lr", "1e-4"], "node 1 (sfthost1) has settings "),
         (["--rank", "1", "--tokenized_data_dir", "elsewhere"], "node 1 (sfthost1): elsewhere/orders does not exist"),
         _slow(["--rank", "1", "--save_checkpoint_dir", "local"], "is not the folder that node 0 calls "),
-        _slow(["--rank", "1", "--checkpoint", "./missing"], "node 1 (sfthost1): --checkpoint ./missing: no such folder"),
+        _slow(
+            ["--rank", "1", "--checkpoint", "./missing"], "node 1 (sfthost1): --checkpoint ./missing: no such folder"
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_differs_stops_all_with_the_host_s_name(site: Site, node: Callable, flags: list[str], message: str):
     (code, _, err), (other_code, _, other_err) = _ended(
         [node(0, *_DATA, "--iters", "4", "--id", "x"), node(1, "--iters", "4", "--id", "x", *flags)]
@@ -129,7 +138,9 @@ def test_what_only_one_host_has(site: Site, node: Callable):
     """Other shards where they should be shared, another version of a library, a folder that cannot be written to."""
     fake = site.root / "fake"
     (fake / "transformers-4.99.dist-info").mkdir(parents=True)
-    (fake / "transformers-4.99.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.99\n")
+    (fake / "transformers-4.99.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: transformers\nVersion: 4.99\n"
+    )
     environment = {"PYTHONPATH": f"{fake}:{site.environment()['PYTHONPATH']}"}
     flags = ["--iters", "4", "--id", "only"]
     (code, _, err), (other_code, _, other_err) = _ended([node(0, *_DATA, *flags), node(1, *flags, env=environment)])
@@ -190,11 +201,27 @@ def test_a_hostfile_starts_all_over_ssh(site: Site, network: list[str]):
         pytest.skip(reason)
     with hosts.ssh_servers(network[:2], site.root / "ssh") as keys:
         (site.root / "hosts").write_text(f"# two\n{hosts.address(0)} slots=1\n{hosts.address(1)} slots=1\n")
-        command = [sys.executable, "-m", "sft", *_FLAGS, *_DATA, "--hostfile", "hosts", "--id", "ssh", "--iters", "1000000"]
+        command = [
+            sys.executable,
+            "-m",
+            "sft",
+            *_FLAGS,
+            *_DATA,
+            "--hostfile",
+            "hosts",
+            "--id",
+            "ssh",
+            "--iters",
+            "1000000",
+        ]
         process = subprocess.Popen(
-            hosts.command_on(network[0], command), cwd=site.root, env=site.environment(keys), stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            hosts.command_on(network[0], command),
+            cwd=site.root,
+            env=site.environment(keys),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         try:
             _until_iteration(site, f"{_RUN}-ssh", 5)
             process.send_signal(signal.SIGTERM)
@@ -211,7 +238,9 @@ def test_a_hostfile_starts_all_over_ssh(site: Site, network: list[str]):
 @pytest.mark.slow
 def test_the_same_rank_twice(site: Site, node: Callable):
     first = node(0, *_DATA, "--iters", "4", "--id", "rank", "--node_timeout", "6")
-    (code, _, err), (other_code, _, other_err) = _ended([first, node(1, "--iters", "4", "--id", "rank", "--rank", "0", "--port", "6030")])
+    (code, _, err), (other_code, _, other_err) = _ended(
+        [first, node(1, "--iters", "4", "--id", "rank", "--rank", "0", "--port", "6030")]
+    )
     assert code == 2
     assert "node 1 did not come within 6 s: start the same command there with --rank 1" in err
     assert other_code == 2
@@ -248,4 +277,6 @@ def test_a_lost_host_ends_the_run_on_the_other(site: Site, node: Callable, tmp_p
 
 def _until_iteration(site: Site, run: str, iteration: int) -> None:
     file = site.root / "checkpoints" / run / "metrics.jsonl"
-    assert until(lambda: file.exists() and len(file.read_text().splitlines()) >= iteration), f"{run} did not come to iteration {iteration}"
+    assert until(lambda: file.exists() and len(file.read_text().splitlines()) >= iteration), (
+        f"{run} did not come to iteration {iteration}"
+    )

@@ -1,4 +1,6 @@
-"""Checkpoints of the release before go on, on any layout; those of its adafactor, which was another optimizer, are refused by name."""
+"""Checkpoints of the release before go on, on any layout; those of its adafactor, which was another optimizer, are
+refused by name.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ def _cases() -> dict[str, dict[str, Any]]:
     for name in NAMES:
         for layout, sizes in LAYOUTS.items():
             given = {key: value for key, value in _written(name)["case"].items() if key not in ("tp", "pp", "dp")}
-            cases[f"{name} as {layout}"] = {"kind": "old", **given, **sizes, "checkpoint": str(FOLDER / name / "step-0000004")}
+            cases[f"{name} as {layout}"] = {
+                "kind": "old",
+                **given,
+                **sizes,
+                "checkpoint": str(FOLDER / name / "step-0000004"),
+            }
     return cases
 
 
@@ -43,7 +50,8 @@ def test_a_checkpoint_of_the_release_before_is_resumed(name, results):
     for rank in ranks:
         if "adafactor" in name:
             assert rank["refusal"].endswith(
-                "step-0000004 is of an earlier release, whose adafactor kept a moment for each weight: it cannot be resumed; export it "
+                "step-0000004 is of an earlier release, whose adafactor kept a moment for each weight: it cannot be "
+                "resumed; export it "
                 "with `sft export` and start another run from the result"
             )
             continue

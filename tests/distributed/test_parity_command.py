@@ -1,4 +1,6 @@
-"""`sft parity`: a small model of a base's shape, and the base's own weights on the user's rows, against transformers."""
+"""`sft parity`: a small model of a base's shape, and the base's own weights on the user's rows, against
+transformers.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from tests.distributed.site import Site, make_site
 
 _WRONG = (
     "import sys; from sft.model import parts; right = parts.Head.normalised; "
-    "parts.Head.normalised = lambda self, hidden: right(self, hidden) * 1.02; from sft.cli import entry; sys.exit(entry(sys.argv[1:]))"
+    "parts.Head.normalised = lambda self, hidden: right(self, hidden) * 1.02; from sft.cli import entry; "
+    "sys.exit(entry(sys.argv[1:]))"
 )
 
 
@@ -20,13 +23,17 @@ _WRONG = (
 def site(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Site:
     made = make_site(tmp_path_factory.mktemp("parity"), smollm2)
     command = ["-m", "tokenize_data", "--run_name", "orders", "--checkpoint", "base", "--data", "train.jsonl"]
-    subprocess.run([sys.executable, *command], cwd=made.root, env=made.environment(), check=True, capture_output=True, timeout=600)
+    subprocess.run(
+        [sys.executable, *command], cwd=made.root, env=made.environment(), check=True, capture_output=True, timeout=600
+    )
     return made
 
 
 @pytest.mark.parametrize(("dtype", "layout"), [("fp32", ()), ("bf16", ("--tp", "2"))])
 def test_the_bases_own_weights_on_the_users_rows(site: Site, dtype: str, layout: tuple[str, ...]):
-    done = site.sft("parity", "--checkpoint", "base", "--weights", "--rows", 9, "--run_name", "orders", "--dtype", dtype, *layout)
+    done = site.sft(
+        "parity", "--checkpoint", "base", "--weights", "--rows", 9, "--run_name", "orders", "--dtype", dtype, *layout
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].endswith(f"{'float32' if dtype == 'fp32' else 'bfloat16'} on cpu, 9 documents")
@@ -47,7 +54,9 @@ def test_a_model_that_computes_something_else_is_told_with_exit_code_3(site: Sit
 def test_a_small_model_in_bfloat16(site: Site):
     done = site.sft("parity", "--checkpoint", "base", "--dtype", "bf16", "--iters", 2, "--pp", 2)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("LlamaForCausalLM, tp 1 x pp 2 x dp 1, bfloat16 on the CPU, against plain transformers\n")
+    assert done.stdout.startswith(
+        "LlamaForCausalLM, tp 1 x pp 2 x dp 1, bfloat16 on the CPU, against plain transformers\n"
+    )
     assert done.stdout.endswith("the same within 1e-03 (losses), 1e-02 (norms) and 2e-01 (updates)\n")
 
 

@@ -36,7 +36,13 @@ def site(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Site:
 
 def test_a_recipe_trains_and_what_could_not_be_uploaded_is_uploaded_later(site: Site):
     with fake_hub() as hub:
-        given = {"BASE": "base", "HF_ENDPOINT": hub.url, "HF_HOME": str(site.root / "home"), "HF_TOKEN": "hf_t", "HF_HUB_DISABLE_XET": "1"}
+        given = {
+            "BASE": "base",
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(site.root / "home"),
+            "HF_TOKEN": "hf_t",
+            "HF_HUB_DISABLE_XET": "1",
+        }
         command = ["--config", "recipe.yaml", "--iters", "2"]
         refused = site.sft(*command, env={**given, "HF_TOKEN": ""})
         assert (refused.returncode, "needs a token" in refused.stderr) == (2, True)

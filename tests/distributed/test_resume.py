@@ -1,4 +1,6 @@
-"""Training that was interrupted goes on as if it had not been: bit by bit with the same layout, within rounding with any other."""
+"""Training that was interrupted goes on as if it had not been: bit by bit with the same layout, within rounding with
+any other.
+"""
 
 from __future__ import annotations
 
@@ -58,9 +60,11 @@ READERS: dict[str, list[str]] = {
 }
 
 STATES: dict[str, tuple[str, ...]] = {
-    "sgd": (), "sgd, momentum": ("momentum_buffer",), "muon": ("exp_avg", "exp_avg_sq", "momentum_buffer"),
+    "sgd": (),
+    "sgd, momentum": ("momentum_buffer",),
+    "muon": ("exp_avg", "exp_avg_sq", "momentum_buffer"),
     "adafactor": ("exp_avg_sq", "exp_avg_sq_col", "exp_avg_sq_row"),
-}  # fmt: skip
+}
 # Muon makes a matrix orthogonal in bfloat16, where the last bit of a float32 sum can decide how a number is rounded.
 ROUNDING = {"muon": 1e-4}
 
@@ -93,9 +97,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [*command, "-m", "tests.distributed.resume_worker", str(file), str(folder)], env=environment, capture_output=True, text=True,
-            timeout=1500, cwd=ROOT, check=False,
-        )  # fmt: skip
+            [*command, "-m", "tests.distributed.resume_worker", str(file), str(folder)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=1500,
+            cwd=ROOT,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr[-6000:]
 
     with ThreadPoolExecutor(3) as pool:
@@ -115,9 +124,14 @@ def test_same_layout_goes_on_bit_by_bit(results: Path, result: Any, name: str) -
         assert json.loads(file.read_text())["differ"] == [], file.name
 
 
-@pytest.mark.parametrize(("name", "layout"), [(name, layout) for name, layouts in READERS.items() for layout in layouts])
+@pytest.mark.parametrize(
+    ("name", "layout"), [(name, layout) for name, layouts in READERS.items() for layout in layouts]
+)
 def test_other_layouts_go_on_within_rounding(results: Path, result: Any, name: str, layout: str) -> None:
-    ours, theirs = torch.tensor(result(f"{name}-as-{layout}")["losses"]), torch.tensor(result(name)["losses"][SAVED_AFTER:])
+    ours, theirs = (
+        torch.tensor(result(f"{name}-as-{layout}")["losses"]),
+        torch.tensor(result(name)["losses"][SAVED_AFTER:]),
+    )
     torch.testing.assert_close(ours[:, 0], theirs[:, 0], rtol=0, atol=1e-6)
     torch.testing.assert_close(ours[:, 1], theirs[:, 1], rtol=1e-5, atol=0)
     resumed, whole = (Checkpoint(saved(results, run, ITERATIONS)) for run in (f"{name}-as-{layout}", name))
@@ -137,9 +151,15 @@ def test_what_is_written_has_no_pickle_and_nothing_twice(results: Path) -> None:
     for name, options in WRITERS.items():
         checkpoint = Checkpoint(saved(results, name))
         assert {file.suffix for file in checkpoint.folder.iterdir()} == {".json", ".safetensors"}
-        assert checkpoint.states() == [MASTER, *STATES.get(options.get("optimizer", "adamw"), ("exp_avg", "exp_avg_sq"))]
+        assert checkpoint.states() == [
+            MASTER,
+            *STATES.get(options.get("optimizer", "adamw"), ("exp_avg", "exp_avg_sq")),
+        ]
         assert checkpoint.manifest["optimizer_step"] == SAVED_AFTER
         trains_head = options["family"] not in ("llama3-tied", "opt-350m") and "lora" not in options
         assert ("lm_head.weight" in checkpoint.names()) == trains_head
-    sizes = [sum(file["bytes"] for file in Checkpoint(saved(results, name)).manifest["files"]) for name in ("tied-122", "tied-bf16-122")]
+    sizes = [
+        sum(file["bytes"] for file in Checkpoint(saved(results, name)).manifest["files"])
+        for name in ("tied-122", "tied-bf16-122")
+    ]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)

@@ -19,7 +19,20 @@ from tests.faults.points import Fault, environment, wait_for
 from tests.faults.rows import is_alive
 from tests.faults.waiting import until
 
-_FIXED = ["--checkpoint", "base", "--run_name", "orders", "--global_batch", "12", "--lr", "1e-3", "--seq", "256", "--iters", "6"]
+_FIXED = [
+    "--checkpoint",
+    "base",
+    "--run_name",
+    "orders",
+    "--global_batch",
+    "12",
+    "--lr",
+    "1e-3",
+    "--seq",
+    "256",
+    "--iters",
+    "6",
+]
 _RUN = "llama-base-orders-seq256"
 
 
@@ -36,9 +49,13 @@ def _kill_after(site: Site, run: str, iteration: int, *flags: str) -> None:
     command = [sys.executable, "-m", "sft", *_FIXED, "--data", "train.jsonl", "--val", "val.jsonl", *flags]
     fault = Fault(f"iteration:{iteration}", site.root / "gates" / run, "rank *")
     process = subprocess.Popen(
-        command, cwd=site.root, env=site.environment(environment(fault)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        command,
+        cwd=site.root,
+        env=site.environment(environment(fault)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
-    )  # fmt: skip
+    )
     assert wait_for(fault, process)
     os.killpg(process.pid, signal.SIGKILL)  # its workers end with it
     process.wait()
@@ -46,7 +63,9 @@ def _kill_after(site: Site, run: str, iteration: int, *flags: str) -> None:
 
 
 def test_a_killed_run_goes_on_with_another_layout(site: Site):
-    _kill_after(site, f"{_RUN}-killed", 5, "--save_interval", "2", "--id", "killed", "--nproc_per_node", "2", "--pp", "2")
+    _kill_after(
+        site, f"{_RUN}-killed", 5, "--save_interval", "2", "--id", "killed", "--nproc_per_node", "2", "--pp", "2"
+    )
     assert (site.root / "checkpoints" / f"{_RUN}-killed" / "step-0000002").is_dir()
     assert not (site.root / "checkpoints" / f"{_RUN}-killed" / "hf").exists()
     done = site.train("--iters", 6, "--save_interval", 2, "--id", "killed")
@@ -100,8 +119,14 @@ def test_a_checkpoint_answers_as_its_exported_model(site: Site, capsys: pytest.C
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["checkpoints/nothing"], "checkpoints/nothing has no checkpoint (step-...): give the folder of a run that has saved one"),
-        ([f"checkpoints/{_RUN}", "--out", "e", "--iteration", "5"], "has no step-0000005: it has step-0000002, step-0000004, step-0000006"),
+        (
+            ["checkpoints/nothing"],
+            "checkpoints/nothing has no checkpoint (step-...): give the folder of a run that has saved one",
+        ),
+        (
+            [f"checkpoints/{_RUN}", "--out", "e", "--iteration", "5"],
+            "has no step-0000005: it has step-0000002, step-0000004, step-0000006",
+        ),
         ([f"checkpoints/{_RUN}"], "hf exists: give another --out, or remove it first"),
     ],
 )
@@ -139,18 +164,36 @@ def test_early_stopping_exports_the_best(site: Site):
 
 
 def test_data_that_is_tokenised_anew_does_not_disturb_a_run(site: Site):
-    """Validation and training data are replaced before the first validation; the run goes on, and its checkpoint can be exported."""
+    """Validation and training data are replaced before the first validation; the run goes on, and its checkpoint can be
+    exported.
+    """
     name, run = "anew", "llama-base-anew-seq256"
     folder = site.root / "checkpoints" / run
     flags = ["--checkpoint", "base", "--run_name", name, "--data", "train.jsonl", "--val", "val.jsonl", "--seq", "256"]
     command = [sys.executable, "-m", "sft", *flags, "--global_batch", "4", "--iters", "4000", "--eval_interval", "50"]
-    process = subprocess.Popen(command, cwd=site.root, env=site.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=site.root, env=site.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         _until(process, lambda: (folder / "metrics.jsonl").exists() and len(site.metrics(run)) >= 2)
         process.send_signal(signal.SIGSTOP)
         assert not any("val_loss" in record for record in site.metrics(run))
-        other = ["--data", "val.jsonl", "--val", "train.jsonl", "--retokenize", "--checkpoint", "base", "--run_name", name, "--seq", "256"]
-        made = subprocess.run([sys.executable, "-m", "tokenize_data", *other], cwd=site.root, env=site.environment(), capture_output=True)
+        other = [
+            "--data",
+            "val.jsonl",
+            "--val",
+            "train.jsonl",
+            "--retokenize",
+            "--checkpoint",
+            "base",
+            "--run_name",
+            name,
+            "--seq",
+            "256",
+        ]
+        made = subprocess.run(
+            [sys.executable, "-m", "tokenize_data", *other], cwd=site.root, env=site.environment(), capture_output=True
+        )
         assert made.returncode == 0, made.stderr
         process.send_signal(signal.SIGCONT)
         _until(process, lambda: any("val_loss" in record for record in site.metrics(run)))

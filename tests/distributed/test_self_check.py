@@ -26,14 +26,31 @@ def _cases() -> dict[str, dict[str, Any]]:
     """All in worlds of four: with two ranks that share tensors, two pairs check the same."""
     layouts = {"tp2": {"tp": 2, "dp": 2}, "tp4": {"tp": 4}}
     cases = {
-        f"{family}, {tp}{', stretches' if stretches else ''}": {"family": family, **layout, "sequence_parallel": stretches}
-        for family in FAMILIES for tp, layout in layouts.items() for stretches in (False, True)
+        f"{family}, {tp}{', stretches' if stretches else ''}": {
+            "family": family,
+            **layout,
+            "sequence_parallel": stretches,
+        }
+        for family in FAMILIES
+        for tp, layout in layouts.items()
+        for stretches in (False, True)
         if family in ("llama-biases", "gpt-neox") or stretches == (tp == "tp2")
-    }  # fmt: skip
+    }
     for mistake, (family, stretches, _) in MISTAKES.items():
-        cases[f"{mistake} wrong, tp2"] = {"family": family, "tp": 2, "dp": 2, "sequence_parallel": stretches, "mistake": mistake}
+        cases[f"{mistake} wrong, tp2"] = {
+            "family": family,
+            "tp": 2,
+            "dp": 2,
+            "sequence_parallel": stretches,
+            "mistake": mistake,
+        }
         if family not in REFUSED_AT_4:
-            cases[f"{mistake} wrong, tp4"] = {"family": family, "tp": 4, "sequence_parallel": stretches, "mistake": mistake}
+            cases[f"{mistake} wrong, tp4"] = {
+                "family": family,
+                "tp": 4,
+                "sequence_parallel": stretches,
+                "mistake": mistake,
+            }
     cases["one rank wrong, tp2"] = {"family": "llama", "tp": 2, "dp": 2, "mistake": "one rank"}
     return {name: {"kind": "self_check", **case} for name, case in cases.items()}
 
@@ -61,7 +78,8 @@ def test_a_mistake_is_refused_on_every_rank(name, results):
     for rank in results_of(results[name]):
         assert re.fullmatch(
             rf"\w+ taken apart into stages at tp {case['tp']} does not compute what transformers computes "
-            rf"\({where}: off by \d\.\de-\d\d\): it cannot be trained here yet; use a base model of another family or --tp 1",
+            rf"\({where}: off by \d\.\de-\d\d\): it cannot be trained here yet; use a base model of another family or "
+            r"--tp 1",
             rank.get("refusal", f"it passed: {rank}"),
         )
 

@@ -1,4 +1,6 @@
-"""`sbatch launch/slurm.sbatch` on a real SLURM: two nodes, a signal before the time limit, queued again, resumed, finished."""
+"""`sbatch launch/slurm.sbatch` on a real SLURM: two nodes, a signal before the time limit, queued again, resumed,
+finished.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,26 @@ import pytest
 from tests.distributed import cluster
 from tests.distributed.site import make_site
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(cluster.is_possible() is not None, reason=str(cluster.is_possible()))]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(cluster.is_possible() is not None, reason=str(cluster.is_possible())),
+]
 
 _SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "slurm.sbatch"
-_RUN = ["--checkpoint", "base", "--run_name", "orders", "--data", "train.jsonl", "--global_batch", "12", "--lr", "1e-3", "--seq", "256"]
+_RUN = [
+    "--checkpoint",
+    "base",
+    "--run_name",
+    "orders",
+    "--data",
+    "train.jsonl",
+    "--global_batch",
+    "12",
+    "--lr",
+    "1e-3",
+    "--seq",
+    "256",
+]
 
 
 @pytest.mark.timeout(3600)

@@ -21,13 +21,15 @@ from tests.models import tiny_config
 
 _SWEEP = """
 recipe:
-  {{checkpoint: base, run_name: orders, data: [train.jsonl], val: [val.jsonl], seq: 256, lr: 1e-3, global_batch: 12, iters: 14,
+  {{checkpoint: base, run_name: orders, data: [train.jsonl], val: [val.jsonl], seq: 256, lr: 1e-3,
+   global_batch: 12, iters: 14,
    eval_interval: 4, save_interval: 2, keep: 2, early_stopping: 20, tensorboard: false}}
 axes: {axes}
 """
 _VOLATILE = ("seconds", "run")
 _GRID = """
-recipe: {run_name: orders, data: [train.jsonl], val: [val.jsonl], seq: 128, lr: 1e-3, iters: 1, micro_batch: 2, tensorboard: false}
+recipe: {run_name: orders, data: [train.jsonl], val: [val.jsonl], seq: 128, lr: 1e-3, iters: 1,
+         micro_batch: 2, tensorboard: false}
 axes:
   model: {llama: {checkpoint: ./llama}, gemma: {checkpoint: ./gemma}, mistral: {checkpoint: ./mistral}}
   loss: [completion, full]
@@ -47,11 +49,15 @@ def table(site: Site, name: str) -> list[dict[str, str]]:
 
 
 def _kill_at(site: Site, name: str, trial: str, iteration: int, number: signal.Signals) -> int:
-    """Start a sweep, and send it a signal, not its trials, after an iteration of a trial, which waits until it has heard of it."""
+    """Start a sweep, and send it a signal, not its trials, after an iteration of a trial, which waits until it has
+    heard of it.
+    """
     fault = Fault(f"iteration:{iteration}", site.root / "gates" / f"{name}-{trial}-{iteration}", f"run {trial}")
     command = [sys.executable, "-m", "sft", "sweep", f"{name}.yaml"]
     with_fault, log = site.environment(environment(fault)), site.root / "sweeps" / name / "trials" / f"{trial}.log"
-    process = subprocess.Popen(command, cwd=site.root, env=with_fault, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=site.root, env=with_fault, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     assert wait_for(fault, process), "it ended before its moment came"
     before = log.read_text().count("SIGTERM")
     os.kill(process.pid, number)
@@ -63,7 +69,9 @@ def _kill_at(site: Site, name: str, trial: str, iteration: int, number: signal.S
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("losses", [("full",), pytest.param(("completion", "full"), marks=pytest.mark.slow)], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "losses", [("full",), pytest.param(("completion", "full"), marks=pytest.mark.slow)], ids=["one", "two"]
+)
 def test_a_sweep_killed_twice_ends_with_the_same_table(site: Site, losses: tuple[str, ...]):
     whole_name, name = f"whole{len(losses)}", f"killed{len(losses)}"
     for which in (whole_name, name):
@@ -85,7 +93,9 @@ def test_a_sweep_killed_twice_ends_with_the_same_table(site: Site, losses: tuple
     assert [row["state"] for row in whole] == ["finished"] * len(losses)
     assert [row["iterations"] for row in whole] == ["14"] * len(losses)
     assert all(row["best_val_loss"] for row in whole)
-    assert len(list((site.root / "sweeps" / whole_name / "tokenized").glob("orders-????????"))) == 1  # tokenised once for all
+    assert (
+        len(list((site.root / "sweeps" / whole_name / "tokenized").glob("orders-????????"))) == 1
+    )  # tokenised once for all
     assert (site.root / "sweeps" / whole_name / "axis-loss.png").exists() == (len(losses) == 2)
 
 

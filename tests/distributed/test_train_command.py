@@ -39,9 +39,25 @@ def test_a_run_leaves_what_the_contract_names(site: Site, alone: str):
         path.name for path in folder.iterdir()
     }
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
-    assert site.status(alone) | {"updated": ""} == {"state": "finished", "iteration": 4, "iterations": 4, "reason": "", "updated": ""}
+    assert site.status(alone) | {"updated": ""} == {
+        "state": "finished",
+        "iteration": 4,
+        "iterations": 4,
+        "reason": "",
+        "updated": "",
+    }
     records = site.metrics(alone)
-    wanted = {"iteration", "loss", "lr", "grad_norm", "documents", "tokens", "trained_tokens", "seconds", "tokens_per_second"}
+    wanted = {
+        "iteration",
+        "loss",
+        "lr",
+        "grad_norm",
+        "documents",
+        "tokens",
+        "trained_tokens",
+        "seconds",
+        "tokens_per_second",
+    }
     assert [record["iteration"] for record in records] == [1, 2, 3, 4]
     assert all(wanted <= record.keys() for record in records)
     assert [("val_loss" in record) for record in records] == [False, True, False, True]
@@ -57,16 +73,32 @@ def test_a_data_file_whose_name_is_not_utf8_and_files_that_only_their_owner_read
     before = os.umask(0)
     try:
         done = site.sft(
-            "--checkpoint", "base", "--run_name", "named", "--data", os.fsdecode(file), "--iters", 1, "--global_batch", 12, "--seq", 256
-        )  # fmt: skip
+            "--checkpoint",
+            "base",
+            "--run_name",
+            "named",
+            "--data",
+            os.fsdecode(file),
+            "--iters",
+            1,
+            "--global_batch",
+            12,
+            "--seq",
+            256,
+        )
     finally:
         os.umask(before)
     assert done.returncode == 0, done.stdout + done.stderr
     run = site.root / "checkpoints" / "llama-base-named-seq256"
-    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in [*run.iterdir(), *(site.root / "tokenized" / "named").iterdir()]}
+    modes = {
+        path.name: oct(path.stat().st_mode & 0o777)
+        for path in [*run.iterdir(), *(site.root / "tokenized" / "named").iterdir()]
+    }
     kept = ("run.toml", "recipe.yaml", "metrics.jsonl", "status.json", "report.html", "manifest.json")
     assert {modes[name] for name in kept} == {"0o600"}
-    assert {mode for name, mode in modes.items() if name.endswith((".arrow", ".jsonl", ".log", ".toml", ".html"))} == {"0o600"}, modes
+    assert {mode for name, mode in modes.items() if name.endswith((".arrow", ".jsonl", ".log", ".toml", ".html"))} == {
+        "0o600"
+    }, modes
     assert "caf\\udce9.jsonl" in (run / "report.html").read_text()
     assert site.sft("report", run).returncode == 0
     again = site.sft("--config", run / "recipe.yaml", "--id", "again")
@@ -95,7 +127,9 @@ def test_the_exported_model_is_an_ordinary_folder(site: Site, alone: str):
     folder = site.root / "checkpoints" / alone / "hf"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     chat = [{"role": "user", "content": "How is an order of 5 mg aspirin for surgery written?"}]
-    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)[
+        "input_ids"
+    ]
     assert torch.isfinite(model(input_ids=ids).logits).all()
     training = json.loads((folder / "training.json").read_text())
     assert training["result"]["iterations"] == 4
@@ -124,9 +158,9 @@ def test_the_validation_loss_is_that_of_the_exported_model(site: Site, alone: st
 def test_a_finished_run_says_where_its_model_is(site: Site, alone: str):
     done = site.train("--iters", 4, "--eval_interval", 2)
     assert done.returncode == 1
-    assert (
-        done.stderr
-        == "sft train: this run is finished: its model is in checkpoints/llama-base-orders-seq256/hf; --id NAME repeats it from scratch\n"
+    assert done.stderr == (
+        "sft train: this run is finished: its model is in checkpoints/llama-base-orders-seq256/hf; --id NAME "
+        "repeats it from scratch\n"
     )
 
 
@@ -134,14 +168,26 @@ def test_a_finished_run_says_where_its_model_is(site: Site, alone: str):
     ("flags", "message"),
     [
         (["--tp", 3, "--nproc_per_node", 3], "--tp 3 does not divide this llama model's 4 heads"),
-        (["--pp", 5, "--nproc_per_node", 5], "--pp 5 is more stages than the 4 layers of this llama model: use --pp 1 to 4"),
-        (["--nproc_per_node", 5], "global_batch 12 is not divisible by dp 5: use dp 1, 2, 3, 4, 6, 12, or a global_batch of 5, 10, ..."),
-        (["--tp", 2, "--nproc_per_node", 3], "tp 2 x pp 1 = 2 processes for one copy of the model, of which 3 is no multiple"),
-        (["--no_autoaccept_iters"], "there is no terminal: ceil(3 epochs x 50 documents / 12) = 13 iterations; accept it with"),
+        (
+            ["--pp", 5, "--nproc_per_node", 5],
+            "--pp 5 is more stages than the 4 layers of this llama model: use --pp 1 to 4",
+        ),
+        (
+            ["--nproc_per_node", 5],
+            "global_batch 12 is not divisible by dp 5: use dp 1, 2, 3, 4, 6, 12, or a global_batch of 5, 10, ...",
+        ),
+        (
+            ["--tp", 2, "--nproc_per_node", 3],
+            "tp 2 x pp 1 = 2 processes for one copy of the model, of which 3 is no multiple",
+        ),
+        (
+            ["--no_autoaccept_iters"],
+            "there is no terminal: ceil(3 epochs x 50 documents / 12) = 13 iterations; accept it with",
+        ),
         (["--zero", 3], "unrecognized arguments: --zero 3"),
         (["--schedule", "cosin"], "--schedule cosin: use one of cosine, linear, constant"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_said_before_any_process_starts(site: Site, alone: str, flags: list, message: str):
     done = site.train(*flags, "--id", "refused")
     assert done.returncode == 2
@@ -158,7 +204,9 @@ def test_a_loss_that_is_no_number_stops_before_the_update(site: Site, alone: str
         weights = load_file(poisoned / "model.safetensors")
         weights["model.layers.2.mlp.up_proj.weight"][3, 5] = float("nan")
         save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
-    done = site.train("--checkpoint", "poisoned", "--iters", 4, "--nproc_per_node", processes, "--id", f"nan{processes}")
+    done = site.train(
+        "--checkpoint", "poisoned", "--iters", 4, "--nproc_per_node", processes, "--id", f"nan{processes}"
+    )
     assert done.returncode == 3
     assert done.stderr.count("\n") == 1
     assert "the loss is not a finite number in iteration 1, which was not applied; documents " in done.stderr
@@ -171,10 +219,22 @@ def test_a_loss_that_is_no_number_stops_before_the_update(site: Site, alone: str
 
 @pytest.mark.parametrize(
     ("answers", "code", "iterations"), [("maybe\n2\n", 0, 2), ("n\n", 0, None)], ids=["number", "no"]
-)  # fmt: skip
+)
 def test_iterations_are_shown_and_asked_for(site: Site, alone: str, answers: str, code: int, iterations: int | None):
     run = f"asked{iterations}"
-    fixed = ["--checkpoint", "base", "--run_name", "orders", "--global_batch", "12", "--seq", "256", "--no_autoaccept_iters", "--id", run]
+    fixed = [
+        "--checkpoint",
+        "base",
+        "--run_name",
+        "orders",
+        "--global_batch",
+        "12",
+        "--seq",
+        "256",
+        "--no_autoaccept_iters",
+        "--id",
+        run,
+    ]
     found, shown = _on_a_terminal([sys.executable, "-m", "sft", *fixed], site, answers)
     assert found == code
     assert "Accept 13 iterations? [y/n/number]" in shown
@@ -187,14 +247,36 @@ def test_iterations_are_shown_and_asked_for(site: Site, alone: str, answers: str
 
 def test_torchrun_starts_workers_too(site: Site, alone: str):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sft"]
-    command += ["--checkpoint", "base", "--run_name", "orders", "--data", "train.jsonl", "--global_batch", "12", "--lr", "1e-3"]
-    command += ["--seq", "256", "--iters", "2", "--id", "torchrun", "--tokenized_data_dir", "fresh"]  # rank 1 waits for rank 0's shards
+    command += [
+        "--checkpoint",
+        "base",
+        "--run_name",
+        "orders",
+        "--data",
+        "train.jsonl",
+        "--global_batch",
+        "12",
+        "--lr",
+        "1e-3",
+    ]
+    command += [
+        "--seq",
+        "256",
+        "--iters",
+        "2",
+        "--id",
+        "torchrun",
+        "--tokenized_data_dir",
+        "fresh",
+    ]  # rank 1 waits for rank 0's shards
     done = subprocess.run(command, cwd=site.root, env=site.environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert site.metrics(f"{alone}-torchrun")[0]["loss"] == pytest.approx(site.metrics(alone)[0]["loss"], rel=1e-6)
 
 
-def _on_a_terminal(command: list[str], site: Site, answers: str, read: Callable[[int, int], bytes] = os.read) -> tuple[int, str]:
+def _on_a_terminal(
+    command: list[str], site: Site, answers: str, read: Callable[[int, int], bytes] = os.read
+) -> tuple[int, str]:
     """(exit code, what was shown) of a command whose input and output are a terminal."""
     process, terminal = pty.fork()
     if process == 0:

@@ -1,4 +1,6 @@
-"""Numbers that are not finite stop every process before an update; bfloat16 trains with float32 masters; what hangs is ended and told."""
+"""Numbers that are not finite stop every process before an update; bfloat16 trains with float32 masters; what hangs is
+ended and told.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def test_what_is_not_finite_stops_every_process_before_the_update(name, results)
     ranks = results_of(results[name])
     message = ranks[0]["error"]
     what = "gradient" if CASES[name]["poison"] == "gradient" else "loss"
-    assert message.startswith(f"the {what} is not a finite number in iteration 2, which was not applied; documents "), message
+    assert message.startswith(f"the {what} is not a finite number in iteration 2, which was not applied; documents "), (
+        message
+    )
     assert message.endswith("look at them with `sft inspect --row`, or use a smaller --lr"), message
     for rank in ranks:
         assert rank["error"] == message
@@ -74,7 +78,9 @@ def test_bfloat16_gives_like_losses_on_any_layout(name, alone, results):
 
 @pytest.mark.parametrize("name", ["masters, one", "masters, dp2 x tp2"])
 def test_updates_below_bfloat16s_resolution_add_up(name, results):
-    """A rate of 2e-6 moves no bfloat16 weight of size 0.1, whose neighbours are 5e-4 away; its float32 master moves each time."""
+    """A rate of 2e-6 moves no bfloat16 weight of size 0.1, whose neighbours are 5e-4 away; its float32 master moves
+    each time.
+    """
     for rank in results_of(results[name]):
         weights, masters = (torch.stack(values) for values in zip(*rank["history"], strict=True))
         assert weights.dtype is torch.bfloat16
@@ -89,7 +95,9 @@ def test_updates_below_bfloat16s_resolution_add_up(name, results):
 
 
 def test_a_hanging_run_is_ended_with_every_ranks_stack(tmp_path):
-    (result,) = run_cases(2, [{"kind": "hang"}], tmp_path, case_seconds=10, starts=1)  # time enough to come to the barrier
+    (result,) = run_cases(
+        2, [{"kind": "hang"}], tmp_path, case_seconds=10, starts=1
+    )  # time enough to come to the barrier
     assert isinstance(result, Died)
     assert "rank 0 hung here:" in result.report
     assert "rank 1 hung here:" in result.report

@@ -1,4 +1,6 @@
-"""What workers do in tests that are no layouts of a healthy training: numbers that are not finite, bfloat16, plans that are wrong."""
+"""What workers do in tests that are no layouts of a healthy training: numbers that are not finite, bfloat16, plans that
+are wrong.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ def not_finite(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
             next(records)
         except TrainingError as caught:
             error = str(caught)
-    changed = [name for name, weight in run.weights().items() if not torch.equal(weight.nan_to_num(7.0), before[name].nan_to_num(7.0))]
+    changed = [
+        name
+        for name, weight in run.weights().items()
+        if not torch.equal(weight.nan_to_num(7.0), before[name].nan_to_num(7.0))
+    ]
     batch = run.feed.plan(run.sampler.documents(1))
     rows = [[int(batch.numbers[position]) for position in row] for row in batch.plan.rows[run.processes.replica]]
     return {"error": error, "changed": changed, "rows": rows, "replica": run.processes.replica}
@@ -41,7 +47,9 @@ def not_finite(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
 def _poison_parameter(run: Run) -> Any:
     if dist.get_rank() == POISONED_RANK:
         with torch.no_grad():
-            next(parameter for name, parameter in run.built.parameters.items() if "q_proj" in name).view(-1)[0] = float("nan")
+            next(parameter for name, parameter in run.built.parameters.items() if "q_proj" in name).view(-1)[0] = float(
+                "nan"
+            )
     return mock.MagicMock()
 
 
@@ -64,11 +72,17 @@ def _poison_gradient(run: Run) -> Any:
     return mock.MagicMock()
 
 
-_POISONS: dict[str, Callable[[Run], Any]] = {"parameter": _poison_parameter, "loss": _poison_loss, "gradient": _poison_gradient}
+_POISONS: dict[str, Callable[[Run], Any]] = {
+    "parameter": _poison_parameter,
+    "loss": _poison_loss,
+    "gradient": _poison_gradient,
+}
 
 
 def masters(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """bfloat16 with a rate whose single updates are below its resolution: weights and their float32 masters after each iteration."""
+    """bfloat16 with a rate whose single updates are below its resolution: weights and their float32 masters after each
+    iteration.
+    """
     run = prepare(case, device)
     shard = next(shard for shard in run.pipeline.optimizer.shards if shard.is_matrix and "proj" in shard.name)
 
@@ -111,6 +125,9 @@ def _wrong_on_one_rank() -> Any:
 
 
 _MISTAKES: dict[str, Callable[[], Any]] = {
-    "none": mock.MagicMock, "norm": _norm_in_a_region_taken_for_whole, "bias": _bias_added_by_every_rank, "halves": _halves_cut_as_one,
+    "none": mock.MagicMock,
+    "norm": _norm_in_a_region_taken_for_whole,
+    "bias": _bias_added_by_every_rank,
+    "halves": _halves_cut_as_one,
     "one rank": _wrong_on_one_rank,
-}  # fmt: skip
+}

@@ -1,4 +1,6 @@
-"""What each process of a distributed test runs: a list of cases, one after the other, each with the result of every rank in a file."""
+"""What each process of a distributed test runs: a list of cases, one after the other, each with the result of every
+rank in a file.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class Run:
         from sft.engine.trainer import train
 
         iterations = self.case.get("iterations", ITERATIONS)
-        return train(self.pipeline, self.feed, self.sampler, self.reader, rate=lambda _: lr, start=0, iterations=iterations)
+        return train(
+            self.pipeline, self.feed, self.sampler, self.reader, rate=lambda _: lr, start=0, iterations=iterations
+        )
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.built.parameters.items()}
@@ -70,9 +74,16 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
     processes = form_groups(layout)
     layers = partition(case.get("costs", [1.0] * config.num_hidden_layers), layout.pp)[processes.stage]
     built = build_stage(
-        config, layers, processes.tensor, sequence_parallel=layout.sequence_parallel, recompute=case.get("recompute", "none"), dtype=dtype,
-        device=device, lora=adapters.settings_of(case) if "lora" in case else None, bits=case.get("bits"),
-    )  # fmt: skip
+        config,
+        layers,
+        processes.tensor,
+        sequence_parallel=layout.sequence_parallel,
+        recompute=case.get("recompute", "none"),
+        dtype=dtype,
+        device=device,
+        lora=adapters.settings_of(case) if "lora" in case else None,
+        bits=case.get("bits"),
+    )
     whole = dict(plain.make_model(config).named_parameters())
     with torch.no_grad():
         for name, parameter in built.parameters.items():
@@ -83,20 +94,32 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
     initialise(built.parameters, built.places, adapters.SEED)
     optimizer = case.get("optimizer", "adamw")
     settings = OptimizerSpec(
-        name=optimizer.partition(",")[0], momentum=reference.MOMENTUM if "momentum" in optimizer else 0.0, lr=plain.LR,
-        beta1=plain.BETAS[0], beta2=plain.BETAS[1], eps=plain.EPS, weight_decay=plain.DECAY,
-    )  # fmt: skip
+        name=optimizer.partition(",")[0],
+        momentum=reference.MOMENTUM if "momentum" in optimizer else 0.0,
+        lr=plain.LR,
+        beta1=plain.BETAS[0],
+        beta2=plain.BETAS[1],
+        eps=plain.EPS,
+        weight_decay=plain.DECAY,
+    )
     pipeline = Pipeline(
         built, processes, optimizer=settings, clip=plain.CLIP, device=device, vocabulary_size=config.vocab_size
-    )  # fmt: skip
+    )
     pipeline.loss.at_once = case.get("at_once")
     reader: Any = MemoryReader(DOCUMENTS, config.vocab_size, SEQ)
     feed = Feed(
-        reader, capacity=case.get("micro_batch", 2) * SEQ, replicas=layout.dp, replica=processes.replica,
-        loss_mask=case.get("loss_mask", 0.0), multiple=layout.tp if layout.sequence_parallel else 1, pack=case.get("pack", True),
+        reader,
+        capacity=case.get("micro_batch", 2) * SEQ,
+        replicas=layout.dp,
+        replica=processes.replica,
+        loss_mask=case.get("loss_mask", 0.0),
+        multiple=layout.tp if layout.sequence_parallel else 1,
+        pack=case.get("pack", True),
         keyed="dropout" in case.get("lora", {}),
-    )  # fmt: skip
-    return Run(case, built, processes, pipeline, feed, Sampler(DOCUMENTS, case.get("global_batch", GLOBAL_BATCH), SEED), reader)
+    )
+    return Run(
+        case, built, processes, pipeline, feed, Sampler(DOCUMENTS, case.get("global_batch", GLOBAL_BATCH), SEED), reader
+    )
 
 
 def config_of(case: dict[str, Any]) -> Any:
@@ -178,10 +201,17 @@ def main(cases_file: str, out: str, seconds: str) -> None:
     from tests.distributed import adapters, bubble, memory, parity, trouble
 
     kinds = {
-        "train": train_and_validate, "not_finite": trouble.not_finite, "masters": trouble.masters, "self_check": trouble.check,
-        "hang": hang, "memory": memory.measure, "adapters": adapters.train_adapters, "bubble": bubble.measure,
-        "parity": parity.train, "old": go_on,
-    }  # fmt: skip
+        "train": train_and_validate,
+        "not_finite": trouble.not_finite,
+        "masters": trouble.masters,
+        "self_check": trouble.check,
+        "hang": hang,
+        "memory": memory.measure,
+        "adapters": adapters.train_adapters,
+        "bubble": bubble.measure,
+        "parity": parity.train,
+        "old": go_on,
+    }
     device = start_worker(timeout_seconds=600)
     reuse_groups()
     for number, case in enumerate(json.loads(Path(cases_file).read_text())):

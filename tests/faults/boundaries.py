@@ -1,7 +1,8 @@
-"""SIGKILL between any two file operations of a save, of one process or of two: a run that is killed at every one of them, in a row.
+"""SIGKILL between any two file operations of a save, of one process or of two: a run that is killed at every one of
+them, in a row.
 
-Each life of the run resumes from what the one before left, trains an iteration, and is killed in the save that follows. Processes are
-forked from one that has imported everything, so a life takes about a second.
+Each life of the run resumes from what the one before left, trains an iteration, and is killed in the save that follows.
+Processes are forked from one that has imported everything, so a life takes about a second.
 """
 
 from __future__ import annotations
@@ -118,7 +119,9 @@ class _CountedFile:
 
 
 def live(rank: int, port: int, case: dict[str, Any], root: str) -> None:
-    """A process's life: resume, train `case['train']` iterations, save and prune after each, be killed where the case says."""
+    """A process's life: resume, train `case['train']` iterations, save and prune after each, be killed where the case
+    says.
+    """
     world = case["tp"] * case["pp"] * case["dp"]
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
@@ -140,7 +143,13 @@ def live(rank: int, port: int, case: dict[str, Any], root: str) -> None:
     is_victim = case.get("victim") == rank
     target = tuple(case["kill"]) if is_victim else None
     records = train(
-        run.pipeline, run.feed, run.sampler, run.reader, rate=lambda k: plain.LR / k, start=begin, iterations=begin + case["train"]
+        run.pipeline,
+        run.feed,
+        run.sampler,
+        run.reader,
+        rate=lambda k: plain.LR / k,
+        start=begin,
+        iterations=begin + case["train"],
     )
     operations = Operations(folder, target, Path(root) / "died")  # type: ignore[arg-type]
     operations.is_on = False
@@ -179,7 +188,9 @@ class Chain:
             (self.root / f"life-{rank}.json").unlink(missing_ok=True)
         (self.root / "died").unlink(missing_ok=True)
         case = self._case | {"train": 1} | options
-        lives = [self._context.Process(target=live, args=(rank, port, case, str(self.root))) for rank in range(self.world)]
+        lives = [
+            self._context.Process(target=live, args=(rank, port, case, str(self.root))) for rank in range(self.world)
+        ]
         for process in lives:
             process.start()
         for process in lives:
@@ -198,7 +209,9 @@ def kill_at_boundaries(field: Field, layouts: tuple[str, ...] = ("111", "121", "
     notes = []
     for layout in layouts[:1] if field.small else layouts:
         root = field.folder(f"boundaries-{layout}")
-        targets, reached = _kill_one_by_one(row, Chain(root / "killed", layout, context), Chain(root / "whole", layout, context), field)
+        targets, reached = _kill_one_by_one(
+            row, Chain(root / "killed", layout, context), Chain(root / "whole", layout, context), field
+        )
         notes.append(f"{layout}: {reached} of {targets}")
     row.note = f"boundaries of layout (tp pp dp) {', '.join(notes)}"
     return row
@@ -230,7 +243,8 @@ def _kill_one_by_one(row: Row, chain: Chain, whole: Chain, field: Field) -> tupl
     reference, _ = whole.life(train=len(losses), saves=False)
     if losses != reference[0]["losses"] or last[0]["skipped"] or codes != [0] * chain.world:
         row.wrong.append(
-            f"the last life of {chain.root} ended with {codes}, {last[0]['skipped']}, or with other losses than without a kill"
+            f"the last life of {chain.root} ended with {codes}, {last[0]['skipped']}, or with other losses than "
+            "without a kill"
         )
     left = sorted(path.name for path in (chain.root / "run").iterdir() if not path.name.startswith("step-"))
     if left != ["latest"]:
@@ -238,7 +252,9 @@ def _kill_one_by_one(row: Row, chain: Chain, whole: Chain, field: Field) -> tupl
     return len(targets), reached
 
 
-def _wrong(chain: Chain, codes: list[int | None], rank: int, begin: int, expected: int, killed: bool, is_committed: bool) -> str | None:
+def _wrong(
+    chain: Chain, codes: list[int | None], rank: int, begin: int, expected: int, killed: bool, is_committed: bool
+) -> str | None:
     if begin != expected:
         return f"resumed after {begin} in place of {expected}"
     if not killed:

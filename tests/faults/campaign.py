@@ -1,4 +1,5 @@
-"""Every fault that a run has to survive, in one table: python -m tests.faults.campaign [--small] [--only WORD ...] [--root DIR].
+"""Every fault that a run has to survive, in one table: python -m tests.faults.campaign [--small] [--only WORD ...]
+[--root DIR].
 
 Exit code 0 only where everything survived. More than an hour on two cores; `--small` has fewer tries, as CI runs them.
 """
@@ -35,16 +36,30 @@ ROWS: dict[str, Callable[[Field], Row]] = {
     "secrets": hostile.secrets,
     **phases.ROWS,
 }
-# Twenty starts of the whole command; what test_runs.py tries already; phases that take a start of the command for each try.
-NOT_SMALL = ("starts", "stops", "phases-full", "phases-pauses", "phases-readonly", "phases-memory", "phases-clock", "swapped-ranks")
+# Twenty starts of the whole command; what test_runs.py tries already; phases that take a start of the command for each
+# try.
+NOT_SMALL = (
+    "starts",
+    "stops",
+    "phases-full",
+    "phases-pauses",
+    "phases-readonly",
+    "phases-memory",
+    "phases-clock",
+    "swapped-ranks",
+)
 _WRONG_SHOWN, _WIDTH = 5, 400
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.campaign", description=__doc__)
     parser.add_argument("--small", action="store_true", help="fewer tries")
-    parser.add_argument("--only", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}")
-    parser.add_argument("--root", type=Path, default=None, help="a folder for the runs (default: one that is removed afterwards)")
+    parser.add_argument(
+        "--only", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=None, help="a folder for the runs (default: one that is removed afterwards)"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="rows at a time (default: 2)")
     given = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors, many processes
@@ -66,7 +81,8 @@ def one_row(name: str, field: Field) -> Row:
     except Exception:
         row = Row(name, wrong=[f"the row itself broke: {traceback.format_exc()}"])
     sys.stderr.write(
-        f"{row.fault}: {row.survived} of {row.tries} in {time.monotonic() - began:.0f} s\n" + "".join(f"  {w}\n" for w in row.wrong)
+        f"{row.fault}: {row.survived} of {row.tries} in {time.monotonic() - began:.0f} s\n"
+        + "".join(f"  {w}\n" for w in row.wrong)
     )
     return row
 

@@ -1,4 +1,6 @@
-"""Damaged checkpoints: every file of the newest, in every way. It is named and the one before is taken; there is no start from zero."""
+"""Damaged checkpoints: every file of the newest, in every way. It is named and the one before is taken; there is no
+start from zero.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,11 @@ def make_checkpoint(root: Path, iteration: int) -> Path:
     ]
 
     def write(folder: Path) -> list:
-        return [record for rank in range(2) for record in write_fragments(folder, parts[2 * rank : 2 * rank + 2], rank, 2, 5000)]
+        return [
+            record
+            for rank in range(2)
+            for record in write_fragments(folder, parts[2 * rank : 2 * rank + 2], rank, 2, 5000)
+        ]
 
     return PendingSave(root, iteration, write, _CONTENT, ALONE).finish()
 
@@ -57,8 +63,12 @@ def _swap(file: Path, other: Path) -> None:
 
 
 HARMS: dict[str, Callable[[Path, Path], None]] = {
-    "truncated": _truncate, "deleted": _delete, "zeroed": _zero, "one bit flipped": _flip, "swapped with another step's": _swap,
-}  # fmt: skip
+    "truncated": _truncate,
+    "deleted": _delete,
+    "zeroed": _zero,
+    "one bit flipped": _flip,
+    "swapped with another step's": _swap,
+}
 
 
 def damaged_files(field: Field) -> Row:
@@ -110,14 +120,20 @@ def _whole_command(field: Field) -> str | None:
     if not field.small:
         code, said, errors = run(site, *flags)
         told = " ".join((said + errors).split())
-        if code or f"{steps[-1].name} is not used" not in told or f"resumed after iteration {newest_step_before(steps)}," not in told:
+        if (
+            code
+            or f"{steps[-1].name} is not used" not in told
+            or f"resumed after iteration {newest_step_before(steps)}," not in told
+        ):
             return f"exit code {code}: {told[-400:]}"
         shutil.rmtree(folder / "hf")
     for step in folder.glob("step-*"):
         _delete(step / "manifest.json", step)
     code, said, errors = run(site, *flags)
     return (
-        None if code == 2 and errors.count("\n") == 1 and "is whole (" in errors else f"with none whole: exit code {code}: {errors[-400:]}"
+        None
+        if code == 2 and errors.count("\n") == 1 and "is whole (" in errors
+        else f"with none whole: exit code {code}: {errors[-400:]}"
     )
 
 

@@ -1,4 +1,6 @@
-"""Full disks: a limit on the size of files that comes and goes, and a tiny file system. The last good checkpoint stays the latest."""
+"""Full disks: a limit on the size of files that comes and goes, and a tiny file system. The last good checkpoint stays
+the latest.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ TINY = ("46m", "32m")  # room for a checkpoint and the model; for a checkpoint a
 
 
 def limited_files(field: Field) -> Row:
-    """One rank may write no large files for a while: its saves fail on all ranks, training goes on, later saves succeed."""
+    """One rank may write no large files for a while: its saves fail on all ranks, training goes on, later saves
+    succeed.
+    """
     row = Row("full disk: RLIMIT_FSIZE of one rank")
     for rank in (1,) if field.small else (1, 0):
         row.count(f"rank {rank}", _limited(field, rank))
@@ -35,7 +39,9 @@ def _limited(field: Field, rank: int) -> str | None:
     _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (NO_ROOM, hard))
     done = iterations_done(field.site, name)
-    until(lambda: iterations_done(field.site, name) >= done + 4 or process.poll() is not None)  # one that was under way is through
+    until(
+        lambda: iterations_done(field.site, name) >= done + 4 or process.poll() is not None
+    )  # one that was under way is through
     kept, done = newest_step(folder), iterations_done(field.site, name)
     until(lambda: iterations_done(field.site, name) >= done + 8 or process.poll() is not None)
     stayed, is_alive = newest_step(folder) == kept, process.poll() is None
@@ -73,12 +79,16 @@ def _mount(folder: Path, size: str) -> str | None:
     """Why it could not be."""
     if os.geteuid() or shutil.which("mount") is None:
         return "mounting needs root"
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
     return " ".join(done.stderr.split()) or None if done.returncode else None
 
 
 def _on_tiny_disk(field: Field, disk: Path) -> str | None:
-    """Training goes on, or ends with a line that says why; with more room it goes on from the checkpoint that was whole."""
+    """Training goes on, or ends with a line that says why; with more room it goes on from the checkpoint that was
+    whole.
+    """
     flags = ["--save_checkpoint_dir", disk, "--iters", 7, "--save_interval", 2, "--id", "tiny"]
     code, said, errors = run(field.site, *flags)
     told = said + errors

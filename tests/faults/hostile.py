@@ -1,4 +1,6 @@
-"""Inputs that would run a program or leave their folder, and secrets that would be written down. None is executed, none is found."""
+"""Inputs that would run a program or leave their folder, and secrets that would be written down. None is executed, none
+is found.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,9 @@ class _Bomb:
         return open, (self._canary, "w")
 
 
-Case = tuple[Callable[[Lair], list[str] | None], tuple[int, ...]]  # what is put there, and further flags; exit codes that are right
+Case = tuple[
+    Callable[[Lair], list[str] | None], tuple[int, ...]
+]  # what is put there, and further flags; exit codes that are right
 
 
 def _weights(name: str) -> Callable[[Lair], None]:
@@ -150,7 +154,15 @@ def _template(lair: Lair) -> list[str]:
 
 def _yaml(lair: Lair) -> list[str]:
     (lair.folder / "recipe.yaml").write_text(f"datasets: !!python/object/apply:os.system ['touch {lair.canary}']\n")
-    return ["tokenize_data", "--checkpoint", str(lair.base), "--run_name", "r", "--config", str(lair.folder / "recipe.yaml")]
+    return [
+        "tokenize_data",
+        "--checkpoint",
+        str(lair.base),
+        "--run_name",
+        "r",
+        "--config",
+        str(lair.folder / "recipe.yaml"),
+    ]
 
 
 def _recipe(content: str) -> Callable[[Lair], list[str]]:
@@ -161,7 +173,9 @@ def _recipe(content: str) -> Callable[[Lair], list[str]]:
     return put
 
 
-_BOMB = "a: &a [x]\n" + "".join(f"{n}: &{n} [{', '.join([f'*{p}'] * 9)}]\n" for p, n in itertools.pairwise("abcdefghijk"))
+_BOMB = "a: &a [x]\n" + "".join(
+    f"{n}: &{n} [{', '.join([f'*{p}'] * 9)}]\n" for p, n in itertools.pairwise("abcdefghijk")
+)
 
 
 def _sweep(lair: Lair) -> list[str]:
@@ -185,14 +199,20 @@ CASES: dict[str, Case] = {
     "header of a terabyte in a sparse file": (_header(b"{}", 2**40), REFUSED),
     "header that is a list": (_header(b"[1]     "), REFUSED),
     "header without shapes": (_header(b'{"a":{}}'), REFUSED),
-    "config.json of nested lists": (lambda lair: (lair.base / "config.json").write_text("[" * 100_000) and None, REFUSED),
+    "config.json of nested lists": (
+        lambda lair: (lair.base / "config.json").write_text("[" * 100_000) and None,
+        REFUSED,
+    ),
     "checkpoint with a pickle named as a fragment": (_pickled_fragment, REFUSED),
     "checkpoint with further pickles": (_stray_pickle, RUNS),
     "manifest that points outside": (_outside, REFUSED),
     "steps that are links": (_linked_step, REFUSED),
     "fragments that are links": (_linked_file, REFUSED),
     "model code in the base": (_own_model, REFUSED),
-    "model code without a pinned revision": (lambda _: ["--checkpoint", "someone/model", "--trust_remote_code"], REFUSED),
+    "model code without a pinned revision": (
+        lambda _: ["--checkpoint", "someone/model", "--trust_remote_code"],
+        REFUSED,
+    ),
     "tokenizer code in the base": (_own_tokenizer, REFUSED),
     "chat template that leaves its sandbox": (_template, REFUSED),
     "YAML tag": (_yaml, REFUSED),
@@ -202,14 +222,18 @@ CASES: dict[str, Case] = {
     "recipe that extends a device": (_recipe("extends: /dev/zero\n"), REFUSED),
     "recipe of nested lists": (_recipe("data: " + "[" * 100_000), REFUSED),
     "recipe whose template leaves its sandbox": (
-        _recipe("template: \"{{ cycler.__init__.__globals__.os.system('touch CANARY') }}\"\ndata: [x.jsonl]\nretokenize: true\n"), REFUSED
+        _recipe(
+            "template: \"{{ cycler.__init__.__globals__.os.system('touch CANARY') }}\"\ndata: "
+            "[x.jsonl]\nretokenize: true\n"
+        ),
+        REFUSED,
     ),
     "condition of a sweep that imports": (_sweep, REFUSED),
     "run name ../x": (lambda _: ["--run_name", "../x"], REFUSED),
     "run name ..": (lambda _: ["--run_name", ".."], REFUSED),
     "id a/b": (lambda _: ["--id", "a/b"], REFUSED),
     "data set that is a link to elsewhere": (_link_that_leaves, REFUSED),
-}  # fmt: skip
+}
 
 
 def hostile_inputs(field: Field) -> Row:
@@ -252,9 +276,15 @@ def _python(lair: Lair, arguments: list[str]) -> tuple[int, str]:
 
     environment = lair.site.environment({"HF_HUB_OFFLINE": "1"})
     done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=lair.folder, env=environment, capture_output=True, text=True, check=False,
-        timeout=HANG_SECONDS, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, "-m", *arguments],
+        cwd=lair.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG_SECONDS,
+        stdin=subprocess.DEVNULL,
+    )
     return done.returncode, done.stderr
 
 

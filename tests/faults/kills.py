@@ -1,4 +1,6 @@
-"""The whole command, killed and stopped from outside: one of its ranks, its launcher, at any moment from its start on."""
+"""The whole command, killed and stopped from outside: one of its ranks, its launcher, at any moment from its start
+on.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from tests.faults.rows import (
     run,
     start,
     workers_of,
-)  # fmt: skip
+)
 from tests.faults.waiting import until
 
 ITERATIONS_A_LIFE, EARLY_SHARE = 5, 0.2
@@ -77,7 +79,8 @@ def _killed(field: Field, name: str, fault: str, tries: int) -> Row:
         before, ranks = newest_step(folder), workers_of(process.pid)
         if is_there:
             os.kill(process.pid if name == "launcher" else moment.pids()[0], signal.SIGKILL)
-        moment.open()  # one that is held so early that it does not end with its launcher goes on until it sees that it is alone
+        # one that is held so early that it does not end with its launcher goes on until it sees that it is alone
+        moment.open()
         wrong = _ended(process, ranks, name) if is_there else f"it did not come to {moment.point}"
         said, errors = process.communicate()
         after = newest_step(folder)
@@ -90,7 +93,9 @@ def _killed(field: Field, name: str, fault: str, tries: int) -> Row:
     code, said, errors = run(site, *flags)
     whole, _ = field.whole(iterations)
     if code or (committed and _resumed_after(said) != committed):
-        row.wrong.append(f"the last start ended with {code}, resumed after {_resumed_after(said)} of {committed}: {errors[-300:]}")
+        row.wrong.append(
+            f"the last start ended with {code}, resumed after {_resumed_after(said)} of {committed}: {errors[-300:]}"
+        )
     elif curve(site.metrics(f"{RUN}-{name}")) != curve(whole):
         row.wrong.append("its losses, rates and gradient norms are not those of a run that was not killed")
     if left := left_behind(folder):
@@ -99,7 +104,9 @@ def _killed(field: Field, name: str, fault: str, tries: int) -> Row:
 
 
 def _moment(field: Field, name: str, number: int, begin: int, rng: random.Random) -> Fault:
-    """Mostly while it trains or saves, sometimes before it has begun to. The process is held there until it is killed."""
+    """Mostly while it trains or saves, sometimes before it has begun to. The process is held there until it is
+    killed.
+    """
     rank, gate = f"rank {rng.choice((0, 1))}", field.folder(f"gates/{name}-{number}")
     if rng.random() < EARLY_SHARE and not field.small:
         return Fault(f"event:{rng.randrange(1, EARLY_EVENTS)}", gate, rank)

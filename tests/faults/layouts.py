@@ -26,7 +26,12 @@ def resumed_layouts(field: Field) -> tuple[Row, Table]:
     """Writers and readers, one torchrun for each number of processes; a reader waits for its writer."""
     row, layouts, folder = Row("resume on another layout"), SMALL if field.small else LAYOUTS, field.folder("layouts")
     with ThreadPoolExecutor(3) as pool:
-        ends = list(pool.map(lambda world: _torchrun(folder, world, layouts), sorted({_world(layout) for layout in layouts}, reverse=True)))
+        ends = list(
+            pool.map(
+                lambda world: _torchrun(folder, world, layouts),
+                sorted({_world(layout) for layout in layouts}, reverse=True),
+            )
+        )
     row.wrong += [end for end in ends if end]
     table: Table = {}
     for writer in layouts:
@@ -49,7 +54,13 @@ def lines_of(table: Table) -> list[str]:
     """The table as text: rows wrote, columns resumed."""
     layouts = list(dict.fromkeys(writer for writer, _ in table))
     head = "from \\ to  " + "  ".join(f"{layout:>7}" for layout in layouts)
-    return [head, *(f"{one:<9}  " + "  ".join(f"{table.get((one, other), float('nan')):7.1e}" for other in layouts) for one in layouts)]
+    return [
+        head,
+        *(
+            f"{one:<9}  " + "  ".join(f"{table.get((one, other), float('nan')):7.1e}" for other in layouts)
+            for one in layouts
+        ),
+    ]
 
 
 def _world(layout: str) -> int:
@@ -73,7 +84,9 @@ def _torchrun(folder: Path, world: int, layouts: tuple[str, ...]) -> str | None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command += ["-m", "tests.distributed.resume_worker", str(file), str(folder)]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS, check=False, cwd=ROOT)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS, check=False, cwd=ROOT
+        )
     except subprocess.TimeoutExpired:
         return f"{world} processes did not end within {HANG_SECONDS} s"
     return f"{world} processes: exit code {done.returncode}: {done.stderr[-600:]}" if done.returncode else None

@@ -1,7 +1,8 @@
-"""A fault in each phase of a run: signals, a pause, a full disk, a folder that cannot be written to, no memory, a clock that is set.
+"""A fault in each phase of a run: signals, a pause, a full disk, a folder that cannot be written to, no memory, a clock
+that is set.
 
-A run ends with one line and a right exit code, or goes on as if nothing had been. In either case the same command, started again where
-that is needed, ends with the losses of a run that nothing disturbed.
+A run ends with one line and a right exit code, or goes on as if nothing had been. In either case the same command,
+started again where that is needed, ends with the losses of a run that nothing disturbed.
 """
 
 from __future__ import annotations
@@ -40,29 +41,46 @@ def signals(field: Field) -> Row:
     """The run saves and leaves with 75; one that is being exported is finished."""
     tries = [
         Try(phase, f"signal:{name}", (EXIT_OK,) if phase == EXPORT else (EXIT_PREEMPTED,), processes)
-        for phase in PHASES for name in ("SIGTERM", "SIGUSR1", "SIGINT") for processes in (1, 2)
-    ]  # fmt: skip
-    return _row(field, "signals in each phase", tries, few=(
-        Try(VALIDATION, "signal:SIGINT", (EXIT_PREEMPTED,)), Try(BEGINNING, "signal:SIGTERM", (EXIT_PREEMPTED,), 2),
-    ))  # fmt: skip
+        for phase in PHASES
+        for name in ("SIGTERM", "SIGUSR1", "SIGINT")
+        for processes in (1, 2)
+    ]
+    return _row(
+        field,
+        "signals in each phase",
+        tries,
+        few=(
+            Try(VALIDATION, "signal:SIGINT", (EXIT_PREEMPTED,)),
+            Try(BEGINNING, "signal:SIGTERM", (EXIT_PREEMPTED,), 2),
+        ),
+    )
 
 
 def full_disks(field: Field) -> Row:
-    """No file may grow over a megabyte any more. A save that fails is no end; where nothing can be exported, the end says so."""
+    """No file may grow over a megabyte any more. A save that fails is no end; where nothing can be exported, the end
+    says so.
+    """
     tries = [
         Try(phase, "files:1000000", (EXIT_OK, EXIT_USER_ERROR, EXIT_FAILED), processes, who)
-        for phase in PHASES for processes, who in ((1, "rank 0"), (2, "rank 1"))
-    ]  # fmt: skip
+        for phase in PHASES
+        for processes, who in ((1, "rank 0"), (2, "rank 1"))
+    ]
     return _row(field, "full disk in each phase", tries)
 
 
 def read_only_folders(field: Field) -> Row:
-    tries = [Try(phase, "readonly:RUN", (EXIT_OK, EXIT_USER_ERROR, EXIT_FAILED), processes) for phase in PHASES for processes in (1, 2)]
+    tries = [
+        Try(phase, "readonly:RUN", (EXIT_OK, EXIT_USER_ERROR, EXIT_FAILED), processes)
+        for phase in PHASES
+        for processes in (1, 2)
+    ]
     return _row(field, "read-only folder in each phase", tries)
 
 
 def no_memory(field: Field) -> Row:
-    """A limit as of `ulimit -v`: hardly more than the process has already. The process that runs into it, or its launcher, says so."""
+    """A limit as of `ulimit -v`: hardly more than the process has already. The process that runs into it, or its
+    launcher, says so.
+    """
     codes = (EXIT_OK, EXIT_USER_ERROR, EXIT_FAILED)
     tries = [Try(phase, "memory:1000000", codes, 2, who) for phase in PHASES for who in ("rank 0", "rank 1")]
     return _row(field, "out of memory in each phase", tries)
@@ -70,7 +88,9 @@ def no_memory(field: Field) -> Row:
 
 def clocks(field: Field) -> Row:
     """The clock on the wall is set, of a worker and of the command: nothing happens."""
-    tries = [Try(phase, f"clock:{jump}", (EXIT_OK,), 2) for phase in (BEGINNING, TRAINING, COMMIT) for jump in (-1e9, 1e9)]
+    tries = [
+        Try(phase, f"clock:{jump}", (EXIT_OK,), 2) for phase in (BEGINNING, TRAINING, COMMIT) for jump in (-1e9, 1e9)
+    ]
     tries += [Try("begin:1", f"clock:{jump}", (EXIT_OK,), 2, "main") for jump in (-1e9, 1e9)]
     return _row(field, "clock that is set in each phase", tries)
 
@@ -85,7 +105,9 @@ def _row(field: Field, fault: str, tries: Sequence[Try], few: Sequence[Try] = ()
     row = Row(fault)
     for number, one in enumerate(few if field.small else tries):
         name = f"{fault.replace(' ', '-')}-{number}"
-        row.count(f"{one.action} of {one.who} at {one.phase}, {one.processes} processes", _outcome_is_wrong(field, name, one))
+        row.count(
+            f"{one.action} of {one.who} at {one.phase}, {one.processes} processes", _outcome_is_wrong(field, name, one)
+        )
     return row
 
 
@@ -142,25 +164,39 @@ def _without_override() -> None:
 
 
 def process_lists(field: Field) -> Row:
-    """Command lines can be read by all users of a machine: no secret is in one, of the command, its workers or its tokenisers."""
+    """Command lines can be read by all users of a machine: no secret is in one, of the command, its workers or its
+    tokenisers.
+    """
     row = Row("secrets in process lists")
     for processes in (2,) if field.small else (1, 2):
         fault = Fault("iteration:2", field.folder(f"gates/list{processes}"), "rank *")
         flags = ["--id", f"list{processes}", "--iters", 3, "--nproc_per_node", processes, "--hang_timeout", 3600]
         process = start(field.site, *flags, env=environment(fault, **CANARIES))
         is_there = wait_for(fault, process, by=processes)
-        lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (process.pid, *workers_of(process.pid))} if is_there else {}
+        lines = (
+            {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (process.pid, *workers_of(process.pid))}
+            if is_there
+            else {}
+        )
         fault.open()
         code, _, errors = finish(process)
         for name, canary in CANARIES.items():
             found = [pid for pid, line in lines.items() if canary.encode() in line]
-            wrong = f"exit code {code}: {errors[-300:]}" if code or not lines else f"found in {lines[found[0]]!r}" if found else None
+            wrong = (
+                f"exit code {code}: {errors[-300:]}"
+                if code or not lines
+                else f"found in {lines[found[0]]!r}"
+                if found
+                else None
+            )
             row.count(f"{name}, {processes} processes", wrong)
     return row
 
 
 def swapped_ranks(field: Field) -> Row:
-    """Workers that are started one by one, as other launchers do: local ranks in another order than ranks, and changed on resume."""
+    """Workers that are started one by one, as other launchers do: local ranks in another order than ranks, and changed
+    on resume.
+    """
     row, folder = Row("swapped ranks"), field.site.root / "checkpoints" / f"{RUN}-swapped"
     fault = Fault("iteration:7", field.folder("gates/swapped"), "rank *", "kill")
     for number, (order, faults) in enumerate(((("0", "1"), [fault]), (("1", "0"), []))):
@@ -177,15 +213,23 @@ def _by_hand(field: Field, local_ranks: tuple[str, str], faults: Sequence[Fault]
 
     place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     workers = [
-        start(field.site, "--id", "swapped", *FLAGS, env=environment(*faults, **place, RANK=str(rank), LOCAL_RANK=local))
+        start(
+            field.site, "--id", "swapped", *FLAGS, env=environment(*faults, **place, RANK=str(rank), LOCAL_RANK=local)
+        )
         for rank, local in enumerate(local_ranks)
-    ]  # fmt: skip
+    ]
     ends = [finish(worker) for worker in workers]
     return [code for code, _, _ in ends], "".join(errors for _, _, errors in ends)
 
 
 Rows = dict[str, Callable[[Field], Row]]
 ROWS: Rows = {
-    "phases-signals": signals, "phases-full": full_disks, "phases-readonly": read_only_folders, "phases-memory": no_memory,
-    "phases-clock": clocks, "phases-pauses": pauses, "process-lists": process_lists, "swapped-ranks": swapped_ranks,
-}  # fmt: skip
+    "phases-signals": signals,
+    "phases-full": full_disks,
+    "phases-readonly": read_only_folders,
+    "phases-memory": no_memory,
+    "phases-clock": clocks,
+    "phases-pauses": pauses,
+    "process-lists": process_lists,
+    "swapped-ranks": swapped_ranks,
+}

@@ -1,4 +1,5 @@
-"""Faults at points of a process's progress: what is to happen, where, to whom. The process waits there, so nothing depends on speed.
+"""Faults at points of a process's progress: what is to happen, where, to whom. The process waits there, so nothing
+depends on speed.
 
 hooks/sitecustomize.py carries them out inside the commands under test, and says which points there are.
 """
@@ -20,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 class Fault:
     """`point` is such as iteration:5, write:1 (the first save) or event:1200; `gate` a folder of its own.
 
-    `who` is `main` (the command), `rank N`, `rank *`, or `run NAME` of a recipe NAME.yaml. `action` is hold, kill, stop, signal:SIGTERM,
+    `who` is `main` (the command), `rank N`, `rank *`, or `run NAME` of a recipe NAME.yaml. `action` is hold, kill,
+    stop, signal:SIGTERM,
     files:BYTES, memory:BYTES, readonly:FOLDER or clock:SECONDS.
     """
 
@@ -42,7 +44,13 @@ class Fault:
 
     def as_json(self) -> dict[str, Any]:
         point, _, number = self.point.partition(":")
-        return {"point": point, "number": int(number or 1), "who": self.who, "action": self.action, "gate": str(self.gate)}
+        return {
+            "point": point,
+            "number": int(number or 1),
+            "who": self.who,
+            "action": self.action,
+            "gate": str(self.gate),
+        }
 
 
 def environment(*faults: Fault, **further: str) -> dict[str, str]:

@@ -21,7 +21,8 @@ from tests.real_parts import smollm2_tokenizer
 SEED = 20
 WHOLE = 30  # iterations of the run that nothing disturbs
 CANARIES = {
-    name: f"canary-{number}-7f3b1c" for number, name in enumerate(("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"))
+    name: f"canary-{number}-7f3b1c"
+    for number, name in enumerate(("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"))
 }
 RUN = "llama-base-orders-seq256"
 FLAGS = ["--checkpoint", "base", "--run_name", "orders", "--global_batch", "12", "--lr", "1e-3", "--seq", "256"]
@@ -85,15 +86,35 @@ class Field:
     @cached_property
     def _site(self) -> Site:
         site = make_site(self.folder("site"), smollm2_tokenizer())
-        command = ["-m", "tokenize_data", "--checkpoint", "base", "--run_name", "orders", "--data", "train.jsonl", "--seq", "256"]
-        subprocess.run([sys.executable, *command], cwd=site.root, env=site.environment(), check=True, capture_output=True)
+        command = [
+            "-m",
+            "tokenize_data",
+            "--checkpoint",
+            "base",
+            "--run_name",
+            "orders",
+            "--data",
+            "train.jsonl",
+            "--seq",
+            "256",
+        ]
+        subprocess.run(
+            [sys.executable, *command], cwd=site.root, env=site.environment(), check=True, capture_output=True
+        )
         return site
 
 
 def forks() -> ForkServerContext:
     """Processes that are forked from one in which everything is imported already."""
     context = multiprocessing.get_context("forkserver")
-    modules = ["torch", "deepspeed", "tests.distributed.worker", "sft.checkpoint.resume", "tests.faults.boundaries", "tests.faults.starts"]
+    modules = [
+        "torch",
+        "deepspeed",
+        "tests.distributed.worker",
+        "sft.checkpoint.resume",
+        "tests.faults.boundaries",
+        "tests.faults.starts",
+    ]
     context.set_forkserver_preload(modules)
     return context
 
@@ -104,9 +125,14 @@ def start(
     """A run of the whole command. Its words are kept in pipes."""
     command = [sys.executable, "-m", "sft", *FLAGS, *map(str, flags)]
     return subprocess.Popen(
-        command, cwd=site.root, env=site.environment(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, preexec_fn=prepare,
-    )  # fmt: skip
+        command,
+        cwd=site.root,
+        env=site.environment(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=prepare,
+    )
 
 
 def finish(process: subprocess.Popen[str], seconds: float = HANG_SECONDS) -> tuple[int, str, str]:
@@ -133,7 +159,9 @@ def workers_of(launcher: int) -> list[int]:
         try:
             if (folder / "stat").read_text().rpartition(")")[2].split()[1] != str(launcher):
                 continue
-            environment = dict(entry.split("=", 1) for entry in (folder / "environ").read_text().split("\0") if "=" in entry)
+            environment = dict(
+                entry.split("=", 1) for entry in (folder / "environ").read_text().split("\0") if "=" in entry
+            )
         except OSError:
             continue
         if "RANK" in environment:
@@ -166,7 +194,11 @@ def curve(records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 def left_behind(folder: Path) -> list[str]:
     """Hidden files of a run's folder that nobody needs any more."""
-    return [path.name for path in folder.iterdir() if path.name.startswith((".writing", ".removing", ".latest", ".lease", ".hf"))]
+    return [
+        path.name
+        for path in folder.iterdir()
+        if path.name.startswith((".writing", ".removing", ".latest", ".lease", ".hf"))
+    ]
 
 
 def can_mount() -> str | None:

@@ -24,7 +24,9 @@ NO_PROCESS = 2**22 + 1
 
 
 def contend(folder: str, number: int, barrier: Any, answers: Any, all_answered: Any) -> None:
-    """Take the lease and keep it until everyone has answered; every step of it takes a while, so that others come in between."""
+    """Take the lease and keep it until everyone has answered; every step of it takes a while, so that others come in
+    between.
+    """
     rng = random.Random(f"{SEED} {number}")
 
     def slowly(step: Any) -> Any:
@@ -58,7 +60,10 @@ def leases_at_once(field: Field) -> Row:
             elif before == "torn":
                 (folder / lease.NAME).touch()
             barrier, answers, all_answered = context.Barrier(STARTS), context.Queue(), context.Event()
-            rivals = [context.Process(target=contend, args=(str(folder), n, barrier, answers, all_answered)) for n in range(STARTS)]
+            rivals = [
+                context.Process(target=contend, args=(str(folder), n, barrier, answers, all_answered))
+                for n in range(STARTS)
+            ]
             for rival in rivals:
                 rival.start()
             try:
@@ -67,7 +72,10 @@ def leases_at_once(field: Field) -> Row:
                 all_answered.set()
             for rival in rivals:
                 rival.join()
-            row.count(f"{before} {number}", _not_one(told) or (f"left: {os.listdir(folder)}" if (folder / lease.NAME).exists() else None))
+            row.count(
+                f"{before} {number}",
+                _not_one(told) or (f"left: {os.listdir(folder)}" if (folder / lease.NAME).exists() else None),
+            )
     return row
 
 
@@ -100,7 +108,14 @@ def _not_one(told: list[str]) -> str | None:
 def write_lease(folder: Path, *, pid: int, age: float = 0, host: str | None = None, started: str | None = "1") -> Path:
     file = folder / lease.NAME
     boot = lease._boot() if host is None else "another"
-    content = {"host": host or platform.node(), "boot": boot, "pid": pid, "started": started, "renewed": time.time() - age, "token": "t"}
+    content = {
+        "host": host or platform.node(),
+        "boot": boot,
+        "pid": pid,
+        "started": started,
+        "renewed": time.time() - age,
+        "token": "t",
+    }
     file.write_text(json.dumps(content))
     os.utime(file, (time.time() - age, time.time() - age))
     return file
@@ -133,7 +148,9 @@ def _outcome_is_wrong(folder: Path, holder: str, jump: float) -> str | None:
 
 
 class _Clock:
-    """Time as the lease sees it: it passes where someone waits. Every ten seconds a holder on another host renews, by its own clock."""
+    """Time as the lease sees it: it passes where someone waits. Every ten seconds a holder on another host renews, by
+    its own clock.
+    """
 
     def __init__(self, file: Path, jump: float | None) -> None:
         self._file, self._jump, self._passed, self._renewed = file, jump, 0.0, 0.0

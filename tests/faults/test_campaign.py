@@ -1,4 +1,6 @@
-"""The campaign with few tries, one item for each of its rows, two of them at a time. The whole: python -m tests.faults.campaign."""
+"""The campaign with few tries, one item for each of its rows, two of them at a time. The whole: python -m
+tests.faults.campaign.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,9 @@ def test_kill_at_random_moments(bench, smollm2, tmp_path):
     """Moments are files that the command opens and modules that it imports, counted in a run that is left alone."""
     data = bench.jsonl([pair(f"Is {number}?", "Yes. " * 60) for number in range(12_000)])
     command = [sys.executable, "-m", "tokenize_data", "--run_name", "r", "--data", data, "--checkpoint", smollm2]
-    command = [str(part) for part in [*command, "--tokenized_data_dir", bench.tokenized, "--workers", "2", "--retokenize"]]
+    command = [
+        str(part) for part in [*command, "--tokenized_data_dir", bench.tokenized, "--workers", "2", "--retokenize"]
+    ]
     counting = Fault("count", tmp_path / "counting", "main", "count")
     subprocess.run(command, env={**os.environ, **environment(counting)}, check=True, capture_output=True)
     moments = int((counting.gate / "count").read_text())
@@ -31,8 +33,12 @@ def test_kill_at_random_moments(bench, smollm2, tmp_path):
     for attempt in range(NUM_KILLS):
         if attempt % 2:
             (bench.tokenized / "r" / "manifest.json").unlink(missing_ok=True)
-        fault = Fault(f"event:{rng.randint(moments // 2, moments * 19 // 20)}", tmp_path / f"kill{attempt}", "main", "kill")
-        killed = subprocess.run(command, env={**os.environ, **environment(fault)}, capture_output=True, text=True, check=False)
+        fault = Fault(
+            f"event:{rng.randint(moments // 2, moments * 19 // 20)}", tmp_path / f"kill{attempt}", "main", "kill"
+        )
+        killed = subprocess.run(
+            command, env={**os.environ, **environment(fault)}, capture_output=True, text=True, check=False
+        )
         assert killed.returncode == -signal.SIGKILL, (fault, killed.stderr)
         found = manifest.read(bench.tokenized / "r") if (bench.tokenized / "r").exists() else None
         if found is not None:
@@ -58,7 +64,9 @@ def mutate(rng: random.Random, line: bytes) -> bytes:
         elif what == 2 and data:
             data[min(at, len(data) - 1)] ^= 1 << rng.randrange(8)
         elif what == 3:
-            data[at:at] = rng.choice([b"\\u0000", b"\\ud800", b"NaN", b"{}", b"\x00", b"\xff\xfe", b"<|im_end|>", b"1e999", b"[[[["])
+            data[at:at] = rng.choice(
+                [b"\\u0000", b"\\ud800", b"NaN", b"{}", b"\x00", b"\xff\xfe", b"<|im_end|>", b"1e999", b"[[[["]
+            )
         elif what == 4:
             data = data[:at]
         elif what == 5:

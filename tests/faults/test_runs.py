@@ -38,14 +38,33 @@ def start(site: Site) -> Iterator[Callable[..., subprocess.Popen]]:
 
     def begin(name: str, *flags: str, action: str = "hold", who: str = "rank *") -> subprocess.Popen:
         fault = Fault("iteration:3", site.root / "gates" / f"{name}{len(started)}", who, action)
-        command = [sys.executable, "-m", "sft", "--checkpoint", "base", "--run_name", "orders", "--global_batch", "12", "--lr", "1e-3"]
+        command = [
+            sys.executable,
+            "-m",
+            "sft",
+            "--checkpoint",
+            "base",
+            "--run_name",
+            "orders",
+            "--global_batch",
+            "12",
+            "--lr",
+            "1e-3",
+        ]
         command += ["--seq", "256", "--id", name, *_LONG, *flags]
         process = subprocess.Popen(
-            command, cwd=site.root, env=site.environment(environment(fault)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=site.root,
+            env=site.environment(environment(fault)),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         process.let_go = fault.open
         started.append(process)
-        processes = int(flags[flags.index("--nproc_per_node") + 1]) if "--nproc_per_node" in flags and who == "rank *" else 1
+        processes = (
+            int(flags[flags.index("--nproc_per_node") + 1]) if "--nproc_per_node" in flags and who == "rank *" else 1
+        )
         assert wait_for(fault, process, by=processes), process.communicate()[1]
         return process
 
@@ -103,7 +122,9 @@ def test_a_stopped_process_ends_the_run_with_everyone_s_stack(site: Site, start:
     assert process.returncode == 3
     assert "no progress for " in said
     assert "where each process was: " in said
-    stacks = {file.name: file.read_text() for file in (site.root / "checkpoints" / _run("stopped") / "stacks").iterdir()}
+    stacks = {
+        file.name: file.read_text() for file in (site.root / "checkpoints" / _run("stopped") / "stacks").iterdir()
+    }
     assert stacks.keys() == {"rank-00000.txt", "rank-00001.txt"}
     assert all("most recent call first" in text for text in stacks.values())
     assert site.status(_run("stopped"))["state"] in ("failed", "running")
@@ -133,7 +154,10 @@ def test_a_lease_of_another_host_counts_while_it_is_renewed(tmp_path: Path):
     file = tmp_path / lease.NAME
     content = {"host": "elsewhere", "boot": "x", "pid": 7, "started": "1", "renewed": time.time(), "token": "t"}
     file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"is being trained by process 7 on elsewhere, its lease is \d+ s old"), lease.held(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"is being trained by process 7 on elsewhere, its lease is \d+ s old"),
+        lease.held(tmp_path),
+    ):
         pass
     os.utime(file, (time.time() - 3600, time.time() - 3600))
     with lease.held(tmp_path, watch_seconds=0.1):
@@ -160,5 +184,7 @@ def _listening(pid: int) -> list[str]:
             fields = line.split()
             if fields[3] == "0A" and fields[9] in sockets:  # 0A: it listens
                 address = fields[1].split(":")[0]
-                found.append(".".join(str(byte) for byte in reversed(bytes.fromhex(address))) if table == "tcp" else address)
+                found.append(
+                    ".".join(str(byte) for byte in reversed(bytes.fromhex(address))) if table == "tcp" else address
+                )
     return found

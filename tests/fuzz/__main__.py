@@ -1,4 +1,5 @@
-"""python -m tests.fuzz [TARGET ...] [--seconds N] [--corpus FOLDER]: fuzz each target in a process of its own. Exit code 1 where one broke.
+"""python -m tests.fuzz [TARGET ...] [--seconds N] [--corpus FOLDER]: fuzz each target in a process of its own. Exit
+code 1 where one broke.
 
 A longer search keeps its corpus: `--seconds 3600 --corpus ~/corpus` goes on where the last one stopped.
 """
@@ -18,13 +19,19 @@ FOUND = Path(__file__).with_name("found")  # inputs that broke something once, f
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("targets", nargs="*", default=list(TARGETS), metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
+    parser.add_argument(
+        "targets", nargs="*", default=list(TARGETS), metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)"
+    )
     parser.add_argument("--seconds", type=int, default=60, help="for all targets together (default: 60)")
-    parser.add_argument("--corpus", type=Path, default=None, help="a folder that keeps what covers something new, for each target")
+    parser.add_argument(
+        "--corpus", type=Path, default=None, help="a folder that keeps what covers something new, for each target"
+    )
     given = parser.parse_args(arguments)
     if unknown := set(given.targets) - set(TARGETS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    broken = [name for name in given.targets if not fuzz(name, max(1, given.seconds // len(given.targets)), given.corpus)]
+    broken = [
+        name for name in given.targets if not fuzz(name, max(1, given.seconds // len(given.targets)), given.corpus)
+    ]
     if broken:
         sys.stderr.write(f"broken: {', '.join(broken)}\n")
     return 1 if broken else 0

@@ -1,4 +1,6 @@
-"""Manifests of checkpoints that someone edited, as they are and sealed again. A reader takes them, or says in a line why not."""
+"""Manifests of checkpoints that someone edited, as they are and sealed again. A reader takes them, or says in a line
+why not.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,16 @@ SEEDS = [b"d" + _SEALED, b"d{}"]
 SEEDS += [
     b"c" + json.dumps(change).encode()
     for change in (
-        _WHOLE, {"iteration": 4, "optimizer_step": -1}, {"layout": {}}, {"states": ["master", 5]}, {"facts": {}}, {"files": [{}]},
-        {"files": [{"name": "rank-00000-of-00001.safetensors", "bytes": 1, "sha256": "0"}]}, {"files": [5]},
+        _WHOLE,
+        {"iteration": 4, "optimizer_step": -1},
+        {"layout": {}},
+        {"states": ["master", 5]},
+        {"facts": {}},
+        {"files": [{}]},
+        {"files": [{"name": "rank-00000-of-00001.safetensors", "bytes": 1, "sha256": "0"}]},
+        {"files": [5]},
     )
-]  # fmt: skip
+]
 
 
 def one(data: bytes) -> None:

@@ -1,4 +1,6 @@
-"""What strangers and nodes say where the nodes of a run meet. A stranger keeps no node out; a line is a message, or the connection ends."""
+"""What strangers and nodes say where the nodes of a run meet. A stranger keeps no node out; a line is a message, or the
+connection ends.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,30 @@ from sft.launcher.preflight import Ready
 _LISTENING = socket.create_server(("127.0.0.1", 0))
 _ADDRESS = _LISTENING.getsockname()
 _DOOR = Door(_LISTENING)
-_READY = Ready(node=1, host="h", processes=2, devices="2 GPUs", memory_gib=1.0, disk_gib=2.0, clock=3.0, facts={"sft": "1"}, error=None)
+_READY = Ready(
+    node=1,
+    host="h",
+    processes=2,
+    devices="2 GPUs",
+    memory_gib=1.0,
+    disk_gib=2.0,
+    clock=3.0,
+    facts={"sft": "1"},
+    error=None,
+)
 _HANG_SECONDS = 300.0
 SEEDS = [
-    json.dumps(message).encode() + b"\n" for message in (hello("r", 1, "h"), {"node": None}, {"ready": _READY.as_json()}, {"ping": True})
+    json.dumps(message).encode() + b"\n"
+    for message in (hello("r", 1, "h"), {"node": None}, {"ready": _READY.as_json()}, {"ping": True})
 ]
-SEEDS += [b"", b"\n", b"{", b"[" * 3000 + b"\n", b'{"hello": "sft", "run": "r", "node": 1e999, "host": 5}\n', b"GET / HTTP/1.1\r\n\r\n"]
+SEEDS += [
+    b"",
+    b"\n",
+    b"{",
+    b"[" * 3000 + b"\n",
+    b'{"hello": "sft", "run": "r", "node": 1e999, "host": 5}\n',
+    b"GET / HTTP/1.1\r\n\r\n",
+]
 
 PREFIX = 0  # bytes before the JSON
 

@@ -1,4 +1,6 @@
-"""Recipes, ours and other trainers'. A file is refused in one line, or gives a configuration that it gives again when it is written out."""
+"""Recipes, ours and other trainers'. A file is refused in one line, or gives a configuration that it gives again when
+it is written out.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,17 @@ constraints: ["samples >= 120 or model == 'small'"]
 exclude: {too dear: {model: big, samples: [120]}}
 after: ["echo {model} 'a b'"]
 """
-SEEDS = [b"r" + file.read_bytes() for folder in ("recipes", "tests/foreign") for file in sorted((_ROOT / folder).glob("*.y*ml"))]
+SEEDS = [
+    b"r" + file.read_bytes()
+    for folder in ("recipes", "tests/foreign")
+    for file in sorted((_ROOT / folder).glob("*.y*ml"))
+]
 SEEDS += [seed[:1] + json.dumps(parse_yaml(seed[1:].decode(), "seed")).encode() for seed in [*SEEDS, b"s" + _SWEEP]]
-SEEDS += [b"s" + _SWEEP, b"r" + b"datasets: [{files: [a.jsonl], weight: 2, clean: {drop: '[a'}}]\nlr: 2e-5\n", b"r" + b"a: &a [*a]\n"]
+SEEDS += [
+    b"s" + _SWEEP,
+    b"r" + b"datasets: [{files: [a.jsonl], weight: 2, clean: {drop: '[a'}}]\nlr: 2e-5\n",
+    b"r" + b"a: &a [*a]\n",
+]
 PREFIX = 1  # bytes before the JSON, which is YAML too
 
 

@@ -1,4 +1,6 @@
-"""What a server answers, and what a judge says in it. One request fails with a reason, or there is a verdict that can be kept."""
+"""What a server answers, and what a judge says in it. One request fails with a reason, or there is a verdict that can
+be kept.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +42,24 @@ socket.create_connection = _only_here
 threading.Thread(target=_serve, daemon=True).start()
 _BODY = json.dumps({"choices": [{"message": {"content": '{"score": 1}'}}]}).encode()
 SEEDS = [
-    b"s" + text for text in (b'{"score": 0.5, "reason": "r"}', b'Sure:\n```json\n{"better": "tie"}\n```', b"{" * 900 + b"}" * 900, b"")
+    b"s" + text
+    for text in (
+        b'{"score": 0.5, "reason": "r"}',
+        b'Sure:\n```json\n{"better": "tie"}\n```',
+        b"{" * 900 + b"}" * 900,
+        b"",
+    )
 ]
-SEEDS += [b"h" + head + _BODY for head in (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n", b"HTTP/1.0 200 OK\r\n\r\n")]
 SEEDS += [
-    b"hHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", b"hHTTP/1.1 429 Slow\r\nRetry-After: \xb2\r\n\r\n{}",
-    b"hHTTP/1.1 307 X\r\nLocation: http://[\r\n\r\n", b"hHTTP/1.1 301 X\r\nLocation: ftp://127.0.0.1/\r\n\r\n", b"h",
-]  # fmt: skip
+    b"h" + head + _BODY for head in (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n", b"HTTP/1.0 200 OK\r\n\r\n")
+]
+SEEDS += [
+    b"hHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    b"hHTTP/1.1 429 Slow\r\nRetry-After: \xb2\r\n\r\n{}",
+    b"hHTTP/1.1 307 X\r\nLocation: http://[\r\n\r\n",
+    b"hHTTP/1.1 301 X\r\nLocation: ftp://127.0.0.1/\r\n\r\n",
+    b"h",
+]
 
 
 def one(data: bytes) -> None:

@@ -12,20 +12,45 @@ from tokenize_data.records import FORMATS, Cleaning, DatasetSpec, RowReader, par
 
 _ROWS = [
     {"prompt": "Is it?", "gold": "Yes."},
-    {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
-    {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": "a", "tool_calls": []}]},
+    {
+        "messages": [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "a"},
+        ]
+    },
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "q"}]},
+            {"role": "assistant", "content": "a", "tool_calls": []},
+        ]
+    },
     {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "日本\u0301"}]},
     {"instruction": "do", "input": "x", "output": "y"},
     {"text": "plain <|im_end|>\n"},
 ]
 SEEDS = [bytes([n]) + json.dumps(row).encode() for n, row in enumerate(_ROWS)]
 SEEDS += [
-    b"\x00" + line for line in (b"{}", b"[1]", b'{"prompt": NaN}', b'{"prompt": "\\ud800", "gold": ""}', b'{"prompt": 1e999}{"gold": 0}')
+    b"\x00" + line
+    for line in (
+        b"{}",
+        b"[1]",
+        b'{"prompt": NaN}',
+        b'{"prompt": "\\ud800", "gold": ""}',
+        b'{"prompt": 1e999}{"gold": 0}',
+    )
 ]
 _SPECS = [
     DatasetSpec(files=("x",), format=name, **more)
     for name in FORMATS
-    for more in ({}, {"system": "{prompt}!", "prompt": "{{{prompt}}} {gold}", "clean": Cleaning(drop=r"[^a-z\s]", lower=True, strip=True)})
+    for more in (
+        {},
+        {
+            "system": "{prompt}!",
+            "prompt": "{{{prompt}}} {gold}",
+            "clean": Cleaning(drop=r"[^a-z\s]", lower=True, strip=True),
+        },
+    )
 ]
 _CHAT = open_format(smollm2_tokenizer())
 

@@ -1,4 +1,6 @@
-"""The process that fuzzes one target: python -m tests.fuzz.search TARGET SECONDS FOLDER. With atheris; without it, mutations by chance."""
+"""The process that fuzzes one target: python -m tests.fuzz.search TARGET SECONDS FOLDER. With atheris; without it,
+mutations by chance.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,20 @@ def main(target: str, seconds: str, folder: str) -> None:
     for seed in _seeds(target, module.SEEDS):
         module.one(seed)
         (Path(folder) / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
-    options = [f"-max_total_time={seconds}", f"-timeout={HANG_SECONDS}", f"-max_len={LONGEST}", "-rss_limit_mb=4096", "-verbosity=1"]
+    options = [
+        f"-max_total_time={seconds}",
+        f"-timeout={HANG_SECONDS}",
+        f"-max_len={LONGEST}",
+        "-rss_limit_mb=4096",
+        "-verbosity=1",
+    ]
     options += ["-print_final_stats=1", f"-artifact_prefix={folder}/../{target}-"]
     plain = getattr(module, "PREFIX", None) is None
-    mutator = {} if plain else {"custom_mutator": structure.mutator(module.PREFIX, lambda data, longest: atheris.Mutate(data, longest))}
+    mutator = (
+        {}
+        if plain
+        else {"custom_mutator": structure.mutator(module.PREFIX, lambda data, longest: atheris.Mutate(data, longest))}
+    )
     atheris.Setup([sys.argv[0], *options, folder], module.one, **mutator)
     atheris.Fuzz()
 
@@ -53,7 +65,9 @@ def _by_chance(one: One, corpus: list[bytes], seconds: int) -> None:
         for _ in range(rng.randint(1, 5)):
             at, other = rng.randrange(len(data) + 1), rng.choice(corpus)
             cut = sorted(rng.randrange(len(other) + 1) for _ in range(2))
-            data[at : at + rng.choice((0, 0, 1, 4))] = rng.choice((bytes([rng.randrange(256)]), other[cut[0] : cut[1]], b""))
+            data[at : at + rng.choice((0, 0, 1, 4))] = rng.choice(
+                (bytes([rng.randrange(256)]), other[cut[0] : cut[1]], b"")
+            )
         count += 1
         try:
             one(bytes(data[:LONGEST]))

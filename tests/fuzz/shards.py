@@ -19,7 +19,16 @@ _FOLDER = _ROOT / "tokenized" / "r"
 
 def _tokenised() -> bytes:
     (_ROOT / "data.jsonl").write_text('{"prompt": "Is it?", "gold": "Yes."}\n' * 3)
-    flags = ["--run_name", "r", "--data", str(_ROOT / "data.jsonl"), "--checkpoint", str(smollm2_tokenizer()), "--workers", "1"]
+    flags = [
+        "--run_name",
+        "r",
+        "--data",
+        str(_ROOT / "data.jsonl"),
+        "--checkpoint",
+        str(smollm2_tokenizer()),
+        "--workers",
+        "1",
+    ]
     assert entry([*flags, "--tokenized_data_dir", str(_FOLDER.parent)]) == 0
     return (_FOLDER / "manifest.json").read_bytes()
 
@@ -29,10 +38,15 @@ SEEDS = [b"d" + _WHOLE, b"d{}", b"d" + b"[" * 3000, b"c" + _WHOLE]
 SEEDS += [
     b"c" + json.dumps(change).encode()
     for change in (
-        {"documents": -1}, {"batch_documents": 0}, {"shards": []}, {"id_type": "x"}, {"tokenizer": {"fingerprint": 5}}, {"datasets": [5]},
+        {"documents": -1},
+        {"batch_documents": 0},
+        {"shards": []},
+        {"id_type": "x"},
+        {"tokenizer": {"fingerprint": 5}},
+        {"datasets": [5]},
         {"index": {"file": "../x"}},
     )
-]  # fmt: skip
+]
 
 
 def one(data: bytes) -> None:

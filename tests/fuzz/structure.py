@@ -8,14 +8,50 @@ from collections.abc import Callable
 from typing import Any
 
 ODD: list[Any] = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**30, 0.5, -0.0, 1e308, 1e400, float("nan"), "", " ", "a", "0",
-    "²", "٣", "\x00", "\ud800",
-    "\u0301", "\ufeff", "../../x", "/", "a" * 300, "{x}", "{{", "<|im_end|>", [], {}, [[]], [None], {"": None}, {"a": {"a": {}}},
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    2**64,
+    10**30,
+    0.5,
+    -0.0,
+    1e308,
+    1e400,
+    float("nan"),
+    "",
+    " ",
+    "a",
+    "0",
+    "²",
+    "٣",
+    "\x00",
+    "\ud800",
+    "\u0301",
+    "\ufeff",
+    "../../x",
+    "/",
+    "a" * 300,
+    "{x}",
+    "{{",
+    "<|im_end|>",
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+    {"a": {"a": {}}},
+]
 
 
 def mutator(prefix: int, otherwise: Callable[[bytes, int], bytes]) -> Callable[[bytes, int, int], bytes]:
-    """For atheris: of inputs that are `prefix` bytes and then JSON. What is none is mutated byte by byte, and so is some of the rest."""
+    """For atheris: of inputs that are `prefix` bytes and then JSON. What is none is mutated byte by byte, and so is
+    some of the rest.
+    """
 
     def mutate(data: bytes, longest: int, seed: int) -> bytes:
         rng = random.Random(seed)
@@ -37,14 +73,22 @@ def mutator(prefix: int, otherwise: Callable[[bytes, int], bytes]) -> Callable[[
 
 
 def changed(whole: dict[str, Any], change: bytes) -> dict[str, Any] | None:
-    """With other values at some keys; what is a mapping on both sides is changed key by key. None where `change` is no JSON object."""
+    """With other values at some keys; what is a mapping on both sides is changed key by key. None where `change` is no
+    JSON object.
+    """
     try:
         given = json.loads(change)
     except (ValueError, RecursionError):
         return None
     if not isinstance(given, dict):
         return None
-    return {**whole, **{k: {**whole[k], **v} if isinstance(v, dict) and isinstance(whole.get(k), dict) else v for k, v in given.items()}}
+    return {
+        **whole,
+        **{
+            k: {**whole[k], **v} if isinstance(v, dict) and isinstance(whole.get(k), dict) else v
+            for k, v in given.items()
+        },
+    }
 
 
 def _mutated(value: Any, rng: random.Random) -> Any:

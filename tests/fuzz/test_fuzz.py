@@ -1,4 +1,6 @@
-"""A few seconds for each target, and what broke it once. A longer search: python -m tests.fuzz --seconds 3600 --corpus FOLDER."""
+"""A few seconds for each target, and what broke it once. A longer search: python -m tests.fuzz --seconds 3600 --corpus
+FOLDER.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whatever is wrong with the input: one line that names the place, the value and the remedy, exit code 2, and nothing left behind."""
+"""Whatever is wrong with the input: one line that names the place, the value and the remedy, exit code 2, and nothing
+left behind.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def check_refused(bench, outcome, fragments):
 def test_bad_line(bench, name):
     bad, fragments = BAD_LINES[name]
     data = bench.write(GOOD + b"\n" + bad + b"\n" + GOOD + b"\n")
-    check_refused(bench, bench.tokenize("--data", data), [*fragments, "data.jsonl", "3 rows read = 2 accepted + 1 rejected"])
+    check_refused(
+        bench, bench.tokenize("--data", data), [*fragments, "data.jsonl", "3 rows read = 2 accepted + 1 rejected"]
+    )
     outcome = bench.tokenize("--data", data, "--max_bad_rows", "1")
     assert outcome.code == 0, outcome.err
     assert "3 rows read = 2 accepted + 1 rejected" in outcome.out
@@ -135,7 +139,9 @@ def test_no_data_and_no_shards(bench):
 
 def test_a_document_without_trained_tokens_within_seq(bench):
     data = bench.jsonl([pair(), pair("long " * 100)])
-    check_refused(bench, bench.tokenize("--data", data, "--seq", "64"), ["line 2", "none of the first 64 is trained", "--seq"])
+    check_refused(
+        bench, bench.tokenize("--data", data, "--seq", "64"), ["line 2", "none of the first 64 is trained", "--seq"]
+    )
 
 
 def test_documents_are_cut_at_seq_and_counted(bench):
@@ -157,7 +163,11 @@ def test_numbers_out_of_range(bench, flag, value):
 def test_unknown_format_and_template(bench):
     data = bench.write(GOOD)
     check_refused(bench, bench.tokenize("--data", data, "--format", "alpca"), ["unknown format 'alpca'", "alpaca"])
-    check_refused(bench, bench.tokenize("--data", data, "--template", "nope.jinja"), ["nope.jinja", "no such file".capitalize()[:2]])
+    check_refused(
+        bench,
+        bench.tokenize("--data", data, "--template", "nope.jinja"),
+        ["nope.jinja", "no such file".capitalize()[:2]],
+    )
 
 
 def test_checkpoints(bench, tmp_path, monkeypatch):
@@ -199,7 +209,8 @@ def test_a_damaged_tokenizer(bench, tmp_path):
 def test_no_permission(bench, smollm2):
     """Run as a user who may read the program, but not the data or the output folder."""
     script = (
-        "import os, sys, rich.console, rich.progress, multiprocessing.popen_fork; from tokenize_data import cli, describe, sources, stage; "
+        "import os, sys, rich.console, rich.progress, multiprocessing.popen_fork; from tokenize_data import cli, "
+        "describe, sources, stage; "
         "''.encode('unicode-escape'); os.setuid(65534); sys.exit(cli.entry(sys.argv[1:]))"
     )
     data, secret = bench.write(GOOD), bench.write(GOOD, "secret.jsonl")
@@ -227,7 +238,9 @@ def test_no_permission(bench, smollm2):
 
 @pytest.mark.parametrize(("rows", "limit"), [(3000, 200_000), (3, 1_000_000)])
 def test_a_full_disk(bench, smollm2, rows, limit):
-    """A file size limit stands for it: the write of a shard, or of the tokenizer, fails half-way, and nothing is left."""
+    """A file size limit stands for it: the write of a shard, or of the tokenizer, fails half-way, and nothing is
+    left.
+    """
     data = bench.jsonl([pair(f"Is {number} a number?", "Yes. " * 50) for number in range(rows)])
     script = (
         "import resource, sys; from tokenize_data.cli import entry; "

@@ -33,20 +33,29 @@ def test_a_local_folder_is_itself(tmp_path):
     assert resolve(str(tmp_path)) == tmp_path
     (tmp_path / "step1000").mkdir()
     assert resolve(str(tmp_path), "step1000") == tmp_path / "step1000"
-    assert refusal(str(tmp_path), "step2") == f"{tmp_path} has no folder 'step2' inside: give one that it has as intermediate, or none"
+    assert (
+        refusal(str(tmp_path), "step2")
+        == f"{tmp_path} has no folder 'step2' inside: give one that it has as intermediate, or none"
+    )
 
 
 def test_what_is_no_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    assert refusal(str(tmp_path / "file")).endswith("is neither a folder nor a .gguf file: give the folder of a Hugging Face model")
-    assert refusal(str(tmp_path / "none")).endswith("no such folder: give a Hugging Face folder, a .gguf file or a Hub id")
+    assert refusal(str(tmp_path / "file")).endswith(
+        "is neither a folder nor a .gguf file: give the folder of a Hugging Face model"
+    )
+    assert refusal(str(tmp_path / "none")).endswith(
+        "no such folder: give a Hugging Face folder, a .gguf file or a Hub id"
+    )
     assert refusal("./none").endswith("no such folder: give a Hugging Face folder, a .gguf file or a Hub id")
 
 
 class Hub:
     """Stands in for snapshot_download: revisions and folders of one repository, or the exception of every call."""
 
-    def __init__(self, root: Path, revisions: tuple[str, ...] = (), folders: tuple[str, ...] = (), error: Exception | None = None) -> None:
+    def __init__(
+        self, root: Path, revisions: tuple[str, ...] = (), folders: tuple[str, ...] = (), error: Exception | None = None
+    ) -> None:
         self.root, self.revisions, self.error, self.calls = root, revisions, error, []
         for folder in folders:
             (root / folder).mkdir()
@@ -91,12 +100,18 @@ def test_an_intermediate_is_a_revision_or_else_a_folder(hub, tmp_path):
     assert "neither a revision nor a folder 'step5': give one that it has" in refusal("someone/model", "step5")
 
 
-@pytest.mark.parametrize(("kind", "expected"), [
-    (errors.GatedRepoError, "only to those it knows: accept its terms there, then `hf auth login`"),
-    (errors.RepositoryNotFoundError, "the Hub has no model 'someone/model', or a private one: check the name"),
-    (errors.LocalEntryNotFoundError, "(LocalEntryNotFoundError: no such thing): check the network, or give a folder"),
-    (OSError, "(OSError: no such thing): check the network, or give a folder"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (errors.GatedRepoError, "only to those it knows: accept its terms there, then `hf auth login`"),
+        (errors.RepositoryNotFoundError, "the Hub has no model 'someone/model', or a private one: check the name"),
+        (
+            errors.LocalEntryNotFoundError,
+            "(LocalEntryNotFoundError: no such thing): check the network, or give a folder",
+        ),
+        (OSError, "(OSError: no such thing): check the network, or give a folder"),
+    ],
+)
 @pytest.mark.parametrize("inner", [None, "step3"])
 def test_what_the_hub_refuses_is_said_in_one_line(hub, kind, expected, inner):
     hub(error=hub_error(kind))
@@ -140,9 +155,9 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     message = refusal(str(tmp_path))
     assert (
-        f"a.gguf cannot be converted into {tmp_path}/file/sft/models (Not a directory): free some space there, or set XDG_CACHE_HOME"
-        in message
-    )
+        f"a.gguf cannot be converted into {tmp_path}/file/sft/models (Not a directory): free some space there, "
+        "or set XDG_CACHE_HOME"
+    ) in message
 
 
 def test_one_process_converts_and_the_others_wait(tmp_path, monkeypatch, caplog):

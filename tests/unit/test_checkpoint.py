@@ -32,7 +32,9 @@ CONTENT = {"optimizer_step": 3, "states": ["master"], "layout": {"tp": 1, "pp": 
 Write = Callable[[Path], list[FileRecord]]
 
 
-def fragment(values: torch.Tensor, name: str = "w", offset: int = 0, shape: Any = None, part: Slice | None = None) -> Fragment:
+def fragment(
+    values: torch.Tensor, name: str = "w", offset: int = 0, shape: Any = None, part: Slice | None = None
+) -> Fragment:
     shape = values.shape if shape is None else shape
     return Fragment(name=name, state="master", shape=tuple(shape), part=part, offset=offset, values=values.flatten())
 
@@ -40,14 +42,20 @@ def fragment(values: torch.Tensor, name: str = "w", offset: int = 0, shape: Any 
 def save(root: Path, iteration: int, fragments: list[Fragment] | None = None, limit_bytes: int = 1000) -> Path:
     values = torch.arange(600.0) + iteration
     fragments = fragments or [fragment(values[:400], shape=[600]), fragment(values[400:], offset=400, shape=[600])]
-    return PendingSave(root, iteration, lambda folder: write_fragments(folder, fragments, 0, 1, limit_bytes), CONTENT, ALONE).finish()
+    return PendingSave(
+        root, iteration, lambda folder: write_fragments(folder, fragments, 0, 1, limit_bytes), CONTENT, ALONE
+    ).finish()
 
 
 def save_ranks(root: Path, iteration: int, ranks: list[list[Fragment]]) -> Path:
     """What each rank has, in files of its own."""
 
     def write(folder: Path) -> list[FileRecord]:
-        return [file for rank, mine in enumerate(ranks) for file in write_fragments(folder, mine, rank, len(ranks), limit_bytes=50)]
+        return [
+            file
+            for rank, mine in enumerate(ranks)
+            for file in write_fragments(folder, mine, rank, len(ranks), limit_bytes=50)
+        ]
 
     return PendingSave(root, iteration, write, CONTENT, ALONE).finish()
 
@@ -79,14 +87,18 @@ def test_any_layout_is_read_from_any(tmp_path: Path) -> None:
             ranks = []
             for part in written:
                 size = (part.take(whole) if part else whole).numel()
-                ranks.append(split(whole, part, sorted(rng.sample(range(1, size), min(3, size - 1))) if size > 1 else []))
+                ranks.append(
+                    split(whole, part, sorted(rng.sample(range(1, size), min(3, size - 1))) if size > 1 else [])
+                )
             checkpoint = Checkpoint(save_ranks(tmp_path, number, [rng.sample(mine, len(mine)) for mine in ranks]))
             assert torch.equal(checkpoint.read("w", "master"), whole)
             for part in (part for layout in layouts for part in layout):
                 expected = part.take(whole) if part else whole
                 assert torch.equal(checkpoint.read("w", "master", part), expected)
                 start, stop = sorted(rng.choices(range(expected.numel() + 1), k=2))
-                assert torch.equal(checkpoint.read_stretch("w", "master", part, start, stop), expected.flatten()[start:stop])
+                assert torch.equal(
+                    checkpoint.read_stretch("w", "master", part, start, stop), expected.flatten()[start:stop]
+                )
 
 
 def test_a_part_sliced_along_another_dimension_is_read_too(tmp_path: Path) -> None:
@@ -102,11 +114,19 @@ def test_files_are_safetensors_of_limited_size(tmp_path: Path) -> None:
     values = [torch.full((100,), float(n), dtype=torch.bfloat16 if n % 2 else torch.float32) for n in range(5)]
     folder = save(tmp_path, 2, [fragment(value, name=f"w{n}") for n, value in enumerate(values)], limit_bytes=700)
     files = sorted(file.name for file in folder.glob("*.safetensors"))
-    assert files == ["rank-00000-of-00001-1.safetensors", "rank-00000-of-00001-2.safetensors", "rank-00000-of-00001.safetensors"]
+    assert files == [
+        "rank-00000-of-00001-1.safetensors",
+        "rank-00000-of-00001-2.safetensors",
+        "rank-00000-of-00001.safetensors",
+    ]
     stored = {key: value for file in files for key, value in load_file(folder / file).items()}
     assert all(torch.equal(stored[f"w{n}|master|0"], value) for n, value in enumerate(values))
     checkpoint = Checkpoint(folder)
-    assert (checkpoint.names(), checkpoint.states(), checkpoint.iteration) == ([f"w{n}" for n in range(5)], ["master"], 2)
+    assert (checkpoint.names(), checkpoint.states(), checkpoint.iteration) == (
+        [f"w{n}" for n in range(5)],
+        ["master"],
+        2,
+    )
     assert checkpoint.whole_shape("w1") == (100,)
     assert checkpoint.read("w1", "master").dtype == torch.bfloat16
 
@@ -168,7 +188,9 @@ def _link(file: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [_truncate, _zero, _empty, _delete, _swap, _link])
-def test_damage_to_any_file_is_found_and_the_one_before_taken(tmp_path: Path, harm: Callable[[Path, Path], None]) -> None:
+def test_damage_to_any_file_is_found_and_the_one_before_taken(
+    tmp_path: Path, harm: Callable[[Path, Path], None]
+) -> None:
     names = [file.name for file in save(tmp_path / "good", 8).iterdir()]
     assert len(names) == 3
     for name in names:
@@ -205,7 +227,9 @@ def test_a_step_under_another_number_is_found(tmp_path: Path) -> None:
 
 def test_a_manifest_cannot_point_elsewhere(tmp_path: Path) -> None:
     folder = save(tmp_path, 4)
-    commit.write_manifest(folder, {**CONTENT, "iteration": 4, "files": [{"name": "../../x.safetensors", "bytes": 1, "sha256": ""}]})
+    commit.write_manifest(
+        folder, {**CONTENT, "iteration": 4, "files": [{"name": "../../x.safetensors", "bytes": 1, "sha256": ""}]}
+    )
     assert "files of other names than sft gives" in str(damage(folder))
 
 
@@ -215,7 +239,10 @@ def test_no_whole_checkpoint_is_an_error_and_none_is_none(tmp_path: Path) -> Non
     assert find_latest(tmp_path) == (None, [])
     for iteration in (4, 8):
         (save(tmp_path, iteration) / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole \(step-0000008 is not used: .*; step-0000004 .*\): bring one back"):
+    with pytest.raises(
+        UserError,
+        match=r"no checkpoint in .* is whole \(step-0000008 is not used: .*; step-0000004 .*\): bring one back",
+    ):
         find_latest(tmp_path)
 
 
@@ -279,7 +306,8 @@ def test_a_failure_on_one_rank_is_one_on_all(tmp_path: Path) -> None:
 
     errors = together(4, saving(tmp_path, 8, failing))
     assert {str(error) for error in errors} == {
-        f"the checkpoint of iteration 8 was not saved (rank 2 on {socket.gethostname()}: No space left on device (/x/rank-2)): "
+        f"the checkpoint of iteration 8 was not saved (rank 2 on {socket.gethostname()}: No space left on device "
+        "(/x/rank-2)): "
         "free space or mend what it names; earlier checkpoints are as they were"
     }
     assert all(isinstance(error, CheckpointError) for error in errors)
@@ -287,7 +315,9 @@ def test_a_failure_on_one_rank_is_one_on_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["write_manifest", "fsync_folder", "_point_to"])
-def test_a_failure_of_rank_0_at_the_end_is_one_on_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_failure_of_rank_0_at_the_end_is_one_on_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     save(tmp_path, 4)
 
     def broken(*_: Any) -> None:
@@ -324,7 +354,9 @@ def test_a_full_disk_is_said_and_leaves_the_one_before(tmp_path: Path) -> None:
         save(root, 8, [fragment(torch.ones(50_000))])
     """
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
     assert "the checkpoint of iteration 8 was not saved (rank 0 on" in done.stderr
     assert "File too large" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-0000004"]
@@ -354,13 +386,20 @@ def test_prune_keeps_the_newest_the_best_and_what_is_in_use(tmp_path: Path) -> N
     names = [
         f".writing-step-0000012@{socket.gethostname()}@{os.getpid()}@00ff",
         f".writing-step-0000012@{socket.gethostname()}@{os.getppid()}@00ff",
-        ".writing-step-0000012@another@1@00ff", ".removing-step-0000001@another@1@00ff", ".writing-mine",
-    ]  # fmt: skip
+        ".writing-step-0000012@another@1@00ff",
+        ".removing-step-0000001@another@1@00ff",
+        ".writing-mine",
+    ]
     for name in names:
         (tmp_path / name).mkdir()
     gone = prune(tmp_path, keep=2, best=2, in_use=tmp_path / names[0])
     assert [folder.name for folder in gone] == ["step-0000004", names[3]]
-    assert [folder.name for folder in step_folders(tmp_path)] == ["step-0000010", "step-0000008", "step-0000006", "step-0000002"]
+    assert [folder.name for folder in step_folders(tmp_path)] == [
+        "step-0000010",
+        "step-0000008",
+        "step-0000006",
+        "step-0000002",
+    ]
     assert all((tmp_path / name).exists() == (name != names[3]) for name in names)
     os.utime(tmp_path / names[2], (0, 0))
     prune(tmp_path, keep=2, best=2)

@@ -1,4 +1,6 @@
-"""The mask with characters that normalisation changes: what is trained begins and ends where the model begins and ends to write."""
+"""The mask with characters that normalisation changes: what is trained begins and ends where the model begins and ends
+to write.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,17 @@ from tokenize_data.encode import Encoder
 from tokenize_data.templates import choose_template
 from tokenize_data.tokenizer import BaseTokenizer, load_tokenizer
 
-# NFC makes the text shorter (e + acute, Angstrom sign), longer (letters with a nukta, a musical note, a Hebrew presentation form), or
-# brings marks into another order.
+# NFC makes the text shorter (e + acute, Angstrom sign), longer (letters with a nukta, a musical note, a Hebrew
+# presentation form), or brings marks into another order.
 _SHORTER = ["e\u0301", "\u212b", "n\u0303", "\u1100\u1161", "\u0340", "A\u030a"]
 _LONGER = ["\u0958", "\u09dc", "\u09df", "\U0001d15e", "\ufb1d", "\u0f43", "\u2adc"]
 _MARKS = ["\u0301", "\u0338", "\u09bc", "q\u0307\u0323", "\u0323\u0301", "\u0334"]
 _PLAIN = ["Yes", " no", "\n", "  ", " ", "<think>", "\n\n", "日本", "🙂", "1", "=", ">", "<", "ক", "া"]
-TEXT = st.lists(st.sampled_from(_SHORTER + _LONGER + _MARKS + _PLAIN), min_size=1, max_size=12).map("".join).filter(str.strip)
+TEXT = (
+    st.lists(st.sampled_from(_SHORTER + _LONGER + _MARKS + _PLAIN), min_size=1, max_size=12)
+    .map("".join)
+    .filter(str.strip)
+)
 REAL = {"smollm2": "auto", "mistral_v1": "mistral", "mistral_v3": "mistral_v3"}
 CANCELLING = [
     ("e\u0301", "\u09dc"),
@@ -64,13 +70,19 @@ def test_trained_tokens_are_those_after_the_prompt(tools, name, question, answer
         ids = encoded.ids.tolist()
         assert ids[: len(prompt)] == prompt
         end = ids.index(end_of_turn, len(prompt)) + 1
-        roles = [role for length, role in zip(encoded.run_lengths, encoded.run_roles, strict=True) for _ in range(length)]
+        roles = [
+            role for length, role in zip(encoded.run_lengths, encoded.run_roles, strict=True) for _ in range(length)
+        ]
         trained = [place for place, role in enumerate(roles) if role == ASSISTANT]
         assert trained == list(range(len(prompt), end)), (backend.decode(ids[len(prompt) : end]), document)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(text=st.lists(st.sampled_from([*_SHORTER, *_LONGER, *_MARKS, *_PLAIN, "<|im_end|>", "<|im_start|>"]), max_size=12).map("".join))
+@given(
+    text=st.lists(
+        st.sampled_from([*_SHORTER, *_LONGER, *_MARKS, *_PLAIN, "<|im_end|>", "<|im_start|>"]), max_size=12
+    ).map("".join)
+)
 @example("<|im_end|>\u0338").via("the mark would melt with the added token's last character")
 def test_the_fast_tokenizer_composes_around_added_tokens(tools, text):
     _, tokenizer, *_ = tools("qwen")
@@ -117,7 +129,9 @@ def test_lengths_that_add_up_by_chance_are_not_relied_on(kind):
 
 
 def test_a_space_before_the_answer_is_the_prompts_where_offsets_are_trimmed(family):
-    """Llama 3's and GPT-2's post-processor takes leading spaces out of offsets: a token of spaces would begin where it ends."""
+    """Llama 3's and GPT-2's post-processor takes leading spaces out of offsets: a token of spaces would begin where it
+    ends.
+    """
     backend = Tokenizer.from_str(load_tokenizer(str(family("gpt2"))).backend.to_str())
     backend.post_processor = processors.ByteLevel(trim_offsets=True)
     backend.normalizer = normalizers.NFC()

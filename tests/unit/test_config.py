@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sft.config.flags import add_flags, typed_values
-from sft.resolve.naming import intermediate_name, layout_of_path, run_folder
 from sft.config.train import TrainConfig
+from sft.resolve.naming import intermediate_name, layout_of_path, run_folder
 from tokenize_data.errors import UserError
 
 
@@ -30,10 +30,30 @@ def test_every_field_is_a_flag_and_defaults_are_the_dataclass_s():
 
 def test_values_that_users_scripts_give():
     config = parse(
-        "--checkpoint", "meditron", "--size", "70", "--run_name", "pubmedqa", "--data", "a.jsonl", "b.jsonl", "--val", "--epochs", "1.5",
-        "--tp", "8",
-        "--loss_mask", "0.5", "--no_autoaccept_iters", "--no_tensorboard", "--no_sequence_parallel", "--lr", "1e-5", "--addr", "10.0.0.1",
-    )  # fmt: skip
+        "--checkpoint",
+        "meditron",
+        "--size",
+        "70",
+        "--run_name",
+        "pubmedqa",
+        "--data",
+        "a.jsonl",
+        "b.jsonl",
+        "--val",
+        "--epochs",
+        "1.5",
+        "--tp",
+        "8",
+        "--loss_mask",
+        "0.5",
+        "--no_autoaccept_iters",
+        "--no_tensorboard",
+        "--no_sequence_parallel",
+        "--lr",
+        "1e-5",
+        "--addr",
+        "10.0.0.1",
+    )
     assert (config.checkpoint, config.size, config.data, config.val) == ("meditron", "70", ("a.jsonl", "b.jsonl"), ())
     assert (config.epochs, config.tp, config.loss_mask, config.lr, config.addr) == (1.5, 8, 0.5, 1e-5, "10.0.0.1")
     assert config.no_autoaccept_iters
@@ -61,7 +81,10 @@ def test_it_is_frozen():
             {"load_in_4bit": True},
             "--load_in_4bit keeps the base's weights in a form that cannot be trained in full: add --lora 16, or leave",
         ),
-        ({"load_in_4bit": True, "weight_only_8bit": True, "lora": 8}, "--load_in_4bit and --weight_only_8bit: use one of them"),
+        (
+            {"load_in_4bit": True, "weight_only_8bit": True, "lora": 8},
+            "--load_in_4bit and --weight_only_8bit: use one of them",
+        ),
         ({"lora_alpha": 8.0}, "--lora_alpha is about adapters, and none are trained: add --lora 16, or leave it out"),
         ({"merge_at_end": True}, "--merge_at_end is about adapters"),
         ({"momentum": 0.9}, "--momentum 0.9 is for --optimizer sgd, and this run has adamw: leave one of them out"),
@@ -95,12 +118,21 @@ def test_values_that_make_no_sense(values, message):
 )
 def test_the_run_s_folder(values, name):
     is_entry = "/" not in values.get("checkpoint", "")
-    assert run_folder(TrainConfig(run_name="r", save_checkpoint_dir="out", **values), "llama", is_entry) == Path("out") / name
+    assert (
+        run_folder(TrainConfig(run_name="r", save_checkpoint_dir="out", **values), "llama", is_entry)
+        == Path("out") / name
+    )
 
 
 @pytest.mark.parametrize(
     ("path", "layout"),
-    [("/m/llama2-70b-tp8-pp4", (8, 4)), ("llama-tp2-pp1/hf", (2, 1)), ("/m/llama-tp8", None), ("plain", None), ("x-tp2-pp22b", None)],
+    [
+        ("/m/llama2-70b-tp8-pp4", (8, 4)),
+        ("llama-tp2-pp1/hf", (2, 1)),
+        ("/m/llama-tp8", None),
+        ("plain", None),
+        ("x-tp2-pp22b", None),
+    ],
 )
 def test_layouts_in_paths(path, layout):
     assert layout_of_path(path) == layout

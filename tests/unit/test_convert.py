@@ -21,7 +21,8 @@ from tokenize_data.tokenizer import load_tokenizer
 # A past answer is marked, so each turn but the last is a document of its own.
 REASONING = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}"
-    "{% if message.role == 'assistant' and not loop.last %}{{ '(past) ' }}{% endif %}{{ message.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if message.role == 'assistant' and not loop.last %}{{ '(past) ' }}{% endif %}{{ message.content + "
+    "'<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 SEQ = 48
@@ -30,12 +31,20 @@ LONG = "why is that so " * 20
 TURNS = st.tuples(st.sampled_from(["Is it?", LONG, "Really, <|im_end|>?"]), st.sampled_from(["Yes.", "No, never.", ""]))
 LINES = st.one_of(
     st.lists(TURNS, min_size=1, max_size=4).map(
-        lambda turns: json.dumps({"messages": [
-            {"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)
-        ]}).encode()
+        lambda turns: json.dumps(
+            {
+                "messages": [
+                    {"role": role, "content": text}
+                    for turn in turns
+                    for role, text in zip(("user", "assistant"), turn, strict=True)
+                ]
+            }
+        ).encode()
     ),
-    st.sampled_from([b"{", b"", b"  ", b"\xff{}", b"[1]", json.dumps({"messages": []}).encode(), json.dumps(pair()).encode()]),
-)  # fmt: skip
+    st.sampled_from(
+        [b"{", b"", b"  ", b"\xff{}", b"[1]", json.dumps({"messages": []}).encode(), json.dumps(pair()).encode()]
+    ),
+)
 
 
 @pytest.fixture(scope="session")
@@ -48,10 +57,18 @@ def converter(smollm2):
     @cache
     def make(weight: float = 1.0) -> Converter:
         return Converter(
-            readers=[RowReader(DatasetSpec(files=("-",)), "chat")], choices=[Choice(weight=weight, seed=3)], template=template,
-            encoder=encoder, seq=SEQ, id_type=np.dtype(np.uint16), bos="", bos_id=None, eos="<|im_end|>", stop_ids=[2],
+            readers=[RowReader(DatasetSpec(files=("-",)), "chat")],
+            choices=[Choice(weight=weight, seed=3)],
+            template=template,
+            encoder=encoder,
+            seq=SEQ,
+            id_type=np.dtype(np.uint16),
+            bos="",
+            bos_id=None,
+            eos="<|im_end|>",
+            stop_ids=[2],
             special_ids=special,
-        )  # fmt: skip
+        )
 
     return make
 
@@ -59,7 +76,9 @@ def converter(smollm2):
 def documents(converted: Converted) -> list[tuple[int, list[int], list[tuple[int, int]], int, int]]:
     """(line, ids, runs, trained, cut) of each."""
     c, found, ids, runs = converted, [], 0, 0
-    for line, length, number, trained, cut in zip(c.lines, c.lengths, c.runs_per_document, c.trained, c.cut, strict=True):
+    for line, length, number, trained, cut in zip(
+        c.lines, c.lengths, c.runs_per_document, c.trained, c.cut, strict=True
+    ):
         pairs = list(zip(c.run_lengths[runs : runs + number], c.run_roles[runs : runs + number], strict=True))
         found.append((line, c.ids[ids : ids + length].tolist(), pairs, trained, cut))
         ids, runs = ids + length, runs + number
@@ -92,7 +111,9 @@ def test_counts_are_of_accepted_rows_only(converter, lines):
     """A data set with bad rows has the documents and the counts of one without them."""
     whole = converter()(Chunk(0, 1, b"\n".join(lines), 0))
     bad = {reject.line for reject in whole.rejects}
-    good = converter()(Chunk(0, 1, b"\n".join(b"" if number in bad else line for number, line in enumerate(lines, 1)), 0))
+    good = converter()(
+        Chunk(0, 1, b"\n".join(b"" if number in bad else line for number, line in enumerate(lines, 1)), 0)
+    )
     assert documents(whole) == documents(good)
     for name in COUNTS[1:]:
         assert getattr(whole, name) == getattr(good, name), name
@@ -109,6 +130,13 @@ def test_rejecting_a_row_of_several_documents_leaves_the_next_rows_alone(bench):
     bad, good = row(LONG, "Yes.", "Sure?", "No."), [row(f"Is {n}?", f"It is {n}.", "Sure?", "Yes.") for n in range(3)]
     flags = ("--template", template, "--seq", SEQ)
     assert bench.tokenize("--data", bench.jsonl(good), *flags, run_name="good").code == 0
-    assert bench.tokenize("--data", bench.jsonl([bad, *good], "mixed.jsonl"), *flags, "--max_bad_rows", "1", run_name="mixed").code == 0
+    assert (
+        bench.tokenize(
+            "--data", bench.jsonl([bad, *good], "mixed.jsonl"), *flags, "--max_bad_rows", "1", run_name="mixed"
+        ).code
+        == 0
+    )
     expected = [(document["ids"], document["trained"], document["line"] + 1) for document in bench.documents("good")]
-    assert [(document["ids"], document["trained"], document["line"]) for document in bench.documents("mixed")] == expected
+    assert [
+        (document["ids"], document["trained"], document["line"]) for document in bench.documents("mixed")
+    ] == expected

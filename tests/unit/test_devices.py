@@ -1,4 +1,6 @@
-"""GPUs are counted and chosen as CUDA does it, from a stub of the driver; and a torch that cannot use them is refused."""
+"""GPUs are counted and chosen as CUDA does it, from a stub of the driver; and a torch that cannot use them is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from sft.plan.gpus import TABLE, Device, plan_for
 from sft.resolve import devices, nvml
 from sft.resolve.devices import check_torch, gpu_here, prepare_gpus, selected, visible, visible_gpus
-from sft.plan.gpus import TABLE, Device, plan_for
 from tokenize_data.errors import UserError
 
 A100, H100, L4 = "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA L4"
@@ -74,10 +76,14 @@ class Driver:
         return gpu[0], gpu[1]
 
 
-MIXED = Driver([
-    (L4, "GPU-11aa", None), (A100, "GPU-22bb", None),
-    (A100, "GPU-22cc", [("3g.40gb", "MIG-aa1"), ("3g.40gb", "MIG-bb2")]), (H100, "GPU-33dd", None),
-])  # fmt: skip
+MIXED = Driver(
+    [
+        (L4, "GPU-11aa", None),
+        (A100, "GPU-22bb", None),
+        (A100, "GPU-22cc", [("3g.40gb", "MIG-aa1"), ("3g.40gb", "MIG-bb2")]),
+        (H100, "GPU-33dd", None),
+    ]
+)
 
 
 def found(driver: Driver = MIXED) -> list[Device]:
@@ -90,10 +96,13 @@ def found(driver: Driver = MIXED) -> list[Device]:
 def test_the_driver_says_what_there_is():
     names = [(device.index, device.name, device.uuid, device.is_partitioned, device.is_instance) for device in found()]
     assert names == [
-        (0, L4, "GPU-11aa", False, False), (1, A100, "GPU-22bb", False, False), (2, A100, "GPU-22cc", True, False),
-        (2, f"{A100} MIG 3g.40gb", "MIG-aa1", False, True), (2, f"{A100} MIG 3g.40gb", "MIG-bb2", False, True),
+        (0, L4, "GPU-11aa", False, False),
+        (1, A100, "GPU-22bb", False, False),
+        (2, A100, "GPU-22cc", True, False),
+        (2, f"{A100} MIG 3g.40gb", "MIG-aa1", False, True),
+        (2, f"{A100} MIG 3g.40gb", "MIG-bb2", False, True),
         (3, H100, "GPU-33dd", False, False),
-    ]  # fmt: skip
+    ]
     assert nvml.devices(lambda name: Driver([], starts=False)) is None
 
     def missing(name: str) -> Any:
@@ -106,11 +115,20 @@ def test_the_driver_says_what_there_is():
     ("listed", "uuids"),
     [
         (None, ["GPU-11aa", "GPU-22bb", "GPU-33dd"]),
-        ("", []), ("-1", []), ("none", []), ("NoDevFiles", []), ("3,1", ["GPU-33dd", "GPU-22bb"]),
-        ("0, 1", ["GPU-11aa", "GPU-22bb"]), ("1,-1,0", ["GPU-22bb"]), ("GPU-33", ["GPU-33dd"]), ("GPU-22bb,0", ["GPU-22bb", "GPU-11aa"]),
-        ("MIG-bb2", ["MIG-bb2"]), ("2", ["MIG-aa1"]), ("MIG-bb2,MIG-aa1", ["MIG-bb2"]),
+        ("", []),
+        ("-1", []),
+        ("none", []),
+        ("NoDevFiles", []),
+        ("3,1", ["GPU-33dd", "GPU-22bb"]),
+        ("0, 1", ["GPU-11aa", "GPU-22bb"]),
+        ("1,-1,0", ["GPU-22bb"]),
+        ("GPU-33", ["GPU-33dd"]),
+        ("GPU-22bb,0", ["GPU-22bb", "GPU-11aa"]),
+        ("MIG-bb2", ["MIG-bb2"]),
+        ("2", ["MIG-aa1"]),
+        ("MIG-bb2,MIG-aa1", ["MIG-bb2"]),
     ],
-)  # fmt: skip
+)
 def test_what_is_selected_is_what_cuda_shows(listed, uuids):
     assert [device.uuid for device in selected(found(), listed)] == uuids
 
@@ -121,10 +139,11 @@ def test_what_is_selected_is_what_cuda_shows(listed, uuids):
         ("0,4", "CUDA_VISIBLE_DEVICES=0,4: there is no GPU 4 here: this machine has 4 GPUs, numbers 0 to 3"),
         ("1,1", "names 1 twice, and CUDA then shows no GPU at all"),
         ("GPU-44", "GPU-44 is not here: nvidia-smi -L lists GPU-11aa, GPU-22bb, GPU-22cc, GPU-33dd"),
-        ("GPU-22", "GPU-22 is the beginning of several"), ("MIG-zz", "MIG-zz is not here: nvidia-smi -L lists MIG-aa1, MIG-bb2"),
+        ("GPU-22", "GPU-22 is the beginning of several"),
+        ("MIG-zz", "MIG-zz is not here: nvidia-smi -L lists MIG-aa1, MIG-bb2"),
         ("all", "'all' is neither a GPU's number nor a UUID"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_there_is_refused(listed, message):
     with pytest.raises(UserError) as refused:
         selected(found(), listed)
@@ -151,7 +170,8 @@ def here(monkeypatch: pytest.MonkeyPatch, gpus: list[Device], listed: str | None
 
 
 @pytest.mark.parametrize(
-    ("listed", "kind"), [("1", "a100-80gb"), ("3", "h100-80gb"), ("3,0", "l4-24gb"), ("GPU-33dd", "h100-80gb"), ("", None)]
+    ("listed", "kind"),
+    [("1", "a100-80gb"), ("3", "h100-80gb"), ("3,0", "l4-24gb"), ("GPU-33dd", "h100-80gb"), ("", None)],
 )
 def test_plans_are_for_the_gpu_that_is_selected(monkeypatch, listed, kind):
     here(monkeypatch, found(), listed)
@@ -171,7 +191,9 @@ def test_an_instance_has_its_share(monkeypatch):
 def test_where_the_driver_s_folder_is_all_there_is(monkeypatch, tmp_path):
     for number, (name, uuid) in enumerate([(A100, "GPU-a1"), (H100, "GPU-?????")]):
         (tmp_path / f"0000:0{number}:00.0").mkdir()
-        (tmp_path / f"0000:0{number}:00.0" / "information").write_text(f"Model: \t\t {name}\nIRQ:   \t\t 24\nGPU UUID: \t {uuid}\n")
+        (tmp_path / f"0000:0{number}:00.0" / "information").write_text(
+            f"Model: \t\t {name}\nIRQ:   \t\t 24\nGPU UUID: \t {uuid}\n"
+        )
     seen = devices._from_driver(tmp_path)
     assert [(device.name, device.uuid) for device in seen] == [(A100, "GPU-a1"), (H100, None)]
     assert devices._from_driver(tmp_path / "none") == []
@@ -215,7 +237,9 @@ def test_a_torch_for_cpus_is_refused_on_a_machine_with_gpus(monkeypatch):
     monkeypatch.setattr(devices, "_torch_build", lambda: ("2.13.0", "13.0"))
     check_torch(2)
     here(monkeypatch, found(), "3")
-    with pytest.raises(UserError, match=r"this machine has 1 GPUs?, and torch .* cannot use them: update the NVIDIA driver"):
+    with pytest.raises(
+        UserError, match=r"this machine has 1 GPUs?, and torch .* cannot use them: update the NVIDIA driver"
+    ):
         prepare_gpus()
 
 
@@ -234,9 +258,10 @@ def test_workers_on_gpus_use_segments_that_grow(monkeypatch, own):
     monkeypatch.setattr(devices, "check_torch", lambda count: None)
     prepare_gpus()
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
-    assert os.environ.get("PYTORCH_ALLOC_CONF") == {None: "expandable_segments:True", "PYTORCH_ALLOC_CONF": "max_split_size_mb:512"}.get(
-        own
-    )
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == {
+        None: "expandable_segments:True",
+        "PYTORCH_ALLOC_CONF": "max_split_size_mb:512",
+    }.get(own)
 
 
 def test_training_refuses_it_before_anything_is_tokenised(monkeypatch, tmp_path):

@@ -20,7 +20,26 @@ from tokenize_data.templates import choose_template
 from tokenize_data.tokenizer import load_tokenizer
 
 PIECES = st.sampled_from(
-    ["Yes", " no", "\n", "\n\n", "  ", " ", "é", "e\u0301", "日本", "🙂", "1234", "don't", "[INST]", "model", ".", "\t", "<", "|"]
+    [
+        "Yes",
+        " no",
+        "\n",
+        "\n\n",
+        "  ",
+        " ",
+        "é",
+        "e\u0301",
+        "日本",
+        "🙂",
+        "1234",
+        "don't",
+        "[INST]",
+        "model",
+        ".",
+        "\t",
+        "<",
+        "|",
+    ]
 )
 TEXT = st.lists(PIECES, min_size=1, max_size=8).map("".join).filter(lambda text: bool(text.strip()))
 
@@ -53,13 +72,19 @@ def test_trained_is_what_the_model_writes_at_generation(prepared, name, question
     documents = template.documents(messages)
     seen = 0
     for document, encoded in zip(documents, encoder.encode(documents), strict=True):
-        shown = messages[: next(n for n in range(2, len(messages) + 1) if template.render(messages[:n]) == document.text)]
+        shown = messages[
+            : next(n for n in range(2, len(messages) + 1) if template.render(messages[:n]) == document.text)
+        ]
         assert sum(encoded.run_lengths) == len(encoded.ids)
         at = 0
         first = True
         for length, role in zip(encoded.run_lengths, encoded.run_roles, strict=True):
             if role == ASSISTANT:
-                turn = next(i for i in range(len(shown)) if shown[i]["role"] == "assistant" and _asks(template, shown, i, document, seen))
+                turn = next(
+                    i
+                    for i in range(len(shown))
+                    if shown[i]["role"] == "assistant" and _asks(template, shown, i, document, seen)
+                )
                 prompt = theirs.apply_chat_template(shown[:turn], add_generation_prompt=True, return_dict=False)
                 prompt_text = template.render(shown[:turn], True)
                 if first:
@@ -140,7 +165,19 @@ def test_words_from_a_cache_give_the_same_ids(mistral_v1, mistral_v3, version, p
     encode = fast_words.build(pipeline, backend)
     assert encode is not None
     rng = np.random.default_rng(0)
-    alphabet = [*"ab1 9\n\t.'sé日🙂-▁", "</s>", "[INST]", "don't", "  ", "\r\n", "2024", " the", " patient", "](", "\n\n"]
+    alphabet = [
+        *"ab1 9\n\t.'sé日🙂-▁",
+        "</s>",
+        "[INST]",
+        "don't",
+        "  ",
+        "\r\n",
+        "2024",
+        " the",
+        " patient",
+        "](",
+        "\n\n",
+    ]
     texts = ["".join(rng.choice(alphabet, 30)) for _ in range(500)] + CORPUS + [*fast_bpe.HARD_TEXTS]
     for _ in range(2):  # with an empty cache, then with a full one
         assert fast_bpe.first_difference(encode, backend, texts) is None
@@ -195,6 +232,8 @@ def test_the_real_tokenizers(smollm2, mistral_v1, mistral_v3):
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "Yes, " + question}]
             documents = template.documents(messages)
             (encoded,) = encoder.encode(documents)
-            prompt = theirs.apply_chat_template(messages[:1], chat_template=template.source, add_generation_prompt=True, return_dict=False)
+            prompt = theirs.apply_chat_template(
+                messages[:1], chat_template=template.source, add_generation_prompt=True, return_dict=False
+            )
             start = sum(encoded.run_lengths[: encoded.run_roles.index(ASSISTANT)])
             assert encoded.ids[:start].tolist() == prompt

@@ -47,8 +47,10 @@ def test_an_end_of_turn_in_the_vocabulary_alone_is_refused(gemma):
     with pytest.raises(UserError) as error:
         choose_template("gemma", load_tokenizer(str(gemma())))
     assert str(error.value) == (
-        "template 'gemma' needs special tokens that the tokenizer takes apart, though its vocabulary has them: <end_of_turn>; "
-        'list them as add_tokens = ["<end_of_turn>"] in the model\'s entry of checkpoints.toml, or use another --template'
+        "template 'gemma' needs special tokens that the tokenizer takes apart, though its vocabulary has them: "
+        "<end_of_turn>; "
+        'list them as add_tokens = ["<end_of_turn>"] in the model\'s entry of checkpoints.toml, or use another '
+        "--template"
     )
 
 
@@ -85,5 +87,7 @@ def test_an_end_of_sequence_in_the_vocabulary_alone_is_whole_as_in_transformers(
     template, tokenizer = choose_template("gemma", load_tokenizer(str(folder)))
     theirs = AutoTokenizer.from_pretrained(folder)
     text = template.render(MESSAGES)
-    assert tokenizer.backend.encode(text, add_special_tokens=False).ids == theirs(text, add_special_tokens=False).input_ids
+    assert (
+        tokenizer.backend.encode(text, add_special_tokens=False).ids == theirs(text, add_special_tokens=False).input_ids
+    )
     assert trained_ids(template, tokenizer)[-1] == theirs.eos_token_id

@@ -44,7 +44,9 @@ def test_the_loss_and_its_gradient_are_those_of_cross_entropy(size, dtype):
 
     def on_a_rank(group):
         rows = -(-VOCABULARY // size)
-        padded = functional.pad(whole, (0, rows * size - VOCABULARY), value=50.0)  # what stands in the padding is not seen
+        padded = functional.pad(
+            whole, (0, rows * size - VOCABULARY), value=50.0
+        )  # what stands in the padding is not seen
         mine = padded[:, group.rank * rows : (group.rank + 1) * rows].clone().requires_grad_()
         nll = negative_log_likelihood(mine, targets, VOCABULARY, group)
         (nll * weights).sum().backward()
@@ -62,7 +64,9 @@ def test_the_loss_and_its_gradient_are_those_of_cross_entropy(size, dtype):
 
 def test_no_tokens_at_all():
     for size in (1, 2):
-        nll = run_together(size, lambda group: negative_log_likelihood(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 4, group))
+        nll = run_together(
+            size, lambda group: negative_log_likelihood(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 4, group)
+        )
         assert all(tuple(one.shape) == (0,) for one in nll)
 
 
@@ -76,7 +80,8 @@ def test_the_most_likely_token_is_the_first_of_the_largest(size):
     rows = -(-VOCABULARY // size)
     padded = functional.pad(whole, (0, rows * size - VOCABULARY), value=50.0)
     results = run_together(
-        size, lambda group: most_likely(padded[:, group.rank * rows : (group.rank + 1) * rows].clone(), VOCABULARY, group)
+        size,
+        lambda group: most_likely(padded[:, group.rank * rows : (group.rank + 1) * rows].clone(), VOCABULARY, group),
     )
     for ids in results:
         assert ids.tolist() == whole.argmax(-1).tolist()
@@ -90,16 +95,25 @@ def test_partial_gradients_are_summed_and_replicas_of_a_part_only_among_themselv
         half = group.rank // 2
         part = Slice(dim=0, pieces=((half * 2, half * 2 + 2),), is_owner=group.rank % 2 == 0)
         places = {
-            "norm": Place((3,), None, True), "whole": Place((3,)), "own": Place((8, 3), Slice(dim=0, pieces=((0, 2),))),
+            "norm": Place((3,), None, True),
+            "whole": Place((3,)),
+            "own": Place((8, 3), Slice(dim=0, pieces=((0, 2),))),
             "shared": Place((4, 3), part, True),
-        }  # fmt: skip
-        gradients = {name: torch.full(part.shape_of(place.shape) if name in ("own", "shared") else (3,), float(10**group.rank))
-                     for name, place in places.items()}  # fmt: skip
+        }
+        gradients = {
+            name: torch.full(part.shape_of(place.shape) if name in ("own", "shared") else (3,), float(10**group.rank))
+            for name, place in places.items()
+        }
         sum_partial(gradients, places, group)
         return {name: sorted(set(gradient.flatten().tolist())) for name, gradient in gradients.items()}
 
     for rank, found in enumerate(run_together(4, on_a_rank)):
-        assert found == {"norm": [1111.0], "whole": [10.0**rank], "own": [10.0**rank], "shared": [11.0 if rank < 2 else 1100.0]}
+        assert found == {
+            "norm": [1111.0],
+            "whole": [10.0**rank],
+            "own": [10.0**rank],
+            "shared": [11.0 if rank < 2 else 1100.0],
+        }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -155,7 +169,7 @@ def test_dropout_is_off_whatever_the_configuration_says():
     assert config.dropout == 0.4
     stage = build_stage(
         config, range(4), Alone(), sequence_parallel=False, recompute="none", dtype=torch.float32, device=CPU
-    ).stage.train()  # fmt: skip
+    ).stage.train()
     with torch.no_grad():
         for parameter in stage.parameters():
             parameter.normal_(std=0.1)
@@ -166,14 +180,22 @@ def test_dropout_is_off_whatever_the_configuration_says():
 def test_what_is_no_causal_model_is_refused_by_name():
     from transformers import CLIPConfig
 
-    with pytest.raises(UserError, match=r"^clip is no causal language model that transformers knows \(.+\): it cannot be trained here$"):
+    with pytest.raises(
+        UserError, match=r"^clip is no causal language model that transformers knows \(.+\): it cannot be trained here$"
+    ):
         build.make_on_meta(CLIPConfig(), torch.float32)
 
 
 def _stage(family, recompute, layers=range(4)):
     built = build_stage(
-        tiny_config(family), layers, Alone(), sequence_parallel=False, recompute=recompute, dtype=torch.float32, device=CPU
-    )  # fmt: skip
+        tiny_config(family),
+        layers,
+        Alone(),
+        sequence_parallel=False,
+        recompute=recompute,
+        dtype=torch.float32,
+        device=CPU,
+    )
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in built.parameters.values():

@@ -27,7 +27,9 @@ print("torch" in sys.modules, os.environ["OMP_WAIT_POLICY"])
 
 def ask(**environment: str) -> str:
     inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    done = subprocess.run([sys.executable, "-c", _ASK], env=inherited | environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _ASK], env=inherited | environment, capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 
@@ -66,7 +68,9 @@ def test_a_crash_is_one_line_and_no_finished_run(monkeypatch: pytest.MonkeyPatch
     assert entry(["report", "x"]) == 3
     monkeypatch.setattr(tokenize_cli, "run", crash)
     assert tokenize_cli.entry(["--run_name", "r"]) == 3
-    assert capsys.readouterr().err.endswith("tokenize_data: ZeroDivisionError: in two lines; SFT_TRACEBACK=1 shows where\n")
+    assert capsys.readouterr().err.endswith(
+        "tokenize_data: ZeroDivisionError: in two lines; SFT_TRACEBACK=1 shows where\n"
+    )
 
 
 def test_a_crash_with_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -81,13 +85,23 @@ def test_a_crash_with_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 @pytest.mark.parametrize(
     ("end", "code", "said"),
     [
-        ("exit 0", 0, ""), ("exit 2", 2, ""), ("exit 3", 3, ""),
+        ("exit 0", 0, ""),
+        ("exit 2", 2, ""),
+        ("exit 3", 3, ""),
         ("exit 1", 3, "sft train: the data stage (tokenize_data) crashed (exit code 1)\n"),
         ("exit 247", 3, "sft train: the data stage (tokenize_data) crashed (exit code 247)\n"),
-        ("kill -9 $$", 3, "sft train: the data stage (tokenize_data) was killed (SIGKILL): out of memory, or from outside?\n"),
-        ("kill -40 $$", 3, "sft train: the data stage (tokenize_data) was killed (signal 40): out of memory, or from outside?\n"),
+        (
+            "kill -9 $$",
+            3,
+            "sft train: the data stage (tokenize_data) was killed (SIGKILL): out of memory, or from outside?\n",
+        ),
+        (
+            "kill -40 $$",
+            3,
+            "sft train: the data stage (tokenize_data) was killed (signal 40): out of memory, or from outside?\n",
+        ),
     ],
-)  # fmt: skip
+)
 def test_how_the_data_stage_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], end: str, code: int, said: str
 ):
@@ -102,7 +116,9 @@ def test_how_the_data_stage_ends(
     assert capsys.readouterr().err == said
 
 
-@pytest.mark.parametrize(("codes", "code"), [([0, 0], 0), ([1, 1], 1), ([0, 2], 2), ([0, 127], 3), ([-9, 0], 3), ([75, 3], 75)])
+@pytest.mark.parametrize(
+    ("codes", "code"), [([0, 0], 0), ([1, 1], 1), ([0, 2], 2), ([0, 127], 3), ([-9, 0], 3), ([75, 3], 75)]
+)
 def test_how_hosts_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int], code: int):
     (tmp_path / "hosts").write_text("one\ntwo\n")
     monkeypatch.setattr(hostfile, "_Node", lambda *_: None)

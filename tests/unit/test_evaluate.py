@@ -1,4 +1,6 @@
-"""`sft evaluate`: files, comparison, a judge, a server, data sets of several kinds; what is there already is not done again."""
+"""`sft evaluate`: files, comparison, a judge, a server, data sets of several kinds; what is there already is not done
+again.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory, family: Callable[[str], Pa
     config = {"question_key": "q", "answer_key": "a", "seq": 128}
     (tuned / "training.json").write_text(json.dumps({"config": config, "resolved": {"base_folder": str(base)}}))
     data = root / "test.jsonl"
-    rows = [{"q": question, "a": [answer, "or so"] if n % 2 else answer} for n, (question, answer) in enumerate(tiny.LEARNT.items())]
+    rows = [
+        {"q": question, "a": [answer, "or so"] if n % 2 else answer}
+        for n, (question, answer) in enumerate(tiny.LEARNT.items())
+    ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     other = root / "yesno.jsonl"
     asked = [("Is the patient an adult?", "yes"), ("Was blood pressure normal?", "no")] * 3
@@ -52,7 +57,17 @@ def sft(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_base_against_tuned(folders: dict[str, Path], sft: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ("evaluate", folders["run"], "--data", folders["data"], folders["yesno"], "--compare", "base", "--max_tokens", 12)
+    command = (
+        "evaluate",
+        folders["run"],
+        "--data",
+        folders["data"],
+        folders["yesno"],
+        "--compare",
+        "base",
+        "--max_tokens",
+        12,
+    )
     code, out, err = sft(*command)
     assert (code, err) == (0, "")
     folder = folders["run"] / "evaluation"
@@ -60,7 +75,9 @@ def test_base_against_tuned(folders: dict[str, Path], sft: Run, monkeypatch: pyt
     assert [model["label"] for model in summary["models"]] == ["base", "run"]
     base, tuned = (model["datasets"] for model in summary["models"])
     assert tuned["test"]["scores"]["exact_match"] == {"value": 1.0, "low": 1.0, "high": 1.0, "count": 5}
-    assert tuned["yesno"]["scores"]["accuracy"]["value"] == tuned["yesno"]["scores"]["accuracy_likelihood"]["value"] == 1.0
+    assert (
+        tuned["yesno"]["scores"]["accuracy"]["value"] == tuned["yesno"]["scores"]["accuracy_likelihood"]["value"] == 1.0
+    )
     assert tuned["all"]["rows"] == 11
     assert tuned["all"]["scores"]["perplexity"]["value"] < 1.2 < base["all"]["scores"]["perplexity"]["value"]
     assert tuned["all"]["differences"]["exact_match"]["p"] <= 0.002
@@ -69,7 +86,13 @@ def test_base_against_tuned(folders: dict[str, Path], sft: Run, monkeypatch: pyt
     predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(predictions) == 22
     last = predictions[-1]
-    assert (last["model"], last["dataset"], last["row"], last["answer"], last["references"]) == ("run", "yesno", 5, "no", ["no"])
+    assert (last["model"], last["dataset"], last["row"], last["answer"], last["references"]) == (
+        "run",
+        "yesno",
+        5,
+        "no",
+        ["no"],
+    )
     assert last["place"].endswith("yesno.jsonl line 6")
     rows = list(csv.reader((folder / "comparison.csv").read_text().splitlines()))
     sheet = openpyxl.load_workbook(folder / "comparison.xlsx").active
@@ -114,7 +137,18 @@ def test_a_judge_rates_and_compares(folders: dict[str, Path], sft: Run, tmp_path
         return '{"reason": "fine", "score": 0.75}'
 
     with serve(Fake(likes_short)) as fake:
-        command = ("evaluate", folders["run"], "--data", folders["yesno"], "--compare", "base", "--max_tokens", 12, "--out", tmp_path)
+        command = (
+            "evaluate",
+            folders["run"],
+            "--data",
+            folders["yesno"],
+            "--compare",
+            "base",
+            "--max_tokens",
+            12,
+            "--out",
+            tmp_path,
+        )
         command += ("--judge_url", fake.url, "--judge_pairwise", "--no_likelihood", "--judge_prices", 1, 5)
         code, out, _ = sft(*command)
         asked = len(fake.requests)
@@ -133,20 +167,39 @@ def test_a_server_instead_of_a_model(api: str, folders: dict[str, Path], sft: Ru
     chat = open_format(folders["tuned"])
 
     def reply(request: dict[str, Any]) -> str:
-        text = chat.tokenizer.backend.decode(request["prompt"]) if api == "completions" else request["messages"][-1]["content"]
+        text = (
+            chat.tokenizer.backend.decode(request["prompt"])
+            if api == "completions"
+            else request["messages"][-1]["content"]
+        )
         return next(answer for question, answer in tiny.LEARNT.items() if question in text)
 
     with serve(Fake(reply)) as fake:
         out = tmp_path / "out.jsonl"
         files = ("--data", folders["data"], "--answer_key", "none", "--out", out)
-        code, _, _ = sft("generate", folders["tuned"], *files, "--server_url", fake.url, "--server_api", api, "--max_tokens", 9)
+        code, _, _ = sft(
+            "generate", folders["tuned"], *files, "--server_url", fake.url, "--server_api", api, "--max_tokens", 9
+        )
         scored, _, _ = sft(
-            "evaluate", folders["tuned"], "--data", folders["data"], "--out", tmp_path, "--server_url", fake.url, "--server_api", api
+            "evaluate",
+            folders["tuned"],
+            "--data",
+            folders["data"],
+            "--out",
+            tmp_path,
+            "--server_url",
+            fake.url,
+            "--server_api",
+            api,
         )
         path, content, _ = fake.requests[0]
     assert code == scored == 0
     assert [json.loads(line)["answer"] for line in out.read_text().splitlines()] == list(tiny.LEARNT.values())
-    assert (path, content["max_tokens"], content["model"]) == (f"/v1/{'chat/' if api == 'chat' else ''}completions", 9, "model-1")
+    assert (path, content["max_tokens"], content["model"]) == (
+        f"/v1/{'chat/' if api == 'chat' else ''}completions",
+        9,
+        "model-1",
+    )
     if api == "completions":
         assert content["stop_token_ids"] == list(chat.stop_ids)
         assert content["prompt"] in [chat.prompt([{"role": "user", "content": question}]) for question in tiny.LEARNT]
@@ -162,12 +215,25 @@ def test_plain_text_has_a_perplexity(folders: dict[str, Path], sft: Run, tmp_pat
     assert list(scores) == ["perplexity"]
 
 
-def test_a_base_without_a_template_is_asked_with_the_tuned_one_s(folders: dict[str, Path], sft: Run, tmp_path: Path) -> None:
+def test_a_base_without_a_template_is_asked_with_the_tuned_one_s(
+    folders: dict[str, Path], sft: Run, tmp_path: Path
+) -> None:
     import shutil
 
     base = shutil.copytree(folders["base"], tmp_path / "bare")
     (base / "chat_template.jinja").unlink()
-    command = ("evaluate", folders["run"], "--data", folders["yesno"], "--compare", base, "--max_tokens", 4, "--out", tmp_path / "out")
+    command = (
+        "evaluate",
+        folders["run"],
+        "--data",
+        folders["yesno"],
+        "--compare",
+        base,
+        "--max_tokens",
+        4,
+        "--out",
+        tmp_path / "out",
+    )
     assert sft(*command)[0] == 0
 
 
@@ -177,10 +243,16 @@ def test_a_base_without_a_template_is_asked_with_the_tuned_one_s(folders: dict[s
         ([], "nothing to evaluate on: give --data FILE"),
         (["--data", "DATA", "--no_answers", "--no_likelihood"], "--no_answers leaves nothing"),
         (["--data", "DATA", "--judge_pairwise"], "--judge_pairwise needs --judge_url and --compare"),
-        (["--data", "DATA", "--answer_key", "nope"], "test.jsonl line 1: no answer to compare with: the row has 'q', 'a'"),
+        (
+            ["--data", "DATA", "--answer_key", "nope"],
+            "test.jsonl line 1: no answer to compare with: the row has 'q', 'a'",
+        ),
         (["--data", "DATA", "--question_key", "nope"], "test.jsonl line 1: no key 'nope'"),
         (["--data", "missing.jsonl"], "missing.jsonl: no such file"),
-        (["--data", "DATA", "--judge_url", "http://127.0.0.1:9", "--judge_rubric", "none.txt"], "--judge_rubric none.txt: No such file"),
+        (
+            ["--data", "DATA", "--judge_url", "http://127.0.0.1:9", "--judge_rubric", "none.txt"],
+            "--judge_rubric none.txt: No such file",
+        ),
     ],
 )
 def test_what_is_wrong(flags: list[str], message: str, folders: dict[str, Path], sft: Run, tmp_path: Path) -> None:
@@ -191,6 +263,8 @@ def test_what_is_wrong(flags: list[str], message: str, folders: dict[str, Path],
 
 
 def test_rows_that_are_cut_before_their_answer_are_counted(folders: dict[str, Path], sft: Run, tmp_path: Path) -> None:
-    code, out, _ = sft("evaluate", folders["run"], "--data", folders["data"], "--seq", 20, "--no_answers", "--out", tmp_path)
+    code, out, _ = sft(
+        "evaluate", folders["run"], "--data", folders["data"], "--seq", 20, "--no_answers", "--out", tmp_path
+    )
     assert code == 0
     assert "5 rows are cut before their answer (--seq), and not in the perplexity" in out

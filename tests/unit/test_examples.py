@@ -31,20 +31,34 @@ USER = {"role": "user", "content": "q"}
         ({"prompt": "q", "gold": ["a", "b"]}, {}, [USER], ("a", "b")),
         ({"prompt": "q"}, {}, [USER], ()),
         ({"prompt": "q", "gold": None}, {}, [USER], ()),
-        ({"x": "q", "y": "A!", "s": "Brief."},
-         {"question_key": "x", "answer_key": "y", "system_key": "s", "clean": Cleaning(drop="!", lower=True)},
-         [{"role": "system", "content": "brief."}, USER], ("a",)),
-        ({"n": "q", "letter": "B", "text": "IL-4"}, {"prompt": "{n}", "answer": "{letter}. {text}"}, [USER], ("B. IL-4",)),
+        (
+            {"x": "q", "y": "A!", "s": "Brief."},
+            {"question_key": "x", "answer_key": "y", "system_key": "s", "clean": Cleaning(drop="!", lower=True)},
+            [{"role": "system", "content": "brief."}, USER],
+            ("a",),
+        ),
+        (
+            {"n": "q", "letter": "B", "text": "IL-4"},
+            {"prompt": "{n}", "answer": "{letter}. {text}"},
+            [USER],
+            ("B. IL-4",),
+        ),
         ({"instruction": "q", "input": "", "output": "a"}, {}, [USER], ("a",)),
         ({"messages": [USER, {"role": "assistant", "content": "a"}]}, {}, [USER], ("a",)),
         ({"messages": [USER]}, {}, [USER], ()),
-        ({"messages": [USER, {"role": "assistant", "content": "a"}, USER, {"role": "assistant", "content": "c"}]}, {},
-         [USER, {"role": "assistant", "content": "a"}, USER], ("c",)),
+        (
+            {"messages": [USER, {"role": "assistant", "content": "a"}, USER, {"role": "assistant", "content": "c"}]},
+            {},
+            [USER, {"role": "assistant", "content": "a"}, USER],
+            ("c",),
+        ),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, {}, [USER], ("a",)),
         ({"conversations": [{"from": "human", "value": "q"}]}, {}, [USER], ()),
     ],
-)  # fmt: skip
-def test_rows(row: dict[str, Any], spec: dict[str, Any], prompt: list[Any], references: tuple[str, ...], tmp_path: Path) -> None:
+)
+def test_rows(
+    row: dict[str, Any], spec: dict[str, Any], prompt: list[Any], references: tuple[str, ...], tmp_path: Path
+) -> None:
     (example,) = read(tmp_path, row, **spec)
     assert (list(example.prompt), example.references, example.row) == (prompt, references, row)
     assert example.place.endswith("rows.jsonl line 1")

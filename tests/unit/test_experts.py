@@ -1,4 +1,6 @@
-"""Mixture-of-experts models are refused by name: every family of transformers that has experts is recognised by its configuration."""
+"""Mixture-of-experts models are refused by name: every family of transformers that has experts is recognised by its
+configuration.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,19 @@ from sft.cli import entry
 from sft.plan.experts import has_experts
 from tests.unit.test_plan_search import LLAMA_8B
 
-# What in a family's own model code is made of experts: asked of its source, so that the configuration is not its own judge.
+# What in a family's own model code is made of experts: asked of its source, so that the configuration is not its own
+# judge.
 _EXPERTS = re.compile(r"^class (\w*(?:Experts|SparseMLP|SparseMoeBlock|MoeBlock|MoE))\b", re.MULTILINE)
 # Families with experts whose default configuration has none.
 _DENSE_BY_DEFAULT = {
-    "diffusion_gemma": "num_experts is null", "diffusion_gemma_text": "num_experts is null", "gemma4": "enable_moe_block is false",
-    "gemma4_text": "enable_moe_block is false", "doge": "is_moe is false", "dots1": "n_routed_experts is null",
+    "diffusion_gemma": "num_experts is null",
+    "diffusion_gemma_text": "num_experts is null",
+    "gemma4": "enable_moe_block is false",
+    "gemma4_text": "enable_moe_block is false",
+    "doge": "is_moe is false",
+    "dots1": "n_routed_experts is null",
     "qwen3_omni_moe_talker_code_predictor": "a dense part of a model with experts",
-}  # fmt: skip
+}
 
 
 def _source(kind: str) -> str:
@@ -44,7 +51,11 @@ def _config(kind: str) -> dict[str, Any] | None:
 
 KINDS = {kind: _config(kind) for kind in CONFIG_MAPPING_NAMES}
 # Whole configurations, and those of a model's text part; parts for other media alone are no language models.
-LANGUAGE = {kind: config for kind, config in KINDS.items() if config is not None and not re.search(r"vision|audio|encoder|vitpose", kind)}
+LANGUAGE = {
+    kind: config
+    for kind, config in KINDS.items()
+    if config is not None and not re.search(r"vision|audio|encoder|vitpose", kind)
+}
 
 
 def test_every_family_with_experts_is_recognised():
@@ -66,15 +77,18 @@ def test_no_other_family_is_taken_for_one():
     [
         ({"model_type": "granitemoehybrid", "num_local_experts": 0}, False),
         ({"model_type": "granitemoehybrid", "num_local_experts": 32}, True),
-        ({"model_type": "hunyuan_v1_moe", "num_experts": 1}, True), ({"model_type": "vitpose_backbone", "num_experts": 1}, False),
+        ({"model_type": "hunyuan_v1_moe", "num_experts": 1}, True),
+        ({"model_type": "vitpose_backbone", "num_experts": 1}, False),
         ({"model_type": "gemma4_text", "enable_moe_block": True, "num_experts": 128}, True),
         ({"model_type": "doge", "is_moe": True, "num_experts": 16384}, True),
         ({"model_type": "ernie4_5_moe_vl", "moe_num_experts": [64, 64]}, True),
-        ({"model_type": "x", "text_config": {"num_experts": 8}}, True), ({"model_type": "x", "vision_config": {"num_experts": 8}}, False),
-        ({"model_type": "x", "num_experts": None}, False), ({"model_type": "x", "num_experts": True}, False),
+        ({"model_type": "x", "text_config": {"num_experts": 8}}, True),
+        ({"model_type": "x", "vision_config": {"num_experts": 8}}, False),
+        ({"model_type": "x", "num_experts": None}, False),
+        ({"model_type": "x", "num_experts": True}, False),
         ({"model_type": "x", "num_experts_per_tok": 2}, False),
     ],
-)  # fmt: skip
+)
 def test_facts(config, expected):
     assert has_experts(config) is expected
 
@@ -100,7 +114,16 @@ def test_training_refuses_them_by_name_before_anything_is_tokenised(bench, tmp_p
     (base / "config.json").write_text(json.dumps(MIXTRAL))
     save_file({"w": np.zeros((2, 2), np.float32)}, base / "model.safetensors")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "gold": "b"}\n')
-    arguments = ["--checkpoint", base, "--run_name", "r", "--data", tmp_path / "rows.jsonl", "--tokenized_data_dir", tmp_path / "shards"]
+    arguments = [
+        "--checkpoint",
+        base,
+        "--run_name",
+        "r",
+        "--data",
+        tmp_path / "rows.jsonl",
+        "--tokenized_data_dir",
+        tmp_path / "shards",
+    ]
     assert entry([str(argument) for argument in arguments]) == 2
     assert MESSAGE in capsys.readouterr().err
     assert not (tmp_path / "shards").exists()

@@ -1,4 +1,6 @@
-"""Documents to micro-batches: exact on documents made by hand, and in sum the same however they are packed and spread."""
+"""Documents to micro-batches: exact on documents made by hand, and in sum the same however they are packed and
+spread.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,11 @@ from tokenize_data.reader import Document
 
 WEIGHTS = np.zeros(4, np.float32)
 WEIGHTS[[SYSTEM, USER, ASSISTANT]] = [0.25, 0.25, 1.0]
-FIRST = Document(np.arange(10, 17, dtype=np.uint16), np.array([1, 2, 1, 2, 1]), np.array([TEMPLATE, USER, TEMPLATE, ASSISTANT, TEMPLATE]))
+FIRST = Document(
+    np.arange(10, 17, dtype=np.uint16),
+    np.array([1, 2, 1, 2, 1]),
+    np.array([TEMPLATE, USER, TEMPLATE, ASSISTANT, TEMPLATE]),
+)
 SECOND = Document(np.arange(20, 23, dtype=np.uint16), np.array([1, 2]), np.array([ASSISTANT, ASSISTANT]))
 
 
@@ -55,8 +61,12 @@ def test_the_engines_mean_is_the_mean_over_trained_tokens(replicas, pack, loss_m
         assert batch.total_weight == pytest.approx(sum(expected.values()))
         assert batch.num_trained == sum(int(reader.trained[number]) for number in numbers)
         assert batch.num_tokens == sum(len(reader[number].ids) - 1 for number in numbers)
-        total += sum(float((_fake_losses(targets) * weights).sum() * scale) for _, (_, targets, weights, scale) in rows) / len(rows)
-    wanted = sum(float(_fake_losses(torch.tensor(target))) * weight for target, weight in expected.items()) / sum(expected.values())
+        total += sum(
+            float((_fake_losses(targets) * weights).sum() * scale) for _, (_, targets, weights, scale) in rows
+        ) / len(rows)
+    wanted = sum(float(_fake_losses(torch.tensor(target))) * weight for target, weight in expected.items()) / sum(
+        expected.values()
+    )
     assert total / replicas == pytest.approx(wanted, rel=1e-5)
 
 
@@ -75,7 +85,9 @@ def test_validation_counts_each_document_once_whatever_the_number_of_replicas(do
         found += sum(float((_fake_losses(targets) * weights).sum()) for _, (_, targets, weights, _) in rows)
     expected = _expected(reader, numbers, 0.0)
     assert len(lengths) == 1
-    assert found == pytest.approx(sum(float(_fake_losses(torch.tensor(target))) * weight for target, weight in expected.items()), rel=1e-5)
+    assert found == pytest.approx(
+        sum(float(_fake_losses(torch.tensor(target))) * weight for target, weight in expected.items()), rel=1e-5
+    )
 
 
 def _feed(reader, replicas, replica, *, pack, loss_mask=0.0, capacity=64):

@@ -32,38 +32,82 @@ def read(name: str) -> tuple[TrainConfig, dict[str, str]]:
 
 def test_a_full_fine_tune_of_the_handbook():
     found, warned = read("handbook_full.yaml")
-    assert (found.checkpoint, found.dtype, found.seq, found.epochs, found.iters) == ("mistralai/Mistral-7B-v0.1", "bf16", 2048, 1.0, None)
+    assert (found.checkpoint, found.dtype, found.seq, found.epochs, found.iters) == (
+        "mistralai/Mistral-7B-v0.1",
+        "bf16",
+        2048,
+        1.0,
+        None,
+    )
     assert (found.micro_batch, found.gradient_accumulation) == (16, 4)
     assert [(spec.files, spec.weight) for spec in found.datasets] == [
-        (("some/chats:all:train_sft",), 1.0), (("others/orders:train_sft",), 0.25)
-    ]  # fmt: skip
+        (("some/chats:all:train_sft",), 1.0),
+        (("others/orders:train_sft",), 0.25),
+    ]
     assert [spec.files for spec in found.val_datasets] == [("some/chats:all:test_sft",), ("others/orders:test_sft",)]
     assert found.template.startswith("{% for message in messages %}<|{{")
     assert (found.lr, found.schedule, found.min_lr, found.warmup_fraction) == (2e-5, "cosine", 0.0, 0.1)
     assert (found.beta2, found.eps, found.weight_decay, found.seed) == (0.999, 1e-8, 0.0, 42)
     assert (found.recompute, found.loss_mask, found.lora) == ("full", 1.0, None)
     assert (found.eval_interval, found.save_interval, found.keep) == (40, 100, 1)
-    assert (found.push_to_hub, found.hub_public, found.tensorboard, found.wandb) == ("me/mistral-sft", False, True, True)
+    assert (found.push_to_hub, found.hub_public, found.tensorboard, found.wandb) == (
+        "me/mistral-sft",
+        False,
+        True,
+        True,
+    )
     assert (found.run_name, found.save_checkpoint_dir) == ("mistral-sft", "data/mistral-sft")
     assert warned.keys() == {
-        "attn_implementation", "preprocessing_num_workers", "gradient_checkpointing_kwargs", "hub_strategy", "log_level", "logging_steps",
-        "logging_strategy", "overwrite_output_dir", "per_device_eval_batch_size", "remove_unused_columns",
-    }  # fmt: skip
+        "attn_implementation",
+        "preprocessing_num_workers",
+        "gradient_checkpointing_kwargs",
+        "hub_strategy",
+        "log_level",
+        "logging_steps",
+        "logging_strategy",
+        "overwrite_output_dir",
+        "per_device_eval_batch_size",
+        "remove_unused_columns",
+    }
     assert "no effect: every iteration is logged" in warned["logging_steps"]
 
 
 def test_adapters_with_trl_s_names():
     found, warned = read("handbook_lora.yaml")
-    assert (found.lora, found.lora_alpha, found.lora_dropout, found.lora_targets) == (8, 32.0, 0.05, ("q_proj", "v_proj"))
+    assert (found.lora, found.lora_alpha, found.lora_dropout, found.lora_targets) == (
+        8,
+        32.0,
+        0.05,
+        ("q_proj", "v_proj"),
+    )
     assert (found.lora_modules_to_save, found.load_in_4bit, found.dtype) == (("lm_head",), True, "bf16")
     (spec,) = found.datasets
     assert (spec.files, spec.text_key) == (("some/chats:small:train",), "content")
     assert not found.has_validation
-    assert (found.seq, found.iters, found.epochs, found.micro_batch, found.gradient_accumulation) == (1024, 300, 2.0, 2, 8)
-    assert (found.lr, found.schedule, found.warmup_iters, found.clip, found.weight_decay) == (2e-4, "constant", 20, 0.3, 0.01)
+    assert (found.seq, found.iters, found.epochs, found.micro_batch, found.gradient_accumulation) == (
+        1024,
+        300,
+        2.0,
+        2,
+        8,
+    )
+    assert (found.lr, found.schedule, found.warmup_iters, found.clip, found.weight_decay) == (
+        2e-4,
+        "constant",
+        20,
+        0.3,
+        0.01,
+    )
     assert (found.recompute, found.loss_mask, found.optimizer, found.save_interval) == ("none", 0.0, "adamw", 50)
     assert (found.push_to_hub, found.tensorboard, found.run_name) == (None, False, "gemma-adapters")
-    assert warned.keys() == {"packing", "save_strategy", "save_steps", "logging_first_step", "logging_dir", "hub_model_id"}
+    assert warned.keys() == {
+        "packing",
+        "save_strategy",
+        "save_steps",
+        "logging_first_step",
+        "logging_dir",
+        "hub_model_id",
+    }
 
 
 def test_flat_files():
@@ -99,21 +143,34 @@ def test_what_is_printed_has_each_key_and_runs_the_same(tmp_path, name):
         ("neftune_noise_alpha: 5", "noise on embeddings is not added"),
         ("lr_scheduler_type: polynomial", "there is no such schedule: use cosine, linear or constant"),
         ("optim: lion_32bit", "no such optimizer"),
-        ("model_revision: abc", "download that revision"), ("use_dora: true", "there is LoRA, not DoRA"),
+        ("model_revision: abc", "download that revision"),
+        ("use_dora: true", "there is LoRA, not DoRA"),
         ("bnb_4bit_quant_type: fp4", "NF4"),
-        ("hub_token: hf_secret", "hub_token: '...': a secret does not belong into a recipe"), ("report_to: [mlflow]", "there is no mlflow"),
-        ("label_smoothing_factor: 0.1", "labels are not smoothed"), ("learning_rte: 1", "did you mean 'learning_rate'?"),
+        ("hub_token: hf_secret", "hub_token: '...': a secret does not belong into a recipe"),
+        ("report_to: [mlflow]", "there is no mlflow"),
+        ("label_smoothing_factor: 0.1", "labels are not smoothed"),
+        ("learning_rte: 1", "did you mean 'learning_rate'?"),
         ("dataset_mixture: {datasets: [{id: a/b}], test_split_size: 5}", "make a file of the rows for validation"),
-        ("save_steps: 0.1", "write save_interval, a number of iterations"), ("metric_for_best_model: accuracy", "the lowest loss"),
-        ("save_steps: many", "save_steps: 'many': must be a number"), ("save_total_limit: []", "save_total_limit: []: must be a number"),
-        ("warmup_steps: {a: 1}", "warmup_steps: {'a': 1}: must be a number"), ("warmup_steps: .inf", "warmup_steps: inf: must be a number"),
+        ("save_steps: 0.1", "write save_interval, a number of iterations"),
+        ("metric_for_best_model: accuracy", "the lowest loss"),
+        ("save_steps: many", "save_steps: 'many': must be a number"),
+        ("save_total_limit: []", "save_total_limit: []: must be a number"),
+        ("warmup_steps: {a: 1}", "warmup_steps: {'a': 1}: must be a number"),
+        ("warmup_steps: .inf", "warmup_steps: inf: must be a number"),
         ("eval_strategy: steps\neval_steps: x", "eval_steps: 'x': must be a number"),
-        ("lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: [1]", "lr_scheduler_kwargs: [1]: must be a mapping"),
-        ("lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: low}", "min_lr: 'low': must be a number"),
+        (
+            "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: [1]",
+            "lr_scheduler_kwargs: [1]: must be a mapping",
+        ),
+        (
+            "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: low}",
+            "min_lr: 'low': must be a number",
+        ),
         ("dataset_mixture: {datasets: [{id: a/b, weight: much}]}", "weight: 'much': must be a number"),
-        ("chat_template_path: someone/model", "save its Jinja file"), ("lora_task_type: SEQ_CLS", "causal language models alone"),
+        ("chat_template_path: someone/model", "save its Jinja file"),
+        ("lora_task_type: SEQ_CLS", "causal language models alone"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused_by_name(tmp_path, change, message):
     (tmp_path / "old.yaml").write_text(f"model_name_or_path: a/b\nper_device_train_batch_size: 1\n{change}\n")
     with pytest.raises(UserError) as error:
@@ -139,14 +196,18 @@ def test_rank_stabilised_adapters_stay_so(tmp_path):
 
 
 def test_our_own_keys_are_taken_beside_theirs(tmp_path):
-    (tmp_path / "old.yaml").write_text("model_name_or_path: a/b\nmax_seq_length: 512\ntp: 4\nsave_checkpoint_dir: out\n")
+    (tmp_path / "old.yaml").write_text(
+        "model_name_or_path: a/b\nmax_seq_length: 512\ntp: 4\nsave_checkpoint_dir: out\n"
+    )
     (tmp_path / "new.yaml").write_text("extends: old.yaml\nseq: 256\n")
     found = make_config(read_recipe(tmp_path / "new.yaml"))
     assert (found.tp, found.save_checkpoint_dir, found.seq, found.run_name) == (4, "out", 256, "old")
     assert not foreign.is_foreign({"run_name": "r", "seed": 1, "lr": 1.0})
 
 
-@pytest.mark.parametrize(("ours", "expected"), [("", (1, 64)), ("global_batch: 32\n", (None, 32)), ("gradient_accumulation: 2\n", (2, 64))])
+@pytest.mark.parametrize(
+    ("ours", "expected"), [("", (1, 64)), ("global_batch: 32\n", (None, 32)), ("gradient_accumulation: 2\n", (2, 64))]
+)
 def test_our_batch_replaces_their_default_accumulation(tmp_path, ours, expected):
     (tmp_path / "old.yaml").write_text(f"model_name_or_path: a/b\nmax_seq_length: 512\n{ours}")
     found = make_config(read_recipe(tmp_path / "old.yaml"))
@@ -177,15 +238,21 @@ def test_the_command(bench, tmp_path):
 @pytest.mark.parametrize(
     "line",
     [
-        "wandb_api_key: {}", "hub_token: {}", "env: {{WANDB_API_KEY: {}}}", "password: {}", "report_to: [{{api_key: {}}}]",
-        "extra: 'https://me:{}@host/x'", "note: {}",
+        "wandb_api_key: {}",
+        "hub_token: {}",
+        "env: {{WANDB_API_KEY: {}}}",
+        "password: {}",
+        "report_to: [{{api_key: {}}}]",
+        "extra: 'https://me:{}@host/x'",
+        "note: {}",
     ],
-)  # fmt: skip
+)
 def test_secrets_are_not_printed(tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]):
     secret = "0123456789abcdef0123456789abcdef01234567"
     file = tmp_path / "old.yaml"
     file.write_text(
-        f"learning_rate: 1e-5\nper_device_train_batch_size: 1\ndataset_name: a.jsonl\nmodel_name_or_path: b\n{line.format(secret)}\n"
+        "learning_rate: 1e-5\nper_device_train_batch_size: 1\ndataset_name: a.jsonl\nmodel_name_or_path: "
+        f"b\n{line.format(secret)}\n"
     )
     entry(["convert-recipe", str(file)])
     entry(["train", "--config", str(file)])
@@ -196,7 +263,9 @@ def test_secrets_are_not_printed(tmp_path: Path, line: str, capsys: pytest.Captu
 
 def test_a_secret_name_is_none_of_the_usual_ones():
     assert not [
-        name for name in own_keys() | {"max_new_tokens", "eos_token_id", "tokenizer_name", "key", "add_tokens"} if is_secret_name(name)
+        name
+        for name in own_keys() | {"max_new_tokens", "eos_token_id", "tokenizer_name", "key", "add_tokens"}
+        if is_secret_name(name)
     ]
 
 

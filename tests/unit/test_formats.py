@@ -14,7 +14,9 @@ from tokenize_data.errors import UserError
 from tokenize_data.records import DatasetSpec, RowReader, recognise
 
 CHAT = {"messages": [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes."}]}
-TWO_TURNS = {"messages": [*CHAT["messages"], {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "No."}]}
+TWO_TURNS = {
+    "messages": [*CHAT["messages"], {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "No."}]
+}
 SHAREGPT = {"conversations": [{"from": "human", "value": "Is it?"}, {"from": "gpt", "value": "Yes."}]}
 ALPACA = {"instruction": "Is it?", "input": "", "output": "Yes."}
 
@@ -26,7 +28,12 @@ def texts(bench, run_name="r"):
     result = []
     for document in bench.documents(run_name):
         trained = [token for token, learn in zip(document["ids"], document["trained"], strict=True) if learn]
-        result.append((tokenizer.decode(document["ids"], skip_special_tokens=False), tokenizer.decode(trained, skip_special_tokens=False)))
+        result.append(
+            (
+                tokenizer.decode(document["ids"], skip_special_tokens=False),
+                tokenizer.decode(trained, skip_special_tokens=False),
+            )
+        )
     return result
 
 
@@ -78,13 +85,15 @@ def test_format_can_be_forced(bench):
 
 def test_own_keys_and_system(bench):
     row = {"q": "Is it?", "a": "Yes.", "s": "Be brief."}
-    outcome = bench.tokenize("--data", bench.jsonl([row]), "--question_key", "q", "--answer_key", "a", "--system_key", "s")
+    outcome = bench.tokenize(
+        "--data", bench.jsonl([row]), "--question_key", "q", "--answer_key", "a", "--system_key", "s"
+    )
     assert outcome.code == 0, outcome.err
     (document,) = bench.documents()
     assert {"system", "user", "assistant", "template"} == set(document["roles"])
-    assert (
-        texts(bench)[0][0]
-        == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
+    assert texts(bench)[0][0] == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nIs "
+        "it?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
     )
 
 
@@ -92,7 +101,10 @@ def test_own_keys_and_system(bench):
     ("row", "message"),
     [
         ({"messages": [{"role": "user", "content": "a"}]}, "no assistant message"),
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}, "has weight 0"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]},
+            "has weight 0",
+        ),
         ({"messages": "a"}, "'messages' is text, not a list"),
         ({"messages": ["a"]}, "message 1 is text, not an object"),
         ({"messages": [{"role": "usr", "content": "a"}]}, "role 'usr': use one of system"),
@@ -112,7 +124,10 @@ def test_bad_conversations(bench, row, message):
 
 def test_content_in_parts(bench):
     row = {
-        "messages": [{"role": "user", "content": [{"type": "text", "text": "Is "}, {"type": "text", "text": "it?"}]}, CHAT["messages"][1]]
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Is "}, {"type": "text", "text": "it?"}]},
+            CHAT["messages"][1],
+        ]
     }
     assert bench.tokenize("--data", bench.jsonl([row])).code == 0
     assert "user\nIs it?<|im_end|>" in texts(bench)[0][0]
@@ -160,8 +175,10 @@ def test_several_files_keep_their_order_and_lines(bench):
     two = bench.jsonl([pair("3")], "two.jsonl")
     bench.tokenize("--data", one, two)
     assert [(document["file"].split("/")[-1], document["line"]) for document in bench.documents()] == [
-        ("one.jsonl", 1), ("one.jsonl", 2), ("two.jsonl", 1),
-    ]  # fmt: skip
+        ("one.jsonl", 1),
+        ("one.jsonl", 2),
+        ("two.jsonl", 1),
+    ]
 
 
 def test_validation_files_become_their_own_data_set(bench):

@@ -1,4 +1,6 @@
-"""`sft generate`: the ids of transformers, answers that end where they were trained to end, files that are gone on with."""
+"""`sft generate`: the ids of transformers, answers that end where they were trained to end, files that are gone on
+with.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt-neox", "opt"])
 def test_greedy_ids_are_those_of_transformers(name: str, folders: Path, family: Callable[[str], Path]) -> None:
-    """Sixteen prompts of unequal length, each against `generate` alone; windows are shorter than prompts, rows end at different times."""
+    """Sixteen prompts of unequal length, each against `generate` alone; windows are shorter than prompts, rows end at
+    different times.
+    """
     folder = folders / name
     if not folder.exists():
         tiny.make_model(folder, family("smollm"), name)
@@ -65,13 +69,19 @@ def test_greedy_ids_are_those_of_transformers(name: str, folders: Path, family: 
     expected = {}
     for number, ids in enumerate(prompts):
         whole = model.generate(
-            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False, max_new_tokens=12,
-            eos_token_id=stop, pad_token_id=0,
-        )[0, len(ids) :].tolist()  # fmt: skip
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=12,
+            eos_token_id=stop,
+            pad_token_id=0,
+        )[0, len(ids) :].tolist()
         expected[number] = whole[:-1] if whole[-1] == stop else whole
     decoder = Decoder(model, stop_ids=[stop], text_of=str)
     for batch_size in (1, 16):
-        written = decoder.write([Prompt(number=n, ids=ids) for n, ids in enumerate(prompts)], Sampling(max_tokens=12), batch_size)
+        written = decoder.write(
+            [Prompt(number=n, ids=ids) for n, ids in enumerate(prompts)], Sampling(max_tokens=12), batch_size
+        )
         assert {answer.number: answer.ids for answer in written} == expected
     assert len({tuple(ids) for ids in expected.values()}) > 8, "answers that are all alike would prove little"
 
@@ -79,14 +89,19 @@ def test_greedy_ids_are_those_of_transformers(name: str, folders: Path, family: 
 def _a_frequent_id(model: Any, ids: list[int]) -> int:
     """A token that this model writes: then rows end at different times."""
     written = model.generate(
-        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=8, min_new_tokens=8
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        max_new_tokens=8,
+        min_new_tokens=8,
     )
     return int(written[0, -2])
 
 
 def test_prompt_ids_are_those_of_apply_chat_template(tuned: Path) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Größe?\n"}]
-    expected = AutoTokenizer.from_pretrained(tuned).apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    expected = AutoTokenizer.from_pretrained(tuned).apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
     assert open_format(tuned).prompt(messages) == expected
 
 
@@ -98,15 +113,21 @@ def test_a_tuned_model_stops_at_the_end_of_turn(tuned: Path, sft: Run) -> None:
 def test_a_file_of_questions(tuned: Path, sft: Run, tmp_path: Path) -> None:
     rows = [{"q": question, "id": number} for number, question in enumerate(tiny.LEARNT)]
     out = tmp_path / "out.jsonl"
-    code, _, err = sft("generate", tuned, "--data", questions(tmp_path, rows), "--question_key", "q", "--out", out, "--batch_size", 3)
+    code, _, err = sft(
+        "generate", tuned, "--data", questions(tmp_path, rows), "--question_key", "q", "--out", out, "--batch_size", 3
+    )
     assert code == 0
     assert "5 answers" in err
     answers = read(out)
-    assert [(row["q"], row["answer"], row["id"]) for row in answers] == [(*pair, n) for n, pair in enumerate(tiny.LEARNT.items())]
+    assert [(row["q"], row["answer"], row["id"]) for row in answers] == [
+        (*pair, n) for n, pair in enumerate(tiny.LEARNT.items())
+    ]
     assert {row["generation"]["finish"] for row in answers} == {"stop"}
 
 
-def test_a_half_written_file_is_gone_on_with(tuned: Path, sft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_half_written_file_is_gone_on_with(
+    tuned: Path, sft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, out = questions(tmp_path, [{"prompt": question} for question in tiny.LEARNT]), tmp_path / "out.jsonl"
     command = ("generate", tuned, "--data", data, "--out", out, "--batch_size", 2)
     assert sft(*command)[0] == 0
@@ -130,7 +151,9 @@ def test_a_half_written_file_is_gone_on_with(tuned: Path, sft: Run, tmp_path: Pa
     assert out.read_bytes() == whole
 
 
-def test_an_interrupt_keeps_what_is_answered(tuned: Path, sft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_keeps_what_is_answered(
+    tuned: Path, sft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, out = questions(tmp_path, [{"prompt": question} for question in tiny.LEARNT]), tmp_path / "out.jsonl"
     original = Decoder.write
 
@@ -246,12 +269,16 @@ def test_a_row_with_the_answer_s_key(tuned: Path, sft: Run, tmp_path: Path) -> N
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft uses what transformers is going to remove
 def test_an_adapter_on_its_base(tuned: Path, sft: Run, tmp_path: Path) -> None:
-    """An adapter that makes the base say something else, without a tokenizer of its own; asked through its folder and through its run's."""
+    """An adapter that makes the base say something else, without a tokenizer of its own; asked through its folder and
+    through its run's.
+    """
     peft = pytest.importorskip("peft")
     from sft.evaluate.models import base_of, find_model
 
     base: Any = AutoModelForCausalLM.from_pretrained(tuned)
-    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    adapted = peft.get_peft_model(
+        base, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    )
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():

@@ -1,4 +1,6 @@
-"""Groups of processes: one communicator for each distinct set of ranks, DeepSpeed's included, as many as the plan counts."""
+"""Groups of processes: one communicator for each distinct set of ranks, DeepSpeed's included, as many as the plan
+counts.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,19 @@ from sft.plan.communicators import communicators
 from sft.plan.layout import Layout
 
 LAYOUTS = [
-    Layout(), Layout(dp=4), Layout(tp=4), Layout(pp=2), Layout(pp=4), Layout(tp=2, dp=2), Layout(pp=2, dp=2), Layout(tp=2, pp=2),
-    Layout(tp=2, pp=4), Layout(tp=2, pp=2, dp=2), Layout(tp=2, pp=4, dp=2), Layout(tp=8, pp=8),
-]  # fmt: skip
+    Layout(),
+    Layout(dp=4),
+    Layout(tp=4),
+    Layout(pp=2),
+    Layout(pp=4),
+    Layout(tp=2, dp=2),
+    Layout(pp=2, dp=2),
+    Layout(tp=2, pp=2),
+    Layout(tp=2, pp=4),
+    Layout(tp=2, pp=2, dp=2),
+    Layout(tp=2, pp=4, dp=2),
+    Layout(tp=8, pp=8),
+]
 
 
 class Group:
@@ -26,7 +38,9 @@ class Group:
         self.ranks = ranks
 
 
-def formed(monkeypatch: pytest.MonkeyPatch, layout: Layout, rank: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+def formed(
+    monkeypatch: pytest.MonkeyPatch, layout: Layout, rank: int
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """(the sets of ranks that were asked of torch, those of them that `rank` is in, WORLD included)."""
     asked: list[tuple[int, ...]] = []
 
@@ -35,8 +49,12 @@ def formed(monkeypatch: pytest.MonkeyPatch, layout: Layout, rank: int) -> tuple[
         return Group(ranks)
 
     for module in (dist, comm):
-        monkeypatch.setattr(module, "get_rank", lambda group=None: group.ranks.index(rank) if isinstance(group, Group) else rank)
-        monkeypatch.setattr(module, "get_world_size", lambda group=None: len(group.ranks) if isinstance(group, Group) else layout.world)
+        monkeypatch.setattr(
+            module, "get_rank", lambda group=None: group.ranks.index(rank) if isinstance(group, Group) else rank
+        )
+        monkeypatch.setattr(
+            module, "get_world_size", lambda group=None: len(group.ranks) if isinstance(group, Group) else layout.world
+        )
     monkeypatch.setattr(dist, "new_group", new_group)
     monkeypatch.setattr(dist, "group", SimpleNamespace(WORLD=Group(list(range(layout.world)))))
     before = comm.new_group

@@ -45,7 +45,9 @@ def some(num: int, first: int = 0) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("limit_bytes", [20_000, 5_000_000_000])
 def test_two_stages_make_a_folder_that_transformers_reads(tmp_path, family, limit_bytes):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(family), attn_implementation="eager", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(
+        tiny_config(family), attn_implementation="eager", dtype=torch.float32
+    ).eval()
     parameters = list(model.named_parameters())
     stages = [dict(parameters[: len(parameters) // 2]), dict(parameters[len(parameters) // 2 :])]
     finish(tmp_path, written(tmp_path, stages, limit_bytes))
@@ -68,7 +70,9 @@ def test_one_part_is_a_single_file(tmp_path):
 
 def test_parts_stay_within_the_limit_and_the_index_names_all(tmp_path):
     parts = written(tmp_path, [some(5), some(2, 5)], limit_bytes=1000)
-    assert [part["file"] for part in parts] == [f"part-000{s}-000{n}.safetensors" for s, n in ((0, 1), (0, 2), (0, 3), (1, 1))]
+    assert [part["file"] for part in parts] == [
+        f"part-000{s}-000{n}.safetensors" for s, n in ((0, 1), (0, 2), (0, 3), (1, 1))
+    ]
     assert [part["bytes"] for part in parts] == [800, 800, 400, 800]
     finish(tmp_path, parts[::-1])
     index = json.loads((tmp_path / INDEX).read_text())
@@ -104,7 +108,9 @@ def test_config_describes_the_trained_model_and_not_its_origin(tmp_path):
     config.name_or_path = "/somewhere/else"
     config.quantization_config = {"quant_method": "gguf"}
     config._model_name_or_path = "another"
-    generation = GenerationConfig(temperature=0.7, max_new_tokens=9)  # its own save_pretrained refuses a temperature without sampling
+    generation = GenerationConfig(
+        temperature=0.7, max_new_tokens=9
+    )  # its own save_pretrained refuses a temperature without sampling
     write_config(tmp_path, config, generation, torch.bfloat16, 140)
     text = (tmp_path / "config.json").read_text()
     content = json.loads(text)
@@ -142,14 +148,17 @@ def test_generation_stops_at_the_end_of_turn(tmp_path, smollm2, base):
 def test_tokenizer_is_copied(tmp_path, smollm2):
     copy_tokenizer(smollm2, tmp_path)
     assert (
-        AutoTokenizer.from_pretrained(tmp_path)("Hello there").input_ids == AutoTokenizer.from_pretrained(smollm2)("Hello there").input_ids
+        AutoTokenizer.from_pretrained(tmp_path)("Hello there").input_ids
+        == AutoTokenizer.from_pretrained(smollm2)("Hello there").input_ids
     )
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template
     assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_a_folder_without_tokenizer_is_named(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path}/none holds no tokenizer: give the folder that the tokenised data was made with"):
+    with pytest.raises(
+        UserError, match=f"{tmp_path}/none holds no tokenizer: give the folder that the tokenised data was made with"
+    ):
         copy_tokenizer(tmp_path / "none", tmp_path)
 
 
@@ -194,7 +203,9 @@ def test_a_publish_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
         replace(source, destination)
 
     monkeypatch.setattr(os, "replace", failing)
-    with pytest.raises(UserError, match=r"target cannot be written \(Invalid cross-device link\): see that there is space"):
+    with pytest.raises(
+        UserError, match=r"target cannot be written \(Invalid cross-device link\): see that there is space"
+    ):
         publish(scratch, target, overwrite=True)
     assert (target / "inner" / "file").read_text() == "old"
 

@@ -101,7 +101,9 @@ def start(*hosts: str, argv: tuple[str, ...] = ()) -> int:
 
 def test_each_host_gets_the_command_with_its_number(cluster: Path, capfd: pytest.CaptureFixture[str]):
     assert start("me@node1", "node2") == 0
-    assert shlex.split((cluster / "me@node1").read_text()) == shlex.split("--run_name r --nodes 2 --rank 0 --addr node1 --nproc_per_node 2")
+    assert shlex.split((cluster / "me@node1").read_text()) == shlex.split(
+        "--run_name r --nodes 2 --rank 0 --addr node1 --nproc_per_node 2"
+    )
     assert "--rank 1 --addr node1" in (cluster / "node2").read_text()
     out = capfd.readouterr().out
     assert "from me@node1\n" in out
@@ -109,7 +111,9 @@ def test_each_host_gets_the_command_with_its_number(cluster: Path, capfd: pytest
 
 
 def test_what_is_passed_on_and_what_is_not(cluster: Path, monkeypatch: pytest.MonkeyPatch):
-    command = hostfile._remote_command(hostfile.HostLine(host="a", slots=2), ["--hostfile=hosts", "--lr", "1"], 0, 2, "a", None)
+    command = hostfile._remote_command(
+        hostfile.HostLine(host="a", slots=2), ["--hostfile=hosts", "--lr", "1"], 0, 2, "a", None
+    )
     script = command[-1]
     assert "'NCCL_DEBUG=a b'" in script
     assert "hf_secret" not in script
@@ -117,7 +121,20 @@ def test_what_is_passed_on_and_what_is_not(cluster: Path, monkeypatch: pytest.Mo
     assert "--lr 1 --nodes 2 --rank 0 --addr a --nproc_per_node 2" in script
 
 
-_EVIL = ("$(touch canary)", "; touch canary", "`touch canary`", 'it\'s "quoted"', "a\nb", "*", "~", "${HOME}", "é\udcff", "", "-", "a\\")
+_EVIL = (
+    "$(touch canary)",
+    "; touch canary",
+    "`touch canary`",
+    'it\'s "quoted"',
+    "a\nb",
+    "*",
+    "~",
+    "${HOME}",
+    "é\udcff",
+    "",
+    "-",
+    "a\\",
+)
 
 
 def test_words_reach_the_far_shell_as_they_were_typed(cluster: Path, monkeypatch: pytest.MonkeyPatch):
@@ -126,7 +143,8 @@ def test_words_reach_the_far_shell_as_they_were_typed(cluster: Path, monkeypatch
     folder.mkdir()
     program = folder / "python $(touch canary)"
     program.write_text(
-        f'#!{sys.executable}\nimport json, os, sys\njson.dump([sys.argv, os.environ["NCCL_DEBUG"], os.getcwd()], open("told", "w"))\n'
+        f'#!{sys.executable}\nimport json, os, sys\njson.dump([sys.argv, os.environ["NCCL_DEBUG"], os.getcwd()], '
+        'open("told", "w"))\n'
     )
     program.chmod(0o755)
     (cluster / "bin" / "ssh").write_text('#!/bin/sh\nfor word; do last="$word"; done\nexec sh -c "$last"\n')

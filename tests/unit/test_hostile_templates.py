@@ -1,4 +1,6 @@
-"""Chat templates that crash, do not come to an end, or want all memory: one line, exit code 2, and this process goes on."""
+"""Chat templates that crash, do not come to an end, or want all memory: one line, exit code 2, and this process goes
+on.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +31,20 @@ HOSTILE = {
     "nested ranges": (LOOPS, "took more than 1 s of processor time"),
     "power": ("{{ (9 + messages|length) ** (9 ** 9) }}", "took more than 1 s of processor time"),
     "doubling list": (
-        "{% set n = namespace(x=[1]) %}{% for _ in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}", "needed more than 512 MiB of memory"
+        "{% set n = namespace(x=[1]) %}{% for _ in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "needed more than 512 MiB of memory",
     ),
     "lists that are compared": (
-        "{% set n = namespace(x=[1], y=[1]) %}{% for _ in range(60) %}{% set n.x = [n.x, n.x] %}{% set n.y = [n.y, n.y] %}{% endfor %}"
-        "{{ n.x == n.y }}", "took more than 1 s of processor time"
+        "{% set n = namespace(x=[1], y=[1]) %}{% for _ in range(60) %}{% set n.x = [n.x, n.x] %}{% set n.y = [n.y, "
+        "n.y] %}{% endfor %}"
+        "{{ n.x == n.y }}",
+        "took more than 1 s of processor time",
     ),
     "endless macro": ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "recursion"),
     "long output": ("{{ 'x' * 3000000 }}", "characters for a conversation of"),
     "text added to a number": ("{{ 1 + 'a' }}", "unsupported operand"),
     "padded number": ("{{ '%0900000000d' % messages|length }}", "needed more than 512 MiB of memory"),
-}  # fmt: skip
+}
 AT_ONCE = {  # when it is compiled
     "constant text": ('{{ "x" * 20000000000 }}', "memory"),
     "constant power": ("{{ 9 ** (9 ** 9) }}", "took more than 1 s of processor time"),
@@ -47,7 +52,7 @@ AT_ONCE = {  # when it is compiled
     "brackets": ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "does not compile"),
     "blocks": ("{% for a in [1] %}" * 30 + "{% endfor %}" * 30, "does not compile"),
     "a megabyte": ("{# " + "x" * 2_000_000 + " #}", "more than 1,048,576"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +75,9 @@ def test_refused_before_any_row(bench, name, monkeypatch):
     source, fragment = (HOSTILE | AT_ONCE)[name]
     only_the_limit_it_meets(fragment, monkeypatch)
     template = bench.write(source + CHATML, "own.jinja")
-    check_refused(bench, bench.tokenize("--data", bench.jsonl([pair()]), "--template", template), ["own.jinja", fragment])
+    check_refused(
+        bench, bench.tokenize("--data", bench.jsonl([pair()]), "--template", template), ["own.jinja", fragment]
+    )
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -79,7 +86,8 @@ def test_refused_at_the_row_that_it_waits_for(bench, name, workers, monkeypatch)
     source, fragment = HOSTILE[name]
     only_the_limit_it_meets(fragment, monkeypatch)
     template = bench.write("{% if messages[0].content == 'now' %}" + source + "{% endif %}" + CHATML, "own.jinja")
-    # The first rows and every so manieth are rendered early, to compare tokenizers; the row in question is none of these.
+    # The first rows and every so manieth are rendered early, to compare tokenizers; the row in question is none of
+    # these.
     data = bench.jsonl([*[pair()] * 389, pair("now"), pair()])
     outcome = bench.tokenize("--data", data, "--template", template, "--workers", workers)
     if name in ("nested ranges", "power", "lists that are compared"):
@@ -89,7 +97,9 @@ def test_refused_at_the_row_that_it_waits_for(bench, name, workers, monkeypatch)
 
 def test_a_row_that_only_fails_can_be_set_aside(bench):
     template = bench.write("{{ 1 / (messages[0].content|length - 4) }}" + CHATML, "own.jinja")
-    outcome = bench.tokenize("--data", bench.jsonl([pair(), pair("then")]), "--template", template, "--max_bad_rows", "1")
+    outcome = bench.tokenize(
+        "--data", bench.jsonl([pair(), pair("then")]), "--template", template, "--max_bad_rows", "1"
+    )
     assert outcome.code == 0, outcome.err
     assert "2 rows read = 1 accepted + 1 rejected" in outcome.out
 
@@ -161,6 +171,8 @@ def test_time_between_conversations_does_not_count(family, tmp_path):
 
 
 def test_a_conversation_that_is_refused_names_roles(family, tmp_path):
-    template = template_of(family, tmp_path, "{% if messages|length > 2 %}{{ raise_exception('too long') }}{% endif %}" + CHATML)
+    template = template_of(
+        family, tmp_path, "{% if messages|length > 2 %}{{ raise_exception('too long') }}{% endif %}" + CHATML
+    )
     with pytest.raises(RowError, match=r"refuses this conversation \(user assistant user\): too long"):
         template.render([{"role": role, "content": "?"} for role in ("user", "assistant", "user")])

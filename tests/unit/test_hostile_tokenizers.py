@@ -26,17 +26,34 @@ def split_by(expression):
 
 
 DOUBLED = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
-NO_POST = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "Q", "type_id": 0}}], "pair": [], "special_tokens": {}}
+NO_POST = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "Q", "type_id": 0}}],
+    "pair": [],
+    "special_tokens": {},
+}
 NO_UNKNOWN = {"type": "Unigram", "unk_id": None, "vocab": [["a", -1.0]], "byte_fallback": False}
 # name -> what of tokenizer.json is changed, what of tokenizer_config.json, what is said
 FILES = {
-    "id of 4e9": ({"model": {"vocab": {"zzzz": 4_000_000_000}}}, {}, "gives 'zzzz' the id 4,000,000,000, above 16,777,215"),
+    "id of 4e9": (
+        {"model": {"vocab": {"zzzz": 4_000_000_000}}},
+        {},
+        "gives 'zzzz' the id 4,000,000,000, above 16,777,215",
+    ),
     "id below 0": ({"model": {"vocab": {"zzzz": -1}}}, {}, "cannot be read (invalid value: integer `-1`"),
     "doubling": ({"normalizer": {"type": "Sequence", "normalizers": [DOUBLED] * 40}}, {}, "is no usable tokenizer: it"),
     "panic when used": ({"post_processor": NO_POST}, {}, "PanicException: no entry found for key"),
-    "panic when read": ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, {}, "PanicException: Precompiled"),
+    "panic when read": (
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {},
+        "PanicException: Precompiled",
+    ),
     "expression that goes too deep": (split_by(r"(x+x+)+y"), {}, "line 1: the tokenizer fails on this text (Onig"),
-    "no unknown token": ({"model": NO_UNKNOWN}, {}, "line 1: the tokenizer fails on this text (Encountered an unknown token"),
+    "no unknown token": (
+        {"model": NO_UNKNOWN},
+        {},
+        "line 1: the tokenizer fails on this text (Encountered an unknown token",
+    ),
     "list as BOS": ({}, {"bos_token": ["<s>"]}, "bos_token is ['<s>'], not the text of a token"),
     "number as EOS": ({}, {"eos_token": 5}, "eos_token is 5, not the text of a token"),
     "object as EOS": ({}, {"eos_token": {"content": [1]}}, "eos_token is {'content': [1]}, not the text"),
@@ -44,7 +61,11 @@ FILES = {
     "number of extra tokens": ({}, {"extra_special_tokens": 5}, "extra_special_tokens is 5, not a list of tokens"),
     "number as extra token": ({}, {"extra_special_tokens": [5]}, "extra_special_tokens is 5, not the text of a token"),
     "number as template": ({}, {"chat_template": 5}, "chat_template is 5, not text"),
-    "unnamed templates": ({}, {"chat_template": [5, {"name": "default", "template": [1]}]}, "chat_template is [1], not text"),
+    "unnamed templates": (
+        {},
+        {"chat_template": [5, {"name": "default", "template": [1]}]},
+        "chat_template is [1], not text",
+    ),
     "long template": ({}, {"chat_template": "x" * 2_000_000}, "more than 1,048,576 characters"),
 }
 TEXTS = {
@@ -80,11 +101,23 @@ def test_refused_in_one_line(bench, hostile, tmp_path, name):
     """In a process of its own: what Rust prints on its way out goes past Python's stderr."""
     changes, config, fragment = FILES[name]
     data = bench.jsonl([pair("Is it? " + "x" * 3000)])
-    flags = ["--data", data, "--checkpoint", hostile(changes, config), "--tokenized_data_dir", bench.tokenized, "--workers", "1"]
+    flags = [
+        "--data",
+        data,
+        "--checkpoint",
+        hostile(changes, config),
+        "--tokenized_data_dir",
+        bench.tokenized,
+        "--workers",
+        "1",
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "tokenize_data", "--run_name", "r", *map(str, flags)], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "tokenize_data", "--run_name", "r", *map(str, flags)],
+        capture_output=True,
+        text=True,
+        check=False,
         env={"PYTHONPATH": ":".join(sys.path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": ""},
-    )  # fmt: skip
+    )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert fragment in done.stderr
     assert str(tmp_path) in done.stderr
@@ -96,7 +129,9 @@ def test_files_that_hold_something_else(bench, hostile, name):
     content, fragment = TEXTS[name]
     folder = hostile()
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    check_refused(bench, bench.tokenize("--data", bench.jsonl([pair()]), checkpoint=folder), [f"hostile/{name}", fragment])
+    check_refused(
+        bench, bench.tokenize("--data", bench.jsonl([pair()]), checkpoint=folder), [f"hostile/{name}", fragment]
+    )
 
 
 def test_a_row_on_which_the_tokenizer_fails_can_be_set_aside(bench, hostile):

@@ -27,10 +27,13 @@ def run(tmp_path: Path) -> Path:
     (folder / "hf" / "model.safetensors").write_bytes(_WEIGHTS)
     (folder / "hf" / "config.json").write_text("{}")
     training = {
-        "base": "someone/base", "run_name": "orders", "resolved": {"data_folder": str(shards)}, "config": {"loss_mask": 1.0},
+        "base": "someone/base",
+        "run_name": "orders",
+        "resolved": {"data_folder": str(shards)},
+        "config": {"loss_mask": 1.0},
         "result": {"iterations": 40, "loss": 1.25, "val_loss": 1.5, "val_perplexity": 4.48, "val_accuracy": 0.5},
         "versions": {"torch": "2.13"},
-    }  # fmt: skip
+    }
     (folder / "hf" / "training.json").write_text(json.dumps(training))
     (folder / "recipe.yaml").write_text("run_name: orders\n")
     (folder / "loss.png").write_bytes(b"\x89PNG")
@@ -47,10 +50,20 @@ def site_hub():
 
 def export(site: FakeHub, run: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: huggingface_hub reads HF_ENDPOINT when it is imported."""
-    code = "import sys; from pathlib import Path; from sft.checkpoint import hub; from sft.cli import entry; sys.exit(entry(sys.argv[1:]))"
+    code = (
+        "import sys; from pathlib import Path; from sft.checkpoint import hub; from sft.cli import entry; "
+        "sys.exit(entry(sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", code, "export", str(run), *flags]
-    home = {"HF_ENDPOINT": site.url, "HF_HOME": str(run.parent / "home"), "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
-    return subprocess.run(command, env={**os.environ, **home, **environment}, capture_output=True, text=True, timeout=600)
+    home = {
+        "HF_ENDPOINT": site.url,
+        "HF_HOME": str(run.parent / "home"),
+        "HF_TOKEN": "hf_test",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    return subprocess.run(
+        command, env={**os.environ, **home, **environment}, capture_output=True, text=True, timeout=600
+    )
 
 
 def test_an_upload_that_fails_is_repeated_and_is_whole(site_hub: FakeHub, run: Path):

@@ -1,4 +1,6 @@
-"""A run's folder is its own: another run that has the same name for it is refused before anything is read or trained there."""
+"""A run's folder is its own: another run that has the same name for it is refused before anything is read or trained
+there.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from sft.resolve.naming import run_folder as folder_of
 from sft.config.train import TrainConfig
-from sft.resolve import identity
 from sft.launcher import launch
+from sft.resolve import identity
+from sft.resolve.naming import run_folder as folder_of
 from sft.resolve.prepare import config_values
 from sft.spec.run_folder import write_run_toml
 from tokenize_data.errors import UserError
@@ -44,22 +46,34 @@ def leave(job: Any, *, checkpoint: bool = True, folder: Path | None = None, **ch
 COLLISIONS = {
     "epochs": ({"run_name": "a-ep5"}, {"epochs": 5.0}, "run_name a-ep5 and epochs 3.0", "run_name a and epochs 5.0"),
     "seq": ({"run_name": "a-seq64"}, {"seq": 64}, "run_name a-seq64 and seq 2048", "run_name a and seq 64"),
-    "loss": ({"run_name": "a-loss0.5"}, {"loss_mask": 0.5}, "run_name a-loss0.5 and loss_mask 0.0", "run_name a and loss_mask 0.5"),
+    "loss": (
+        {"run_name": "a-loss0.5"},
+        {"loss_mask": 0.5},
+        "run_name a-loss0.5 and loss_mask 0.0",
+        "run_name a and loss_mask 0.5",
+    ),
     "lora": ({"run_name": "a-lora8"}, {"lora": 8}, "run_name a-lora8 and lora none", "run_name a and lora 8"),
     "id": ({"run_name": "a-x"}, {"id": "x"}, "run_name a-x and id none", "run_name a and id x"),
     "early release": (
-        {"run_name": "a-it0000800"}, {"intermediate_iter": 800}, "run_name a-it0000800 and intermediate_iter none",
+        {"run_name": "a-it0000800"},
+        {"intermediate_iter": 800},
+        "run_name a-it0000800 and intermediate_iter none",
         "run_name a and intermediate_iter 800",
     ),
     "id and suffix": ({"id": "ep5"}, {"epochs": 5.0}, "epochs 3.0 and id ep5", "epochs 5.0 and id none"),
     "base's name": (
-        {"checkpoint": "x-y", "run_name": "z"}, {"checkpoint": "x", "run_name": "y-z"}, "checkpoint x-y and run_name z",
+        {"checkpoint": "x-y", "run_name": "z"},
+        {"checkpoint": "x", "run_name": "y-z"},
+        "checkpoint x-y and run_name z",
         "checkpoint x and run_name y-z",
     ),
     "size": (
-        {"size": "7", "checkpoint": "8-b"}, {"size": "7-8", "checkpoint": "b"}, "checkpoint 8-b and size 7", "checkpoint b and size 7-8",
+        {"size": "7", "checkpoint": "8-b"},
+        {"size": "7-8", "checkpoint": "b"},
+        "checkpoint 8-b and size 7",
+        "checkpoint b and size 7-8",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", COLLISIONS)
@@ -70,7 +84,8 @@ def test_two_runs_of_one_name(tmp_path: Path, name: str):
     leave(one, checkpoint=False)
     identity.refuse_another(one)
     message = (
-        f"{one.folder} belongs to another run: it was made with {was}, this run has {now}: use the same, or start another run with --id"
+        f"{one.folder} belongs to another run: it was made with {was}, this run has {now}: use the same, or start "
+        "another run with --id"
     )
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         identity.refuse_another(other)
@@ -82,7 +97,8 @@ def test_another_base_or_other_data(tmp_path: Path, what: str, label: str):
     leave(one)
     mine = BASE if what == "base" else DATA
     with pytest.raises(
-        UserError, match=re.escape(f"made with {label} {mine[:16]}..., this run has {label} eeeeeeeeeeeeeeee...: use the same")
+        UserError,
+        match=re.escape(f"made with {label} {mine[:16]}..., this run has {label} eeeeeeeeeeeeeeee...: use the same"),
     ):
         identity.refuse_another(other)
 
@@ -90,7 +106,9 @@ def test_another_base_or_other_data(tmp_path: Path, what: str, label: str):
 def test_a_finished_run_is_refused_too(tmp_path: Path):
     one = job_of(tmp_path)
     leave(one, checkpoint=False)
-    identity.refuse_another(job_of(tmp_path, data="e" * 64))  # nothing was made of the other data: there is nothing to mix up
+    identity.refuse_another(
+        job_of(tmp_path, data="e" * 64)
+    )  # nothing was made of the other data: there is nothing to mix up
     (one.folder / "hf").mkdir()
     with pytest.raises(UserError, match="belongs to another run"):
         identity.refuse_another(job_of(tmp_path, data="e" * 64))
@@ -99,10 +117,16 @@ def test_a_finished_run_is_refused_too(tmp_path: Path):
 @pytest.mark.parametrize(
     "values",
     [
-        {"iters": 20}, {"tp": 2, "pp": 2, "micro_batch": 4}, {"save_interval": 5, "eval_interval": 7, "keep": 9}, {"lr": 1e-3},
-        {"nodes": 2, "port": 7000}, {"checkpoint": "moved/base"}, {"max_restarts": 3, "hang_timeout": 9.0}, {"val": ("v.jsonl",)},
+        {"iters": 20},
+        {"tp": 2, "pp": 2, "micro_batch": 4},
+        {"save_interval": 5, "eval_interval": 7, "keep": 9},
+        {"lr": 1e-3},
+        {"nodes": 2, "port": 7000},
+        {"checkpoint": "moved/base"},
+        {"max_restarts": 3, "hang_timeout": 9.0},
+        {"val": ("v.jsonl",)},
     ],
-)  # fmt: skip
+)
 def test_what_may_change(tmp_path: Path, values: dict[str, Any]):
     leave(job_of(tmp_path))
     identity.refuse_another(job_of(tmp_path, **values))
@@ -113,7 +137,12 @@ def test_runs_of_the_release_before_go_on(tmp_path: Path):
     one = job_of(tmp_path)
     leave(one, lora="gone", id="gone", loss_mask="gone", size="gone")
     identity.refuse_another(one)
-    for content in (b"", b"\xff", b"config = 3\nresolved = 4\n", b"[config]\nepochs = 'many'\nrun_name = 3\n[resolved]\n"):
+    for content in (
+        b"",
+        b"\xff",
+        b"config = 3\nresolved = 4\n",
+        b"[config]\nepochs = 'many'\nrun_name = 3\n[resolved]\n",
+    ):
         (one.folder / "run.toml").write_bytes(content)
         identity.refuse_another(one)
     (one.folder / "run.toml").unlink()

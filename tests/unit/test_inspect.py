@@ -15,7 +15,11 @@ def test_json_has_one_object_per_document(bench):
     first, second = bench.documents()
     assert (first["row"], second["row"], second["line"]) == (0, 1, 2)
     assert len(first["ids"]) == len(first["roles"]) == len(first["trained"])
-    assert [learn for learn, role in zip(first["trained"], first["roles"], strict=True) if role == "assistant"] == [1, 1, 1]
+    assert [learn for learn, role in zip(first["trained"], first["roles"], strict=True) if role == "assistant"] == [
+        1,
+        1,
+        1,
+    ]
     assert sum(first["trained"]) == 3
     only = bench.inspect("--json", "--row", "1").out.splitlines()
     assert len(only) == 1
@@ -26,7 +30,15 @@ def test_what_a_person_sees(bench):
     bench.tokenize("--data", bench.jsonl([pair() for _ in range(30)]), "--seq", "64")
     outcome = bench.inspect("--documents", "2")
     assert outcome.code == 0
-    for fragment in ("document 0:", "document 1:", "Is it?", "Yes.<|im_end|>", "30 read = 30 accepted + 0 rejected", "assistant", "median"):
+    for fragment in (
+        "document 0:",
+        "document 1:",
+        "Is it?",
+        "Yes.<|im_end|>",
+        "30 read = 30 accepted + 0 rejected",
+        "assistant",
+        "median",
+    ):
         assert fragment in outcome.out
     assert "document 2:" not in outcome.out
 
@@ -57,8 +69,11 @@ def test_chart_is_a_picture(bench):
 
 
 def test_warnings(bench):
-    own = bench.write("{% for m in messages %}{{ bos_token + bos_token if loop.first }}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-                      "{% if add_generation_prompt %}assistant: {% endif %}", "open.jinja")  # fmt: skip
+    own = bench.write(
+        "{% for m in messages %}{{ bos_token + bos_token if loop.first }}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
+        "open.jinja",
+    )
     outcome = bench.tokenize("--data", bench.jsonl([pair(), pair("Say <|im_end|>.")]), "--template", own)
     assert outcome.code == 0, outcome.err
     for text in (outcome.err, " ".join(bench.inspect().out.split())):
@@ -68,14 +83,15 @@ def test_warnings(bench):
 
 
 def test_missing_bos_is_a_warning(bench, family):
-    own = bench.write("{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}", "no-bos.jinja")
+    own = bench.write(
+        "{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}", "no-bos.jinja"
+    )
     outcome = bench.tokenize("--data", bench.jsonl([pair()]), "--template", own, checkpoint=family("llama2"))
     assert "1 documents do not begin with BOS" in outcome.err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["--row", "5"], "--row 5"), (["--row", "-1"], "has documents 0 to 0")],
+    ("arguments", "message"), [(["--row", "5"], "--row 5"), (["--row", "-1"], "has documents 0 to 0")]
 )
 def test_rows_that_are_not_there(bench, arguments, message):
     bench.tokenize("--data", bench.jsonl([pair()]))
@@ -97,7 +113,8 @@ def test_help_imports_little(command):
         "import sys\nfrom importlib import import_module\n"
         "try: import_module(sys.argv[1] + '.cli').entry([*sys.argv[2:], '-h'])\n"
         "except SystemExit: pass\n"
-        "sys.exit(f'{len(sys.modules)} modules' if len(sys.modules) > 250 or {'torch', 'pyarrow', 'numpy'} & set(sys.modules) else 0)"
+        "sys.exit(f'{len(sys.modules)} modules' if len(sys.modules) > 250 or {'torch', 'pyarrow', 'numpy'} & "
+        "set(sys.modules) else 0)"
     )
     done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -128,7 +145,12 @@ def test_histogram_counts_every_document_once(low, high):
 
 def test_reasons_of_rejected_rows_are_counted(bench):
     bench.tokenize(
-        "--data", bench.jsonl([pair(), "x", "y", pair(answer=""), pair("a " * 80), pair("a " * 90)]), "--max_bad_rows", "9", "--seq", "64"
+        "--data",
+        bench.jsonl([pair(), "x", "y", pair(answer=""), pair("a " * 80), pair("a " * 90)]),
+        "--max_bad_rows",
+        "9",
+        "--seq",
+        "64",
     )
     shown = " ".join(bench.inspect().out.split())
     for fragment in (

@@ -19,13 +19,17 @@ from tests.fake_server import Fake, flood, serve, silent, status
 from tokenize_data.errors import UserError
 
 KEY = "sk-secret-0123456789abcdef"
-QUESTIONS = [Question(question=f"q{n}", references=(f"right {n}",), answer=f"right {n}" if n % 2 else "wrong") for n in range(6)]
+QUESTIONS = [
+    Question(question=f"q{n}", references=(f"right {n}",), answer=f"right {n}" if n % 2 else "wrong") for n in range(6)
+]
 
 
 def grade(request: dict[str, Any]) -> str:
     """1 where the graded answer is the reference."""
     said = request["messages"][1]["content"]
-    reference, answer = (said.split(f"<{name}>\n")[1].split("\n</")[0] for name in ("reference answer", "answer to grade"))
+    reference, answer = (
+        said.split(f"<{name}>\n")[1].split("\n</")[0] for name in ("reference answer", "answer to grade")
+    )
     return json.dumps({"reason": "compared", "score": float(reference == answer)})
 
 
@@ -35,21 +39,33 @@ def judge_of(fake: Fake, store: LineStore, workers: int = 3, **options: Any) -> 
 
 
 def test_troubles_pass(tmp_path: Path) -> None:
-    """Busy, broken, silent, no JSON, no object, no choices, a verdict out of range: each is tried again, and every answer is rated."""
+    """Busy, broken, silent, no JSON, no object, no choices, a verdict out of range: each is tried again, and every
+    answer is rated.
+    """
     is_over = threading.Event()
     troubles = [
-        status(429, "slow down", Retry_After="0.05"), status(500), status(503), silent(is_over), status(200, "<html>"), status(200, "[1]"),
+        status(429, "slow down", Retry_After="0.05"),
+        status(500),
+        status(503),
+        silent(is_over),
+        status(200, "<html>"),
+        status(200, "[1]"),
         status(200, json.dumps({"choices": [{"message": {"content": '{"score": 7}'}}]})),
         status(200, json.dumps({"choices": [{"message": {"content": "I think it is fine"}}]})),
-    ]  # fmt: skip
-    with serve(Fake(grade, troubles)) as fake, LineStore(tmp_path / "judge.jsonl", lambda record: record["id"]) as store:
+    ]
+    with (
+        serve(Fake(grade, troubles)) as fake,
+        LineStore(tmp_path / "judge.jsonl", lambda record: record["id"]) as store,
+    ):
         verdicts, failures = judge_of(fake, store, workers=1, timeout_seconds=2.0).ask(QUESTIONS)
         is_over.set()
     assert failures == []
     assert [verdict and verdict["score"] for verdict in verdicts] == [0.0, 1.0] * 3
     assert len(fake.requests) >= len(QUESTIONS) + 8
     reminder = next(content for _, content, _ in fake.requests if len(content["messages"]) == 4)
-    assert "score is 7, not a number from 0 to 1. Reply with the JSON object alone." in reminder["messages"][3]["content"]
+    assert (
+        "score is 7, not a number from 0 to 1. Reply with the JSON object alone." in reminder["messages"][3]["content"]
+    )
 
 
 def test_verdicts_are_kept_and_not_asked_again(tmp_path: Path) -> None:
@@ -80,7 +96,10 @@ def test_an_interruption_keeps_what_was_said(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with serve(Fake(grade)) as fake:
-        with LineStore(tmp_path / "judge.jsonl", lambda record: record["id"]) as store, pytest.raises(KeyboardInterrupt):
+        with (
+            LineStore(tmp_path / "judge.jsonl", lambda record: record["id"]) as store,
+            pytest.raises(KeyboardInterrupt),
+        ):
             judge_of(fake, store, workers=1).ask(QUESTIONS, tell)
         assert len((tmp_path / "judge.jsonl").read_text().splitlines()) == 2
 
@@ -95,7 +114,9 @@ def test_answers_that_cannot_be_rated_are_counted(tmp_path: Path) -> None:
     assert failures == ["the judge's reply cannot be used (no JSON object): 'no comment'"]
 
 
-def test_a_refused_key_stops_and_is_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refused_key_stops_and_is_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     refusal = (401, f'{{"error": "Incorrect API key provided: {KEY}, or {KEY[:8]}***{KEY[-8:]}"}}')
     with (
@@ -148,7 +169,9 @@ def test_pairs_are_asked_in_both_orders(tmp_path: Path) -> None:
         first, second = (said.split(f"<{name} answer>\n")[1].split("\n</")[0] for name in ("first", "second"))
         if "same" in first + second:
             return '{"reason": "the first is always better", "better": "first"}'
-        return json.dumps({"reason": "", "better": "first" if first == "good" else "second" if second == "good" else "tie"})
+        return json.dumps(
+            {"reason": "", "better": "first" if first == "good" else "second" if second == "good" else "tie"}
+        )
 
     pairs = [("good", "bad"), ("bad", "good"), ("same 1", "same 2"), ("bad", "bad")]
     orders = [both_orders(Question(question="q", references=("r",), answer=a, other=b)) for a, b in pairs]
@@ -195,7 +218,11 @@ def test_a_rubric_from_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("url", "message"),
-    [("localhost:8000", "no address of a server"), ("http://me:pass@host/v1", "holds a password"), ("ftp://x", "no address")],
+    [
+        ("localhost:8000", "no address of a server"),
+        ("http://me:pass@host/v1", "holds a password"),
+        ("ftp://x", "no address"),
+    ],
 )
 def test_addresses(url: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
@@ -234,22 +261,34 @@ def test_an_interrupt_does_not_wait_for_retries() -> None:
 
 @pytest.mark.parametrize(
     ("header", "waits"),
-    [("7", 7.0), ("\u00b2", 1.0), ("1.5", 1.5), ("-3", 1.0), ("nan", 1.0), ("9" * 400, 60.0), ("Wed, 21 Oct 2065 07:28:00 GMT", 1.0)],
+    [
+        ("7", 7.0),
+        ("\u00b2", 1.0),
+        ("1.5", 1.5),
+        ("-3", 1.0),
+        ("nan", 1.0),
+        ("9" * 400, 60.0),
+        ("Wed, 21 Oct 2065 07:28:00 GMT", 1.0),
+    ],
 )
 def test_retry_after_is_a_number_or_nothing(header: str, waits: float) -> None:
     with serve(Fake(grade, [status(429, "slow down", Retry_After=header)])) as fake:
         client = Client(url=fake.url, stopped=_Waits())
-        client.post("chat/completions", {"messages": [{}, {"content": "<reference answer>\na\n</<answer to grade>\na\n</"}]})
+        client.post(
+            "chat/completions", {"messages": [{}, {"content": "<reference answer>\na\n</<answer to grade>\na\n</"}]}
+        )
     assert client.stopped.seconds[1] == pytest.approx(waits, rel=0.25 if waits == 1.0 else 1e-9)
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("[" * 100_000, "the answer is not JSON"), ('{"a":' * 100_000, "the answer is not JSON"), ("9" * 10_000, "the answer is not JSON"),
+        ("[" * 100_000, "the answer is not JSON"),
+        ('{"a":' * 100_000, "the answer is not JSON"),
+        ("9" * 10_000, "the answer is not JSON"),
         ('{"choices": [{"message": {"content": "x"}}]', "the answer is not JSON"),
     ],
-)  # fmt: skip
+)
 def test_answers_that_are_no_json(body: str, message: str) -> None:
     with serve(Fake(lambda request: (200, body))) as fake, pytest.raises(ServerError, match=message):
         Client(url=fake.url, retries=0).post("chat/completions", {})
@@ -275,7 +314,10 @@ def test_an_answer_that_trickles_in_is_given_up() -> None:
 
 def test_a_redirect_does_not_carry_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with serve(Fake(lambda request: "x")) as other, serve(Fake(lambda request: "x", [status(307, Location=f"{other.url}/v1/x")])) as fake:
+    with (
+        serve(Fake(lambda request: "x")) as other,
+        serve(Fake(lambda request: "x", [status(307, Location=f"{other.url}/v1/x")])) as fake,
+    ):
         with pytest.raises(ServerError):
             Client(url=fake.url, retries=0).post("chat/completions", {})
         assert not any("Authorization" in headers for _, _, headers in other.requests)

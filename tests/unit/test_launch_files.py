@@ -1,4 +1,6 @@
-"""The files under launch/ are what their readers take: the shell, the hostfile's reader, Kubernetes and the training operator."""
+"""The files under launch/ are what their readers take: the shell, the hostfile's reader, Kubernetes and the training
+operator.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ _IMAGE = "sft:latest"
 
 
 def documents() -> list[dict[str, Any]]:
-    return [document for file in sorted((LAUNCH / "kubernetes").glob("*.yaml")) for document in yaml.safe_load_all(file.read_text())]
+    return [
+        document
+        for file in sorted((LAUNCH / "kubernetes").glob("*.yaml"))
+        for document in yaml.safe_load_all(file.read_text())
+    ]
 
 
 def one(kind: str) -> dict[str, Any]:
@@ -66,7 +72,9 @@ def test_the_job_follows_the_training_operator_s_schema():
     assert job["apiVersion"] == "kubeflow.org/v1"
     wrong = list(_unknown(models, job, "KubeflowOrgV1PyTorchJob", "job"))
     assert not wrong, wrong
-    assert list(_unknown(models, {**job, "spec": {**job["spec"], "nproc": 8}}, "KubeflowOrgV1PyTorchJob", "job")) == ["job.spec.nproc"]
+    assert list(_unknown(models, {**job, "spec": {**job["spec"], "nproc": 8}}, "KubeflowOrgV1PyTorchJob", "job")) == [
+        "job.spec.nproc"
+    ]
 
 
 def _unknown(models: Any, value: Any, kind: str, where: str) -> Any:
@@ -92,7 +100,9 @@ def test_all_name_the_same_things():
         template = spec["template"]
         assert policy["spec"]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
         claims = [
-            volume["persistentVolumeClaim"]["claimName"] for volume in template["spec"]["volumes"] if "persistentVolumeClaim" in volume
+            volume["persistentVolumeClaim"]["claimName"]
+            for volume in template["spec"]["volumes"]
+            if "persistentVolumeClaim" in volume
         ]
         assert claims == [claim["metadata"]["name"]]
         assert [container["image"] for container in template["spec"]["containers"]] == [_IMAGE]
@@ -126,7 +136,10 @@ def test_every_sft_command_line_has_flags_that_there_are(capsys: pytest.CaptureF
     known = {option for action in parser._actions for option in action.option_strings}
     text = "\n".join(file.read_text() for file in LAUNCH.rglob("*") if file.is_file())
     used = {
-        word for line in text.replace("\\\n", " ").splitlines() if re.search(r"(^|[\s'])sft (--|\"|\.\.\.)", line) for word in _flags(line)
+        word
+        for line in text.replace("\\\n", " ").splitlines()
+        if re.search(r"(^|[\s'])sft (--|\"|\.\.\.)", line)
+        for word in _flags(line)
     }
     assert len(used) > 8
     assert used - known == set()
@@ -135,4 +148,6 @@ def test_every_sft_command_line_has_flags_that_there_are(capsys: pytest.CaptureF
 def _flags(line: str) -> list[str]:
     line = line[re.search(r"(^|[\s'])sft ", line).start() :]  # type: ignore[union-attr]
     line = re.sub(r"[`'\"|$]", " ", line)
-    return [word.partition("=")[0] for word in shlex.split(line, comments=False) if word.startswith("--") and word != "--"]
+    return [
+        word.partition("=")[0] for word in shlex.split(line, comments=False) if word.startswith("--") and word != "--"
+    ]

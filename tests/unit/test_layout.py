@@ -33,19 +33,31 @@ def test_what_is_not_given_is_data_parallel():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"world": 6, "tp": 2, "pp": 2}, "tp 2 x pp 2 = 4 processes for one copy of the model, of which 6 is no multiple: start 4 or a "
-         "multiple of it (--nproc_per_node, --nodes), or use a tp * pp of 1, 2, 3, 6"),
-        ({"world": 3, "global_batch": 64}, "global_batch 64 is not divisible by dp 3: use dp 1, 2, 4, 8, 16, 32, 64, "
-         "or a global_batch of 3, 6, ..."),
+        (
+            {"world": 6, "tp": 2, "pp": 2},
+            "tp 2 x pp 2 = 4 processes for one copy of the model, of which 6 is no multiple: start 4 or a "
+            "multiple of it (--nproc_per_node, --nodes), or use a tp * pp of 1, 2, 3, 6",
+        ),
+        (
+            {"world": 3, "global_batch": 64},
+            "global_batch 64 is not divisible by dp 3: use dp 1, 2, 4, 8, 16, 32, 64, or a global_batch of 3, 6, ...",
+        ),
         ({"world": 5, "pp": 5}, "--pp 5 is more stages than the 4 layers of this llama model: use --pp 1 to 4"),
-        ({"world": 3, "tp": 3}, "--tp 3 does not divide this llama model's 8 heads, 2 key-value heads and 96 inner features: "
-         "use --tp 1, 2, 4, 8"),
-        ({"world": 3, "tp": 3, "shape": ModelShape(kind="odd", heads=8, key_value_heads=8)},
-         "--tp 3 does not divide this odd model's 8 heads and 8 key-value heads: use --tp 1, 2, 4, 8"),
-        ({"world": 4, "tp": 4, "shape": ModelShape(kind="llama", heads=8, key_value_heads=8, intermediate=98)},
-         "--tp 4 does not divide this llama model's 8 heads, 8 key-value heads and 98 inner features: use --tp 1, 2"),
+        (
+            {"world": 3, "tp": 3},
+            "--tp 3 does not divide this llama model's 8 heads, 2 key-value heads and 96 inner features: "
+            "use --tp 1, 2, 4, 8",
+        ),
+        (
+            {"world": 3, "tp": 3, "shape": ModelShape(kind="odd", heads=8, key_value_heads=8)},
+            "--tp 3 does not divide this odd model's 8 heads and 8 key-value heads: use --tp 1, 2, 4, 8",
+        ),
+        (
+            {"world": 4, "tp": 4, "shape": ModelShape(kind="llama", heads=8, key_value_heads=8, intermediate=98)},
+            "--tp 4 does not divide this llama model's 8 heads, 8 key-value heads and 98 inner features: use --tp 1, 2",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_refused_with_what_does(arguments, message):
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         choose(**arguments)
@@ -64,10 +76,15 @@ def test_a_layout_is_refused_before_a_process_starts_where_the_model_would_refus
     for build in (
         lambda: choose(tp, tp=tp, shape=ModelShape.of_config(config.to_dict()), global_batch=12),
         lambda: build_stage(
-            config, range(4), Alone(rank=0, size=tp), sequence_parallel=False, recompute="none", dtype=torch.float32,
+            config,
+            range(4),
+            Alone(rank=0, size=tp),
+            sequence_parallel=False,
+            recompute="none",
+            dtype=torch.float32,
             device=torch.device("cpu"),
         ),
-    ):  # fmt: skip
+    ):
         try:
             build()
             refused.append("")
@@ -79,12 +96,17 @@ def test_a_layout_is_refused_before_a_process_starts_where_the_model_would_refus
     if by_plan:
         assert by_plan.startswith(f"--tp {tp} does not divide this {config.model_type} model's 4 heads, ")
     assert bool(by_plan) == (tp == 3 or (tp == 4 and family in ("phi3", "olmo2", "falcon-new")))
-    assert bool(by_model) == bool(by_plan) or (family, tp) == ("falcon", 3)  # all ranks compute its attention: heads need not fit
+    assert bool(by_model) == bool(by_plan) or (family, tp) == (
+        "falcon",
+        3,
+    )  # all ranks compute its attention: heads need not fit
 
 
 def test_shapes_under_the_names_that_families_use():
     falcon = {"model_type": "falcon", "n_layer": 3, "n_head": 6, "n_head_kv": 2, "ffn_hidden_size": 24}
-    assert ModelShape.of_config(falcon) == ModelShape(kind="falcon", layers=3, heads=6, key_value_heads=2, intermediate=24)
+    assert ModelShape.of_config(falcon) == ModelShape(
+        kind="falcon", layers=3, heads=6, key_value_heads=2, intermediate=24
+    )
     assert ModelShape.of_config({"num_attention_heads": 4}) == ModelShape(kind="unknown", heads=4, key_value_heads=4)
 
 

@@ -19,11 +19,20 @@ def content(**changes: Any) -> str:
 
 
 SPOILT = {
-    "renewed in words": content(renewed="yesterday"), "renewed never": content(renewed=None), "renewed at infinity": content(renewed=1e999),
-    "renewed in ages": content(renewed=10**400), "a process in words": content(pid="one"), "a host of none": content(host=None),
-    "a list": content(token=[]), "no object": "[1]", "half": content()[:20], "deep": "[" * 100_000, "not UTF-8": "\udcff", "nothing": "",
+    "renewed in words": content(renewed="yesterday"),
+    "renewed never": content(renewed=None),
+    "renewed at infinity": content(renewed=1e999),
+    "renewed in ages": content(renewed=10**400),
+    "a process in words": content(pid="one"),
+    "a host of none": content(host=None),
+    "a list": content(token=[]),
+    "no object": "[1]",
+    "half": content()[:20],
+    "deep": "[" * 100_000,
+    "not UTF-8": "\udcff",
+    "nothing": "",
     "more": content(pid=True, renewed=False, started=3),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SPOILT)

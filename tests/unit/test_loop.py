@@ -1,4 +1,6 @@
-"""What happens around iterations, with stubs for all that computes: what takes long is no hang, and whatever ends a run, it saves first."""
+"""What happens around iterations, with stubs for all that computes: what takes long is no hang, and whatever ends a
+run, it saves first.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ import pytest
 from sft.checkpoint.commit import ALONE, CheckpointError, Peers
 from sft.config.train import TrainConfig
 from sft.engine.trainer import TrainingError
-from sft.worker import loop, train as worker
+from sft.worker import loop
+from sft.worker import train as worker
 from sft.worker.ending import Interrupt, PreemptedError
 from sft.worker.watch import Watch
 from sft.worker.watchdog import Watchdog
@@ -43,9 +46,15 @@ class Scene:
         reader = MemoryReader(40, 131, 64)
         layout = SimpleNamespace(dp=1, tp=1, sequence_parallel=False)
         self.job: Any = SimpleNamespace(
-            config=config, layout=layout, capacity=64, reader=reader, validation=reader, iterations=iterations, folder=folder,
+            config=config,
+            layout=layout,
+            capacity=64,
+            reader=reader,
+            validation=reader,
+            iterations=iterations,
+            folder=folder,
             sampler=SimpleNamespace(documents=lambda number: np.arange(4)),
-        )  # fmt: skip
+        )
         self.pipeline: Any = SimpleNamespace(processes=SimpleNamespace(replica=0, layout=layout), should_stop=False)
 
     # -- the stubs
@@ -110,9 +119,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scen
 def test_nothing_that_takes_hours_is_a_hang(scene: Callable[..., Scene]):
     made = scene(save_interval=2, eval_interval=3, early_stopping=9)
     result = made.run()
-    assert made.events == [
-        "save 2", "validate", "save 3", "save 4", "validate", "save 6", "finish", "restore",
-    ]  # fmt: skip
+    assert made.events == ["save 2", "validate", "save 3", "save 4", "validate", "save 6", "finish", "restore"]
     assert result["iterations"] == 3
     assert made.finals == [6]
     assert "the model of iteration 3 is exported, with the best validation loss, 2.0000" in made.said
@@ -122,9 +129,26 @@ def test_writing_the_model_is_no_hang(scene: Callable[..., Scene], monkeypatch: 
     made = scene()
     made.run()
     stubbed = (
-        "start_worker", "stop_worker", "form_groups", "read_base", "self_check", "Pipeline", "peers_of", "go_on", "facts_for", "Saver",
-        "keep_tokenizer", "optimizer_settings", "training_facts", "_origins", "adapters", "dist", "torch", "DTYPES", "Interrupt",
-    )  # fmt: skip
+        "start_worker",
+        "stop_worker",
+        "form_groups",
+        "read_base",
+        "self_check",
+        "Pipeline",
+        "peers_of",
+        "go_on",
+        "facts_for",
+        "Saver",
+        "keep_tokenizer",
+        "optimizer_settings",
+        "training_facts",
+        "_origins",
+        "adapters",
+        "dist",
+        "torch",
+        "DTYPES",
+        "Interrupt",
+    )
     for name in stubbed:
         monkeypatch.setattr(worker, name, MagicMock())
     monkeypatch.setattr(worker, "load_stage", lambda *_: (MagicMock(all_places={}), {}))
@@ -143,7 +167,9 @@ def test_writing_that_moves_nothing_is_one(scene: Callable[..., Scene]):
         made.run()
 
 
-@pytest.mark.parametrize("error", [UserError("a shard is damaged"), OSError(5, "Input/output error"), TrainingError("not finite")])
+@pytest.mark.parametrize(
+    "error", [UserError("a shard is damaged"), OSError(5, "Input/output error"), TrainingError("not finite")]
+)
 def test_what_ends_the_run_comes_after_a_save(scene: Callable[..., Scene], error: Exception):
     made = scene()
     made.break_at = {4: error}
@@ -183,7 +209,9 @@ def test_an_error_in_the_middle_of_an_update_saves_nothing(scene: Callable[..., 
     assert made.events == []
 
 
-@pytest.mark.parametrize(("error", "events"), [(UserError("one rank's"), []), (TrainingError("everyone's"), ["save 2", "finish"])])
+@pytest.mark.parametrize(
+    ("error", "events"), [(UserError("one rank's"), []), (TrainingError("everyone's"), ["save 2", "finish"])]
+)
 def test_of_several_processes_all_save_or_none(scene: Callable[..., Scene], error: Exception, events: list[str]):
     made = scene()
     made.break_at = {3: error}

@@ -15,14 +15,14 @@ from torch import nn
 
 from sft.config.train import TrainConfig
 from sft.engine.groups import Alone
-from sft.resolve import adapters
-from sft.resolve.base import BaseModel
 from sft.model.build import build_stage
 from sft.model.dropout import AdapterDropout, Keys, decoded, document_keys
 from sft.model.linear import Linear
 from sft.model.lora import LoraSettings, initial, is_adapter
 from sft.model.quantized import QuantizedWeight
 from sft.model.slices import Slice
+from sft.resolve import adapters
+from sft.resolve.base import BaseModel
 from tests.models import tiny_config
 from tokenize_data.errors import UserError
 
@@ -31,9 +31,16 @@ def build(family: str = "llama", bits: int | None = None, **settings):
     config = tiny_config(family)
     lora = LoraSettings(**{"rank": 4, "alpha": 8.0, **settings})
     return build_stage(
-        config, range(config.num_hidden_layers), Alone(), sequence_parallel=False, recompute="none", dtype=torch.float32,
-        device=torch.device("cpu"), lora=lora, bits=bits,
-    )  # fmt: skip
+        config,
+        range(config.num_hidden_layers),
+        Alone(),
+        sequence_parallel=False,
+        recompute="none",
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        lora=lora,
+        bits=bits,
+    )
 
 
 def trained(built) -> list[str]:
@@ -58,8 +65,9 @@ def test_names_choose_layers_by_their_ends():
 
 def test_modules_are_trained_in_full_besides():
     assert [name for name in trained(build(modules_to_save=("embed_tokens", "norm"))) if not is_adapter(name)] == [
-        "model.embed_tokens.weight", "model.norm.weight",
-    ]  # fmt: skip
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+    ]
     tied = build("llama3-tied", modules_to_save=("lm_head",))
     assert tied.adapted is not None
     assert tied.adapted.saved == ("model.embed_tokens", "lm_head")
@@ -68,10 +76,22 @@ def test_modules_are_trained_in_full_besides():
 @pytest.mark.parametrize(
     ("settings", "family", "message"),
     [
-        ({"targets": ("query",)}, "llama", "--lora_targets query: no layer is called so; linear layers are q_proj, k_proj, v_proj, o_proj"),
-        ({"targets": ("embed_tokens",)}, "llama", "is no linear layer; to train it in full, use --lora_modules_to_save embed_tokens"),
+        (
+            {"targets": ("query",)},
+            "llama",
+            "--lora_targets query: no layer is called so; linear layers are q_proj, k_proj, v_proj, o_proj",
+        ),
+        (
+            {"targets": ("embed_tokens",)},
+            "llama",
+            "is no linear layer; to train it in full, use --lora_modules_to_save embed_tokens",
+        ),
         ({"targets": ("lm_head",)}, "llama3-tied", "use --lora_modules_to_save lm_head"),
-        ({"modules_to_save": ("heads",)}, "llama", "--lora_modules_to_save heads: no module is called so; there are embed_tokens, q_proj"),
+        (
+            {"modules_to_save": ("heads",)},
+            "llama",
+            "--lora_modules_to_save heads: no module is called so; there are embed_tokens, q_proj",
+        ),
         ({"modules_to_save": ("q_proj",)}, "llama", "would have an adapter and be trained in full"),
     ],
 )
@@ -95,7 +115,8 @@ def test_new_tokens_need_an_embedding_that_is_trained():
     adapters.check_vocabulary(build(), 131, 131)
     adapters.check_vocabulary(build(modules_to_save=("embed_tokens", "lm_head")), 131, 133)
     with pytest.raises(
-        UserError, match=r"has 2 tokens that the base model lacks, .* add --lora_modules_to_save lm_head model.embed_tokens"
+        UserError,
+        match=r"has 2 tokens that the base model lacks, .* add --lora_modules_to_save lm_head model.embed_tokens",
     ):
         adapters.check_vocabulary(build(modules_to_save=("lm_head",)), 131, 133)
 
@@ -113,7 +134,9 @@ def test_an_adapter_to_begin_with_says_rank_scale_and_base(tmp_path: Path):
     (tmp_path / "training.json").write_text(json.dumps({"base": "me/model", "base_fingerprint": "a" * 64}))
     entry: Any = SimpleNamespace(path="me/model")
     base = BaseModel(entry=entry, folder=tmp_path, config={}, num_parameters=1, is_entry=False, fingerprint="b" * 64)
-    with pytest.raises(UserError, match=r"was trained on me/model .fingerprint aaaaaaaaaaaa.*use that base, or begin without --adapter"):
+    with pytest.raises(
+        UserError, match=r"was trained on me/model .fingerprint aaaaaaaaaaaa.*use that base, or begin without --adapter"
+    ):
         adapters.check_base(config, base)
     adapters.check_base(config, replace(base, fingerprint="a" * 64))
 
@@ -122,7 +145,14 @@ def test_a_stage_without_anything_to_train_gets_something_that_changes_nothing()
     config = tiny_config("llama")
     settings = LoraSettings(rank=4, alpha=8.0, targets=("lm_head",), modules_to_save=("model.norm",))
     built = build_stage(
-        config, range(2), Alone(), sequence_parallel=False, recompute="none", dtype=torch.float32, device=torch.device("cpu"), lora=settings
+        config,
+        range(2),
+        Alone(),
+        sequence_parallel=False,
+        recompute="none",
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        lora=settings,
     )
     assert trained(built) == []
     assert [parameter.dim() for parameter in built.stage.spare] == [1]
@@ -164,7 +194,8 @@ def test_frozen_linear_weights_are_no_parameters_when_they_are_quantised():
 def test_gradients_of_a_layer_with_an_adapter():
     generator = torch.Generator().manual_seed(0)
     weight, bias, a, b, hidden = (
-        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((5, 7), (5,), (3, 7), (5, 3), (2, 4, 7))
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((5, 7), (5,), (3, 7), (5, 3), (2, 4, 7))
     )
     layer = Linear(nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False))
     layer.add_adapter(nn.Parameter(a), nn.Parameter(b), 0.5)
@@ -204,7 +235,9 @@ def test_what_is_dropped_is_dropped_backward_too_and_little_is_there_at_once(mon
     expected = torch.autograd.grad((hidden * kept @ a.t()).square().sum(), (hidden, a))
     most = []
     right = dropout.in_chunks
-    monkeypatch.setattr(dropout, "in_chunks", lambda *given: (most.append(chunk[1].numel()) or chunk for chunk in right(*given)))
+    monkeypatch.setattr(
+        dropout, "in_chunks", lambda *given: (most.append(chunk[1].numel()) or chunk for chunk in right(*given))
+    )
     monkeypatch.setattr("sft.model.dropout._HASHES_AT_ONCE", 64)
     found = torch.autograd.grad(dropout.low(hidden, a).square().sum(), (hidden, a))
     torch.testing.assert_close(found, expected)

@@ -26,7 +26,14 @@ DECISION = {"iters": 3, "has_validation": False, "folder": "out", "token": "t", 
 
 def ready(node: int) -> Ready:
     return Ready(
-        node=node, host=f"host{node}", processes=1, devices="2 CPU cores", memory_gib=1, disk_gib=1.5, clock=0.0, facts={"sft": "1"}
+        node=node,
+        host=f"host{node}",
+        processes=1,
+        devices="2 CPU cores",
+        memory_gib=1,
+        disk_gib=1.5,
+        clock=0.0,
+        facts={"sft": "1"},
     )
 
 
@@ -72,17 +79,27 @@ def meeting() -> Iterator[Meeting]:
 
 
 NOT_A_NODE = {
-    "nothing": b"", "half a line": b'{"hello": "sft", "ru', "no JSON": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "not UTF-8": b"\xff\xfe\n",
-    "null": b'{"node": null}\n', "no object": b"[1]\n", "deeply nested": b"[" * 3000 + b"\n", "infinite": b'{"node": 1e999, "host": ""}\n',
+    "nothing": b"",
+    "half a line": b'{"hello": "sft", "ru',
+    "no JSON": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "not UTF-8": b"\xff\xfe\n",
+    "null": b'{"node": null}\n',
+    "no object": b"[1]\n",
+    "deeply nested": b"[" * 3000 + b"\n",
+    "infinite": b'{"node": 1e999, "host": ""}\n',
     "text": b'{"hello": "sft", "run": "orders", "node": "1", "host": "x"}\n',
     "a truth": b'{"hello": "sft", "run": "orders", "node": true, "host": "x"}\n',
-    "no run": b'{"hello": "sft", "run": null, "node": 1, "host": "x"}\n', "no host": b'{"hello": "sft", "run": "orders", "node": 1}\n',
-    "huge": b"x" * (1 << 22), "a huge number": b'{"node": ' + b"9" * 4100 + b"}\n",
-    "node 0": json.dumps(hello("orders", 0, "x")).encode() + b"\n", "node 2": json.dumps(hello("orders", 2, "x")).encode() + b"\n",
-    "node -1": json.dumps(hello("orders", -1, "x")).encode() + b"\n", "another run": json.dumps(hello("other", 1, "x")).encode() + b"\n",
+    "no run": b'{"hello": "sft", "run": null, "node": 1, "host": "x"}\n',
+    "no host": b'{"hello": "sft", "run": "orders", "node": 1}\n',
+    "huge": b"x" * (1 << 22),
+    "a huge number": b'{"node": ' + b"9" * 4100 + b"}\n",
+    "node 0": json.dumps(hello("orders", 0, "x")).encode() + b"\n",
+    "node 2": json.dumps(hello("orders", 2, "x")).encode() + b"\n",
+    "node -1": json.dumps(hello("orders", -1, "x")).encode() + b"\n",
+    "another run": json.dumps(hello("other", 1, "x")).encode() + b"\n",
     "a node that goes again": json.dumps(hello("orders", 1, "x")).encode() + b"\n",
     "a node that speaks": json.dumps(hello("orders", 1, "x")).encode() + b"\n{}\n",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NOT_A_NODE)
@@ -130,7 +147,11 @@ def test_two_that_are_the_same_node(meeting: Meeting):
     ("node", "run", "message"),
     [
         (2, "orders", r"stops: --rank 2 is none of 0 to 1: give each of the 2 nodes its own$"),
-        (1, "other", r"stops: this is the meeting of --run_name orders, not of other: give each run a --port of its own$"),
+        (
+            1,
+            "other",
+            r"stops: this is the meeting of --run_name orders, not of other: give each run a --port of its own$",
+        ),
     ],
 )
 def test_a_node_that_is_not_of_this_run_hears_why(meeting: Meeting, node: int, run: str, message: str):
@@ -173,7 +194,16 @@ def test_they_start_together_among_strangers(meeting: Meeting):
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"no JSON\n", b"{}\n", b'{"ready": null}\n', b'{"ready": {"node": 1}}\n', b"[" * 3000 + b"\n", b"x" * (1 << 21)]
+    "said",
+    [
+        b"",
+        b"no JSON\n",
+        b"{}\n",
+        b'{"ready": null}\n',
+        b'{"ready": {"node": 1}}\n',
+        b"[" * 3000 + b"\n",
+        b"x" * (1 << 21),
+    ],
 )
 def test_a_node_that_cannot_say_that_it_is_ready(meeting: Meeting, said: bytes):
     node = meeting.stranger(NOT_A_NODE["a node that goes again"], is_closed=False)
@@ -202,12 +232,15 @@ def test_what_a_node_says_of_itself_is_checked(change: dict[str, Any]):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (b"", "went away (the connection was closed)"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "went away (it sent 'HTTP/1.1 400"),
-        (b"{}\n", "sent no decision that this `sft` understands"), (b'{"decision": 1}\n', "sent no decision"),
-        (b'{"decision": {"iters": "3"}}\n', "sent no decision"), (b"[" * 3000 + b"\n", "which no `sft` does"),
+        (b"", "went away (the connection was closed)"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "went away (it sent 'HTTP/1.1 400"),
+        (b"{}\n", "sent no decision that this `sft` understands"),
+        (b'{"decision": 1}\n', "sent no decision"),
+        (b'{"decision": {"iters": "3"}}\n', "sent no decision"),
+        (b"[" * 3000 + b"\n", "which no `sft` does"),
         (b"x" * (1 << 21), "a line of more than 1,048,576 bytes"),
     ],
-)  # fmt: skip
+)
 def test_a_node_that_meets_a_stranger_in_node_0_s_place(answer: bytes, message: str):
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -253,10 +286,14 @@ _VALUES = st.recursive(
 _OBJECTS = st.fixed_dictionaries(
     {},
     optional={
-        "hello": st.sampled_from(["sft", "sf"]) | _VALUES, "run": st.sampled_from(["orders", "other"]) | _VALUES,
-        "node": st.integers(-2, 3) | _VALUES, "host": st.just("x") | _VALUES, "lost": _VALUES, "ready": _VALUES,
+        "hello": st.sampled_from(["sft", "sf"]) | _VALUES,
+        "run": st.sampled_from(["orders", "other"]) | _VALUES,
+        "node": st.integers(-2, 3) | _VALUES,
+        "host": st.just("x") | _VALUES,
+        "lost": _VALUES,
+        "ready": _VALUES,
     },
-)  # fmt: skip
+)
 _PAYLOADS = (
     st.binary(max_size=200)
     | _OBJECTS.map(lambda value: json.dumps(value).encode() + b"\n")

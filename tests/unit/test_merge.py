@@ -1,4 +1,6 @@
-"""`sft merge` on adapters that PEFT made: the same model as PEFT's own merging, a proof with it, and refusals that explain."""
+"""`sft merge` on adapters that PEFT made: the same model as PEFT's own merging, a proof with it, and refusals that
+explain.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ pytestmark = [
 _IDS = torch.arange(3, 40)[None]
 
 
-def make_base(folder: Path, tokenizer: Path, family: str = "llama", dtype: torch.dtype = torch.float32, **values) -> Path:
+def make_base(
+    folder: Path, tokenizer: Path, family: str = "llama", dtype: torch.dtype = torch.float32, **values
+) -> Path:
     torch.manual_seed(0)
     config = tiny_config(family)
     config.update({"vocab_size": 49152, "num_hidden_layers": 2, **values})
@@ -40,7 +44,9 @@ def make_adapter(base: Path, folder: Path, seed: int = 1, **options) -> Path:
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**settings))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.05) if "lora" in name else parameter.data.add_(torch.randn_like(parameter) * 0.05)
+            torch.nn.init.normal_(parameter, std=0.05) if "lora" in name else parameter.data.add_(
+                torch.randn_like(parameter) * 0.05
+            )
     model.save_pretrained(folder)
     return folder
 
@@ -67,7 +73,9 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 def test_the_merged_model_is_that_of_peft(base: Path, adapter: Path, tmp_path: Path):
     assert merge(adapter, "--out", tmp_path / "m") == 0
     expected = logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter))
-    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "m")), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "m")), expected, rtol=0, atol=1e-5
+    )
     merged = json.loads((tmp_path / "m" / "training.json").read_text())["merged"]
     assert 0 <= merged["largest_logit_difference"] < 1e-5 < merged["largest_logit"]
     assert (merged["prompts"], merged["adapters"]) == (8, [{"folder": "adapter", "weight": 1.0, "bits": None}])
@@ -87,7 +95,9 @@ def test_several_adapters_with_weights_ranks_and_patterns(base: Path, adapter: P
         for name, module in peft.base_model.model.named_modules():
             if hasattr(module, "get_delta_weight"):
                 whole[f"{name}.weight"].data += weight * module.get_delta_weight("default").detach()
-    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "m")), logits(model), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "m")), logits(model), rtol=0, atol=1e-5
+    )
     assert json.loads((tmp_path / "m" / "training.json").read_text())["merged"]["prompts"] == 2
 
 
@@ -95,7 +105,11 @@ def test_several_adapters_with_weights_ranks_and_patterns(base: Path, adapter: P
 def test_a_tied_head_stays_tied_unless_it_was_trained_apart(words: list[str], smollm2: Path, tmp_path: Path):
     base = make_base(tmp_path / "base", smollm2, "llama3-tied")
     adapter = make_adapter(
-        base, tmp_path / "adapter", modules_to_save=words, target_modules=["v_proj"], ensure_weight_tying=len(words) == 2
+        base,
+        tmp_path / "adapter",
+        modules_to_save=words,
+        target_modules=["v_proj"],
+        ensure_weight_tying=len(words) == 2,
     )
     assert merge(adapter, "--out", tmp_path / "m", "--base", base) == 0
     expected = logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter))
@@ -104,9 +118,14 @@ def test_a_tied_head_stays_tied_unless_it_was_trained_apart(words: list[str], sm
     assert model.config.tie_word_embeddings == (len(words) == 2)
 
 
-def test_rounding_that_loses_the_adapter_is_refused(base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_rounding_that_loses_the_adapter_is_refused(
+    base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     assert merge(adapter, "--out", tmp_path / "m", "--dtype", "bf16", "--tolerance", "1e-4") == 2
-    assert "bf16 is too coarse for what the adapter adds; use --dtype fp32, or a larger --tolerance" in capsys.readouterr().err
+    assert (
+        "bf16 is too coarse for what the adapter adds; use --dtype fp32, or a larger --tolerance"
+        in capsys.readouterr().err
+    )
     assert not list(tmp_path.iterdir())
     assert merge(adapter, "--out", tmp_path / "m", "--dtype", "bf16") == 0
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "m").dtype is torch.bfloat16
@@ -141,23 +160,40 @@ def test_what_cannot_be_merged_is_said_with_the_remedy(
     empty = _changed(adapter, tmp_path / "empty")
     (empty / WEIGHTS).unlink()
     quantized = shutil.copytree(base, tmp_path / "quantized")
-    config = json.loads((quantized / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    config = json.loads((quantized / "config.json").read_text()) | {
+        "quantization_config": {"quant_method": "gptq", "bits": 4}
+    }
     (quantized / "config.json").write_text(json.dumps(config))
     cases = [
-        ([adapter, "--base", wide], "is for a model.layers.0.mlp.down_proj of [48, 96], the base model's is [48, 112]: give the base that"),
-        ([adapter, "--base", deep], "has an adapter for model.layers.1.mlp.down_proj, which this base model does not have"),
+        (
+            [adapter, "--base", wide],
+            "is for a model.layers.0.mlp.down_proj of [48, 96], the base model's is [48, 112]: give the base that",
+        ),
+        (
+            [adapter, "--base", deep],
+            "has an adapter for model.layers.1.mlp.down_proj, which this base model does not have",
+        ),
         ([head, "--base", small], "is for a vocabulary of 49,152 tokens, the base model has 49,000"),
         ([saved, "--base", small], "has a vocabulary of 49,152 tokens, the base model one of 49,000"),
         ([adapter, saved, saved], "cannot be added up or weighted"),
         ([adapter, adapter, "--weights", 1], "1 --weights for 2 adapters: give one for each, or none"),
         ([trained], "was trained on me/model (fingerprint 000000000000)"),
         ([empty], "has no adapter_model.safetensors: fetch the adapter again"),
-        ([adapter, "--base", quantized], "is quantised, and an adapter cannot be added to that: give what it was made of with --base"),
-        ([_changed(adapter, tmp_path / "dora", use_dora=True)], "an adapter with use_dora = True, which is not read here"),
-        ([_changed(adapter, tmp_path / "ia3", peft_type="IA3")], "describes an adapter of kind IA3: only LORA is read here"),
+        (
+            [adapter, "--base", quantized],
+            "is quantised, and an adapter cannot be added to that: give what it was made of with --base",
+        ),
+        (
+            [_changed(adapter, tmp_path / "dora", use_dora=True)],
+            "an adapter with use_dora = True, which is not read here",
+        ),
+        (
+            [_changed(adapter, tmp_path / "ia3", peft_type="IA3")],
+            "describes an adapter of kind IA3: only LORA is read here",
+        ),
         ([tmp_path], "adapter_config.json: No such file or directory: give the folder of an adapter in PEFT's format"),
         ([adapter, "--prompts", tmp_path / "none"], "cannot be read as text"),
-    ]  # fmt: skip
+    ]
     for arguments, message in cases:
         assert merge(*arguments, "--out", tmp_path / "m") == 2, message
         assert message in " ".join(capsys.readouterr().err.split()), message

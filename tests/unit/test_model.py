@@ -1,4 +1,6 @@
-"""A model taken apart gives transformers' logits, gradients too, for every family; what is not understood is refused by name."""
+"""A model taken apart gives transformers' logits, gradients too, for every family; what is not understood is refused by
+name.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def test_a_mistake_in_bfloat16_alone_is_found(monkeypatch):
     monkeypatch.setattr(attention, "_one_document", wrong)
     assert self_check(tiny_config("llama"), Alone(), False) <= 1e-5
     message = (
-        r"llama taken apart into stages does not compute what transformers computes in bfloat16 \(.+: off by \d+\.\d times what rounding"
+        r"llama taken apart into stages does not compute what transformers computes in bfloat16 \(.+: off by "
+        r"\d+\.\d times what rounding"
     )
     with pytest.raises(UserError, match=message):
         self_check(tiny_config("llama"), Alone(), False, dtype=torch.bfloat16)
@@ -78,7 +81,9 @@ def test_gradients_equal_those_of_separate_documents(name):
     expected = {key: parameter.grad for key, parameter in theirs.named_parameters()}
     assert found.keys() == expected.keys()
     for key, gradient in expected.items():
-        torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()) + 1e-6, msg=key)
+        torch.testing.assert_close(
+            found[key], gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()) + 1e-6, msg=key
+        )
 
 
 def test_every_parameter_belongs_to_exactly_one_part():
@@ -97,14 +102,21 @@ def test_anatomy_on_the_meta_device_needs_no_memory():
         model = AutoModelForCausalLM.from_config(tiny_config("llama"))
     anatomy = find_anatomy(model)
     assert (anatomy.trunk, anatomy.layers, anatomy.embedding, anatomy.final, anatomy.head, anatomy.num_layers) == (
-        "model", "model.layers", "model.embed_tokens", ("model.norm",), "lm_head", 4,
-    )  # fmt: skip
+        "model",
+        "model.layers",
+        "model.embed_tokens",
+        ("model.norm",),
+        "lm_head",
+        4,
+    )
 
 
 def test_a_mistake_is_found_by_the_self_check(monkeypatch):
     right = parts.Head.logits
     monkeypatch.setattr(parts.Head, "logits", lambda self, hidden: right(self, hidden) * 1.001)
-    with pytest.raises(UserError, match=r"llama taken apart into stages does not compute what transformers computes \(.+: off by "):
+    with pytest.raises(
+        UserError, match=r"llama taken apart into stages does not compute what transformers computes \(.+: off by "
+    ):
         self_check(tiny_config("llama"), Alone(), False)
 
 
@@ -145,7 +157,11 @@ def _varlen(query, key, value, bounds, _, longest, __, *, scale, window_size, en
         q, k, v = (t[begin:end].transpose(0, 1) for t in (query, key, value))
         ago = torch.arange(end - begin)[:, None] - torch.arange(end - begin)
         seen = (ago >= 0) & ((ago <= window_size[0]) | (window_size[0] == -1))
-        outputs.append(torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=enable_gqa))
+        outputs.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
+            )
+        )
     return torch.cat(outputs, 1).transpose(0, 1)
 
 

@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sft.spec import metrics
 from sft.observe.header import Facts, header, iterations_text
-from sft.spec.metrics import MetricsFile
 from sft.observe.progress import Progress, duration
+from sft.spec import metrics
+from sft.spec.metrics import MetricsFile
 from sft.spec.run_folder import is_finished, read_status, to_toml, write_run_toml, write_status
 from tokenize_data.errors import UserError
 
@@ -45,7 +45,9 @@ def test_importing_these_modules_brings_no_torch_and_no_matplotlib():
 
 def test_a_status_is_read_as_written_and_leaves_no_scratch_file(tmp_path: Path):
     write_status(tmp_path / "run", state="running", iteration=3, iterations=10)
-    write_status(tmp_path / "run", state="failed", iteration=4, iterations=10, reason="loss is NaN\nat iteration 4 \udcff")
+    write_status(
+        tmp_path / "run", state="failed", iteration=4, iterations=10, reason="loss is NaN\nat iteration 4 \udcff"
+    )
     status = read_status(tmp_path / "run")
     assert status is not None
     assert (status["state"], status["iteration"], status["iterations"]) == ("failed", 4, 10)
@@ -55,7 +57,8 @@ def test_a_status_is_read_as_written_and_leaves_no_scratch_file(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", '{"state": "runn', "[]", '{"state": "lost", "iteration": 1, "iterations": 2}', '{"state": "running"}', "\xff"]
+    "content",
+    ["", '{"state": "runn', "[]", '{"state": "lost", "iteration": 1, "iterations": 2}', '{"state": "running"}', "\xff"],
 )
 def test_a_damaged_status_is_none(tmp_path: Path, content: str):
     (tmp_path / "status.json").write_bytes(content.encode("latin-1"))
@@ -65,7 +68,9 @@ def test_a_damaged_status_is_none(tmp_path: Path, content: str):
 
 def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"^cannot write .*status\.json: .*: check the folder and the room on the disk$"):
+    with pytest.raises(
+        UserError, match=r"^cannot write .*status\.json: .*: check the folder and the room on the disk$"
+    ):
         write_status(tmp_path / "file", state="running", iteration=0, iterations=1)
 
 
@@ -87,7 +92,9 @@ def test_a_run_of_adapters_is_not_finished_with_its_merged_model(tmp_path: Path)
 # run.toml
 
 KEYS = st.text(string.ascii_letters + string.digits + '-_ ."\\é\n', max_size=8)
-PLAIN = st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(st.characters(exclude_categories=["Cs"])))
+PLAIN = st.one_of(
+    st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(st.characters(exclude_categories=["Cs"]))
+)
 VALUES = st.one_of(PLAIN, st.lists(PLAIN, max_size=3), st.lists(st.lists(PLAIN, max_size=2), max_size=2))
 TABLES = st.dictionaries(KEYS, st.one_of(VALUES, st.dictionaries(KEYS, VALUES, max_size=3)), max_size=5)
 
@@ -115,7 +122,9 @@ def test_toml_of_what_a_configuration_holds():
 
 def test_an_older_run_toml_is_kept_where_it_says_something_else(tmp_path: Path):
     def write(lr: float, dp: int = 1, torch: str = "2.13") -> list[str]:
-        write_run_toml(tmp_path, config={"lr": lr, "id": None}, resolved={"layout": {"dp": dp}}, versions={"torch": torch})
+        write_run_toml(
+            tmp_path, config={"lr": lr, "id": None}, resolved={"layout": {"dp": dp}}, versions={"torch": torch}
+        )
         return sorted(path.name for path in tmp_path.iterdir())
 
     assert write(1e-5) == ["run.toml"]
@@ -137,11 +146,15 @@ def test_records_are_on_disk_at_once_and_come_back_in_order(tmp_path: Path):
     assert metrics.read(tmp_path / "metrics.jsonl") == []
     for iteration in (1, 2):
         file.append(record(iteration))
-        assert [found["iteration"] for found in metrics.read(tmp_path / "metrics.jsonl")] == list(range(1, iteration + 1))
+        assert [found["iteration"] for found in metrics.read(tmp_path / "metrics.jsonl")] == list(
+            range(1, iteration + 1)
+        )
 
 
 def test_what_json_cannot_hold_is_null_with_a_note(tmp_path: Path):
-    written = MetricsFile(tmp_path / "m").append(record(1, loss=np.float32("nan"), grad_norm=float("-inf"), tokens=np.int64(5), note="odd"))
+    written = MetricsFile(tmp_path / "m").append(
+        record(1, loss=np.float32("nan"), grad_norm=float("-inf"), tokens=np.int64(5), note="odd")
+    )
     (line,) = (tmp_path / "m").read_text().splitlines()
 
     def refuse(constant: str) -> None:
@@ -163,7 +176,12 @@ def test_rewind_drops_later_records_and_a_torn_line(tmp_path: Path):
     assert len(metrics.read(path)) == 5
     assert file.rewind(3) == 3
     file.append(record(4, loss=9.0))
-    assert [(found["iteration"], found["loss"]) for found in metrics.read(path)] == [(1, 1.23449), (2, 1.23449), (3, 1.23449), (4, 9.0)]
+    assert [(found["iteration"], found["loss"]) for found in metrics.read(path)] == [
+        (1, 1.23449),
+        (2, 1.23449),
+        (3, 1.23449),
+        (4, 9.0),
+    ]
     assert path.read_bytes().endswith(b"}\n")
 
 
@@ -174,7 +192,9 @@ def test_a_record_after_a_torn_line_is_not_lost_with_it(tmp_path: Path):
 
 
 def test_metrics_that_cannot_be_written_or_read(tmp_path: Path):
-    with pytest.raises(UserError, match=r"^cannot write .*: Is a directory: check the folder and the disk, then run again to resume$"):
+    with pytest.raises(
+        UserError, match=r"^cannot write .*: Is a directory: check the folder and the disk, then run again to resume$"
+    ):
         MetricsFile(tmp_path).append({"iteration": 1})
     with pytest.raises(UserError, match=r"^cannot read .*: Is a directory: give the folder of a run$"):
         metrics.read(tmp_path)
@@ -183,7 +203,9 @@ def test_metrics_that_cannot_be_written_or_read(tmp_path: Path):
 # progress
 
 
-def plain_lines(iterations: int, drive: Callable[[Progress], None], start: int = 0, clock: Callable[[], float] = lambda: 0.0) -> list[str]:
+def plain_lines(
+    iterations: int, drive: Callable[[Progress], None], start: int = 0, clock: Callable[[], float] = lambda: 0.0
+) -> list[str]:
     console = Console(file=StringIO(), width=40)  # a narrow one: lines are not broken
     with Progress(console, iterations, start, clock) as progress:
         drive(progress)
@@ -258,11 +280,30 @@ def test_durations():
 # header
 
 FACTS = Facts(
-    family="llama", num_parameters=68_976_648_192, vocabulary_size=32_000,
-    tp=8, pp=8, dp=2, micro_batch=2, seq=2048, sequence_parallel=True, recompute="selective", dtype="bf16",
-    num_documents=200_000, num_tokens=60_000_000, num_trained_tokens=15_000_000, num_val_documents=500, fill=0.973, balance=0.991,
-    epochs=3.0, global_batch=64, iterations=9375, start=800, folder=Path("checkpoints/llama-70-[b]meditron"), expected_seconds=3730,
-)  # fmt: skip
+    family="llama",
+    num_parameters=68_976_648_192,
+    vocabulary_size=32_000,
+    tp=8,
+    pp=8,
+    dp=2,
+    micro_batch=2,
+    seq=2048,
+    sequence_parallel=True,
+    recompute="selective",
+    dtype="bf16",
+    num_documents=200_000,
+    num_tokens=60_000_000,
+    num_trained_tokens=15_000_000,
+    num_val_documents=500,
+    fill=0.973,
+    balance=0.991,
+    epochs=3.0,
+    global_batch=64,
+    iterations=9375,
+    start=800,
+    folder=Path("checkpoints/llama-70-[b]meditron"),
+    expected_seconds=3730,
+)
 
 
 def test_the_header_says_what_runs():
@@ -285,7 +326,9 @@ def test_the_header_says_what_runs():
 
 def test_the_header_leaves_out_what_is_not_known():
     console = Console(file=StringIO(), width=120)
-    unknown = replace(FACTS, fill=None, balance=None, expected_seconds=None, start=0, num_val_documents=0, tp=1, pp=1, dp=1)
+    unknown = replace(
+        FACTS, fill=None, balance=None, expected_seconds=None, start=0, num_val_documents=0, tp=1, pp=1, dp=1
+    )
     header(console, unknown)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "1 process = tp 1 x pp 1 x dp 1" in text
@@ -293,7 +336,10 @@ def test_the_header_leaves_out_what_is_not_known():
 
 
 def test_iterations_are_explained():
-    assert iterations_text(replace(FACTS, epochs=1.0, num_documents=1, iterations=1)) == "ceil(1 epoch x 1 document / 64) = 1 iteration"
+    assert (
+        iterations_text(replace(FACTS, epochs=1.0, num_documents=1, iterations=1))
+        == "ceil(1 epoch x 1 document / 64) = 1 iteration"
+    )
     assert (
         iterations_text(replace(FACTS, epochs=None, iterations=100))
         == "100 iterations given x 64 a batch / 200,000 documents = 0.032 epochs"

@@ -36,7 +36,9 @@ SHAPES = st.lists(st.integers(1, 3000), min_size=0, max_size=3).map(tuple)
 def _process_group(tmp_path_factory):
     """One process: sums over all are its own."""
     if not dist.is_initialized():
-        dist.init_process_group("gloo", init_method=f"file://{tmp_path_factory.mktemp('group') / 'store'}", rank=0, world_size=1)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{tmp_path_factory.mktemp('group') / 'store'}", rank=0, world_size=1
+        )
     yield
     dist.destroy_process_group()
 
@@ -61,7 +63,9 @@ def test_every_row_has_one_owner(shapes, replicas, data):
 def test_work_is_balanced_by_size():
     """The shapes of Llama's layers and norms, on eight replicas."""
     layer = {"q": (4096, 4096), "k": (1024, 4096), "up": (14336, 4096), "down": (4096, 14336), "norm": (4096,)}
-    shapes = {f"{number}.{name}": shape for number in range(32) for name, shape in layer.items()} | {"embedding": (128257, 4096)}
+    shapes = {f"{number}.{name}": shape for number in range(32) for name, shape in layer.items()} | {
+        "embedding": (128257, 4096)
+    }
     for whole in ((), [name for name, shape in shapes.items() if len(shape) == 2]):
         loads = [0] * 8
         for parcel in parcels(shapes, 8, whole=whole):
@@ -69,11 +73,18 @@ def test_work_is_balanced_by_size():
                 for replica in range(8):
                     rows = parcel.rows_of(name, shapes[name][0], 8, replica)
                     loads[replica] += len(rows) * math.prod(shapes[name][1:])
-        assert max(loads) <= (1.25 if whole else 1.001) * sum(loads) / 8  # one owner for the embedding is an eighth of everything
+        assert (
+            max(loads) <= (1.25 if whole else 1.001) * sum(loads) / 8
+        )  # one owner for the embedding is an eighth of everything
 
 
 def test_rows_are_split_evenly_and_the_last_replicas_have_what_is_left():
-    assert [split_rows(131, 4, replica) for replica in range(4)] == [range(33), range(33, 66), range(66, 99), range(99, 131)]
+    assert [split_rows(131, 4, replica) for replica in range(4)] == [
+        range(33),
+        range(33, 66),
+        range(66, 99),
+        range(99, 131),
+    ]
     assert [len(split_rows(3, 4, replica)) for replica in range(4)] == [1, 1, 1, 0]
 
 
@@ -119,9 +130,7 @@ def test_float32_weights_have_no_second_copy_and_bfloat16_ones_a_master():
 def test_large_tensors_are_cut_into_shards_that_count_in_32_bits():
     parameter = nn.Parameter(torch.zeros(10, 4))
     made = make_shards("w", parameter, Place((10, 4)), range(1, 10), most=17)
-    assert [(shard.rows, shard.offset) for shard in made] == [
-        (range(1, 5), 4), (range(5, 9), 20), (range(9, 10), 36),
-    ]  # fmt: skip
+    assert [(shard.rows, shard.offset) for shard in made] == [(range(1, 5), 4), (range(5, 9), 20), (range(9, 10), 36)]
 
 
 def test_biases_and_norms_do_not_decay():
@@ -134,7 +143,9 @@ def test_biases_and_norms_do_not_decay():
     assert (decaying["lr"], decaying["betas"], decaying["eps"]) == (1e-2, (0.9, 0.95), 1e-6)
 
 
-@pytest.mark.parametrize(("name", "clip"), [*((name, 1.0) for name in (*OPTIMIZERS, "sgd, momentum")), ("adamw", 0.0), ("adamw", 1e6)])
+@pytest.mark.parametrize(
+    ("name", "clip"), [*((name, 1.0) for name in (*OPTIMIZERS, "sgd, momentum")), ("adamw", 0.0), ("adamw", 1e6)]
+)
 def test_updates_are_those_of_the_original(name, clip):
     """Three updates of tensors of every kind, a large one with states of 8 bits among them."""
     torch.manual_seed(0)
@@ -201,9 +212,14 @@ def test_nothing_is_updated_where_the_caller_does_not_approve():
 
     parameter = nn.Parameter(torch.ones(4))
     optimizer = ShardedOptimizer(
-        Trained(parameters={"w": parameter}, places={"w": Place((4,))}), _spec("adamw"), Groups(tensor=Alone()), clip=1.0, device=CPU,
-        votes=lambda: [2.0, torch.tensor(True)], approve=refuse,
-    )  # fmt: skip
+        Trained(parameters={"w": parameter}, places={"w": Place((4,))}),
+        _spec("adamw"),
+        Groups(tensor=Alone()),
+        clip=1.0,
+        device=CPU,
+        votes=lambda: [2.0, torch.tensor(True)],
+        approve=refuse,
+    )
     optimizer.begin(1)
     parameter.grad = torch.full((4,), 2.0)
     with pytest.raises(ArithmeticError, match=re.escape("4.0 [2.0, 1.0]")):
@@ -216,7 +232,9 @@ def test_norms_of_large_tensors_are_exact(count):
     torch.manual_seed(count)
     values = torch.randn(count) * torch.rand(count).pow(6)
     found = float(square_sum([values, values[: count // 2]], CPU))
-    assert found == pytest.approx(float(values.double().square().sum() + values[: count // 2].double().square().sum()), rel=1e-6)
+    assert found == pytest.approx(
+        float(values.double().square().sum() + values[: count // 2].double().square().sum()), rel=1e-6
+    )
 
 
 def test_the_apex_on_pypi_is_taken_for_what_it_is(monkeypatch):
@@ -240,7 +258,9 @@ def test_8_bits_need_bitsandbytes(monkeypatch):
 
 def test_nvidias_adam_is_used_on_a_gpu_where_it_is(monkeypatch):
     made = []
-    monkeypatch.setattr(algorithms, "nvidia_fused_adam", lambda: lambda groups, **options: made.append(options) or "theirs")
+    monkeypatch.setattr(
+        algorithms, "nvidia_fused_adam", lambda: lambda groups, **options: made.append(options) or "theirs"
+    )
     assert make_algorithms(_spec("adamw"), _shards({"w": (2, 2)}), Alone(), torch.device("cuda")) == ["theirs"]
     assert made == [{"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-6, "adam_w_mode": True}]
     assert isinstance(make_algorithms(_spec("adamw"), _shards({"w": (2, 2)}), Alone(), CPU)[0], torch.optim.AdamW)
@@ -263,7 +283,10 @@ def _originals(name, parameters):
     if name == "muon":
         inside = [parameter for key, parameter in parameters.items() if parameter.dim() > 1 and "layers" in key]
         groups[0]["params"] = [parameters["head.weight"]]
-        return [torch.optim.Muon(inside, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), torch.optim.AdamW(groups, **adam)]
+        return [
+            torch.optim.Muon(inside, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(groups, **adam),
+        ]
     if name.startswith("sgd"):
         return [torch.optim.SGD(groups, lr=1e-2, momentum=0.9 if "momentum" in name else 0.0)]
     return [torch.optim.AdamW(groups, **adam)]
@@ -277,7 +300,12 @@ def _sharded(parameters, name, clip=1.0):
 
 def _shards(shapes, parameter=None):
     made = [
-        make_shards(name, parameter if parameter is not None else nn.Parameter(torch.zeros(shape)), Place(shape), range(shape[0]))
+        make_shards(
+            name,
+            parameter if parameter is not None else nn.Parameter(torch.zeros(shape)),
+            Place(shape),
+            range(shape[0]),
+        )
         for name, shape in shapes.items()
     ]
     return [shard for some in made for shard in some]
@@ -285,6 +313,11 @@ def _shards(shapes, parameter=None):
 
 def _spec(name):
     return OptimizerSpec(
-        name=name.partition(",")[0], lr=1e-2, beta1=0.9, beta2=0.95, eps=1e-6, weight_decay=0.1,
+        name=name.partition(",")[0],
+        lr=1e-2,
+        beta1=0.9,
+        beta2=0.95,
+        eps=1e-6,
+        weight_decay=0.1,
         momentum=0.9 if "momentum" in name else 0.0,
-    )  # fmt: skip
+    )

@@ -19,7 +19,7 @@ from sft.plan.placement import Placement
         ((1, 1, 4), 2, "2 nodes of 2, 4 replicas"),
         ((16, 1, 1), 8, "2 nodes of 8, tensor groups over up to 2 nodes"),
     ],
-)  # fmt: skip
+)
 def test_what_the_header_says(layout: tuple[int, int, int], per_node: int, text: str):
     tp, pp, dp = layout
     assert Placement(layout=Layout(tp=tp, pp=pp, dp=dp), per_node=per_node).text() == text
@@ -30,9 +30,17 @@ def test_tensor_groups_over_nodes_are_a_warning_with_the_cost():
     said = placement.warning(layers=80, hidden=8192, row_tokens=8192, bytes_per_value=2)
     # 80 / 4 layers, 4 sums each, of 8192 x 8192 x 2 bytes, 2 x 15 / 16 of it sent
     assert said is not None
-    assert "--tp 16 does not fit into nodes of 8 processes: for each row of 8,192 tokens every process sends 20 GB between nodes" in said
+    assert (
+        "--tp 16 does not fit into nodes of 8 processes: for each row of 8,192 tokens every process sends 20 "
+        "GB between nodes"
+    ) in said
     assert said.endswith("use --tp 8 and --pp 8")
-    assert Placement(layout=Layout(tp=8, pp=8), per_node=8).warning(layers=80, hidden=8192, row_tokens=8192, bytes_per_value=2) is None
+    assert (
+        Placement(layout=Layout(tp=8, pp=8), per_node=8).warning(
+            layers=80, hidden=8192, row_tokens=8192, bytes_per_value=2
+        )
+        is None
+    )
 
 
 @given(st.integers(0, 3), st.integers(1, 6), st.integers(1, 4), st.integers(0, 3))

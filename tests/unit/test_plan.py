@@ -17,7 +17,15 @@ from tokenize_data.errors import UserError
 
 @pytest.mark.parametrize(
     ("documents", "epochs", "batch", "expected"),
-    [(200_000, 3, 64, 9375), (1, 1, 64, 1), (64, 1, 64, 1), (65, 1, 64, 2), (1000, 0.1, 10, 10), (3, 0.1, 1, 1), (10, 2.5, 5, 5)],
+    [
+        (200_000, 3, 64, 9375),
+        (1, 1, 64, 1),
+        (64, 1, 64, 1),
+        (65, 1, 64, 2),
+        (1000, 0.1, 10, 10),
+        (3, 0.1, 1, 1),
+        (10, 2.5, 5, 5),
+    ],
 )
 def test_iterations(documents, epochs, batch, expected):
     assert num_iterations(documents, epochs, batch) == expected
@@ -71,7 +79,9 @@ def test_packing_keeps_every_document_once_in_rows_that_hold_it(lengths, replica
 def test_packing_is_at_most_a_fifth_above_the_fewest_rows_possible(lengths, capacity):
     """Best fit decreasing: at most 11/9 of the optimum and one row."""
     plan = plan_batch(lengths, capacity)
-    assert plan.num_micro_batches <= 11 / 9 * math.ceil(sum(lengths) / capacity) + 1 + sum(1 for n in lengths if n > capacity / 2)
+    assert plan.num_micro_batches <= 11 / 9 * math.ceil(sum(lengths) / capacity) + 1 + sum(
+        1 for n in lengths if n > capacity / 2
+    )
 
 
 def test_packing_is_tight_and_balanced_on_real_lengths():

@@ -15,10 +15,10 @@ import pytest
 
 from sft.cli import entry
 from sft.config.train import TrainConfig
+from sft.plan.gpus import TABLE
 from sft.resolve import planning
 from sft.resolve.prepare import facts_of, make_job, stage_layers
 from sft.resolve.question import Case
-from sft.plan.gpus import TABLE
 from tests.conftest import Workbench, pair
 from tests.unit.test_plan_search import LLAMA_8B, LLAMA_70B
 from tokenize_data.errors import UserError
@@ -51,13 +51,34 @@ def plan_json(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
 
 
 def test_a_config_file_alone_is_enough_and_torch_is_not_needed(llama, tmp_path):
-    command = [sys.executable, "-c", _BLOCKED, "plan", "--checkpoint", str(llama), *CLUSTER, "--iters", "100", "--explain"]
+    command = [
+        sys.executable,
+        "-c",
+        _BLOCKED,
+        "plan",
+        "--checkpoint",
+        str(llama),
+        *CLUSTER,
+        "--iters",
+        "100",
+        "--explain",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     for text in (
-        "llama8b (llama), 8.03B parameters", "16 x h100-80gb, 79.1 GB each", "100, as given", "sequence parallel", "micro-batches", "MFU",
-        "GPU-hours", "activations", "chosen", "slower", "= 8,030,261,248", "2^30 bytes",
-    ):  # fmt: skip
+        "llama8b (llama), 8.03B parameters",
+        "16 x h100-80gb, 79.1 GB each",
+        "100, as given",
+        "sequence parallel",
+        "micro-batches",
+        "MFU",
+        "GPU-hours",
+        "activations",
+        "chosen",
+        "slower",
+        "= 8,030,261,248",
+        "2^30 bytes",
+    ):
         assert text in done.stdout, done.stdout
     assert list(tmp_path.iterdir()) == [llama]  # nothing is written
 
@@ -107,11 +128,30 @@ def test_without_shards_rows_are_counted_or_known_ahead(llama, capsys, tmp_path)
 
 def test_what_if_shows_other_numbers_of_gpus(llama, capsys, tmp_path):
     plot = tmp_path / "scaling.png"
-    assert entry(["plan", "--checkpoint", str(llama), *CLUSTER, "--iters", "9", "--what_if", "gpus=8,16,32", "--plot", str(plot)]) == 0
+    assert (
+        entry(
+            [
+                "plan",
+                "--checkpoint",
+                str(llama),
+                *CLUSTER,
+                "--iters",
+                "9",
+                "--what_if",
+                "gpus=8,16,32",
+                "--plot",
+                str(plot),
+            ]
+        )
+        == 0
+    )
     text = capsys.readouterr().out
     assert all(word in text for word in ("efficiency", "100%", "8", "16", "32", "tp"))
     assert plot.read_bytes().startswith(b"\x89PNG")
-    speeds = [row["tokens_per_second"] for row in plan_json(capsys, "--checkpoint", llama, *CLUSTER, "--what_if", "gpus=8,16,32")]
+    speeds = [
+        row["tokens_per_second"]
+        for row in plan_json(capsys, "--checkpoint", llama, *CLUSTER, "--what_if", "gpus=8,16,32")
+    ]
     assert speeds == sorted(speeds)
     assert entry(["plan", "--checkpoint", str(llama), *CLUSTER, "--what_if", "16,32"]) == 2
     assert "--what_if 16,32: write it as gpus=16,32,64" in capsys.readouterr().err
@@ -122,8 +162,14 @@ def test_what_if_shows_other_numbers_of_gpus(llama, capsys, tmp_path):
     [
         (["--gpu", "h101"], r"--gpu h101 is not in the table"),
         (["--tp", "3"], r"tp 3 x pp 1 = 3 processes"),
-        (["--load_in_4bit"], r"--load_in_4bit keeps the base's weights in a form that cannot be trained in full: add --lora 16"),
-        (["--micro_batch", "64", "--recompute", "none", "--tp", "1"], r"does not fit: \d+ GB on stage \d of 79.1 GB .*; fits with --"),
+        (
+            ["--load_in_4bit"],
+            r"--load_in_4bit keeps the base's weights in a form that cannot be trained in full: add --lora 16",
+        ),
+        (
+            ["--micro_batch", "64", "--recompute", "none", "--tp", "1"],
+            r"does not fit: \d+ GB on stage \d of 79.1 GB .*; fits with --",
+        ),
         (["--data", "missing.jsonl"], r"--data missing.jsonl: No such file"),
     ],
 )
@@ -138,14 +184,22 @@ def test_mistakes_are_one_line(flags, message, llama, capsys):
 def test_a_model_that_is_not_here_is_not_fetched(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert entry(["plan", "--checkpoint", "someone/some-model-of-theirs", *CLUSTER]) == 2
-    assert "has not been fetched to this machine; its configuration is enough: hf download someone/some-model" in capsys.readouterr().err
+    assert (
+        "has not been fetched to this machine; its configuration is enough: hf download someone/some-model"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.fixture
 def tokenised(bench: Workbench, tmp_path: Path) -> TrainConfig:
     """A data set, and a base model of which all is there but the weights' numbers."""
     bench.tokenize("--data", bench.jsonl([pair(f"Number {i}?", f"It is {i}.") for i in range(80)]))
-    return TrainConfig(run_name="r", tokenized_data_dir=str(bench.tokenized), checkpoint=str(bench.base), save_checkpoint_dir=str(tmp_path))
+    return TrainConfig(
+        run_name="r",
+        tokenized_data_dir=str(bench.tokenized),
+        checkpoint=str(bench.base),
+        save_checkpoint_dir=str(tmp_path),
+    )
 
 
 class BaseStub:
@@ -166,12 +220,21 @@ def test_training_takes_the_first_of_the_plan(tokenised, monkeypatch):
     job = make_job(tokenised, base)
     reader = job.reader
     case = Case(
-        config=tokenised, base=base, world=8, gpu=TABLE["h100-80gb"], pack=lambda _: planning.batches_of(reader, job.sampler),
+        config=tokenised,
+        base=base,
+        world=8,
+        gpu=TABLE["h100-80gb"],
+        pack=lambda _: planning.batches_of(reader, job.sampler),
         trained_share=planning.trained_share(tokenised, reader),
-    )  # fmt: skip
+    )
     question = case.ask().question
     choice = planning.best(question)
-    assert (job.layout, job.micro_batch, job.recompute, job.dtype) == (choice.layout, choice.micro_batch, choice.recompute, "bf16")
+    assert (job.layout, job.micro_batch, job.recompute, job.dtype) == (
+        choice.layout,
+        choice.micro_batch,
+        choice.recompute,
+        "bf16",
+    )
     assert stage_layers(job) == list(choice.ranges)
     expected = facts_of(job).expected_seconds
     assert expected == pytest.approx(job.iterations * choice.seconds.total)
@@ -192,7 +255,9 @@ def test_on_gpus_that_nobody_knows_training_is_as_simple_as_it_was(tokenised, mo
 
 
 def test_on_the_cpu_what_is_simplest_is_taken_until_memory_is_short(tokenised, monkeypatch):
-    base: Any = BaseStub(LLAMA_8B | {"num_hidden_layers": 12, "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 49152})
+    base: Any = BaseStub(
+        LLAMA_8B | {"num_hidden_layers": 12, "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 49152}
+    )
     job = make_job(tokenised, base)
     assert (str(job.layout), job.micro_batch, job.recompute, job.dtype) == ("tp 1 x pp 1 x dp 1", 1, "none", "fp32")
     assert facts_of(job).expected_seconds is not None
@@ -209,7 +274,10 @@ def test_on_the_cpu_what_is_simplest_is_taken_until_memory_is_short(tokenised, m
 def test_an_adapter_to_go_on_from_says_its_rank(llama, capsys, tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"r": 8}')
     plan = plan_json(capsys, "--checkpoint", llama, *CLUSTER, "--adapter", tmp_path, "--load_in_4bit")
-    assert plan["trained_parameters"] == plan_json(capsys, "--checkpoint", llama, *CLUSTER, "--lora", 8)["trained_parameters"]
+    assert (
+        plan["trained_parameters"]
+        == plan_json(capsys, "--checkpoint", llama, *CLUSTER, "--lora", 8)["trained_parameters"]
+    )
     assert entry(["plan", "--checkpoint", str(llama), *CLUSTER, "--adapter", str(llama)]) == 2
     assert "adapter_config.json does not say a rank" in capsys.readouterr().err
 
@@ -225,11 +293,16 @@ def test_a_gguf_file_is_not_converted_for_a_plan(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "largest"),
     [
-        ("num_hidden_layers", 10**8, "1,000"), ("num_hidden_layers", -1, "1,000"), ("num_hidden_layers", "many", "1,000"),
-        ("hidden_size", 1.5, "1,048,576"), ("num_attention_heads", 0, "65,536"), ("num_key_value_heads", True, "65,536"),
-        ("vocab_size", 4 * 10**9, "67,108,864"), ("head_dim", 10**12, "65,536"),
+        ("num_hidden_layers", 10**8, "1,000"),
+        ("num_hidden_layers", -1, "1,000"),
+        ("num_hidden_layers", "many", "1,000"),
+        ("hidden_size", 1.5, "1,048,576"),
+        ("num_attention_heads", 0, "65,536"),
+        ("num_key_value_heads", True, "65,536"),
+        ("vocab_size", 4 * 10**9, "67,108,864"),
+        ("head_dim", 10**12, "65,536"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("command", [["plan", *CLUSTER], ["train", "--run_name", "r", "--data", "d.jsonl"]])
 def test_sizes_of_no_model_are_refused_before_anything_is_built(tmp_path, capsys, command, name, value, largest):
     folder = write_config(tmp_path / "hostile", {**LLAMA_8B, name: value})

@@ -1,4 +1,6 @@
-"""What a plan knows of models and GPUs: numbers of weights as transformers counts them, GPUs by name, published runs predicted."""
+"""What a plan knows of models and GPUs: numbers of weights as transformers counts them, GPUs by name, published runs
+predicted.
+"""
 
 from __future__ import annotations
 
@@ -27,45 +29,102 @@ REAL = {
     ),
     "Llama-2-70b": (
         68_976_648_192,
-        {**_LLAMA, "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
-         "intermediate_size": 28672},
+        {
+            **_LLAMA,
+            "hidden_size": 8192,
+            "num_hidden_layers": 80,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "intermediate_size": 28672,
+        },
     ),
     "pythia-1b": (
         1_011_781_632,
-        {"model_type": "gpt_neox", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 8, "intermediate_size": 8192,
-         "vocab_size": 50304},
+        {
+            "model_type": "gpt_neox",
+            "hidden_size": 2048,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 8,
+            "intermediate_size": 8192,
+            "vocab_size": 50304,
+        },
     ),
     "falcon-7b": (
         6_921_720_704,
-        {"model_type": "falcon", "hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71, "vocab_size": 65024,
-         "multi_query": True, "parallel_attn": True, "bias": False},
+        {
+            "model_type": "falcon",
+            "hidden_size": 4544,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 71,
+            "vocab_size": 65024,
+            "multi_query": True,
+            "parallel_attn": True,
+            "bias": False,
+        },
     ),
     "opt-350m": (
         331_196_416,
-        {"model_type": "opt", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "ffn_dim": 4096, "vocab_size": 50272,
-         "word_embed_proj_dim": 512, "do_layer_norm_before": False, "max_position_embeddings": 2048},
+        {
+            "model_type": "opt",
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "ffn_dim": 4096,
+            "vocab_size": 50272,
+            "word_embed_proj_dim": 512,
+            "do_layer_norm_before": False,
+            "max_position_embeddings": 2048,
+        },
     ),
     "gemma-7b": (
         8_537_680_896,
-        {"model_type": "gemma", "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16,
-         "head_dim": 256, "intermediate_size": 24576, "vocab_size": 256000},
+        {
+            "model_type": "gemma",
+            "hidden_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "head_dim": 256,
+            "intermediate_size": 24576,
+            "vocab_size": 256000,
+        },
     ),
     "Qwen2.5-7B": (
         7_615_616_512,
-        {"model_type": "qwen2", "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
-         "intermediate_size": 18944, "vocab_size": 152064},
+        {
+            "model_type": "qwen2",
+            "hidden_size": 3584,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "intermediate_size": 18944,
+            "vocab_size": 152064,
+        },
     ),
     "Phi-3-mini": (
         3_821_079_552,
-        {"model_type": "phi3", "hidden_size": 3072, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
-         "intermediate_size": 8192, "vocab_size": 32064},
+        {
+            "model_type": "phi3",
+            "hidden_size": 3072,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "intermediate_size": 8192,
+            "vocab_size": 32064,
+        },
     ),
     "OLMo-2-7B": (
         7_298_617_344,
-        {"model_type": "olmo2", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008,
-         "vocab_size": 100352},
+        {
+            "model_type": "olmo2",
+            "hidden_size": 4096,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "intermediate_size": 11008,
+            "vocab_size": 100352,
+        },
     ),
-}  # fmt: skip
+}
 
 
 def config_file(name: str, folder: Path) -> dict[str, object]:
@@ -78,7 +137,9 @@ def config_file(name: str, folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_weights_are_those_that_transformers_makes(name, tmp_path):
     model = make_on_meta(tiny_config(name), torch.float32)
-    assert Architecture.of_config(config_file(name, tmp_path)).num_parameters == sum(p.numel() for p in model.parameters())
+    assert Architecture.of_config(config_file(name, tmp_path)).num_parameters == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -87,16 +148,26 @@ def test_released_models_have_the_numbers_of_weights_that_their_cards_say(name):
     assert Architecture.of_config(config).num_parameters == count
 
 
-@pytest.mark.parametrize("name", ["llama", "llama3-tied", "gemma3", "gpt-neox", "opt", "falcon", "qwen3", "phi3", "olmo2"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama3-tied", "gemma3", "gpt-neox", "opt", "falcon", "qwen3", "phi3", "olmo2"]
+)
 @pytest.mark.parametrize("tp", [1, 2])
 def test_each_ranks_weights_are_those_of_the_stage_that_is_built(name, tp, tmp_path):
     config, layout = tiny_config(name), Layout(tp=tp, pp=2)
     model = Architecture.of_config(config_file(name, tmp_path))
     for stage, layers in enumerate(partition([1.0] * 4, 2)):
         built = build_stage(
-            config, layers, Alone(size=tp), sequence_parallel=False, recompute="none", dtype=torch.float32, device=torch.device("meta")
-        )  # fmt: skip
-        assert stage_weights(model, layout, stage, layers, None).base == sum(p.numel() for p in built.parameters.values())
+            config,
+            layers,
+            Alone(size=tp),
+            sequence_parallel=False,
+            recompute="none",
+            dtype=torch.float32,
+            device=torch.device("meta"),
+        )
+        assert stage_weights(model, layout, stage, layers, None).base == sum(
+            p.numel() for p in built.parameters.values()
+        )
 
 
 def test_adapters_train_little_and_four_bits_are_counted():
@@ -118,10 +189,15 @@ def test_gpus_are_found_by_name_and_by_the_drivers_name():
     assert find_gpu("H100-80GB") is TABLE["h100-80gb"]
     assert find_gpu("a100") is TABLE["a100-80gb"]
     for name, key in (
-        ("NVIDIA A100-SXM4-80GB", "a100-80gb"), ("NVIDIA A100-SXM4-40GB", "a100-40gb"), ("NVIDIA H100 80GB HBM3", "h100-80gb"),
-        ("NVIDIA H100 PCIe", "h100-pcie-80gb"), ("NVIDIA H200", "h200-141gb"), ("NVIDIA GeForce RTX 4090", "rtx4090-24gb"),
-        ("NVIDIA RTX A6000", "a6000-48gb"), ("NVIDIA L40S", "l40s-48gb"),
-    ):  # fmt: skip
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA H100 80GB HBM3", "h100-80gb"),
+        ("NVIDIA H100 PCIe", "h100-pcie-80gb"),
+        ("NVIDIA H200", "h200-141gb"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090-24gb"),
+        ("NVIDIA RTX A6000", "a6000-48gb"),
+        ("NVIDIA L40S", "l40s-48gb"),
+    ):
         assert recognise(name, TABLE) is TABLE[key]
     assert recognise("Quadro K600", TABLE) is None
     assert recognise(None, TABLE) is None
@@ -157,4 +233,6 @@ def test_published_runs_are_predicted():
 
 def test_the_committed_table_is_what_the_command_writes():
     runs = published.read(published.ROOT / "data" / "published_runs.csv")
-    assert (published.ROOT / "results" / "published.md").read_text() == published.table([published.compare(run) for run in runs])
+    assert (published.ROOT / "results" / "published.md").read_text() == published.table(
+        [published.compare(run) for run in runs]
+    )

@@ -26,32 +26,57 @@ from sft.plan.stages import layer_ranges
 from tokenize_data.errors import UserError
 
 LLAMA_8B = {
-    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-    "intermediate_size": 14336, "vocab_size": 128256,
-}  # fmt: skip
-LLAMA_70B = LLAMA_8B | {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "intermediate_size": 28672}
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+}
+LLAMA_70B = LLAMA_8B | {
+    "hidden_size": 8192,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "intermediate_size": 28672,
+}
 
 
-def ask(config: dict[str, object] = LLAMA_8B, world: int = 8, gpu: str | Gpu = "h100-80gb", **given: object) -> Question:
+def ask(
+    config: dict[str, object] = LLAMA_8B, world: int = 8, gpu: str | Gpu = "h100-80gb", **given: object
+) -> Question:
     values: dict[str, object] = {
-        "model": Architecture.of_config(config), "shape": ModelShape.of_config(config), "batches": Batches.all_alike(64, 2047),
-        "world": world, "seq": 2048, "global_batch": 64, "trained_share": 0.3, "gpu": find_gpu(gpu) if isinstance(gpu, str) else gpu,
-    }  # fmt: skip
+        "model": Architecture.of_config(config),
+        "shape": ModelShape.of_config(config),
+        "batches": Batches.all_alike(64, 2047),
+        "world": world,
+        "seq": 2048,
+        "global_batch": 64,
+        "trained_share": 0.3,
+        "gpu": find_gpu(gpu) if isinstance(gpu, str) else gpu,
+    }
     return Question(**(values | given))  # type: ignore[arg-type]
 
 
 @settings(max_examples=12, deadline=None)
 @given(
-    world=st.sampled_from([1, 2, 4, 6, 8]), memory_gb=st.sampled_from([24.0, 80.0, 141.0]), share=st.sampled_from([0.05, 1.0]),
-    length=st.integers(60, 2047), rank=st.sampled_from([None, 16]),
-)  # fmt: skip
+    world=st.sampled_from([1, 2, 4, 6, 8]),
+    memory_gb=st.sampled_from([24.0, 80.0, 141.0]),
+    share=st.sampled_from([0.05, 1.0]),
+    length=st.integers(60, 2047),
+    rank=st.sampled_from([None, 16]),
+)
 def test_the_search_finds_the_best_of_all(world, memory_gb, share, length, rank):
     gpu = replace(TABLE["h100-80gb"], memory_gb=memory_gb)
     adapters = Adapters(rank=rank, bits=4) if rank else None
-    question = ask(world=world, gpu=gpu, trained_share=share, batches=Batches.all_alike(64, length, share), adapters=adapters)
+    question = ask(
+        world=world, gpu=gpu, trained_share=share, batches=Batches.all_alike(64, length, share), adapters=adapters
+    )
     fastest = None
     sizes = range(1, world + 1)
-    for tp, pp, micro_batch, recompute in itertools.product(sizes, sizes, (1, 2, 4, 8, 16, 32, 64), ("none", "selective", "full")):
+    for tp, pp, micro_batch, recompute in itertools.product(
+        sizes, sizes, (1, 2, 4, 8, 16, 32, 64), ("none", "selective", "full")
+    ):
         try:
             layout = choose_layout(world, question.shape, tp=tp, pp=pp, sequence_parallel=None, global_batch=64)
             choice = evaluate(question, layout, micro_batch, recompute)
@@ -71,11 +96,17 @@ def test_the_search_finds_the_best_of_all(world, memory_gb, share, length, rank)
 
 @settings(max_examples=25, deadline=None)
 @given(
-    tp=st.sampled_from([1, 2, 4]), pp=st.sampled_from([1, 2, 4]), dp=st.sampled_from([1, 2, 4]),
-    recompute=st.sampled_from(["none", "full"]), micro_batch=st.sampled_from([1, 2, 8]), dtype=st.sampled_from(["bf16", "fp32"]),
-)  # fmt: skip
+    tp=st.sampled_from([1, 2, 4]),
+    pp=st.sampled_from([1, 2, 4]),
+    dp=st.sampled_from([1, 2, 4]),
+    recompute=st.sampled_from(["none", "full"]),
+    micro_batch=st.sampled_from([1, 2, 8]),
+    dtype=st.sampled_from(["bf16", "fp32"]),
+)
 def test_more_gpus_never_need_more_memory_each(tp, pp, dp, recompute, micro_batch, dtype):
-    """For the same global batch, with the additional ones as replicas; and so the least that is needed anywhere never grows."""
+    """For the same global batch, with the additional ones as replicas; and so the least that is needed anywhere never
+    grows.
+    """
     question = ask(world=tp * pp * dp, dtype=dtype)
     smaller = evaluate(question, layout_of(question, tp, pp), micro_batch, recompute)
     larger_question = replace(question, world=2 * question.world)
@@ -95,7 +126,14 @@ def test_the_least_memory_of_any_layout_never_grows_with_gpus():
 @settings(max_examples=30, deadline=None)
 @given(world=st.integers(1, 24), tp=st.integers(1, 12), pp=st.integers(1, 40), global_batch=st.integers(1, 96))
 def test_what_is_refused_is_refused_with_trainings_words(world, tp, pp, global_batch):
-    question = ask(world=world, tp=tp, pp=pp, global_batch=global_batch, batches=Batches.all_alike(global_batch, 100), gpu="b200-180gb")
+    question = ask(
+        world=world,
+        tp=tp,
+        pp=pp,
+        global_batch=global_batch,
+        batches=Batches.all_alike(global_batch, 100),
+        gpu="b200-180gb",
+    )
     words = None
     try:
         choose_layout(world, question.shape, tp=tp, pp=pp, sequence_parallel=None, global_batch=global_batch)
@@ -123,7 +161,9 @@ def test_what_does_not_fit_says_what_would_and_that_does():
     for way in re.split(r", | or ", found.group(3)):
         flags, _, size = way.rpartition(" (")
         changed = dict(zip(*[iter(flags.split())] * 2, strict=True))
-        values = {name.removeprefix("--"): value if name == "--recompute" else int(value) for name, value in changed.items()}
+        values = {
+            name.removeprefix("--"): value if name == "--recompute" else int(value) for name, value in changed.items()
+        }
         choice = best(replace(question, **values))  # type: ignore[arg-type]
         assert f"{choice.peak.total / GB:.3g} GB)" == size
 
@@ -144,12 +184,17 @@ def test_adapters_and_four_bits_make_a_large_model_fit():
 def test_given_settings_stay_as_they_are():
     choice = best(ask(tp=4, pp=2, micro_batch=2, recompute="selective"))
     assert (choice.layout.tp, choice.layout.pp, choice.micro_batch, choice.recompute) == (4, 2, 2, "selective")
-    assert all((found.layout.tp, found.layout.dp) == (2, found.layout.world // 2 // found.layout.pp) for found in search(ask(tp=2)).fitting)
+    assert all(
+        (found.layout.tp, found.layout.dp) == (2, found.layout.world // 2 // found.layout.pp)
+        for found in search(ask(tp=2)).fitting
+    )
 
 
 def test_documents_that_make_no_rows_are_refused_by_packings_words():
     question = ask(global_batch=8, batches=Batches.all_alike(8, 4000), micro_batch=1)
-    with pytest.raises(UserError, match=r"a document of 4,000 tokens is longer than a row of 2,048: raise micro_batch or seq"):
+    with pytest.raises(
+        UserError, match=r"a document of 4,000 tokens is longer than a row of 2,048: raise micro_batch or seq"
+    ):
         best(question)
 
 
@@ -158,7 +203,12 @@ def test_time_does_what_physics_does():
     gpu = find_gpu("h100-80gb")
 
     def seconds(tp: int = 1, pp: int = 1, dp: int = 1, **given: object) -> object:
-        values: dict[str, object] = {"row_tokens": 4096, "trained_share": 0.3, "micro_batches": 16 // dp, "recompute": "none"}
+        values: dict[str, object] = {
+            "row_tokens": 4096,
+            "trained_share": 0.3,
+            "micro_batches": 16 // dp,
+            "recompute": "none",
+        }
         layout = Layout(tp=tp, pp=pp, dp=dp, sequence_parallel=tp > 1)
         return iteration_seconds(model, layout, layer_ranges(80, pp), Work(**(values | given)), gpu, program=OURS)  # type: ignore[arg-type]
 
@@ -176,7 +226,10 @@ def test_time_does_what_physics_does():
 def test_kinds_add_up_and_recomputation_trades_memory():
     model, layout = Architecture.of_config(LLAMA_8B), Layout(tp=2, pp=2, sequence_parallel=True)
     work = Work(row_tokens=8192, trained_share=1.0, micro_batches=8, recompute="none")
-    peaks = {way: stage_memory(model, layout, 0, range(16), replace(work, recompute=way)) for way in ("none", "selective", "full")}
+    peaks = {
+        way: stage_memory(model, layout, 0, range(16), replace(work, recompute=way))
+        for way in ("none", "selective", "full")
+    }
     assert peaks["none"].total > peaks["selective"].total > peaks["full"].total
     last = stage_memory(model, layout, 1, range(16, 32), work)
     chunked = stage_memory(model, layout, 1, range(16, 32), replace(work, logits_chunk_tokens=1024))
@@ -186,9 +239,13 @@ def test_kinds_add_up_and_recomputation_trades_memory():
 
 
 LLAMA_3B = LLAMA_8B | {
-    "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "head_dim": 128, "intermediate_size": 8192,
+    "hidden_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "head_dim": 128,
+    "intermediate_size": 8192,
     "tie_word_embeddings": True,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("gpu", ["a100-80gb", "h100-80gb"])
@@ -242,6 +299,13 @@ def _plan_of(choice: Choice, optimizer: str) -> Plan:
     question = ask(world=8, tp=8, pp=1, optimizer=optimizer)
     data = Data(documents=None, tokens=None, trained_tokens=None, source="none")
     return Plan(
-        name="x", model=question.model, num_parameters=question.model.num_parameters, data=data, epochs=None, iterations=1,
-        question=question, choice=choice, found=search(question),
-    )  # fmt: skip
+        name="x",
+        model=question.model,
+        num_parameters=question.model.num_parameters,
+        data=data,
+        epochs=None,
+        iterations=1,
+        question=question,
+        choice=choice,
+        found=search(question),
+    )

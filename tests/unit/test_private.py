@@ -42,7 +42,9 @@ def test_all_that_the_data_stage_writes_of_rows(bench, umask):
 
 def test_all_that_a_run_writes_of_text(tmp_path, umask):
     def write() -> None:
-        run_folder.write_status(tmp_path, state="failed", iteration=1, iterations=2, reason="line 3: the patient's name")
+        run_folder.write_status(
+            tmp_path, state="failed", iteration=1, iterations=2, reason="line 3: the patient's name"
+        )
         run_folder.write_run_toml(tmp_path, config={"system": "secret"}, resolved={}, versions={})
         run_folder.replace_file(tmp_path / "report.html", "secret")
         metrics.MetricsFile(tmp_path / "metrics.jsonl").append({"iteration": 1})
@@ -53,7 +55,9 @@ def test_all_that_a_run_writes_of_text(tmp_path, umask):
         with lines.LineStore(tmp_path / "answers.jsonl", lambda record: record["id"]) as store:
             store.replace([{"id": "secret"}])
         lines.write_json(tmp_path / "scores.json", {"secret": 1})
-        evaluation.write_predictions([SimpleNamespace(predictions={"a": [{"answer": "secret"}]})], tmp_path / "predictions.jsonl")  # type: ignore[list-item]
+        evaluation.write_predictions(
+            [SimpleNamespace(predictions={"a": [{"answer": "secret"}]})], tmp_path / "predictions.jsonl"
+        )  # type: ignore[list-item]
 
     for _ in range(2):
         write()

@@ -1,4 +1,6 @@
-"""Orders, preferences, and the plan: which layout a run gets on how many processes, and how many documents its iterations have."""
+"""Orders, preferences, and the plan: which layout a run gets on how many processes, and how many documents its
+iterations have.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ import pytest
 
 from sft.cli import entry
 from sft.config.train import TrainConfig
-from sft.resolve import planning
 from sft.launcher.nodes import workers_flags
-from sft.resolve.prepare import facts_of, make_job
 from sft.plan.gpus import TABLE
+from sft.resolve import planning
+from sft.resolve.prepare import facts_of, make_job
 from tests.conftest import Workbench, pair
 from tests.packaged import ENTRIES, write_packaged
 from tests.unit.test_plan_command import BaseStub
@@ -48,7 +50,8 @@ def test_every_packaged_entry_plans_or_says_what_is_too_small(packaged, capsys, 
         assert code == 2
         assert found.count("\n") == 1
         assert re.search(
-            rf"does not fit: [\d,.e+]+ GB on stage \d+ of [\d.]+ GB .*; no layout on {world} fits: \d+ GPUs do, with", found
+            rf"does not fit: [\d,.e+]+ GB on stage \d+ of [\d.]+ GB .*; no layout on {world} fits: \d+ GPUs do, with",
+            found,
         ), found
         return
     entries = {"7": (4, 1), "13": (8, 1), "70": (8, 8), "8": (4, 1)}
@@ -60,7 +63,10 @@ def test_every_packaged_entry_plans_or_says_what_is_too_small(packaged, capsys, 
     else:
         there = "is 1" if world == 1 else f"are {world}"
         used = f"using tp {found['tp']} x pp {found['pp']} instead"
-        assert f"the entry's tp {tp} x pp {pp} takes a multiple of {tp * pp} processes, and there {there}: {used}" in found["notes"]
+        assert (
+            f"the entry's tp {tp} x pp {pp} takes a multiple of {tp * pp} processes, and there {there}: {used}"
+            in found["notes"]
+        )
 
 
 def test_typed_sizes_are_orders(packaged, capsys):
@@ -76,11 +82,17 @@ def test_a_preference_that_does_not_fit_the_memory_is_left(packaged, capsys, tmp
     small = ["--checkpoint", "smollm2", "--size", "135m", *on(2)]
     _, found = plan(capsys, packaged, *small, "--tp", "1", "--pp", "1", "--micro_batch", "1", "--recompute", "full")
     toy = tmp_path / "gpus.toml"
-    toy.write_text(f'[toy]\nlike = "h100-80gb"\nmemory_gb = {found["peak_gb"] - 0.3}\nreserved_gb = 0\nspare = 0\ncommunicator_gb = 0\n')
+    toy.write_text(
+        f'[toy]\nlike = "h100-80gb"\nmemory_gb = {found["peak_gb"] - 0.3}\nreserved_gb = 0\nspare = '
+        "0\ncommunicator_gb = 0\n"
+    )
     code, found = plan(capsys, packaged, *small, "--gpu_file", toy, "--gpu", "toy")
     assert code == 0, found
     assert (found["tp"], found["pp"]) != (1, 1)
-    assert any(note.startswith("the entry's tp 1 x pp 1 does not fit into the memory of these GPUs: using tp") for note in found["notes"])
+    assert any(
+        note.startswith("the entry's tp 1 x pp 1 does not fit into the memory of these GPUs: using tp")
+        for note in found["notes"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +111,10 @@ def test_accumulation_counts_the_layout_that_is_used(packaged, capsys, arguments
     assert code == 0, found
     assert found["global_batch"] == batch
     rows = 2 if "--micro_batch" in arguments else 1
-    assert f"{batch} documents an iteration = gradient_accumulation 4 x micro_batch {rows} x dp {found['dp']}" in found["notes"]
+    assert (
+        f"{batch} documents an iteration = gradient_accumulation 4 x micro_batch {rows} x dp {found['dp']}"
+        in found["notes"]
+    )
 
 
 @pytest.mark.parametrize("world", [1, 2, 8, 16, 48])
@@ -115,7 +130,12 @@ def test_accumulation_counts_the_layout_that_the_plan_chooses(packaged, capsys, 
 @pytest.fixture
 def tokenised(bench: Workbench, tmp_path: Path) -> TrainConfig:
     bench.tokenize("--data", bench.jsonl([pair(f"Number {i}?", f"It is {i}.") for i in range(80)]))
-    return TrainConfig(run_name="r", tokenized_data_dir=str(bench.tokenized), checkpoint=str(bench.base), save_checkpoint_dir=str(tmp_path))
+    return TrainConfig(
+        run_name="r",
+        tokenized_data_dir=str(bench.tokenized),
+        checkpoint=str(bench.base),
+        save_checkpoint_dir=str(tmp_path),
+    )
 
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, gpu: str | None = "h100-80gb") -> None:
@@ -130,7 +150,11 @@ def test_training_counts_the_same(tokenised, monkeypatch, gpu):
     base: Any = BaseStub(LLAMA_70B, tp=8, pp=8)
     asked = replace(tokenised, gradient_accumulation=4, nodes=8)
     job = make_job(asked, base)
-    assert (str(job.layout), job.config.global_batch, job.config.gradient_accumulation) == ("tp 8 x pp 8 x dp 1", 4, None)
+    assert (str(job.layout), job.config.global_batch, job.config.gradient_accumulation) == (
+        "tp 8 x pp 8 x dp 1",
+        4,
+        None,
+    )
     assert job.iterations == 3 * 80 // 4
     assert facts_of(job).global_batch == 4
     # Workers are told, and make the same of it.
@@ -167,7 +191,9 @@ def test_workers_take_the_launchers_number(monkeypatch, tmp_path):
     assert (config_of(arguments).global_batch, config_of(arguments).gradient_accumulation) == (32, None)
 
 
-@pytest.mark.parametrize(("world", "layout"), [(64, "tp 8 x pp 8 x dp 1"), (8, "tp 8 x pp 1 x dp 1"), (2, "tp 2 x pp 1 x dp 1")])
+@pytest.mark.parametrize(
+    ("world", "layout"), [(64, "tp 8 x pp 8 x dp 1"), (8, "tp 8 x pp 1 x dp 1"), (2, "tp 2 x pp 1 x dp 1")]
+)
 def test_on_gpus_that_nobody_knows_the_nearest_to_the_preference_is_used(tokenised, monkeypatch, world, layout):
     with_gpus(monkeypatch, world, None)
     base: Any = BaseStub(LLAMA_70B, tp=8, pp=8)
@@ -179,10 +205,13 @@ def test_on_gpus_that_nobody_knows_the_nearest_to_the_preference_is_used(tokenis
 
 
 def test_on_a_cpu_the_simplest_is_used_where_the_preference_does_not_fit(tokenised):
-    base: Any = BaseStub(LLAMA_8B | {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512, "vocab_size": 999}, tp=4, pp=1)
+    base: Any = BaseStub(
+        LLAMA_8B | {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512, "vocab_size": 999}, tp=4, pp=1
+    )
     alone = make_job(tokenised, base)
     assert str(alone.layout) == "tp 1 x pp 1 x dp 1"
     assert (
-        facts_of(alone).layout_note == "the entry's tp 4 x pp 1 takes a multiple of 4 processes, and there is 1: using tp 1 x pp 1 instead"
+        facts_of(alone).layout_note
+        == "the entry's tp 4 x pp 1 takes a multiple of 4 processes, and there is 1: using tp 1 x pp 1 instead"
     )
     assert str(make_job(replace(tokenised, nproc_per_node=4), base).layout) == "tp 4 x pp 1 x dp 1"

@@ -15,31 +15,45 @@ from sft.checkpoint.commit import ALONE
 from sft.config.flags import add_flags, typed_values
 from sft.config.recipe import combined, make_config, read_recipe, recipe_text
 from sft.config.train import TrainConfig
+from sft.observe.chart import best_of, series, write_loss_chart
+from sft.resolve.prepare import config_values
+from sft.spec.run_folder import to_toml
 from sft.worker import loop
 from sft.worker.loop import _Best
-from sft.resolve.prepare import config_values
-from sft.observe.chart import best_of, series, write_loss_chart
-from sft.spec.run_folder import to_toml
 from tokenize_data.errors import UserError
 from tokenize_data.records import Cleaning, DatasetSpec
 
 # Eight lines, each of them nine times the one before.
-BOMB = "a: &a {first}\n" + "".join(f"{n}: &{n} {{open}}{', '.join([f'*{p}'] * 9)}{{close}}\n" for p, n in itertools.pairwise("abcdefghi"))
+BOMB = "a: &a {first}\n" + "".join(
+    f"{n}: &{n} {{open}}{', '.join([f'*{p}'] * 9)}{{close}}\n" for p, n in itertools.pairwise("abcdefghi")
+)
 
 
 def config(tmp_path: Path, text: str, *argv: str) -> TrainConfig:
     (tmp_path / "recipe.yaml").write_text(text)
     parser = argparse.ArgumentParser()
     add_flags(parser)
-    values = combined(typed_values(parser.parse_args(["--config", str(tmp_path / "recipe.yaml"), *argv])), lambda line: None)
+    values = combined(
+        typed_values(parser.parse_args(["--config", str(tmp_path / "recipe.yaml"), *argv])), lambda line: None
+    )
     return make_config(values)
 
 
 def test_a_flag_wins_over_the_recipe(tmp_path):
     found = config(
-        tmp_path, "run_name: r\nlr: 2e-5\nsize: 70\nval: v.jsonl\ndata: [a.jsonl, b.jsonl]\n", "--lr", "1e-4", "--no_tensorboard"
+        tmp_path,
+        "run_name: r\nlr: 2e-5\nsize: 70\nval: v.jsonl\ndata: [a.jsonl, b.jsonl]\n",
+        "--lr",
+        "1e-4",
+        "--no_tensorboard",
     )
-    assert (found.run_name, found.lr, found.size, found.val, found.data) == ("r", 1e-4, "70", ("v.jsonl",), ("a.jsonl", "b.jsonl"))
+    assert (found.run_name, found.lr, found.size, found.val, found.data) == (
+        "r",
+        1e-4,
+        "70",
+        ("v.jsonl",),
+        ("a.jsonl", "b.jsonl"),
+    )
     assert not found.tensorboard
     assert config(tmp_path, "run_name: r\nloss: full\n", "--loss_mask", "0.25").loss_mask == 0.25
     assert config(tmp_path, "run_name: r\nloss_mask: 0.25\n", "--loss", "full").loss_mask == 1.0
@@ -50,15 +64,24 @@ def test_a_flag_wins_over_the_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("text", "key", "value"),
     [
-        ("lr: 2e-5", "lr", 2e-5), ("lr: 2.0E-5", "lr", 2e-5), ("lr: '3e-4'", "lr", 3e-4), ("lr: 1\nmin_lr: 0", "lr", 1.0),
-        ("size: 070", "size", "070"), ("id: 2024-01-01", "id", "2024-01-01"), ("iters: 1e3", "iters", 1000),
+        ("lr: 2e-5", "lr", 2e-5),
+        ("lr: 2.0E-5", "lr", 2e-5),
+        ("lr: '3e-4'", "lr", 3e-4),
+        ("lr: 1\nmin_lr: 0", "lr", 1.0),
+        ("size: 070", "size", "070"),
+        ("id: 2024-01-01", "id", "2024-01-01"),
+        ("iters: 1e3", "iters", 1000),
         ("epochs: ${N}", "epochs", 2.0),
-        ("iters: ${M:-7}", "iters", 7), ("checkpoint: ${NAME}/x", "checkpoint", "base/x"),
+        ("iters: ${M:-7}", "iters", 7),
+        ("checkpoint: ${NAME}/x", "checkpoint", "base/x"),
         ("checkpoint: $${NAME}", "checkpoint", "${NAME}"),
-        ("tensorboard: off", "tensorboard", False), ("loss: completion", "loss_mask", 0.0), ("loss: full", "loss_mask", 1.0),
-        ("lora_targets: q_proj\nlora: 8", "lora_targets", ("q_proj",)), ("early_stopping_min_delta: .5", "early_stopping_min_delta", 0.5),
+        ("tensorboard: off", "tensorboard", False),
+        ("loss: completion", "loss_mask", 0.0),
+        ("loss: full", "loss_mask", 1.0),
+        ("lora_targets: q_proj\nlora: 8", "lora_targets", ("q_proj",)),
+        ("early_stopping_min_delta: .5", "early_stopping_min_delta", 0.5),
     ],
-)  # fmt: skip
+)
 def test_values(tmp_path, monkeypatch, text, key, value):
     monkeypatch.setenv("N", "2")
     monkeypatch.setenv("NAME", "base")
@@ -67,7 +90,9 @@ def test_values(tmp_path, monkeypatch, text, key, value):
 
 def test_extends(tmp_path):
     (tmp_path / "inner").mkdir()
-    (tmp_path / "lowest.yaml").write_text("lr: 1e-3\nseq: 512\nloss: full\ndatasets: [{files: x, prompt: '{q}'}]\nearly_stopping: 3\n")
+    (tmp_path / "lowest.yaml").write_text(
+        "lr: 1e-3\nseq: 512\nloss: full\ndatasets: [{files: x, prompt: '{q}'}]\nearly_stopping: 3\n"
+    )
     (tmp_path / "inner" / "middle.yaml").write_text("extends: ../lowest.yaml\nseq: 256\nloss_mask: 0.5\n")
     found = config(tmp_path, "extends: inner/middle.yaml\nrun_name: r\ndata: [y]\nearly_stopping: null\n")
     assert (found.lr, found.seq, found.loss_mask, found.datasets, found.data) == (1e-3, 256, 0.5, (), ("y",))
@@ -91,22 +116,35 @@ def test_accumulated_rows(tmp_path):
     [
         ("lernrate: 1", "unknown key 'lernrate': `sft train -h` lists all keys"),
         ("warmup_fracton: 1", "unknown key 'warmup_fracton': did you mean 'warmup_fraction'?"),
-        ("hostfile: hosts", "unknown key 'hostfile'"), ("rank: 1", "unknown key 'rank'"),
-        ("lr: fast", "lr must be a number, not 'fast'"), ("iters: 1.5", "iters must be a whole number, not 1.5"),
-        ("iters: yes", "iters must be a whole number, not True"), ("tensorboard: 1", "tensorboard must be true or false, not 1"),
-        ("id: no", "id must be text, not False: write it in quotes"), ("id: 1.10", "id must be text, not 1.1: write it in quotes"),
-        ("id: [a]", "id must be text"), ("data: {a: b}", "data must be text"), ("loss: all", "loss: 'all': use completion or full"),
-        ("lr: -1", "--lr -1.0 must be above 0"), ("loss: full\nloss_mask: 1", "'loss' and 'loss_mask', which say the same in two ways"),
-        ("lr: 1\nlr: 2", "'lr' is there twice, again in line 3"), ("data: ${NO_SUCH}", "${NO_SUCH}: there is no such environment variable"),
-        ("1: 2", "the key 1 is no text"), ("extends: {}", "extends must be another recipe's path"), ("extends: none.yaml", "No such file"),
+        ("hostfile: hosts", "unknown key 'hostfile'"),
+        ("rank: 1", "unknown key 'rank'"),
+        ("lr: fast", "lr must be a number, not 'fast'"),
+        ("iters: 1.5", "iters must be a whole number, not 1.5"),
+        ("iters: yes", "iters must be a whole number, not True"),
+        ("tensorboard: 1", "tensorboard must be true or false, not 1"),
+        ("id: no", "id must be text, not False: write it in quotes"),
+        ("id: 1.10", "id must be text, not 1.1: write it in quotes"),
+        ("id: [a]", "id must be text"),
+        ("data: {a: b}", "data must be text"),
+        ("loss: all", "loss: 'all': use completion or full"),
+        ("lr: -1", "--lr -1.0 must be above 0"),
+        ("loss: full\nloss_mask: 1", "'loss' and 'loss_mask', which say the same in two ways"),
+        ("lr: 1\nlr: 2", "'lr' is there twice, again in line 3"),
+        ("data: ${NO_SUCH}", "${NO_SUCH}: there is no such environment variable"),
+        ("1: 2", "the key 1 is no text"),
+        ("extends: {}", "extends must be another recipe's path"),
+        ("extends: none.yaml", "No such file"),
         ("datasets: [{files: a, promt: b}]", "datasets[0]: unknown key 'promt': did you mean 'prompt'?"),
         ("samples: 3\ndatasets: [{files: a}]", "give each of the recipe's datasets its own 'samples'"),
-        ("a: &a [*a]", "an anchor contains itself"), ("a: !!python/object/apply:os.system [ls]", "is not valid YAML"),
-        ("a: " + "[" * 5000, "is not valid YAML"), ("? {a: b}\n: c", "is not valid YAML"), ("a: \x00", "is not valid YAML"),
+        ("a: &a [*a]", "an anchor contains itself"),
+        ("a: !!python/object/apply:os.system [ls]", "is not valid YAML"),
+        ("a: " + "[" * 5000, "is not valid YAML"),
+        ("? {a: b}\n: c", "is not valid YAML"),
+        ("a: \x00", "is not valid YAML"),
         (BOMB.format(first="[x]", open="[", close="]"), "stands for more than 100,000 values"),
         (BOMB.format(first="{x: 1}", open="{<<: [", close="]}"), "stands for more than 100,000 values"),
     ],
-)  # fmt: skip
+)
 def test_what_a_recipe_may_not_say(tmp_path, text, message):
     with pytest.raises(UserError) as error:
         config(tmp_path, f"run_name: r\n{text}\n")
@@ -115,7 +153,8 @@ def test_what_a_recipe_may_not_say(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"\xff\xfe", "is not valid YAML"), (b"", "not nothing"), (b"[1]", "a recipe is a mapping")]
+    ("content", "message"),
+    [(b"\xff\xfe", "is not valid YAML"), (b"", "not nothing"), (b"[1]", "a recipe is a mapping")],
 )
 def test_files_that_are_none(tmp_path, content, message):
     (tmp_path / "r.yaml").write_bytes(content)
@@ -132,12 +171,28 @@ def test_files_that_are_none(tmp_path, content, message):
 
 def test_a_run_s_own_recipe_gives_the_same_run(tmp_path):
     spec = DatasetSpec(
-        files=("a:b:c",), name="1", prompt="{x} ${HOME} $$ 'é' \n\\n # no", weight=0.5, clean=Cleaning(drop="[^a]", strip=True)
+        files=("a:b:c",),
+        name="1",
+        prompt="{x} ${HOME} $$ 'é' \n\\n # no",
+        weight=0.5,
+        clean=Cleaning(drop="[^a]", strip=True),
     )
     given = TrainConfig(
-        run_name="070", size="7", id="no", checkpoint="1e3", datasets=(spec,), val=("- x", "a b"), lr=1e-5, min_lr=1e-7, early_stopping=3,
-        template="{% for m in messages %}\n{{ m.content }}{% endfor %}", tensorboard=False, sequence_parallel=False, samples=None, clip=0.0,
-    )  # fmt: skip
+        run_name="070",
+        size="7",
+        id="no",
+        checkpoint="1e3",
+        datasets=(spec,),
+        val=("- x", "a b"),
+        lr=1e-5,
+        min_lr=1e-7,
+        early_stopping=3,
+        template="{% for m in messages %}\n{{ m.content }}{% endfor %}",
+        tensorboard=False,
+        sequence_parallel=False,
+        samples=None,
+        clip=0.0,
+    )
     (tmp_path / "recipe.yaml").write_text(recipe_text(given))
     assert make_config(read_recipe(tmp_path / "recipe.yaml")) == given
     assert tomllib.loads(to_toml({"config": config_values(given)}))["config"]["datasets"][0]["weight"] == 0.5
@@ -168,7 +223,9 @@ def test_a_resumed_run_remembers_its_validations(tmp_path, monkeypatch):
 
 def test_the_curve_shows_which_model_was_kept(tmp_path):
     pytest.importorskip("matplotlib")
-    records = [{"iteration": n, "loss": 3.0 - n / 10, "val_loss": loss} for n, loss in enumerate([2.0, 1.5, 1.7, 1.6], 1)]
+    records = [
+        {"iteration": n, "loss": 3.0 - n / 10, "val_loss": loss} for n, loss in enumerate([2.0, 1.5, 1.7, 1.6], 1)
+    ]
     assert best_of(series(records, "val_loss")) == (2, 1.5)
     assert best_of(series(records, "nothing")) is None
     assert write_loss_chart(records, tmp_path / "plain.png")

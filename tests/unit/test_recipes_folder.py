@@ -1,4 +1,6 @@
-"""The recipes of recipes/: each starts, with a tiny model of its family in place of the real one; and the schema that describes them."""
+"""The recipes of recipes/: each starts, with a tiny model of its family in place of the real one; and the schema that
+describes them.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,30 @@ FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("sweep"))
 # recipe -> (tiny model, tokenizer), of the family that it is for
 FAMILY = {
-    "meditron-7b-pubmedqa": ("llama1", "llama2"), "meditron-70b-pubmedqa": ("llama", "llama2"), "llama2-mix-lora": ("llama", "llama2"),
-    "llama3-mix-lora": ("llama", "llama3"), "gemma": ("gemma", "gemma"), "llama": ("llama", "llama3"), "mistral": ("mistral", "mistral"),
-    "opt-350m": ("opt-350m", "gpt2"), "pythia-70m-reviews": ("gpt-neox", "gpt2"), "demo": ("llama3-tied", "smollm"),
+    "meditron-7b-pubmedqa": ("llama1", "llama2"),
+    "meditron-70b-pubmedqa": ("llama", "llama2"),
+    "llama2-mix-lora": ("llama", "llama2"),
+    "llama3-mix-lora": ("llama", "llama3"),
+    "gemma": ("gemma", "gemma"),
+    "llama": ("llama", "llama3"),
+    "mistral": ("mistral", "mistral"),
+    "opt-350m": ("opt-350m", "gpt2"),
+    "pythia-70m-reviews": ("gpt-neox", "gpt2"),
+    "demo": ("llama3-tied", "smollm"),
     "early-stopping": ("llama", "llama2"),
-}  # fmt: skip
-ROW = {"prompt": "Is it?", "gold": "Yes.", "dialogue": "A: yes", "summary": "Yes.", "context": "It is.", "question": "Is it?",
-       "answer": "Yes.", "text": "It is.", "Text": "Good <br> tea", "Summary": "Good."}  # fmt: skip
+}
+ROW = {
+    "prompt": "Is it?",
+    "gold": "Yes.",
+    "dialogue": "A: yes",
+    "summary": "Yes.",
+    "context": "It is.",
+    "question": "Is it?",
+    "answer": "Yes.",
+    "text": "It is.",
+    "Text": "Good <br> tea",
+    "Summary": "Good.",
+}
 
 
 def asked(recipe: str, *argv: str) -> TrainConfig:
@@ -96,13 +115,22 @@ def test_it_starts_with_a_tiny_model_of_its_family(place: Path, family: Callable
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_it_trains_a_tiny_model_of_its_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Callable[[str], Path], recipe: str):
+def test_it_trains_a_tiny_model_of_its_family(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Callable[[str], Path], recipe: str
+):
     monkeypatch.chdir(tmp_path)
-    for name, value in (("DATA", "data"), ("GUANACO", "data/guanaco.jsonl"), ("SUMMARIES", "20"), ("PYTHONPATH", str(FOLDER.parent))):
+    for name, value in (
+        ("DATA", "data"),
+        ("GUANACO", "data/guanaco.jsonl"),
+        ("SUMMARIES", "20"),
+        ("PYTHONPATH", str(FOLDER.parent)),
+    ):
         monkeypatch.setenv(name, value)
     given = lay_out(tmp_path, family, recipe)
     command = [sys.executable, "-m", "sft", "train", "--config", str(FOLDER / f"{recipe}.yaml"), *FLAGS, "--iters", "2"]
-    done = subprocess.run([*command, "--dtype", "fp32", "--global_batch", "4", "--nproc_per_node", "1"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--dtype", "fp32", "--global_batch", "4", "--nproc_per_node", "1"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     (metrics,) = Path(given.save_checkpoint_dir).glob("*/metrics.jsonl")
     assert {"iteration", "loss"} <= json.loads(metrics.read_text().splitlines()[0]).keys()
@@ -124,7 +152,9 @@ def test_the_schema_is_that_of_the_dataclasses():
     settings = {entry.name for entry in fields(TrainConfig)} - set(ONLY_FLAGS)
     assert set(found["properties"]) == settings | {"extends", "loss", "load_in_8bit"}
     assert set(found["$defs"]["dataset"]["properties"]) == {entry.name for entry in fields(DatasetSpec)}
-    assert set(found["$defs"]["dataset"]["properties"]["clean"]["properties"]) == {entry.name for entry in fields(Cleaning)}
+    assert set(found["$defs"]["dataset"]["properties"]["clean"]["properties"]) == {
+        entry.name for entry in fields(Cleaning)
+    }
     assert found["properties"]["schedule"]["enum"] == ["cosine", "linear", "constant", None]
     assert found["properties"]["warmup_fraction"]["maximum"] == 1
 
@@ -143,7 +173,15 @@ def complaints(value: Any, known: dict[str, Any], others: dict[str, Any]) -> lis
         known = others[known["$ref"].rpartition("/")[2]]
     if "anyOf" in known:
         return min((complaints(value, choice, others) for choice in known["anyOf"]), key=len)
-    kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": int | float, "boolean": bool, "null": type(None)}
+    kinds = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "integer": int,
+        "number": int | float,
+        "boolean": bool,
+        "null": type(None),
+    }
     wanted = known.get("type", [])
     wanted = [wanted] if isinstance(wanted, str) else wanted
     if wanted and not any(isinstance(value, kinds[kind]) for kind in wanted):
@@ -167,13 +205,18 @@ def test_the_schema_refuses_what_the_recipe_reader_refuses():
     found = schema.schema()
     wrong = {"run_name": "r", "lr": -1.0, "schedule": "cosin", "datasets": [{}], "lernrate": 1, "iters": 1.5}
     assert complaints(wrong, found, found["$defs"]) == [
-        "lr: -1.0 <= 0", "schedule: cosin not in ['cosine', 'linear', 'constant', None]", "datasets: no files", "lernrate",
+        "lr: -1.0 <= 0",
+        "schedule: cosin not in ['cosine', 'linear', 'constant', None]",
+        "datasets: no files",
+        "lernrate",
         "iters: 1.5 is no ['integer', 'null', 'string']",
-    ]  # fmt: skip
+    ]
 
 
 def test_the_sweep_of_few_rows():
     sweep = read_sweep(FOLDER / "sweep-few-rows.yaml")
     assert len(sweep.trials) == 3 * 2 * 3 * 2
-    assert len({trial.values["run_name"] for trial in sweep.trials}) == 3 * 3  # shards: a model's template, a number of rows
+    assert (
+        len({trial.values["run_name"] for trial in sweep.trials}) == 3 * 3
+    )  # shards: a model's template, a number of rows
     assert read_recipe_file(FOLDER / "sweep-few-rows.yaml")["axes"]["samples"] == [60, 120, 180]

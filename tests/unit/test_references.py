@@ -1,6 +1,8 @@
-"""Every setting that changes what is computed names the test that compares it with something that does not run our engine.
+"""Every setting that changes what is computed names the test that compares it with something that does not run our
+engine.
 
-A new setting, or a new value of one, fails here until it has such a test, or is listed as one that changes no arithmetic.
+A new setting, or a new value of one, fails here until it has such a test, or is listed as one that changes no
+arithmetic.
 """
 
 from __future__ import annotations
@@ -40,24 +42,38 @@ def axis(name: str, value: Any) -> tuple[str, str, Any]:
 REFERENCES: dict[str, dict[Any, Any]] = {
     "optimizer": {name: axis("optimizer", name) for name in ("adamw", "adamw8bit", "adafactor", "muon", "sgd")},
     "momentum": {"any": axis("optimizer", "sgd, momentum")},
-    "beta1": {"any": _UPDATES}, "beta2": {"any": _UPDATES}, "eps": {"any": _UPDATES}, "weight_decay": {"any": _UPDATES},
+    "beta1": {"any": _UPDATES},
+    "beta2": {"any": _UPDATES},
+    "eps": {"any": _UPDATES},
+    "weight_decay": {"any": _UPDATES},
     "clip": {"any": _UPDATES},
     "schedule": {name: (_RATES, name) for name in ("cosine", "linear", "constant")},
-    "lr": {"any": _RATES}, "min_lr": {"any": _RATES}, "warmup_fraction": {"any": _RATES}, "warmup_iters": {"any": _RATES},
+    "lr": {"any": _RATES},
+    "min_lr": {"any": _RATES},
+    "warmup_fraction": {"any": _RATES},
+    "warmup_iters": {"any": _RATES},
     "dtype": {"fp32": _LAYOUTS, "bf16": _PARITY},
     "recompute": {name: axis("recompute", name) for name in ("none", "selective", "full")},
     "loss_mask": {0.0: axis("loss_mask", 0.0), 0.5: axis("loss_mask", 0.5)},
     "sequence_parallel": {value: axis("sequence_parallel", value) for value in (True, False)},
-    "tp": {"any": axis("layout", "tp2")}, "pp": {"any": axis("layout", "pp2")}, "nproc_per_node": {"any": axis("layout", "dp2")},
+    "tp": {"any": axis("layout", "tp2")},
+    "pp": {"any": axis("layout", "pp2")},
+    "nproc_per_node": {"any": axis("layout", "dp2")},
     "micro_batch": {"any": axis("pack", True)},
     "global_batch": {"any": (_LAYOUTS, "llama: dp2, 10 documents")},
-    "lora": {"any": axis("mode", "adapters")}, "lora_modules_to_save": {"any": axis("mode", "adapters, saved")},
-    "load_in_4bit": {True: axis("mode", "4 bits")}, "weight_only_8bit": {True: axis("mode", "8 bits")},
-    "lora_alpha": {"any": _ADAPTERS}, "lora_targets": {"any": (_ADAPTERS, "llama: tp2 x dp2, head")},
-    "lora_rslora": {True: (_ADAPTERS, "llama3-tied: rank-stabilised")}, "lora_dropout": {"any": _DROPOUT},
-    "adapter": {"any": _GOES_ON}, "merge_at_end": {True: _MERGED},
-    "template": {"any": _PROMPTS}, "format": {"any": _FORMATS},
-}  # fmt: skip
+    "lora": {"any": axis("mode", "adapters")},
+    "lora_modules_to_save": {"any": axis("mode", "adapters, saved")},
+    "load_in_4bit": {True: axis("mode", "4 bits")},
+    "weight_only_8bit": {True: axis("mode", "8 bits")},
+    "lora_alpha": {"any": _ADAPTERS},
+    "lora_targets": {"any": (_ADAPTERS, "llama: tp2 x dp2, head")},
+    "lora_rslora": {True: (_ADAPTERS, "llama3-tied: rank-stabilised")},
+    "lora_dropout": {"any": _DROPOUT},
+    "adapter": {"any": _GOES_ON},
+    "merge_at_end": {True: _MERGED},
+    "template": {"any": _PROMPTS},
+    "format": {"any": _FORMATS},
+}
 # Which documents are trained and how often, where things lie, who takes part, what is told: the arithmetic is the same.
 NO_ARITHMETIC = {
     "config",
@@ -126,7 +142,9 @@ def test_every_value_of_a_choice_is_compared():
 
 
 @pytest.mark.parametrize(
-    "reference", sorted({repr(value): value for values in REFERENCES.values() for value in values.values()}.values(), key=repr), ids=repr
+    "reference",
+    sorted({repr(value): value for values in REFERENCES.values() for value in values.values()}.values(), key=repr),
+    ids=repr,
 )
 def test_the_reference_is_there_and_runs_in_ci(reference):
     test, *chosen = (reference,) if isinstance(reference, str) else reference
@@ -151,7 +169,9 @@ def test_learning_rates_are_those_of_transformers(schedule, iterations, fraction
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     warmup = -(-int(fraction * 1000) * iterations // 1000)
     make = {
-        "cosine": lambda: optimization.get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, iterations, min_lr=min_lr),
+        "cosine": lambda: optimization.get_cosine_with_min_lr_schedule_with_warmup(
+            optimizer, warmup, iterations, min_lr=min_lr
+        ),
         "linear": lambda: optimization.get_linear_schedule_with_warmup(optimizer, warmup, iterations),
         "constant": lambda: optimization.get_constant_schedule_with_warmup(optimizer, warmup),
     }[schedule]

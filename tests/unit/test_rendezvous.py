@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from sft.launcher import processes
 from sft.launcher.listen import ATTEMPT
 from sft.launcher.rendezvous import connect
-from sft.launcher import processes
 
 LONG = 60.0
 gloo = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
@@ -23,7 +23,14 @@ gloo = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has n
 
 def worker(monkeypatch: pytest.MonkeyPatch, rank: int, port: int, attempt: str = "ours") -> Any:
     """The store as a worker of `attempt` sees it."""
-    values = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, ATTEMPT: attempt}
+    values = {
+        "RANK": rank,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        ATTEMPT: attempt,
+    }
     for name, value in values.items():
         monkeypatch.setenv(name, str(value))
     return connect(LONG)

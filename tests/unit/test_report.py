@@ -20,27 +20,53 @@ import pytest
 from sft.cli import entry
 from sft.config.flags import add_flags, typed_values
 from sft.config.train import TrainConfig
-from sft.resolve.prepare import config_values
 from sft.observe import report, serve
+from sft.resolve.prepare import config_values
 from sft.spec.run_folder import write_run_toml, write_status
 from tests.conftest import Workbench, pair
 from tokenize_data.errors import OneLineParser
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None)
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None
+)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: apt-get install chromium")
 KEY = "sk-0123456789abcdefghij"
 
 
 def make_run(folder: Path, iterations: int = 40, offset: float = 0.0, state: Any = "finished", **values: Any) -> Path:
     folder.mkdir(parents=True)
-    config = config_values(TrainConfig(run_name="orders", checkpoint="my model/hf", data=("a b.jsonl",), lr=1e-4, **values))
-    resolved = {"base": "owner/base", "model_type": "llama", "iterations": iterations, "tp": 1, "pp": 1, "dp": 1, "micro_batch": 1,
-                "recompute": "none", "dtype": "fp32", "sequence_parallel": False}  # fmt: skip
+    config = config_values(
+        TrainConfig(run_name="orders", checkpoint="my model/hf", data=("a b.jsonl",), lr=1e-4, **values)
+    )
+    resolved = {
+        "base": "owner/base",
+        "model_type": "llama",
+        "iterations": iterations,
+        "tp": 1,
+        "pp": 1,
+        "dp": 1,
+        "micro_batch": 1,
+        "recompute": "none",
+        "dtype": "fp32",
+        "sequence_parallel": False,
+    }
     write_run_toml(folder, config=config, resolved=resolved, versions={"torch": "2.13.0"})
-    write_status(folder, state=state, iteration=iterations, iterations=iterations, reason="loss is NaN" if state == "failed" else "")
+    write_status(
+        folder,
+        state=state,
+        iteration=iterations,
+        iterations=iterations,
+        reason="loss is NaN" if state == "failed" else "",
+    )
     lines = []
     for number in range(1, iterations + 1):
-        record: dict[str, float] = {"iteration": number, "loss": offset + 3 / number, "lr": 1e-4, "grad_norm": 1.0, "tokens": 100}
+        record: dict[str, float] = {
+            "iteration": number,
+            "loss": offset + 3 / number,
+            "lr": 1e-4,
+            "grad_norm": 1.0,
+            "tokens": 100,
+        }
         record |= {"trained_tokens": 10, "seconds": 0.5, "tokens_per_second": 200.0}
         record |= {"val_loss": offset + 3.3 / number} if number % 10 == 0 else {}
         lines.append(json.dumps(record))
@@ -57,10 +83,18 @@ def add_evaluation(folder: Path, answer: str) -> None:
     models = [{"label": label, "datasets": {"test": table}} for label, table in (("base", before), ("tuned", after))]
     (folder / "evaluation" / "scores.json").write_text(json.dumps({"base": "base", "models": models}))
     rows = [
-        {"model": label, "dataset": "test", "row": row, "question": f"question {row}?", "references": ["CAR/1"], "answer": text,
-         "scores": {"exact_match": float(text == "CAR/1")}}
-        for label, text in (("base", answer), ("tuned", "CAR/1")) for row in range(3)
-    ]  # fmt: skip
+        {
+            "model": label,
+            "dataset": "test",
+            "row": row,
+            "question": f"question {row}?",
+            "references": ["CAR/1"],
+            "answer": text,
+            "scores": {"exact_match": float(text == "CAR/1")},
+        }
+        for label, text in (("base", answer), ("tuned", "CAR/1"))
+        for row in range(3)
+    ]
     (folder / "evaluation" / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -81,13 +115,18 @@ def test_the_page_says_what_the_folder_says(tmp_path: Path, capsys: pytest.Captu
     assert facts["series"]["loss"] == [list(range(1, 41)), [float(f"{3 / n:.6g}") for n in range(1, 41)]]
     assert facts["series"]["val_loss"][0] == [10, 20, 30, 40]
     assert (facts["tokens"], facts["seconds"], facts["warnings"]) == (4000, 20.0, ["step-0000010 is damaged"])
-    assert facts["samples"][0]["answers"] == {"base": {"text": "no idea", "right": False}, "tuned": {"text": "CAR/1", "right": True}}
+    assert facts["samples"][0]["answers"] == {
+        "base": {"text": "no idea", "right": False},
+        "tuned": {"text": "CAR/1", "right": True},
+    }
     assert facts["versions"] == {"torch": "2.13.0"}
 
 
 def test_the_page_needs_no_network(tmp_path: Path) -> None:
     page = report.page([make_run(tmp_path / "run")])
-    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)|@import|url\((?!#|data:)""", page.replace("url(#${clip})", ""))
+    assert not re.search(
+        r"""(?:src|href)\s*=\s*["'](?!data:)|@import|url\((?!#|data:)""", page.replace("url(#${clip})", "")
+    )
     assert "default-src 'none'" in page
 
 
@@ -113,10 +152,13 @@ SECRETS = {
     "a key of Weights & Biases": ("login with {}", "0123456789abcdef0123456789abcdef01234567"),
     "a password": ("password: {}", "hunter22"),
     "in quotes": ('{{"password": "{}"}}', "two words"),
-    "a variable": ("WANDB_API_KEY={} sft", "abcd"), "YAML": ("api_key: {}", "abcd-efgh"),
-    "a flag": ("--hub_token={}", "abcdefg"), "basic": ("Authorization: Basic {}", "dXNlcjpwYXNz"),
-    "a secret": ("client_secret = '{}'", "it's"[:2]), "cut off": ("x" * 3990 + " {}", KEY),
-}  # fmt: skip
+    "a variable": ("WANDB_API_KEY={} sft", "abcd"),
+    "YAML": ("api_key: {}", "abcd-efgh"),
+    "a flag": ("--hub_token={}", "abcdefg"),
+    "basic": ("Authorization: Basic {}", "dXNlcjpwYXNz"),
+    "a secret": ("client_secret = '{}'", "it's"[:2]),
+    "cut off": ("x" * 3990 + " {}", KEY),
+}
 
 
 @pytest.mark.parametrize("name", SECRETS)
@@ -198,7 +240,13 @@ def test_long_runs_are_thinned_out(tmp_path: Path) -> None:
 
 def test_the_command_gives_the_same_configuration(tmp_path: Path) -> None:
     config = TrainConfig(
-        run_name="r", checkpoint="a folder/hf", data=("x y.jsonl", "z.jsonl"), lr=3e-4, tensorboard=False, early_stopping=3, min_lr=1.25e-6
+        run_name="r",
+        checkpoint="a folder/hf",
+        data=("x y.jsonl", "z.jsonl"),
+        lr=3e-4,
+        tensorboard=False,
+        early_stopping=3,
+        min_lr=1.25e-6,
     )
     write_run_toml(tmp_path, config=config_values(config), resolved={}, versions={})
     command = report.repeat_command(tomllib.loads((tmp_path / "run.toml").read_text())["config"])
@@ -245,7 +293,9 @@ def test_the_data_s_lengths_are_shown(tmp_path: Path, bench: Workbench) -> None:
     data = bench.jsonl([pair(f"Question {n}?", "word " * n) for n in range(1, 40)])
     assert bench.tokenize("--data", data).code == 0
     run = make_run(tmp_path / "run")
-    text = (run / "run.toml").read_text().replace("[resolved]\n", f'[resolved]\ndata_folder = "{bench.tokenized / "r"}"\n')
+    text = (
+        (run / "run.toml").read_text().replace("[resolved]\n", f'[resolved]\ndata_folder = "{bench.tokenized / "r"}"\n')
+    )
     (run / "run.toml").write_text(text)
     facts = report.run_facts(run)
     assert sum(facts["lengths"]["counts"]) == facts["data"]["documents"] == 39
@@ -301,7 +351,13 @@ def dom(tmp_path: Path) -> Callable[..., str]:
     """The page's document after its scripts have run."""
 
     def load(address: str, milliseconds: int = 1000) -> str:
-        command = [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        command = [
+            str(BROWSER),
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+        ]
         command += [f"--virtual-time-budget={milliseconds}", "--window-size=1200,1600", "--dump-dom", address]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -312,15 +368,22 @@ def dom(tmp_path: Path) -> Callable[..., str]:
 
 @needs_browser
 def test_a_browser_draws_the_page(tmp_path: Path, dom: Callable[..., str]) -> None:
-    """One start of the browser, two pages of runs: with a pointer over the first chart, and errors of the scripts in the title."""
-    runs = [make_run(tmp_path / "run-a", iterations=150), make_run(tmp_path / "run-b", iterations=120, offset=1.0, seed=5)]
+    """One start of the browser, two pages of runs: with a pointer over the first chart, and errors of the scripts in
+    the title.
+    """
+    runs = [
+        make_run(tmp_path / "run-a", iterations=150),
+        make_run(tmp_path / "run-b", iterations=120, offset=1.0, seed=5),
+    ]
     add_evaluation(runs[0], "</script><script>document.title='broken'</script>")
     extra = """<script>
       const box = document.querySelector("svg").getBoundingClientRect();
       const at = {clientX: box.left + box.width / 2, clientY: box.top + 50};
       document.querySelector("svg").dispatchEvent(new PointerEvent("pointermove", at));
     </script>"""
-    head = "<script>window.onerror = (message) => { document.documentElement.dataset.error = message; };</script></head>"
+    head = (
+        "<script>window.onerror = (message) => { document.documentElement.dataset.error = message; };</script></head>"
+    )
     page = report.page(runs).replace("</head>", head, 1).replace("</body>", extra + "</body>", 1)
     (tmp_path / "page.html").write_text(page)
     found = dom(f"file://{tmp_path / 'page.html'}")
@@ -338,7 +401,9 @@ def test_a_browser_draws_the_page(tmp_path: Path, dom: Callable[..., str]) -> No
 
 
 @needs_browser
-def test_a_live_page_follows_the_run(server: tuple[str, Path], dom: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_live_page_follows_the_run(
+    server: tuple[str, Path], dom: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     url, run = server
     page = report.page
 

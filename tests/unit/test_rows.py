@@ -24,9 +24,12 @@ from tokenize_data.records import parse_line
 from tokenize_data.rows import Unreadable, csv_rows, json_rows
 
 TEXTS = st.text(
-    st.characters(codec="utf-8", exclude_characters="\x00\ufeff") | st.sampled_from('",\t\r\n\\{}[] :7.\u2028'), max_size=6
-)  # fmt: skip
-VALUES = st.sampled_from(["007", "1.50", "2024-01-02", "NA", "None", "null", "nan", "true", "1e5", "+1", " x ", "", "[1]", '{"a": 1}'])
+    st.characters(codec="utf-8", exclude_characters="\x00\ufeff") | st.sampled_from('",\t\r\n\\{}[] :7.\u2028'),
+    max_size=6,
+)
+VALUES = st.sampled_from(
+    ["007", "1.50", "2024-01-02", "NA", "None", "null", "nan", "true", "1e5", "+1", " x ", "", "[1]", '{"a": 1}']
+)
 CELLS = TEXTS | VALUES
 TABLES = st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=8)
 
@@ -36,30 +39,44 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(table=TABLES, size=st.integers(1, 9), tsv=st.booleans(), quote_all=st.booleans(), end=st.sampled_from(["\n", "\r\n"]))
+@given(
+    table=TABLES,
+    size=st.integers(1, 9),
+    tsv=st.booleans(),
+    quote_all=st.booleans(),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
 def test_csv_values_are_what_a_writer_wrote(table, size, tsv, quote_all, end):
     written = io.StringIO()
-    quote_all = quote_all or any("\r" in cell for row in table for cell in row)  # which the csv module does not quote otherwise
+    quote_all = quote_all or any(
+        "\r" in cell for row in table for cell in row
+    )  # which the csv module does not quote otherwise
     quoting = csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
     delimiter = "\t" if tsv else ","
-    csv.writer(written, lineterminator=end, delimiter=delimiter, quoting=quoting).writerows([("prompt", "gold"), *table])
+    csv.writer(written, lineterminator=end, delimiter=delimiter, quoting=quoting).writerows(
+        [("prompt", "gold"), *table]
+    )
     data = written.getvalue().encode()
     assert [parse_line(row) for row in csv_rows("x", pieces(data, size), delimiter)] == [
         {"prompt": prompt, "gold": gold} for prompt, gold in table
-    ]  # fmt: skip
+    ]
 
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | CELLS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=6,
-)  # fmt: skip
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
-    values=st.lists(JSON, max_size=5), size=st.integers(1, 9), indent=st.sampled_from([None, 1]), ascii_only=st.booleans(),
+    values=st.lists(JSON, max_size=5),
+    size=st.integers(1, 9),
+    indent=st.sampled_from([None, 1]),
+    ascii_only=st.booleans(),
     is_list=st.booleans(),
-)  # fmt: skip
+)
 def test_json_values_are_what_a_writer_wrote(values, size, indent, ascii_only, is_list):
     if is_list:
         text = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
@@ -78,7 +95,9 @@ def test_a_table_in_every_kind_of_file_has_the_same_rows(tmp_path_factory, table
     rows = [{"prompt": prompt, "gold": gold} for prompt, gold in table]
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "a.json").write_text(json.dumps(rows, indent=2))
-    columns = pa.table({"prompt": pa.array([p for p, _ in table], pa.string()), "gold": pa.array([g for _, g in table], pa.string())})
+    columns = pa.table(
+        {"prompt": pa.array([p for p, _ in table], pa.string()), "gold": pa.array([g for _, g in table], pa.string())}
+    )
     parquet.write_table(columns, folder / "a.parquet", row_group_size=3)
     for name, opened in (("file.arrow", pa.ipc.new_file), ("stream.arrow", pa.ipc.new_stream)):
         with opened(folder / name, columns.schema) as writer:
@@ -126,7 +145,9 @@ def test_parquet_values_that_are_no_texts_are_refused(bench, values, kind, messa
 
 def test_columns_that_are_not_used_may_hold_anything(bench):
     file = bench.root / "a.parquet"
-    parquet.write_table(pa.table({**{key: [value] for key, value in pair().items()}, "score": [float("nan")], "raw": [b"\xff"]}), file)
+    parquet.write_table(
+        pa.table({**{key: [value] for key, value in pair().items()}, "score": [float("nan")], "raw": [b"\xff"]}), file
+    )
     assert bench.tokenize("--data", file).code == 0
 
 
@@ -143,7 +164,12 @@ def test_text_in_parquet_that_is_not_utf8_costs_its_row_alone(bench):
 
 
 def test_parts_of_a_message_are_texts_too(bench):
-    row = {"messages": [{"role": "user", "content": [{"type": "text", "text": 1.50}]}, {"role": "assistant", "content": "Yes."}]}
+    row = {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": 1.50}]},
+            {"role": "assistant", "content": "Yes."},
+        ]
+    }
     outcome = bench.tokenize("--data", bench.jsonl([row]))
     assert outcome.code == 2
     assert "message 1: 'content' is a list" in outcome.err
@@ -206,8 +232,9 @@ def test_files_that_cannot_be_read(bench, name, content, message):
 @given(data=st.binary(max_size=60) | st.text('",\n\r[]{}: 1a', max_size=60).map(str.encode), size=st.integers(1, 9))
 def test_any_bytes_give_rows_or_one_line(data, size):
     readers: list[Callable[[], Iterator[Any]]] = [
-        lambda: csv_rows("x", pieces(data, size), ","), lambda: json_rows("x", pieces(data, size)),
-    ]  # fmt: skip
+        lambda: csv_rows("x", pieces(data, size), ","),
+        lambda: json_rows("x", pieces(data, size)),
+    ]
     for read in readers:
         try:
             assert all(isinstance(row, Unreadable) or b"\n" not in row for row in read())

@@ -29,8 +29,10 @@ Sampler(100, 64, 0).documents(0)  # what is imported at first use
 lengths = np.random.default_rng(0).integers(20, 2048, 10_000_000).astype(np.uint32)
 sampler = Sampler(len(lengths), 64, 0)
 first = lines_run(lambda: sampler.documents(0))
-most = max(lines_run(lambda: plan_batch(lengths[sampler.documents(number)].tolist(), 2048, 4)) for number in range(1, 21))
-peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]  # ru_maxrss would begin with the parent's
+batch_of = lambda number: lengths[sampler.documents(number)].tolist()
+most = max(lines_run(lambda: plan_batch(batch_of(number), 2048, 4)) for number in range(1, 21))
+# ru_maxrss would begin with the parent's
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
 print(first, most, int(peak) / 2**20)
 """
 
@@ -49,10 +51,17 @@ def seventy_billion(tmp_path_factory):
     """The files of a 70B model: right in their headers and sizes, and otherwise holes."""
     folder = tmp_path_factory.mktemp("70B")
     config = LlamaConfig(
-        hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8, vocab_size=32000,
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        vocab_size=32000,
         architectures=["LlamaForCausalLM"],
-    )  # fmt: skip
-    shapes = {name: tuple(parameter.shape) for name, parameter in make_on_meta(config, torch.bfloat16).named_parameters()}
+    )
+    shapes = {
+        name: tuple(parameter.shape) for name, parameter in make_on_meta(config, torch.bfloat16).named_parameters()
+    }
     names, files = list(shapes), {}
     for number in range(30):
         file, header, at = f"model-{number:05d}-of-00030.safetensors", {}, 0
@@ -74,12 +83,19 @@ def test_a_rank_of_a_70b_model_finds_its_slices_from_the_headers(seventy_billion
     assert sum(file.stat().st_size for file in folder.iterdir()) > 130e9
     before = bytes_read()
     built = build_stage(
-        config, range(30, 40), Alone(rank=5, size=8), sequence_parallel=True, recompute="none", dtype=torch.bfloat16,
+        config,
+        range(30, 40),
+        Alone(rank=5, size=8),
+        sequence_parallel=True,
+        recompute="none",
+        dtype=torch.bfloat16,
         device=torch.device("meta"),
-    )  # fmt: skip
+    )
     files = WeightFiles(folder)
     expected = {name: place.shape for name, place in built.all_places.items()}
-    names = match_names(expected, files, base_prefix=built.base_prefix, tied={}, ignore=built.ignored, grown={}, renames=built.renames)
+    names = match_names(
+        expected, files, base_prefix=built.base_prefix, tied={}, ignore=built.ignored, grown={}, renames=built.renames
+    )
     places = 0
     for name, parameter in built.parameters.items():
         part, shape = built.places[name].part, files.shape(names[name])

@@ -1,4 +1,6 @@
-"""Scores equal the libraries' own, the training loss equals transformers', intervals and differences are those of resampling."""
+"""Scores equal the libraries' own, the training loss equals transformers', intervals and differences are those of
+resampling.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from tokenize_data.chat import ASSISTANT
 from tokenize_data.examples import Example
 from tokenize_data.prompts import open_format
 
-_TEXT = "the patient was given an ACE inhibitor and blood pressure fell to 130/80 in six weeks. Is it so? Größe, naïve\n"
+_TEXT = (
+    "the patient was given an ACE inhibitor and blood pressure fell to 130/80 in six weeks. Is it so? Größe, naïve\n"
+)
 _WORDS = re.findall(r"\S+\s*", _TEXT)
 
 
@@ -84,7 +88,11 @@ def test_intervals_cover_and_differences_are_paired() -> None:
     rng = np.random.default_rng(0)
     hits, covered = rng.random((200, 100)) < 0.3, 0
     for sample in hits[:40]:
-        (measure,) = (m for m in scores.measures([row("yes" if hit else "no", ["yes"]) for hit in sample]) if m.name == "exact_match")
+        (measure,) = (
+            m
+            for m in scores.measures([row("yes" if hit else "no", ["yes"]) for hit in sample])
+            if m.name == "exact_match"
+        )
         score = scores.score_of(measure)
         covered += score.low <= 0.3 <= score.high
         assert score.value == sample.mean()
@@ -165,7 +173,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, family: Callable[[str
 
 def _conversations() -> list[list[dict[str, str]]]:
     pairs = [("Are you coming?", "Yes, at 8."), ("Summarise: " + "Anna and Ben. " * 6, "They meet."), ("x", "no")]
-    chats = [[{"role": "user", "content": question}, {"role": "assistant", "content": answer}] for question, answer in pairs]
+    chats = [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}] for question, answer in pairs
+    ]
     return [*chats, [*chats[0], *chats[2]]]
 
 
@@ -190,11 +200,20 @@ def test_candidates_share_what_they_begin_with(model_folder: Path) -> None:
     chat = open_format(model_folder)
     for earlier in ([], _conversations()[0]):
         prompt = [*earlier, {"role": "user", "content": "Is it so?"}]
-        documents = [chat.documents([*prompt, {"role": "assistant", "content": text}])[-1] for text in ("yes", "no", "maybe, maybe not")]
+        documents = [
+            chat.documents([*prompt, {"role": "assistant", "content": text}])[-1]
+            for text in ("yes", "no", "maybe, maybe not")
+        ]
         whole = [likelihood for _, likelihood in sorted(answer_likelihoods(model, documents), key=lambda pair: pair[0])]
-        before = [
-            likelihood for document in chat.documents(earlier) for _, likelihood in answer_likelihoods(model, [document])
-        ] if earlier else []  # fmt: skip
+        before = (
+            [
+                likelihood
+                for document in chat.documents(earlier)
+                for _, likelihood in answer_likelihoods(model, [document])
+            ]
+            if earlier
+            else []
+        )
         common = sum(part.nll for part in before)
         found = candidate_likelihoods(model, documents)
         assert [part.nll + common for part in found] == pytest.approx([part.nll for part in whole], rel=1e-5)

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from sft.checkpoint.merging import _bits_of
 from sft.config.flags import add_flags
 from sft.config.train import TrainConfig
-from sft.worker import saving
-from sft.checkpoint.merging import _bits_of
 from sft.resolve.prepare import config_values, make_job, resolved_facts
 from sft.resolve.settings import config_of
+from sft.worker import saving
 from tests.conftest import Workbench, pair
 from tests.unit.test_plan_command import BaseStub
 from tests.unit.test_plan_search import LLAMA_8B
@@ -44,16 +44,22 @@ def test_the_older_name_of_8_bits_works_and_says_so(capsys, monkeypatch, tmp_pat
     assert not settings("--config", str(recipe)).weight_only_8bit
     assert settings("--weight_only_8bit", "--lora", "8").weight_only_8bit
     assert capsys.readouterr().err == ""
-    with pytest.raises(UserError, match="--weight_only_8bit keeps the base's weights in a form that cannot be trained in full"):
+    with pytest.raises(
+        UserError, match="--weight_only_8bit keeps the base's weights in a form that cannot be trained in full"
+    ):
         settings("--load_in_8bit")
 
 
 def test_checkpoints_and_adapters_of_the_older_name_are_understood(bench: Workbench, tmp_path: Path):
     bench.tokenize("--data", bench.jsonl([pair(f"Number {i}?", f"It is {i}.") for i in range(8)]))
-    config = TrainConfig(run_name="r", tokenized_data_dir=str(bench.tokenized), checkpoint=str(bench.base), lora=8, weight_only_8bit=True)
+    config = TrainConfig(
+        run_name="r", tokenized_data_dir=str(bench.tokenized), checkpoint=str(bench.base), lora=8, weight_only_8bit=True
+    )
     base: Any = BaseStub(SMALL)
     job = make_job(config, base)
-    old = {name: value for name, value in config_values(job.config).items() if name != "weight_only_8bit"} | {"load_in_8bit": True}
+    old = {name: value for name, value in config_values(job.config).items() if name != "weight_only_8bit"} | {
+        "load_in_8bit": True
+    }
     facts = {"config": old, "resolved": resolved_facts(job), "next_batch": saving.next_batch(job, 1)}
     checkpoint: Any = SimpleNamespace(manifest={"facts": facts}, iteration=1, folder=tmp_path / "step-0000001")
     saving.check(job, checkpoint)

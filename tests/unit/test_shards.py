@@ -35,7 +35,12 @@ def test_manifest_says_all_that_is_known(bench):
     assert manifest["seq"] == 2048
     (file,) = manifest["datasets"][0]["files"]
     assert (file["name"], file["size"], file["rows"]) == (str(data), data.stat().st_size, 5)
-    assert len(file["sha256"]) == len(manifest["tokenizer"]["fingerprint"]) == len(manifest["template"]["fingerprint"]) == 64
+    assert (
+        len(file["sha256"])
+        == len(manifest["tokenizer"]["fingerprint"])
+        == len(manifest["template"]["fingerprint"])
+        == 64
+    )
     assert manifest["tokenizer"]["stop_ids"] == [2]
     assert {"tokenizers", "pyarrow", "tokenize_data"} <= set(manifest["versions"])
     assert sum(manifest["role_tokens"].values()) == manifest["tokens"]
@@ -81,8 +86,14 @@ def write_many(folder, documents, length):
     ids = rng.integers(0, 60_000, documents * length).astype(np.uint16)
     for start in range(0, documents, 5000):
         count = min(5000, documents - start)
-        chunk = Converted(Chunk(0, start + 1, b"", 0), ids=ids[start * length : (start + count) * length], lengths=[length] * count)
-        chunk.trained, chunk.cut, chunk.lines = [length // 2] * count, [0] * count, list(range(start + 1, start + count + 1))
+        chunk = Converted(
+            Chunk(0, start + 1, b"", 0), ids=ids[start * length : (start + count) * length], lengths=[length] * count
+        )
+        chunk.trained, chunk.cut, chunk.lines = (
+            [length // 2] * count,
+            [0] * count,
+            list(range(start + 1, start + count + 1)),
+        )
         chunk.runs_per_document, chunk.run_roles = [2] * count, [2, 3] * count
         chunk.run_lengths = [length // 2, length - length // 2] * count
         writer.add(chunk)
@@ -99,7 +110,9 @@ def test_writer_and_reader_agree_on_many_documents(bench, monkeypatch):
     manifest = {**bench.manifest(), "run_name": "many", "documents": 200_000, "files": []}
     manifest |= {"shards": [vars(shard) for shard in shards], "index": vars(index)}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert lines_run(lambda: ShardReader(folder)[123_456]) < 10_000  # of Python: shards are looped over, documents are not
+    assert (
+        lines_run(lambda: ShardReader(folder)[123_456]) < 10_000
+    )  # of Python: shards are looped over, documents are not
     reader = ShardReader(folder)
     assert len(reader.lengths) == len(reader) == 200_000
     for number in (0, 1023, 1024, 99_999, 199_999):
@@ -109,7 +122,10 @@ def test_writer_and_reader_agree_on_many_documents(bench, monkeypatch):
 
 
 def test_the_reader_imports_no_torch():
-    script = "import tokenize_data.reader, tokenize_data.stage, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    script = (
+        "import tokenize_data.reader, tokenize_data.stage, sys; sys.exit('torch' in sys.modules or 'transformers' "
+        "in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
@@ -243,7 +259,9 @@ def test_added_tokens_are_stored_and_round_trip(bench, family):
     added = stored.convert_tokens_to_ids("<|context|>")
     assert added == tokenizer["vocabulary_size"] - 1
     assert added in bench.documents()[0]["ids"]
-    prompt = stored.apply_chat_template([{"role": "user", "content": "<|context|> Is it?"}], add_generation_prompt=True, return_dict=False)
+    prompt = stored.apply_chat_template(
+        [{"role": "user", "content": "<|context|> Is it?"}], add_generation_prompt=True, return_dict=False
+    )
     assert prompt == bench.documents()[0]["ids"][: len(prompt)]
 
 

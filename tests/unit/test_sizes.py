@@ -21,9 +21,20 @@ def run_with(megabytes: int, bench: Any, data: Path, *flags: str) -> subprocess.
     script = (
         "import resource, sys; from tokenize_data import build, cli, stage; import pyarrow.parquet, zstandard; "
         "resident = int(open('/proc/self/statm').read().split()[0]) * 4096; "
-        f"resource.setrlimit(resource.RLIMIT_DATA, (resident + ({megabytes} << 20),) * 2); sys.exit(cli.entry(sys.argv[1:]))"
+        f"resource.setrlimit(resource.RLIMIT_DATA, (resident + ({megabytes} << 20),) * 2); "
+        "sys.exit(cli.entry(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", script, "--run_name", "r", "--tokenized_data_dir", bench.tokenized, "--checkpoint", bench.base]
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        "--run_name",
+        "r",
+        "--tokenized_data_dir",
+        bench.tokenized,
+        "--checkpoint",
+        bench.base,
+    ]
     command += ["--data", data, "--workers", "1", *flags]
     return subprocess.run([str(part) for part in command], capture_output=True, text=True)
 
@@ -42,10 +53,28 @@ def compressed(kind: str, piece: bytes, count: int, before: bytes = b"", after: 
 ENORMOUS = {
     "a line": ("a.jsonl", b"x" * (1 << 20), b"", b"\n", "bytes long, more than 16,777,216"),
     "white space": ("a.jsonl", b" " * (1 << 20), b"", b"\n", "no row can be used|bytes long, more than 16,777,216"),
-    "a JSON text": ("a.json", b"x" * (1 << 20), b'[{"prompt": "', b'"}]', "row 1: more than 16,777,216 characters long"),
-    "a JSON list of lists": ("a.json", b"[0]," * (1 << 18), b"[[", b"]]", "row 1: more than 16,777,216 characters long"),
+    "a JSON text": (
+        "a.json",
+        b"x" * (1 << 20),
+        b'[{"prompt": "',
+        b'"}]',
+        "row 1: more than 16,777,216 characters long",
+    ),
+    "a JSON list of lists": (
+        "a.json",
+        b"[0]," * (1 << 18),
+        b"[[",
+        b"]]",
+        "row 1: more than 16,777,216 characters long",
+    ),
     "a line of lists": ("a.jsonl", b"[0]," * (1 << 18), b"[", b"]\n", "bytes long, more than 16,777,216"),
-    "a quoted value": ("a.csv", b"x\n" * (1 << 19), b'prompt,gold\nq,"', b'"\n', "row 1: more than 16,777,216 bytes long"),
+    "a quoted value": (
+        "a.csv",
+        b"x\n" * (1 << 19),
+        b'prompt,gold\nq,"',
+        b'"\n',
+        "row 1: more than 16,777,216 bytes long",
+    ),
     "a line of cells": ("a.csv", b"x," * (1 << 19), b"prompt,gold\n", b"\n", "row 1: more than 16,777,216 bytes long"),
     "a header": ("a.csv", b"x" * (1 << 20), b"", b"\n", "row 1: more than 16,777,216 bytes long"),
 }
@@ -74,7 +103,12 @@ def test_a_row_of_many_values_takes_little_memory(bench):
 
 def test_a_malformed_row_of_a_json_list_costs_itself_alone(bench):
     good = json.dumps(pair())
-    assert bench.tokenize("--data", bench.write(f'[{good}, {{"prompt": x}}, 5, {good}]', "a.json"), "--max_bad_rows", "2").code == 0
+    assert (
+        bench.tokenize(
+            "--data", bench.write(f'[{good}, {{"prompt": x}}, 5, {good}]', "a.json"), "--max_bad_rows", "2"
+        ).code
+        == 0
+    )
     assert bench.manifest()["rows"] == {"read": 4, "accepted": 2, "rejected": 2, "left_out": 0}
 
 

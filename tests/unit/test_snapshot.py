@@ -15,18 +15,20 @@ from sft.checkpoint.commit import ALONE
 from sft.checkpoint.fragments import Checkpoint, Later
 from sft.config.optimizer import OptimizerSpec
 from sft.engine.groups import Alone
-from sft.worker.saving import Saver
 from sft.model.tensor_parallel import Place
 from sft.optimizer import states
 from sft.optimizer.sharded import Groups, ShardedOptimizer, Trained
 from sft.plan.layout import Layout
+from sft.worker.saving import Saver
 
 SHAPES = {"layers.0.w": (96, 64), "norm": (7,)}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _process_group(tmp_path_factory):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path_factory.mktemp('group') / 'store'}", rank=0, world_size=1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path_factory.mktemp('group') / 'store'}", rank=0, world_size=1
+    )
     yield
     dist.destroy_process_group()
 
@@ -38,16 +40,22 @@ def pipeline(optimizer: str = "adamw", dtype: torch.dtype = torch.float32):
     places = {name: Place(shape) for name, shape in SHAPES.items()}
     spec = OptimizerSpec(name=optimizer, lr=1e-2, beta1=0.9, beta2=0.95, eps=1e-6, weight_decay=0.1)
     made = ShardedOptimizer(
-        Trained(parameters=parameters, places=places), spec, Groups(tensor=Alone()), clip=1.0, device=torch.device("cpu")
+        Trained(parameters=parameters, places=places),
+        spec,
+        Groups(tensor=Alone()),
+        clip=1.0,
+        device=torch.device("cpu"),
     )
     made.begin(1)
     for parameter in parameters.values():
         parameter.sum().backward()
     made.step()
     return SimpleNamespace(
-        optimizer=made, built=SimpleNamespace(places=places), processes=SimpleNamespace(layout=Layout(tp=1, pp=1, dp=1)),
+        optimizer=made,
+        built=SimpleNamespace(places=places),
+        processes=SimpleNamespace(layout=Layout(tp=1, pp=1, dp=1)),
         device=torch.device("cpu"),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -71,7 +79,10 @@ def test_states_of_8_bits_are_copied_as_codes_and_written_as_numbers(tmp_path):
     expected = {(piece.name, piece.state): piece.numbers().clone() for piece in states.pieces(trained.optimizer)}
     taken = resume.snapshot(trained)
     later = [fragment for fragment in taken.fragments if isinstance(fragment.values, Later)]
-    assert {(fragment.name, fragment.state) for fragment in later} == {("layers.0.w", "exp_avg"), ("layers.0.w", "exp_avg_sq")}
+    assert {(fragment.name, fragment.state) for fragment in later} == {
+        ("layers.0.w", "exp_avg"),
+        ("layers.0.w", "exp_avg_sq"),
+    }
     resume.start_saving(taken, tmp_path, iteration=1, facts={}, peers=ALONE).finish()
     checkpoint = Checkpoint(tmp_path / "step-0000001")
     for (name, state), numbers in expected.items():
@@ -96,7 +107,9 @@ def test_too_little_memory_for_a_copy_is_a_warning(tmp_path: Path, monkeypatch: 
     assert not saver.finish()
     assert len(warnings) == 1
     assert warnings[0].startswith("the checkpoint of iteration 1 was not saved (rank 0: ")
-    assert warnings[0].endswith("too little memory for its copy; training goes on, and earlier checkpoints are as they were")
+    assert warnings[0].endswith(
+        "too little memory for its copy; training goes on, and earlier checkpoints are as they were"
+    )
     monkeypatch.setattr(resume, "snapshot", right)
     saver.save(2, {})
     assert saver.finish()

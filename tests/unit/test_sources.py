@@ -75,10 +75,17 @@ def test_rows_are_not_copied_outside_the_chosen_folders(bench, monkeypatch, tmp_
     bench.write("prompt,gold\nsecret,secret\n", "a.csv")
     parquet.write_table(pa.Table.from_pylist([pair("secret", "secret")]), bench.root / "a.parquet")
     command = [sys.executable, "-m", "tokenize_data", "--run_name", "r", "--checkpoint", bench.base]
-    command += ["--tokenized_data_dir", bench.tokenized, "--data", *(bench.root / f"a.{kind}" for kind in ("json", "csv", "parquet"))]
+    command += [
+        "--tokenized_data_dir",
+        bench.tokenized,
+        "--data",
+        *(bench.root / f"a.{kind}" for kind in ("json", "csv", "parquet")),
+    ]
     subprocess.run([str(part) for part in command], check=True, cwd=elsewhere)
     left = [file for file in elsewhere.rglob("*") if file.is_file()]
-    assert [file for file in left if file.parent.name != "tried" or file.read_bytes()] == []  # that a tokenizer was tried is an empty file
+    assert [
+        file for file in left if file.parent.name != "tried" or file.read_bytes()
+    ] == []  # that a tokenizer was tried is an empty file
 
 
 def test_the_checksum_in_the_manifest_is_that_of_the_file(bench):
@@ -86,9 +93,12 @@ def test_the_checksum_in_the_manifest_is_that_of_the_file(bench):
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     parquet.write_table(pa.Table.from_pylist(rows), bench.root / "a.parquet")
     files = [
-        bench.write(lines, "a.jsonl"), bench.write(gzip.compress(lines.encode()), "a.jsonl.gz"), bench.write(json.dumps(rows), "a.json"),
-        bench.write("prompt,gold\n" + "".join(f"q,answer {n}\n" for n in range(300)), "a.csv"), bench.root / "a.parquet",
-    ]  # fmt: skip
+        bench.write(lines, "a.jsonl"),
+        bench.write(gzip.compress(lines.encode()), "a.jsonl.gz"),
+        bench.write(json.dumps(rows), "a.json"),
+        bench.write("prompt,gold\n" + "".join(f"q,answer {n}\n" for n in range(300)), "a.csv"),
+        bench.root / "a.parquet",
+    ]
     for workers in (1, 3):
         assert bench.tokenize("--data", *files, "--workers", workers, "--retokenize").code == 0
         made = bench.manifest()["datasets"][0]["files"]
@@ -124,8 +134,10 @@ def test_a_changed_csv_is_noticed(bench):
     [
         (("b.jsonl", "a.jsonl"), ["a.jsonl", "b.jsonl"]),
         (("train.jsonl", "test.jsonl", "validation.jsonl"), ["train.jsonl"]),
-        (("data/train-00001-of-00002.jsonl", "data/train-00000-of-00002.jsonl", "data/test-0.jsonl"),
-         ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"]),
+        (
+            ("data/train-00001-of-00002.jsonl", "data/train-00000-of-00002.jsonl", "data/test-0.jsonl"),
+            ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"],
+        ),
         (("dev.jsonl",), ["dev.jsonl"]),
         (("a.jsonl", "config.json", "README.md", ".hidden.jsonl"), ["a.jsonl"]),
         (("trains.jsonl", "testimony.jsonl"), ["testimony.jsonl", "trains.jsonl"]),
@@ -135,7 +147,7 @@ def test_a_changed_csv_is_noticed(bench):
         (("a.jsonl", "a.csv"), "has files of several kinds (csv, jsonl)"),
         (("README.md",), "is a directory without data files"),
     ],
-)  # fmt: skip
+)
 def test_files_of_a_folder(tmp_path, files, expected):
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -215,7 +227,11 @@ def test_a_name_that_the_hub_does_not_have_is_one_line(bench, monkeypatch):
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])
 def test_a_name_that_is_not_utf8(bench, suffix):
     file = os.fsencode(bench.root) + b"/caf\xe9" + suffix.encode()
-    content = {".jsonl": json.dumps(pair()) + "\nx\n", ".csv": "prompt,gold\nIs it?,Yes.\nx\n", ".json": json.dumps([pair(), 5])}
+    content = {
+        ".jsonl": json.dumps(pair()) + "\nx\n",
+        ".csv": "prompt,gold\nIs it?,Yes.\nx\n",
+        ".json": json.dumps([pair(), 5]),
+    }
     with open(file, "wb") as written:
         written.write(content[suffix].encode())
     name = os.fsdecode(file)

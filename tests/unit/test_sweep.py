@@ -1,4 +1,6 @@
-"""Sweeps without training: the grid, its conditions, and a pretended trainer that fails, is stopped, or says which GPUs it has."""
+"""Sweeps without training: the grid, its conditions, and a pretended trainer that fails, is stopped, or says which GPUs
+it has.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ import pytest
 
 from sft.commands.sweep import run as run_command
 from sft.config.recipe import read_recipe
-from sft.resolve import devices
 from sft.plan.gpus import Device
+from sft.resolve import devices
 from sft.sweep import pool, results, trials
 from sft.sweep.condition import holds
 from sft.sweep.grid import read_sweep
@@ -49,7 +51,8 @@ if codes:
     plan.write_text(" ".join(codes[1:]))
     print("it went wrong", codes[0])
     sys.exit(int(codes[0]))
-records = [{"iteration": 1, "loss": 3.0, "val_loss": 2.0 + len(values["loss"])}, {"iteration": 2, "loss": 2.5, "val_loss": 4.0}]
+records = [{"iteration": 1, "loss": 3.0, "val_loss": 2.0 + len(values["loss"])}]
+records.append({"iteration": 2, "loss": 2.5, "val_loss": 4.0})
 (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\\n" for record in records))
 (run / "hf").mkdir()
 (run / "hf" / "model.safetensors").touch()
@@ -86,7 +89,12 @@ def table() -> dict[str, dict[str, str]]:
 
 def test_the_grid(folder: Path):
     found = read_sweep(folder / "grid.yaml")
-    assert [trial.name for trial in found.trials] == ["small-completion-60", "small-completion-120", "small-full-120", "big-completion-60"]
+    assert [trial.name for trial in found.trials] == [
+        "small-completion-60",
+        "small-completion-120",
+        "small-full-120",
+        "big-completion-60",
+    ]
     assert found.left_out == {"samples >= 120 or loss == 'completion'": 2, "too dear": 2}
     names = [trial.values["run_name"] for trial in found.trials]
     assert len(set(names)) == 3
@@ -102,18 +110,24 @@ def test_the_grid(folder: Path):
     [
         (("axes:", "axs:"), "unknown key 'axs': did you mean 'axes'?"),
         (("samples: [60, 120]", "sampels: [60]"), "did you mean 'samples'?"),
-        (("loss: [completion, full]", "loss: [completion, all]"), "use completion or full"), (("[60, 120]", "[]"), "has no values"),
-        (("[60, 120]", "[60, 60]"), "a value is there twice"), (("samples >= 120", "rows > 1"), "no axis or setting 'rows'"),
-        (("samples >= 120", "__import__('os')"), "is no condition"), (("samples >= 120", "samples >= 'a'"), "cannot be computed"),
+        (("loss: [completion, full]", "loss: [completion, all]"), "use completion or full"),
+        (("[60, 120]", "[]"), "has no values"),
+        (("[60, 120]", "[60, 60]"), "a value is there twice"),
+        (("samples >= 120", "rows > 1"), "no axis or setting 'rows'"),
+        (("samples >= 120", "__import__('os')"), "is no condition"),
+        (("samples >= 120", "samples >= 'a'"), "cannot be computed"),
         (("samples: [120]", "samples: [130]"), "exclude: too dear: samples has no value 130: it has 60, 120"),
         (("model: big,", "model: {a: 1},"), "model has no value {'a': 1}"),
-        (("model: big,", "modell: big,"), "there is no axis 'modell'"), (("name: grid", "name: a/b"), "letters, digits"),
+        (("model: big,", "modell: big,"), "there is no axis 'modell'"),
+        (("name: grid", "name: a/b"), "letters, digits"),
         (("lr: 1e-5", "lrr: 1e-5"), "axes: model: big: unknown key 'lrr'"),
         (("name: grid", "retries: -1"), "retries must be a whole number"),
-        (("samples >= 120 or loss == 'completion'", "samples > 500"), "leave no trial"), (("name: grid", "base: no.yaml"), "No such file"),
-        (("loss: [", "run: ["), "is a column of the result table"), (("seq: 128", "seq: {a: 1}"), "seq must be a whole number"),
+        (("samples >= 120 or loss == 'completion'", "samples > 500"), "leave no trial"),
+        (("name: grid", "base: no.yaml"), "No such file"),
+        (("loss: [", "run: ["), "is a column of the result table"),
+        (("seq: 128", "seq: {a: 1}"), "seq must be a whole number"),
     ],
-)  # fmt: skip
+)
 def test_what_a_sweep_may_not_say(folder: Path, change: tuple[str, str], message: str):
     assert change[0] in GRID
     (folder / "grid.yaml").write_text(GRID.replace(*change))
@@ -125,16 +139,22 @@ def test_what_a_sweep_may_not_say(folder: Path, change: tuple[str, str], message
 @pytest.mark.parametrize(
     ("text", "is_true"),
     [
-        ("a + 1 == 3 and not b == 'x'", True), ("a in [1, 2]", True), ("1 < a < 2", False), ("-a < 0", True), ("c is None", True),
-        ("b != 'y' or a % 2", False), ("a * 3 // 4 - 1 == 0", True),
+        ("a + 1 == 3 and not b == 'x'", True),
+        ("a in [1, 2]", True),
+        ("1 < a < 2", False),
+        ("-a < 0", True),
+        ("c is None", True),
+        ("b != 'y' or a % 2", False),
+        ("a * 3 // 4 - 1 == 0", True),
     ],
-)  # fmt: skip
+)
 def test_conditions(text: str, is_true: bool):
     assert holds(text, {"a": 2, "b": "y", "c": None}, "here") is is_true
 
 
 @pytest.mark.parametrize(
-    "text", ["a.b", "f(1)", "[x for x in a]", "a[0]", "lambda: 1", "a ** 9999", "'a' * 10**9", "a = 1", "(" * 400, "1 / 0"]
+    "text",
+    ["a.b", "f(1)", "[x for x in a]", "a[0]", "lambda: 1", "a ** 9999", "'a' * 10**9", "a = 1", "(" * 400, "1 / 0"],
 )
 def test_conditions_run_nothing(text: str):
     with pytest.raises(UserError):
@@ -182,7 +202,9 @@ def test_failures_are_tried_again_and_finished_ones_are_not(folder: Path, capsys
     assert code == 0
     assert {row["state"] for row in table().values()} == {"finished"}
     assert table()["small-full-120"]["best_val_loss"] == "4.0"
-    assert sum(len((run / "gpus").read_text().split()) for run in folder.glob("sweeps/grid/runs/*/run")) == 2 + 3 + 2 + 2
+    assert (
+        sum(len((run / "gpus").read_text().split()) for run in folder.glob("sweeps/grid/runs/*/run")) == 2 + 3 + 2 + 2
+    )
     assert (folder / "sweeps" / "grid" / "axis-loss.png").stat().st_size > 1000
 
 
@@ -192,7 +214,10 @@ def test_an_end_without_a_result_is_a_failure(folder: Path, capsys: pytest.Captu
     (folder / "plan" / "small-full-120").write_text(f"{code} {code}")
     exit_code, out, err = sweep(capsys)
     assert exit_code == 3
-    assert f"small-full-120: failed (exit code {code}), tried again (1 of 1): it ended as if finished, and left no model in " in out
+    assert (
+        f"small-full-120: failed (exit code {code}), tried again (1 of 1): it ended as if finished, and left "
+        "no model in "
+    ) in out
     assert err.endswith(f"its last words: it went wrong {code}\n")
     assert table()["small-full-120"]["state"] == "failed"
 
@@ -206,15 +231,21 @@ def test_a_model_whose_weights_are_gone_is_no_result(folder: Path, capsys: pytes
 
 
 def test_a_trial_that_was_killed(folder: Path, capsys: pytest.CaptureFixture[str]):
-    script = (folder / "trainer.py").read_text().replace("sys.exit(int(codes[0]))", "os.kill(os.getpid(), int(codes[0]))")
+    script = (
+        (folder / "trainer.py").read_text().replace("sys.exit(int(codes[0]))", "os.kill(os.getpid(), int(codes[0]))")
+    )
     (folder / "trainer.py").write_text(script)
     (folder / "plan" / "small-full-120").write_text("9 9")
     assert sweep(capsys)[0] == 3
     assert table()["small-full-120"]["reason"] == "it was killed (SIGKILL): out of memory, or from outside?"
 
 
-def test_several_at_once_have_gpus_of_their_own(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(devices, "installed", lambda: (tuple(Device(index=number, name="NVIDIA L4") for number in range(10)), False))
+def test_several_at_once_have_gpus_of_their_own(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        devices, "installed", lambda: (tuple(Device(index=number, name="NVIDIA L4") for number in range(10)), False)
+    )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,9")
     assert pool.make_slots(2) == [{"CUDA_VISIBLE_DEVICES": "4,5"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
     with pytest.raises(UserError, match="--parallel 6 with 5 visible GPUs: at most 5"):
@@ -237,12 +268,17 @@ def test_one_trial_of_an_array(folder: Path, capsys: pytest.CaptureFixture[str])
 def test_other_settings_under_the_same_name_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert sweep(capsys, "--trial", "0")[0] == 0
     (folder / "grid.yaml").write_text(GRID.replace("seq: 128", "seq: 256"))
-    with pytest.raises(UserError, match=r"small-completion-60.yaml was run with another seq: give the sweep another name"):
+    with pytest.raises(
+        UserError, match=r"small-completion-60.yaml was run with another seq: give the sweep another name"
+    ):
         sweep(capsys)
 
 
 def test_scores_of_a_command_that_follows(folder: Path, capsys: pytest.CaptureFixture[str]):
-    judge = "import json, sys; json.dump({'f1': 0.5, 'rouge': {'l': 0.25}, 'n': 'x'}, open(sys.argv[1] + '/scores.json', 'w'))"
+    judge = (
+        "import json, sys; json.dump({'f1': 0.5, 'rouge': {'l': 0.25}, 'n': 'x'}, open(sys.argv[1] + "
+        "'/scores.json', 'w'))"
+    )
     (folder / "judge.py").write_text(judge)
     (folder / "grid.yaml").write_text(GRID + f"after: ['{sys.executable} judge.py {{run}}']\n")
     assert sweep(capsys, "--trial", "3")[0] == 0
@@ -269,9 +305,11 @@ def test_words_of_a_command_after_a_trial_stay_words(folder: Path, capsys: pytes
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [*((line, r"grid.yaml: after: .* is no command") for line in ("echo 'not closed", "echo \\", "", "  ")),
-     ("echo a\0b", r"grid.yaml: 'echo a\\x00b' has a NUL character: write the text again")],
-)  # fmt: skip
+    [
+        *((line, r"grid.yaml: after: .* is no command") for line in ("echo 'not closed", "echo \\", "", "  ")),
+        ("echo a\0b", r"grid.yaml: 'echo a\\x00b' has a NUL character: write the text again"),
+    ],
+)
 def test_a_command_that_is_none_is_refused_before_any_trial(folder: Path, line: str, message: str):
     (folder / "grid.yaml").write_text(GRID + f"after: {json.dumps([line])}\n")
     with pytest.raises(UserError, match=message):
@@ -286,7 +324,9 @@ def test_the_array_s_script(tmp_path: Path, code: int):
         (tmp_path / name).chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_JOB_ID": "12"}
     script = Path(__file__).parents[2] / "launch" / "sweep.sbatch"
-    done = subprocess.run(["bash", str(script), "my sweep.yaml", "--out", "d"], cwd=tmp_path, env=environment, capture_output=True)
+    done = subprocess.run(
+        ["bash", str(script), "my sweep.yaml", "--out", "d"], cwd=tmp_path, env=environment, capture_output=True
+    )
     assert done.returncode == code
     requeued = ["scontrol requeue 12_7"] if code == 75 else []
     assert (tmp_path / "said").read_text().splitlines() == ["sft sweep my sweep.yaml --out d --trial 7", *requeued]

@@ -19,16 +19,23 @@ LAST = {"role": "assistant", "content": "No 1."}
 
 # What is trained stands in «», what the user or the system says in ‹›.
 GOLDEN = {
-    "gemma": "<bos><start_of_turn>user\n‹Be brief.›\n\n‹Is it?›<end_of_turn>\n<start_of_turn>model\n«Yes.<end_of_turn>»\n"
+    "gemma": "<bos><start_of_turn>user\n‹Be brief.›\n\n‹Is "
+    "it?›<end_of_turn>\n<start_of_turn>model\n«Yes.<end_of_turn>»\n"
     "<start_of_turn>user\n‹Sure?›<end_of_turn>\n<start_of_turn>model\n«No 1.<end_of_turn>»\n",
-    "llama2": "<s>[INST] <<SYS>>\n‹Be brief.›\n<</SYS>>\n\n‹Is it?› [/INST]« Yes. </s>»<s>[INST] ‹Sure?› [/INST]« No 1. </s>»",
-    "llama3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n‹Be brief.›<|eot_id|><|start_header_id|>user<|end_header_id|>"
-    "\n\n‹Is it?›<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n«Yes.<|eot_id|>»<|start_header_id|>user<|end_header_id|>"
+    "llama2": (
+        "<s>[INST] <<SYS>>\n‹Be brief.›\n<</SYS>>\n\n‹Is it?› [/INST]« Yes. </s>»<s>[INST] ‹Sure?› [/INST]« No 1. </s>»"
+    ),
+    "llama3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n‹Be "
+    "brief.›<|eot_id|><|start_header_id|>user<|end_header_id|>"
+    "\n\n‹Is "
+    "it?›<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n«Yes.<|eot_id|>»<|start_header_id|>user<|end_header_id|>"
     "\n\n‹Sure?›<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n«No 1.<|eot_id|>»",
     "mistral": "<s>[INST] ‹Be brief.›\n\n‹Is it?› [/INST]«Yes.</s>»[INST] ‹Sure?› [/INST]«No 1.</s>»",
-    "qwen": "<|im_start|>system\n‹Be brief.›<|im_end|>\n<|im_start|>user\n‹Is it?›<|im_end|>\n<|im_start|>assistant\n«Yes.<|im_end|>»\n"
+    "qwen": "<|im_start|>system\n‹Be brief.›<|im_end|>\n<|im_start|>user\n‹Is "
+    "it?›<|im_end|>\n<|im_start|>assistant\n«Yes.<|im_end|>»\n"
     "<|im_start|>user\n‹Sure?›<|im_end|>\n<|im_start|>assistant\n«No 1.<|im_end|>»\n",
-    "phi": "<|system|>\n‹Be brief.›<|end|>\n<|user|>\n‹Is it?›<|end|>\n<|assistant|>\n«Yes.<|end|>»\n<|user|>\n‹Sure?›<|end|>\n"
+    "phi": "<|system|>\n‹Be brief.›<|end|>\n<|user|>\n‹Is "
+    "it?›<|end|>\n<|assistant|>\n«Yes.<|end|>»\n<|user|>\n‹Sure?›<|end|>\n"
     "<|assistant|>\n«No 1.<|end|>»\n",
 }
 GOLDEN["smollm"] = GOLDEN["qwen"]
@@ -78,8 +85,12 @@ def test_default_system_message_of_a_template_is_template(family):
 
 def test_a_template_that_strips_contents_is_followed(family):
     template, _ = template_of(family, "llama3")
-    (document,) = template.documents([{"role": "user", "content": "  hi \n"}, {"role": "assistant", "content": "\n yes "}])
-    assert marked(document).endswith("\n\n‹hi›<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n«yes<|eot_id|>»")
+    (document,) = template.documents(
+        [{"role": "user", "content": "  hi \n"}, {"role": "assistant", "content": "\n yes "}]
+    )
+    assert marked(document).endswith(
+        "\n\n‹hi›<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n«yes<|eot_id|>»"
+    )
 
 
 THINKING = (
@@ -103,14 +114,18 @@ def test_a_template_that_rewrites_history_gives_a_document_for_each_turn(family,
     ask = "<|im_start|>user\n‹Is it?›<|im_end|>\n<|im_start|>assistant\n"
     assert documents == [
         ask + "«<think>\n\n</think>\n\nYes.<|im_end|>»\n",
-        ask + "Yes.<|im_end|>\n<|im_start|>user\n‹Sure?›<|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\nNo 1.<|im_end|>»\n",
+        ask
+        + "Yes.<|im_end|>\n<|im_start|>user\n‹Sure?›<|im_end|>\n<|im_start|>assistant\n"
+        + "«<think>\n\n</think>\n\nNo 1.<|im_end|>»\n",
     ]
 
 
 def test_a_template_that_looks_into_contents_is_followed_row_by_row(family, tmp_path):
     template = thinking_template(family, tmp_path)
     (document,) = template.documents([USER, {"role": "assistant", "content": "<think>why</think>\n\nYes."}])
-    assert marked(document) == ("<|im_start|>user\n‹Is it?›<|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\nYes.<|im_end|>»\n")
+    assert marked(document) == (
+        "<|im_start|>user\n‹Is it?›<|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\nYes.<|im_end|>»\n"
+    )
 
 
 def test_a_turn_of_weight_0_is_not_trained(family):
@@ -125,16 +140,22 @@ def test_a_turn_of_weight_0_is_not_trained(family):
     [
         ("{% for m in messages %}{{ m.content }", "does not compile: line 1"),
         ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", "drops the answer"),
-        ("{% for m in messages %}{% if m.role != 'user' %}{{ m.content }}{% endif %}{% endfor %}", "drops the question"),
+        (
+            "{% for m in messages %}{% if m.role != 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+            "drops the question",
+        ),
         ("{{ messages[0].content }}{{ messages[1].content }}{{ ''.__class__.__mro__ }}", "refuses this conversation"),
-        ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}", "lacks: <|user|> <|end|> <|assistant|>; list them"),
+        (
+            "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}",
+            "lacks: <|user|> <|end|> <|assistant|>; list them",
+        ),
         (
             "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}Write:{% endif %}",
             "Write:' but does not write the answer after it",
         ),
         ("{{ raise_exception('no thanks') }}", "no thanks"),
     ],
-)  # fmt: skip
+)
 def test_unusable_templates_are_refused_before_any_row(family, tmp_path, source, message):
     (tmp_path / "own.jinja").write_text(source)
     with pytest.raises(UserError, match=r".") as error:

@@ -54,7 +54,9 @@ def test_where_chat_templates_are_found(family, tmp_path, place):
     if place == "jinja":
         (copy / "chat_template.jinja").write_text("T")
     else:
-        config["chat_template"] = "T" if place == "config" else [{"name": "rag", "template": "R"}, {"name": "default", "template": "T"}]
+        config["chat_template"] = (
+            "T" if place == "config" else [{"name": "rag", "template": "R"}, {"name": "default", "template": "T"}]
+        )
     (copy / "tokenizer_config.json").write_text(json.dumps(config))
     assert load_tokenizer(str(copy)).chat_template == "T"
 

@@ -47,7 +47,15 @@ def opened(folder: Path, warnings: list[str], start: int = 0, **wanted: bool) ->
 
 
 def test_scalars_are_the_finite_numbers_by_group():
-    record = {"iteration": 3, "loss": 1.0, "val_loss": 2, "lr": None, "grad_norm": float("nan"), "note": "x", "flag": True}
+    record = {
+        "iteration": 3,
+        "loss": 1.0,
+        "val_loss": 2,
+        "lr": None,
+        "grad_norm": float("nan"),
+        "note": "x",
+        "flag": True,
+    }
     assert scalars(record) == {"train/loss": 1.0, "val/loss": 2.0}
 
 
@@ -123,14 +131,21 @@ def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
     check_trackers(wandb=False, trackio=False)
 
 
-def test_what_cannot_start_is_said_before_the_training_and_the_others_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_cannot_start_is_said_before_the_training_and_the_others_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setitem(sys.modules, "wandb", Fake(RuntimeError("api_key not configured")))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"^--wandb: cannot start: RuntimeError: api_key not configured: run `wandb login`, set WANDB_MODE"):
+    with pytest.raises(
+        UserError,
+        match=r"^--wandb: cannot start: RuntimeError: api_key not configured: run `wandb login`, set WANDB_MODE",
+    ):
         opened(tmp_path, [], wandb=True)
     wandb = Fake()
     monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "trackio", Fake(RuntimeError("no room")))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"^--trackio: cannot start: RuntimeError: no room: see to that, or leave --trackio out$"):
+    with pytest.raises(
+        UserError, match=r"^--trackio: cannot start: RuntimeError: no room: see to that, or leave --trackio out$"
+    ):
         opened(tmp_path, [], wandb=True, trackio=True)
     assert wandb.finished == 1
 
@@ -148,7 +163,14 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path):
         tracker.close()
     files = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert files.Tags()["scalars"] == ["train/loss"]
-    assert [(event.step, event.value) for event in files.Scalars("train/loss")] == [(1, 0), (2, 0), (3, 0), (4, 3), (5, 3), (6, 3)]
+    assert [(event.step, event.value) for event in files.Scalars("train/loss")] == [
+        (1, 0),
+        (2, 0),
+        (3, 0),
+        (4, 3),
+        (5, 3),
+        (6, 3),
+    ]
     assert warnings == []
 
 
@@ -163,7 +185,10 @@ def test_without_tensorboard_one_line_names_the_extra(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=broken))  # type: ignore[arg-type]
     assert opened(tmp_path, warnings, tensorboard=True) == []
     assert warnings == [
-        "no TensorBoard files are written, the tensorboard package is missing: pip install 'sft[tensorboard]', or --no_tensorboard",
+        (
+            "no TensorBoard files are written, the tensorboard package is missing: pip install 'sft[tensorboard]', "
+            "or --no_tensorboard"
+        ),
         "no TensorBoard files are written: PermissionError: [Errno 13] Permission denied",
     ]
 
@@ -182,7 +207,10 @@ PNG = b"\x89PNG"
             {"iteration": k, "loss": 9 / k, "lr": 1e-5, "grad_norm": 1.0, **({"val_loss": 1.0} if k % 100 == 0 else {})}
             for k in range(1, 301)
         ],
-        [{"iteration": k, "loss": None if k == 2 else float("nan") if k == 3 else 1.0, "grad_norm": 1.0} for k in range(1, 6)],
+        [
+            {"iteration": k, "loss": None if k == 2 else float("nan") if k == 3 else 1.0, "grad_norm": 1.0}
+            for k in range(1, 6)
+        ],
         [{"iteration": 1, "loss": 2.0, "val_loss": None, "lr": float("inf")}, {"note": "no iteration", "loss": 1.0}],
     ],
     ids=["one", "validation only", "many", "not finite", "no validation"],

@@ -1,4 +1,5 @@
-"""What we rely on in DeepSpeed, transformers and torch beyond their documented interfaces: here it is seen first when they change.
+"""What we rely on in DeepSpeed, transformers and torch beyond their documented interfaces: here it is seen first when
+they change.
 
 Where one of these fails, look at the module of `sft` that the test names.
 """
@@ -56,7 +57,9 @@ def test_gradients_are_not_exchanged_where_that_is_switched_off(deepspeed):
     """engine.pipeline switches it off, and shares nothing that DeepSpeed would tie."""
     engine_class = deepspeed.runtime.pipe.engine.PipelineEngine
     exchanged = mock.Mock()
-    engine = SimpleNamespace(pipeline_enable_backward_allreduce=False, allreduce_gradients=exchanged, using_bf16_optimizer=False)
+    engine = SimpleNamespace(
+        pipeline_enable_backward_allreduce=False, allreduce_gradients=exchanged, using_bf16_optimizer=False
+    )
     engine_class._exec_reduce_grads(engine)
     exchanged.assert_not_called()
     assert "pipeline_enable_backward_allreduce" in engine_class.__init__.__code__.co_names
@@ -72,9 +75,17 @@ def test_an_optimizer_without_sections_for_zero_or_bfloat16_is_used_as_it_is(dee
 def test_private_names_are_those_listed_here():
     root = Path(stage.__file__).parents[2]
     gone = (
-        "_hp_mapping", "_lazy_init_hp_params_optimizer_state", "fp32_groups_gradients_flat", "_hp_grad", "using_bf16_optimizer",
-        "BF16_Optimizer", "update_lp_params", "ds_pipe_replicated", "tensor_model_parallel", "get_tied_weights_and_groups",
-    )  # fmt: skip
+        "_hp_mapping",
+        "_lazy_init_hp_params_optimizer_state",
+        "fp32_groups_gradients_flat",
+        "_hp_grad",
+        "using_bf16_optimizer",
+        "BF16_Optimizer",
+        "update_lp_params",
+        "ds_pipe_replicated",
+        "tensor_model_parallel",
+        "get_tied_weights_and_groups",
+    )
     for file in (root / "sft").rglob("*.py"):
         text = file.read_text()
         assert not [name for name in gone if name in text], file
@@ -84,7 +95,9 @@ def test_private_names_are_those_listed_here():
 
 def test_process_numbers_count_tensor_ranks_first_then_stages_then_replicas(deepspeed):
     """engine.groups and plan.layout say so."""
-    topology = importlib.import_module("deepspeed.runtime.pipe.topology").ProcessTopology(axes=["data", "pipe", "model"], dims=[3, 2, 2])
+    topology = importlib.import_module("deepspeed.runtime.pipe.topology").ProcessTopology(
+        axes=["data", "pipe", "model"], dims=[3, 2, 2]
+    )
     assert topology.get_axis_comm_lists("model")[0] == [0, 1]
     assert topology.get_axis_comm_lists("pipe")[0] == [0, 2]
     assert topology.get_axis_comm_lists("data")[0] == [0, 4, 8]
@@ -116,9 +129,17 @@ def test_starting_a_worker_compiles_nothing(tmp_path):
     """engine.start: where there is no compiler, and no extension that was built before."""
     program = "from sft.engine.start import start_worker, stop_worker; start_worker(60, use_gpu=False); stop_worker()"
     environment = {
-        **os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"), "CXX": "/bin/false", "PATH": os.path.dirname(sys.executable),
-        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+        **os.environ,
+        "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"),
+        "CXX": "/bin/false",
+        "PATH": os.path.dirname(sys.executable),
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not list(tmp_path.rglob("*.cpp"))
@@ -133,9 +154,15 @@ def test_patterns_of_tensors_that_a_model_has_no_use_for():
 
 def test_parameters_that_transformers_has_renamed():
     """model.build reads GPT-NeoX's."""
-    renames = [entry for entry in get_model_conversion_mapping(_on_meta("gpt-neox")) if type(entry).__name__ == "WeightRenaming"]
+    renames = [
+        entry
+        for entry in get_model_conversion_mapping(_on_meta("gpt-neox"))
+        if type(entry).__name__ == "WeightRenaming"
+    ]
     assert renames
-    assert all(isinstance(entry.source_patterns[0], str) and isinstance(entry.target_patterns[0], str) for entry in renames)
+    assert all(
+        isinstance(entry.source_patterns[0], str) and isinstance(entry.target_patterns[0], str) for entry in renames
+    )
 
 
 def test_an_attention_function_of_ours_is_called():
@@ -148,10 +175,14 @@ def test_an_attention_function_of_ours_is_called():
 def test_plans_name_layers_that_are_there_in_styles_that_are_known(family):
     """model.tensor_parallel"""
     config = tiny_config(family)
-    layer = next(module for module in _on_meta(family).modules() if isinstance(module, nn.ModuleList) and len(module) == 4)[0]
+    layer = next(
+        module for module in _on_meta(family).modules() if isinstance(module, nn.ModuleList) and len(module) == 4
+    )[0]
     plan = tensor_parallel.layer_plan(config)
     linears = {name for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
-    assert linears == {name for name, style in plan.items() if style in (*tensor_parallel._COLUMN_STYLES, *tensor_parallel._ROW_STYLES)}
+    assert linears == {
+        name for name, style in plan.items() if style in (*tensor_parallel._COLUMN_STYLES, *tensor_parallel._ROW_STYLES)
+    }
     assert set(plan.values()) <= set(tensor_parallel._STYLES)
 
 

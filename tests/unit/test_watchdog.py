@@ -29,7 +29,8 @@ class Time:
 
 
 @pytest.mark.parametrize(
-    ("given", "iteration_seconds", "limit"), [(None, 1.0, 120.0), (None, 100.0, 1000.0), (30.0, 1.0, 30.0), (30.0, 100.0, 30.0)]
+    ("given", "iteration_seconds", "limit"),
+    [(None, 1.0, 120.0), (None, 100.0, 1000.0), (30.0, 1.0, 30.0), (30.0, 100.0, 30.0)],
 )
 def test_iterations_have_ten_times_what_is_usual(given: float | None, iteration_seconds: float, limit: float):
     time = Time()

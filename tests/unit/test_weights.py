@@ -1,4 +1,6 @@
-"""Slices put back together are the whole; weights are read by slices, under whatever names, and what does not fit is refused by name."""
+"""Slices put back together are the whole; weights are read by slices, under whatever names, and what does not fit is
+refused by name.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def folder_of(root: Path, tensors=TENSORS, num_files: int = 1) -> Path:
     if num_files == 1:
         save_file(tensors, root / SINGLE)
         return root
-    weight_map = {name: f"model-{n % num_files + 1:05d}-of-{num_files:05d}.safetensors" for n, name in enumerate(tensors)}
+    weight_map = {
+        name: f"model-{n % num_files + 1:05d}-of-{num_files:05d}.safetensors" for n, name in enumerate(tensors)
+    }
     for file in set(weight_map.values()):
         save_file({name: tensor for name, tensor in tensors.items() if weight_map[name] == file}, root / file)
     (root / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
@@ -130,10 +134,10 @@ def test_names_with_and_without_the_prefix(tmp_path):
     assert match(folder_of(tmp_path / "full"), shorter)["layers.0.scale"] == "model.layers.0.scale"
 
 
-@pytest.mark.parametrize(("in_files", "expected"), [
-    ("decoder.project_in.weight", "model.decoder.project_in.weight"),
-    ("embed_out.weight", "lm_head.weight"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("in_files", "expected"),
+    [("decoder.project_in.weight", "model.decoder.project_in.weight"), ("embed_out.weight", "lm_head.weight")],
+)
 def test_names_of_other_versions_of_transformers(tmp_path, in_files, expected):
     root = folder_of(tmp_path / "m", {in_files: torch.zeros(2, 3)})
     assert match(root, {expected: (2, 3)}, renames=[(r"^embed_out\.", "lm_head.")]) == {expected: in_files}
@@ -142,7 +146,9 @@ def test_names_of_other_versions_of_transformers(tmp_path, in_files, expected):
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 
 
-@pytest.mark.parametrize("in_files", [("model.embed_tokens.weight",), ("lm_head.weight",), ("lm_head.weight", "model.embed_tokens.weight")])
+@pytest.mark.parametrize(
+    "in_files", [("model.embed_tokens.weight",), ("lm_head.weight",), ("lm_head.weight", "model.embed_tokens.weight")]
+)
 @pytest.mark.parametrize("expected", [("model.embed_tokens.weight",), ("lm_head.weight", "model.embed_tokens.weight")])
 def test_tied_weights_are_found_under_either_name(tmp_path, in_files, expected):
     root = folder_of(tmp_path / "m", {name: torch.arange(24.0).reshape(6, 4) for name in in_files})
@@ -173,7 +179,9 @@ def test_a_trained_attention_bias_is_no_buffer(tmp_path):
 
 
 def test_what_does_not_fit_is_named_with_shapes(tmp_path):
-    tensors = {name: tensor for name, tensor in TENSORS.items() if name != "lm_head.weight"} | {"model.adapter": torch.zeros(2, 7)}
+    tensors = {name: tensor for name, tensor in TENSORS.items() if name != "lm_head.weight"} | {
+        "model.adapter": torch.zeros(2, 7)
+    }
     expected = {**SHAPES, "model.layers.0.norm.weight": (5,)}
     message = refusal(match, folder_of(tmp_path / "m", tensors), expected)
     assert f"{tmp_path / 'm'} does not hold the weights of its model" in message
@@ -204,11 +212,19 @@ def test_fewer_rows_are_right_only_where_tokens_were_added(tmp_path):
 
 
 @pytest.mark.parametrize("whole", [torch.rand(6, 4), torch.rand(6), torch.rand(6, 2, 3)], ids=["2d", "1d", "3d"])
-@pytest.mark.parametrize("part", [
-    None, Slice(dim=0, pieces=((0, 3),)), Slice(dim=0, pieces=((3, 9),)), Slice(dim=0, pieces=((7, 12),)),
-    Slice(dim=0, pieces=((8, 12),)), Slice(dim=0, pieces=((12, 16),)),
-    Slice(dim=0, pieces=((0, 2), (5, 8))), Slice(dim=1, pieces=((1, 2),)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "part",
+    [
+        None,
+        Slice(dim=0, pieces=((0, 3),)),
+        Slice(dim=0, pieces=((3, 9),)),
+        Slice(dim=0, pieces=((7, 12),)),
+        Slice(dim=0, pieces=((8, 12),)),
+        Slice(dim=0, pieces=((12, 16),)),
+        Slice(dim=0, pieces=((0, 2), (5, 8))),
+        Slice(dim=1, pieces=((1, 2),)),
+    ],
+)
 def test_new_rows_are_the_mean_and_padding_is_zero(tmp_path, whole, part):
     if part is not None and part.dim >= whole.dim():
         return
@@ -228,7 +244,9 @@ def test_the_mean_is_exact_over_many_chunks(tmp_path, monkeypatch):
     assert torch.equal(files.row_mean("t"), whole.double().mean(0).float())
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth", "model.pt"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth", "model.pt"]
+)
 def test_pickles_are_refused_with_the_remedy(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80")
     message = refusal(WeightFiles, tmp_path)
@@ -237,7 +255,9 @@ def test_pickles_are_refused_with_the_remedy(tmp_path, name):
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
-    assert f"{tmp_path} has neither {SINGLE} nor {INDEX}: give the folder of a Hugging Face model" in refusal(WeightFiles, tmp_path)
+    assert f"{tmp_path} has neither {SINGLE} nor {INDEX}: give the folder of a Hugging Face model" in refusal(
+        WeightFiles, tmp_path
+    )
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "it is an adapter: merge it into its base model first" in refusal(WeightFiles, tmp_path)
 
@@ -260,7 +280,9 @@ def test_a_truncated_shard_is_named(tmp_path):
 def test_a_missing_shard_is_named(tmp_path):
     root = folder_of(tmp_path / "m", num_files=3)
     (root / "model-00002-of-00003.safetensors").unlink()
-    assert f"{INDEX} names model-00002-of-00003.safetensors, missing in {root}: fetch the folder again" in refusal(WeightFiles, root)
+    assert f"{INDEX} names model-00002-of-00003.safetensors, missing in {root}: fetch the folder again" in refusal(
+        WeightFiles, root
+    )
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": null}}', "\xff"])

@@ -1,8 +1,9 @@
-"""Recipes of other trainers, each of their keys mapped, refused by name, or warned about. None is dropped without a word.
+"""Recipes of other trainers, each of their keys mapped, refused by name, or warned about. None is dropped without a
+word.
 
-In reading order: rules (what can be said of a key), shared (keys that both kinds have), trl (alignment-handbook, TRL), flat (the
-config.yml of notebook-style trainers, with TRL's keys besides), data (their data sets). Does not belong here: this project's own keys,
-which are `recipe`'s.
+In reading order: rules (what can be said of a key), shared (keys that both kinds have), trl (alignment-handbook, TRL),
+flat (the config.yml of notebook-style trainers, with TRL's keys besides), data (their data sets). Does not belong here:
+this project's own keys, which are `recipe`'s.
 """
 
 from __future__ import annotations
@@ -27,14 +28,21 @@ def is_foreign(content: Mapping[str, Any]) -> bool:
 
 
 def lines_of(content: Mapping[str, Any], file: Path) -> list[Line]:
-    """What becomes of each key, in their order; then what the other trainer does unless it is told otherwise, and this one does not."""
+    """What becomes of each key, in their order; then what the other trainer does unless it is told otherwise, and this
+    one does not.
+    """
     trainer = _trainer(content)
     assert trainer is not None
     lines = [said_of(trainer, key, content) for key in content]
     if all("run_name" not in line.ours for line in lines):
         name = Path(str(content.get("output_dir") or file.resolve().stem)).name
         lines.append(
-            Line(key="run_name", kind=Kind.DEFAULT, ours={"run_name": trl.run_name_of(name)}, comment="named after output_dir or file")
+            Line(
+                key="run_name",
+                kind=Kind.DEFAULT,
+                ours={"run_name": trl.run_name_of(name)},
+                comment="named after output_dir or file",
+            )
         )
     said = {name for line in lines for name in line.ours}
     said |= {name for pair in RIVALS if said & set(pair) for name in pair}  # two ways to say one thing

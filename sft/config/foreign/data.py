@@ -1,4 +1,6 @@
-"""The data sets of other trainers' recipes as lists of files of ours: Hub data sets with their splits, or local ones."""
+"""The data sets of other trainers' recipes as lists of files of ours: Hub data sets with their splits, or local
+ones.
+"""
 
 from __future__ import annotations
 
@@ -22,30 +24,55 @@ def is_evaluated(recipe: Mapping[str, Any]) -> bool:
 def mixer(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     """alignment-handbook's dataset_mixer: {name: fraction}, with dataset_splits and dataset_configs."""
     splits, configs = recipe.get("dataset_splits") or ["train", "test"], recipe.get("dataset_configs")
-    if not isinstance(value, Mapping) or not all(isinstance(part, int | float) and part >= 0 for part in value.values()):
+    if not isinstance(value, Mapping) or not all(
+        isinstance(part, int | float) and part >= 0 for part in value.values()
+    ):
         return refused(key, value, "must map data sets to fractions")
-    if not isinstance(splits, list) or (configs is not None and (not isinstance(configs, list) or len(configs) != len(value))):
-        return refused(key, value, "dataset_splits must be a list, and dataset_configs a list with one entry for each data set")
+    if not isinstance(splits, list) or (
+        configs is not None and (not isinstance(configs, list) or len(configs) != len(value))
+    ):
+        return refused(
+            key, value, "dataset_splits must be a list, and dataset_configs a list with one entry for each data set"
+        )
     neither = [split for split in splits if "train" not in str(split) and "test" not in str(split)]
     if neither:
-        return refused("dataset_splits", splits, f"{neither[0]} names neither a train nor a test split: list them under datasets")
+        return refused(
+            "dataset_splits", splits, f"{neither[0]} names neither a train nor a test split: list them under datasets"
+        )
     named = [
-        (name, float(share), config) for (name, share), config in zip(value.items(), configs or [None] * len(value), strict=True) if share
+        (name, float(share), config)
+        for (name, share), config in zip(value.items(), configs or [None] * len(value), strict=True)
+        if share
     ]
     train = [
-        _entry(recipe, name, config, split, share) for name, share, config in named for split in splits if "train" in str(split)
-    ]  # fmt: skip
-    test = [_entry(recipe, name, config, split, 1.0) for name, _, config in named for split in splits if "train" not in str(split)]
+        _entry(recipe, name, config, split, share)
+        for name, share, config in named
+        for split in splits
+        if "train" in str(split)
+    ]
+    test = [
+        _entry(recipe, name, config, split, 1.0)
+        for name, _, config in named
+        for split in splits
+        if "train" not in str(split)
+    ]
     ours: dict[str, Any] = {"datasets": train}
     if test and is_evaluated(recipe):
         ours["val_datasets"] = test
-    return mapped(key, value, ours, "fractions as weights: rows are drawn by seed; test splits are read whole" + _unused(test, recipe))
+    return mapped(
+        key,
+        value,
+        ours,
+        "fractions as weights: rows are drawn by seed; test splits are read whole" + _unused(test, recipe),
+    )
 
 
 def mixture(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     """TRL's dataset_mixture: {datasets: [{id, config, split, columns, weight}], seed, test_split_size}."""
     entries = value.get("datasets") if isinstance(value, Mapping) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) and ("id" in entry or "path" in entry) for entry in entries):
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, Mapping) and ("id" in entry or "path" in entry) for entry in entries
+    ):
         return refused(key, value, "must have datasets, a list of mappings with id")
     if value.get("test_split_size"):
         return refused(key, value, "test_split_size: make a file of the rows for validation, and name it as val")
@@ -53,12 +80,19 @@ def mixture(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     if other := sorted({str(name) for entry in entries for name in entry} - known):
         return refused(key, value, f"{other[0]} of a data set is not known here: list the data sets under datasets")
     found = [
-        _entry(recipe, entry.get("id", entry.get("path")), entry.get("config", entry.get("name")), entry.get("split", "train"),
-               number("weight", entry.get("weight") or 1.0))
+        _entry(
+            recipe,
+            entry.get("id", entry.get("path")),
+            entry.get("config", entry.get("name")),
+            entry.get("split", "train"),
+            number("weight", entry.get("weight") or 1.0),
+        )
         for entry in entries
-    ]  # fmt: skip
+    ]
     if any(entry.get("columns") for entry in entries):
-        return warned(key, value, "columns: the keys of a row's format are used, others are ignored", {"datasets": found})
+        return warned(
+            key, value, "columns: the keys of a row's format are used, others are ignored", {"datasets": found}
+        )
     return mapped(key, value, {"datasets": found}, "rows are drawn by seed")
 
 
@@ -79,7 +113,10 @@ def named(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
 
 def _entry(recipe: Mapping[str, Any], name: str, config: Any, split: Any, share: float) -> dict[str, Any]:
     parts = [str(part) for part in (name, config, split) if part]
-    entry: dict[str, Any] = {"name": f"{Path(name).name} {split}", "files": [name if _is_local(name) else ":".join(parts)]}
+    entry: dict[str, Any] = {
+        "name": f"{Path(name).name} {split}",
+        "files": [name if _is_local(name) else ":".join(parts)],
+    }
     if share != 1.0:
         entry["weight"] = share
     column = recipe.get("dataset_text_field", recipe.get("text_column"))
@@ -97,4 +134,6 @@ def _is_local(name: str) -> bool:
 
 
 def _unused(test: list[Any], recipe: Mapping[str, Any]) -> str:
-    return "; no test split is read, as eval_strategy asks for no evaluation" if test and not is_evaluated(recipe) else ""
+    return (
+        "; no test split is read, as eval_strategy asks for no evaluation" if test and not is_evaluated(recipe) else ""
+    )

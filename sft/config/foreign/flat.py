@@ -1,4 +1,6 @@
-"""The flat config.yml of notebook-style trainers: model_name, dataset_name, batch_size, seq_length, peft_lora_r, and so on."""
+"""The flat config.yml of notebook-style trainers: model_name, dataset_name, batch_size, seq_length, peft_lora_r, and so
+on.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,16 @@ from sft.config.foreign.rules import Line, Rule, Trainer, mapped, number, part_o
 def _peft(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     if not value:
         return mapped(key, value, {}, "all weights are trained")
-    ours = {"lora": recipe.get("peft_lora_r") or 64, "lora_alpha": number("peft_lora_alpha", recipe.get("peft_lora_alpha") or 16)}
-    return warned(key, value, "adapters are on all linear layers here, there on peft's choice for the family: see lora_targets", ours)
+    ours = {
+        "lora": recipe.get("peft_lora_r") or 64,
+        "lora_alpha": number("peft_lora_alpha", recipe.get("peft_lora_alpha") or 16),
+    }
+    return warned(
+        key,
+        value,
+        "adapters are on all linear layers here, there on peft's choice for the family: see lora_targets",
+        ours,
+    )
 
 
 def _rank(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:

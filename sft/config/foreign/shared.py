@@ -27,7 +27,16 @@ from sft.config.train import TrainConfig
 
 _OPTIMIZERS = {
     **dict.fromkeys(
-        ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "adamw", "paged_adamw", "paged_adamw_32bit"), "adamw"
+        (
+            "adamw_torch",
+            "adamw_torch_fused",
+            "adamw_hf",
+            "adamw_apex_fused",
+            "adamw",
+            "paged_adamw",
+            "paged_adamw_32bit",
+        ),
+        "adamw",
     ),
     **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit"), "adamw8bit"),
     "adafactor": "adafactor",
@@ -55,7 +64,9 @@ def schedule(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
         top = number("learning_rate", recipe.get("learning_rate") or 2e-5)
         lowest = extra.get("min_lr", top * number("min_lr_rate", extra.get("min_lr_rate", 0.0)))
         return mapped(key, value, {"schedule": "cosine", "min_lr": number("min_lr", lowest)})
-    return of_words("schedule", _SCHEDULES, "there is no such schedule: use cosine, linear or constant")(key, value, recipe)
+    return of_words("schedule", _SCHEDULES, "there is no such schedule: use cosine, linear or constant")(
+        key, value, recipe
+    )
 
 
 def schedule_extras(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
@@ -81,11 +92,17 @@ def max_steps(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
 
 
 def half(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
-    return mapped(key, value, {"dtype": "bf16"}) if value else mapped(key, value, {}, "see dtype: bf16 on GPUs unless it says otherwise")
+    return (
+        mapped(key, value, {"dtype": "bf16"})
+        if value
+        else mapped(key, value, {}, "see dtype: bf16 on GPUs unless it says otherwise")
+    )
 
 
 def checkpointing(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
-    return mapped(key, value, {"recompute": "full" if value else "none"}, "full computes each layer again for the backward pass")
+    return mapped(
+        key, value, {"recompute": "full" if value else "none"}, "full computes each layer again for the backward pass"
+    )
 
 
 def report_to(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
@@ -104,7 +121,11 @@ def save_limit(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
 def save_strategy(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     if value == "steps":
         return mapped(key, value, {}, "see save_steps")
-    return warned(key, value, "checkpoints are written every save_interval iterations, at the end, and on a signal; see save_steps")
+    return warned(
+        key,
+        value,
+        "checkpoints are written every save_interval iterations, at the end, and on a signal; see save_steps",
+    )
 
 
 def save_steps(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
@@ -134,7 +155,9 @@ def hub_private(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
 
 def token(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     if isinstance(value, str) and value.lower() not in ("true", "false"):
-        return refused(key, "...", "a secret does not belong into a recipe: `hf auth login`, or HF_TOKEN in the environment")
+        return refused(
+            key, "...", "a secret does not belong into a recipe: `hf auth login`, or HF_TOKEN in the environment"
+        )
     return mapped(key, value, {}, "the token of `hf auth login`, or HF_TOKEN, is used where there is one")
 
 
@@ -150,7 +173,10 @@ def eight_bits(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     if not value:
         return mapped(key, value, {})
     return warned(
-        key, value, "weights alone are in 8 bits here: activations are not rounded, as LLM.int8() does", {"weight_only_8bit": True}
+        key,
+        value,
+        "weights alone are in 8 bits here: activations are not rounded, as LLM.int8() does",
+        {"weight_only_8bit": True},
     )
 
 
@@ -168,7 +194,9 @@ RULES: dict[str, Rule] = {
     "learning_rate": to("lr"),
     "num_train_epochs": to("epochs"),
     "max_steps": max_steps,
-    "gradient_accumulation_steps": to("gradient_accumulation", "times micro_batch, times the number of replicas: documents an iteration"),
+    "gradient_accumulation_steps": to(
+        "gradient_accumulation", "times micro_batch, times the number of replicas: documents an iteration"
+    ),
     "lr_scheduler_type": schedule,
     "lr_scheduler_kwargs": schedule_extras,
     "warmup_ratio": to("warmup_fraction"),

@@ -1,4 +1,6 @@
-"""Recipes for TRL's SFT script and the alignment-handbook: ModelConfig, ScriptArguments, SFTConfig and TrainingArguments in one file."""
+"""Recipes for TRL's SFT script and the alignment-handbook: ModelConfig, ScriptArguments, SFTConfig and
+TrainingArguments in one file.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from sft.config.foreign import data, shared
-from sft.config.foreign.rules import Line, Rule, Trainer, mapped, no_effect, number, of_words, off, only, part_of, refused, to, warned
+from sft.config.foreign.rules import (
+    Line,
+    Rule,
+    Trainer,
+    mapped,
+    no_effect,
+    number,
+    of_words,
+    off,
+    only,
+    part_of,
+    refused,
+    to,
+    warned,
+)
 from sft.config.foreign.shared import run_name_of as run_name_of
 
 _LORA = {
@@ -33,12 +49,21 @@ def _peft(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
         if given is not None or default is not None:
             ours[name] = given if given is not None else default
     if recipe.get("lora_target_modules") is None:
-        return warned(key, value, "adapters are on all linear layers here, there on peft's choice for the family: see lora_targets", ours)
+        return warned(
+            key,
+            value,
+            "adapters are on all linear layers here, there on peft's choice for the family: see lora_targets",
+            ours,
+        )
     return mapped(key, value, ours)
 
 
 def _lora(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
-    return mapped(key, value, {}, "see use_peft") if recipe.get("use_peft") else warned(key, value, "no effect without use_peft")
+    return (
+        mapped(key, value, {}, "see use_peft")
+        if recipe.get("use_peft")
+        else warned(key, value, "no effect without use_peft")
+    )
 
 
 def _template(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
@@ -62,17 +87,23 @@ def _evaluation(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
         if steps < 1:
             return refused("eval_steps", steps, "a share of the run: write eval_interval, a number of iterations")
         return mapped(key, value, {"eval_interval": int(steps)})
-    return warned(key, value, "validated every eval_interval iterations (100 unless given) and at the end, not by epoch")
+    return warned(
+        key, value, "validated every eval_interval iterations (100 unless given) and at the end, not by epoch"
+    )
 
 
 def _loss_of_completions(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
-    return mapped(key, value, {"loss": "completion"} if value else {}, "the answers, as the family's template marks them")
+    return mapped(
+        key, value, {"loss": "completion"} if value else {}, "the answers, as the family's template marks them"
+    )
 
 
 def _best(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     if not value:
         return mapped(key, value, {}, "the last model is exported, unless early_stopping is set")
-    return mapped(key, value, {"early_stopping": 1_000_000}, "keeps and exports the best model; a smaller number stops early, too")
+    return mapped(
+        key, value, {"early_stopping": 1_000_000}, "keeps and exports the best model; a smaller number stops early, too"
+    )
 
 
 def _metric(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
@@ -97,34 +128,47 @@ _NO_EFFECT = {
     "attn_implementation use_flash_attention_2": "torch's attention, which chooses its kernel",
     "preprocessing_num_workers": "the data stage uses every core",
     "per_device_eval_batch_size eval_accumulation_steps auto_find_batch_size": "validation uses the rows of training",
-    "pad_token pad_to_multiple_of padding_free eval_packing packing_strategy group_by_length train_sampling_strategy length_column_name "
+    "pad_token pad_to_multiple_of padding_free eval_packing packing_strategy group_by_length train_sampling_strategy "
+    "length_column_name "
     "use_liger_kernel liger_kernel_config": _PACKED,
-    "dataset_kwargs remove_unused_columns label_names include_for_metrics include_inputs_for_metrics": "a row's format says what is used",
+    "dataset_kwargs remove_unused_columns label_names": "a row's format says what is used",
+    "include_for_metrics include_inputs_for_metrics": "a row's format says what is used",
     "truncation_side truncation_mode": "documents are cut at the right, and counted",
     "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
-    "dataloader_multiprocessing_context dataloader_in_order dataloader_drop_last dispatch_batches split_batches": _LOADER,
-    "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout local_rank "
+    "dataloader_multiprocessing_context dataloader_in_order dataloader_drop_last": _LOADER,
+    "dispatch_batches split_batches": _LOADER,
+    "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout "
+    "local_rank "
     "log_on_each_node save_on_each_node accelerator_config": _LAUNCH,
     "deepspeed fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap parallelism_config": _LAYOUT,
-    "log_level log_level_replica disable_tqdm debug skip_memory_metrics include_num_input_tokens_seen include_tokens_per_second "
+    "log_level log_level_replica disable_tqdm debug skip_memory_metrics include_num_input_tokens_seen "
+    "include_tokens_per_second "
     "logging_nan_inf_filter": _LOGS,
     "tf32 full_determinism torch_empty_cache_steps torch_compile torch_compile_backend torch_compile_mode use_cache "
     "average_tokens_across_devices model_init_kwargs device_map low_cpu_mem_usage": "the engine decides that",
     "do_train do_predict": "`sft` trains",
     "save_safetensors save_only_model enable_jit_checkpoint": "checkpoints are safetensors, with the optimizer's state",
-    "overwrite_output_dir resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint": "the same command resumes",
+    "overwrite_output_dir resume_from_checkpoint": "the same command resumes",
+    "ignore_data_skip restore_callback_states_from_checkpoint": "the same command resumes",
     "hub_strategy hub_always_push": "the model is uploaded once, at the end",
-    "project trackio_space_id trackio_bucket_id trackio_static_space_id wandb_entity wandb_project wandb_run_group": "see Watching a run",
+    (
+        "project trackio_space_id trackio_bucket_id trackio_static_space_id wandb_entity wandb_project wandb_run_group"
+    ): "see Watching a run",
     "data_seed": "the order of the data follows seed",
-    "eval_on_start eval_delay prediction_loss_only eval_do_concat_batches eval_use_gather_object batch_eval_metrics bf16_full_eval "
-    "fp16_full_eval greater_is_better": "loss, perplexity and accuracy of all validation data, every eval_interval iterations",
+    "eval_on_start eval_delay prediction_loss_only eval_do_concat_batches eval_use_gather_object batch_eval_metrics "
+    "bf16_full_eval "
+    "fp16_full_eval": "loss, perplexity and accuracy of all validation data, every eval_interval iterations",
+    "greater_is_better": "loss, perplexity and accuracy of all validation data, every eval_interval iterations",
     "auto_insert_empty_system_msg": "no empty system message is added",
     "shuffle_dataset": "the order is shuffled by seed for each epoch",
     "dataset_streaming": "data are tokenised once, from files",
     "ignore_bias_buffers": "there are none",
-    "use_bnb_nested_quant bnb_4bit_quant_storage bnb_4bit_use_double_quant": "what quantisation keeps beside the weights is not set",
+    "use_bnb_nested_quant bnb_4bit_quant_storage": "what quantisation keeps beside the weights is not set",
+    "bnb_4bit_use_double_quant": "what quantisation keeps beside the weights is not set",
     "optim_target_modules": "for optimizers that are not here",
-    "jit_mode_eval use_ipex use_mps_device no_cuda half_precision_backend fp16_opt_level fp16_backend past_index": "not here",
+    (
+        "jit_mode_eval use_ipex use_mps_device no_cuda half_precision_backend fp16_opt_level fp16_backend past_index"
+    ): "not here",
 }
 RULES: dict[str, Rule] = {
     **{name: no_effect(why) for names, why in _NO_EFFECT.items() for name in names.split()},
@@ -138,8 +182,12 @@ RULES: dict[str, Rule] = {
         if value == recipe.get("model_name_or_path")
         else refused(key, value, "the tokenizer is the base's: put its files into the base's folder")
     ),
-    "torch_dtype": of_words("dtype", {"bfloat16": "bf16", "float32": "fp32", "auto": {}}, "weights are trained in bf16 or fp32"),
-    "dtype": of_words("dtype", {"bfloat16": "bf16", "float32": "fp32", "bf16": "bf16", "fp32": "fp32", "auto": {}}, "use bf16 or fp32"),
+    "torch_dtype": of_words(
+        "dtype", {"bfloat16": "bf16", "float32": "fp32", "auto": {}}, "weights are trained in bf16 or fp32"
+    ),
+    "dtype": of_words(
+        "dtype", {"bfloat16": "bf16", "float32": "fp32", "bf16": "bf16", "fp32": "fp32", "auto": {}}, "use bf16 or fp32"
+    ),
     "bnb_4bit_quant_type": only("nf4", why="4 bits are NF4 here"),
     "bnb_4bit_compute_dtype": only("bfloat16", why="computed in bfloat16"),
     "use_peft": _peft,

@@ -1,7 +1,8 @@
-"""Faults inside the commands under test: where this folder is on PYTHONPATH, Python imports this file before anything else.
+"""Faults inside the commands under test: where this folder is on PYTHONPATH, Python imports this file before anything
+else.
 
-SFT_TEST_FAULTS is a JSON list of faults, as tests.faults.points writes it. A process to which one applies meets it at a point of its
-progress: at an iteration, in a save, before a file is opened. Nothing here depends on time.
+SFT_TEST_FAULTS is a JSON list of faults, as tests.faults.points writes it. A process to which one applies meets it at a
+point of its progress: at an iteration, in a save, before a file is opened. Nothing here depends on time.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ def act(fault: dict[str, Any]) -> None:
 
 
 def _is_me(who: str) -> bool:
-    """`main` is the command; its workers are `rank 0`, `rank 1`, ... and `rank *`; those of a recipe NAME.yaml are `run NAME`.
+    """`main` is the command; its workers are `rank 0`, `rank 1`, ... and `rank *`; those of a recipe NAME.yaml are `run
+    NAME`.
 
     None is a helper process of multiprocessing.
     """
