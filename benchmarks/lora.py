@@ -76,10 +76,10 @@ def measure_ours(name: str, work: Path, batch: int) -> list[float]:
     import torch
 
     torch.set_num_threads(1)
-    from sft.config.train import TrainConfig
+    from sft.config.settings import Settings
     from sft.engine.trainer import train
 
-    config = TrainConfig(
+    config = Settings.of(
         run_name="speed",
         checkpoint=base(),
         tokenized_data_dir=str(work / "tokenized"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sft.config.train import TrainConfig
+    from sft.config.settings import Settings
     from sft.engine.pipeline import Pipeline
 
 RATE, RANK = 1e-4, 16
@@ -60,7 +60,7 @@ class Clock:
 class Worker:
     """What a worker of `sft` has before it trains, in this process alone."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, settings: Settings) -> None:
         from sft.engine.feed import Feed
         from sft.engine.groups import form_groups
         from sft.engine.start import start_worker
@@ -68,7 +68,7 @@ class Worker:
         from sft.resolve.prepare import make_job
         from sft.worker.train import load_stage, read_base
 
-        self.job = make_job(config, world=1)
+        self.job = make_job(settings, world=1)
         be_alone()
         self._device = start_worker()
         self._processes, self.loaded = form_groups(self.job.layout), read_base(self.job)
@@ -98,10 +98,10 @@ def ours(
 
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    from sft.config.train import TrainConfig
+    from sft.config.settings import Settings
     from sft.engine.trainer import train
 
-    config = TrainConfig(
+    config = Settings.of(
         run_name=workload.data,
         checkpoint=str(base),
         tokenized_data_dir=str(work / "tokenized"),

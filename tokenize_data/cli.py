@@ -3,101 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenize_data.errors import EXIT_OK, OneLineParser, UserError, exit_code_of
+from tokenize_data.flags import add_flags, typed_values
+from tokenize_data.records import DatasetSpec
+from tokenize_data.settings import BaseSettings, DataSettings, fields_of
+
+if TYPE_CHECKING:
+    from tokenize_data.stage import Request
 
 _PROGRAM = "tokenize_data"
-_RECIPE_KEYS = {
-    "run_name",
-    "tokenized_data_dir",
-    "data",
-    "val",
-    "checkpoint",
-    "size",
-    "checkpoints_file",
-    "question_key",
-    "answer_key",
-    "system_key",
-    "text_key",
-    "format",
-    "template",
-    "seq",
-    "max_bad_rows",
-    "samples",
-    "seed",
-}
-
-
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say what data a run has; training has the same ones."""
-    parser.add_argument(
-        "--run_name", default=None, metavar="R", help="name of the data set: letters, digits, . _ - (required)"
-    )
-    parser.add_argument(
-        "--tokenized_data_dir", default="tokenized", metavar="D", help="root of the shards (default: tokenized)"
-    )
-    parser.add_argument(
-        "--data",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="JSONL (.gz, .zst), JSON, CSV, Parquet, a folder or a Hub data set",
-    )
-    parser.add_argument("--val", nargs="*", default=[], metavar="FILE", help="the same for validation; becomes R-val")
-    parser.add_argument(
-        "--checkpoint", default="baseline", metavar="NAME", help="base model: an entry of checkpoints.toml or a folder"
-    )
-    parser.add_argument("--size", default=None, metavar="S", help="size of the entry (default: 7)")
-    parser.add_argument(
-        "--checkpoints_file",
-        type=Path,
-        default=None,
-        metavar="F",
-        help="default: ./checkpoints.toml, else the packaged one",
-    )
-    parser.add_argument("--question_key", default="prompt", metavar="K", help="key of the question (default: prompt)")
-    parser.add_argument("--answer_key", default="gold", metavar="K", help="key of the answer (default: gold)")
-    parser.add_argument("--system_key", default=None, metavar="K", help="key of the system message (default: none)")
-    parser.add_argument("--text_key", default="text", metavar="K", help="key of plain text rows (default: text)")
-    parser.add_argument(
-        "--format", default=None, metavar="F", help="qa, chat, sharegpt, alpaca or text (default: from the first rows)"
-    )
-    parser.add_argument(
-        "--template",
-        default="auto",
-        metavar="T",
-        help="auto, a packaged template's name, or a Jinja file (default: auto)",
-    )
-    parser.add_argument("--seq", type=int, default=2048, metavar="L", help="longest document in tokens (default: 2048)")
-    parser.add_argument(
-        "--max_bad_rows",
-        type=int,
-        default=0,
-        metavar="N",
-        help="set up to N bad rows aside in rejected.jsonl (default: 0)",
-    )
-    parser.add_argument(
-        "--samples", type=int, default=None, metavar="N", help="take N rows of --data, drawn by --seed (default: all)"
-    )
-    parser.add_argument(
-        "--retokenize", action="store_true", help="make the shards anew, and replace the old ones at the end"
-    )
-    parser.add_argument("--seed", type=int, default=1234, help="for samples and weights (default: 1234)")
+_GROUPS = {"data": DataSettings, "model": BaseSettings}
+_NAMES = {title: {entry.name for entry in fields_of(group)} for title, group in _GROUPS.items()}
+_LISTS = ("datasets", "val_datasets")
+_MOST_WORKERS = 16
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=_PROGRAM,
-        description="Question-answer files to token ids with roles, once, in Arrow shards that training maps.",
+        description="Tokenise question-answer files once: ids and roles in Arrow shards, which training maps.",
         epilog=(
             "Example: tokenize_data --run_name pubmedqa --data train.jsonl --val val.jsonl --checkpoint meditron "
             "--size 70"
         ),
     )
-    add_data_flags(parser)
+    add_flags(parser, _GROUPS)
     parser.add_argument(
         "--config", type=Path, default=None, metavar="RECIPE", help="a YAML recipe; a flag wins over it"
     )
@@ -135,80 +71,76 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def requests_of(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]  # its types are imported late, for a quick -h
-    """(training, validation or None) as stage.Request."""
-    import os
-    from dataclasses import replace
-
+def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]:
+    """(training, validation or None), from flags and recipe."""
     from tokenize_data.bases import find_base
-    from tokenize_data.names import check_run_name
-    from tokenize_data.recipe import read_data
-    from tokenize_data.records import DatasetSpec
     from tokenize_data.stage import Request
 
-    recipe = read_data(arguments.config) if arguments.config else None
-    if recipe is not None:
-        arguments = _with_recipe(arguments, recipe.others)
-    if arguments.run_name is None:
-        raise UserError("--run_name is missing: it names the data set, such as --run_name pubmedqa")
-    check_run_name(arguments.run_name)
-    specs, val_specs = (recipe.training, recipe.validation) if recipe is not None else ((), ())
-    if specs and arguments.data:
-        raise UserError(f"--data and the datasets of {arguments.config} both name the data: give one of them")
-    base_spec = DatasetSpec(
-        files=("-",),
-        name="",
-        format=arguments.format,
-        question_key=arguments.question_key,
-        answer_key=arguments.answer_key,
-        system_key=arguments.system_key,
-        text_key=arguments.text_key,
-    )
-    if arguments.data:
-        specs = (replace(base_spec, files=tuple(arguments.data), samples=arguments.samples),)
-    elif specs and arguments.samples is not None:
-        raise UserError(
-            f"--samples {arguments.samples} goes with --data: here, give each of the datasets its own 'samples'"
-        )
-    cores = min(len(os.sched_getaffinity(0)), 16) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    data, base = settings_of(arguments)
+    checkpoints_file = Path(base.checkpoints_file) if base.checkpoints_file else None
     training = Request(
-        run_name=arguments.run_name,
-        root=Path(arguments.tokenized_data_dir),
-        base=find_base(arguments.checkpoint, arguments.size, arguments.checkpoints_file),
-        specs=specs,
-        template=arguments.template,
-        seq=arguments.seq,
-        workers=arguments.workers if arguments.workers is not None else cores,
-        max_bad_rows=arguments.max_bad_rows,
-        retokenize=arguments.retokenize,
-        seed=arguments.seed,
+        run_name=data.run_name,
+        root=Path(data.tokenized_data_dir),
+        base=find_base(base.checkpoint, base.size, checkpoints_file),
+        specs=(_spec(data, data.data, samples=data.samples),) if data.data else data.datasets,
+        template=data.template,
+        seq=data.seq,
+        workers=arguments.workers if arguments.workers is not None else _cores(),
+        max_bad_rows=data.max_bad_rows,
+        retokenize=data.retokenize,
+        seed=data.seed,
         fast=not arguments.no_fast_tokenizer,
     )
-    if arguments.val:
-        val_specs = (replace(base_spec, files=tuple(arguments.val)),)
-    return training, replace(training, run_name=f"{arguments.run_name}-val", specs=val_specs) if val_specs else None
+    specs = (_spec(data, data.val),) if data.val else data.val_datasets
+    return training, replace(training, run_name=f"{data.run_name}-val", specs=specs) if specs else None
 
 
-def _with_recipe(arguments: argparse.Namespace, values: dict[str, Any]) -> argparse.Namespace:
-    """The flags that were not typed, from the recipe's keys of the same name. Its other keys belong to training."""
-    found = []
-    for name in _RECIPE_KEYS & values.keys() - arguments.typed:
-        value = values[name]
-        found += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return argparse.Namespace(
-        **{**vars(make_parser().parse_args(found)), **{name: getattr(arguments, name) for name in arguments.typed}}
+def settings_of(arguments: argparse.Namespace) -> tuple[DataSettings, BaseSettings]:
+    """What was typed, on top of the recipe that --config names."""
+    typed = typed_values(arguments, _NAMES["data"] | _NAMES["model"])
+    values = {**_from_recipe(arguments.config, typed), **typed} if arguments.config else typed
+    if "run_name" not in values:
+        raise UserError("--run_name is missing: it names the data set, such as --run_name pubmedqa")
+    data, model = ({name: values[name] for name in names & values.keys()} for names in _NAMES.values())
+    return DataSettings(**data), BaseSettings(**model)
+
+
+def _from_recipe(file: Path, typed: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe that this command has too. Its other keys are for training."""
+    from tokenize_data.recipe import read_data
+
+    recipe = read_data(file)
+    words: list[str] = []
+    for name, value in recipe.others.items():
+        if name not in _NAMES["data"] | _NAMES["model"] or name in typed or value is None:
+            continue
+        if isinstance(value, bool):
+            words += [f"--{name}"] if value else []
+        else:
+            words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    found = typed_values(make_parser().parse_args(words), _NAMES["data"] | _NAMES["model"])
+    return found | {
+        name: specs for name, specs in zip(_LISTS, (recipe.training, recipe.validation), strict=True) if specs
+    }
+
+
+def _spec(data: DataSettings, files: tuple[str, ...], samples: int | None = None) -> DatasetSpec:
+    return DatasetSpec(
+        files=files,
+        name="",
+        format=data.format,
+        question_key=data.question_key,
+        answer_key=data.answer_key,
+        system_key=data.system_key,
+        text_key=data.text_key,
+        samples=samples,
     )
+
+
+def _cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_WORKERS)
 
 
 def entry(argv: list[str] | None = None) -> int:
-    return exit_code_of(_PROGRAM, lambda: run(_arguments(argv)))
-
-
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    """With the names of those that were `typed`."""
-    parser = make_parser()
-    arguments = parser.parse_args(argv)
-    untyped = object()
-    marked = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(arguments), untyped)))
-    arguments.typed = {name for name, value in vars(marked).items() if value is not untyped}
-    return arguments
+    return exit_code_of(_PROGRAM, lambda: run(make_parser().parse_args(argv)))

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _base(arguments: argparse.Namespace) -> Any:
     from sft.checkpoint.adapter_config import read_adapter_config
-    from sft.config.train import TrainConfig
+    from sft.config.settings import Settings
     from sft.resolve.base import find_base_model
     from tokenize_data.errors import UserError
 
@@ -87,7 +87,7 @@ def _base(arguments: argparse.Namespace) -> Any:
     if name is None:
         raise UserError(f"{arguments.adapter_dir[0]} does not say what its base is: give it with --base")
     return find_base_model(
-        TrainConfig(
+        Settings.of(
             run_name="merge", checkpoint=str(name), size=arguments.size, checkpoints_file=arguments.checkpoints_file
         )
     )

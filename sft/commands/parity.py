@@ -106,7 +106,7 @@ def _run_small(arguments: argparse.Namespace, world: int) -> int:
 
 
 def _run_weights(arguments: argparse.Namespace, world: int) -> int:
-    from sft.config.train import TrainConfig
+    from sft.config.settings import Settings
     from sft.resolve.prepare import make_job
 
     names = (
@@ -124,7 +124,7 @@ def _run_weights(arguments: argparse.Namespace, world: int) -> int:
     )
     given = {name: getattr(arguments, name) for name in names}
     file = str(arguments.checkpoints_file) if arguments.checkpoints_file else None
-    config = TrainConfig(
+    config = Settings.of(
         **given,
         checkpoints_file=file,
         nproc_per_node=world,

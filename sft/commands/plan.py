@@ -17,34 +17,39 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from sft.resolve.settings import config_of
+    from sft.resolve.settings import settings_of
 
-    config = config_of(arguments, "plan", run_name="plan")
+    settings = settings_of(arguments, "plan", run_name="plan")
     return show(
-        config, explains=arguments.explain, as_json=arguments.json, what_if=arguments.what_if, plot=arguments.plot
+        settings, explains=arguments.explain, as_json=arguments.json, what_if=arguments.what_if, plot=arguments.plot
     )
 
 
 def show(
-    config: object, *, explains: bool = False, as_json: bool = False, what_if: str | None = None, plot: str = "plan.png"
+    settings: object,
+    *,
+    explains: bool = False,
+    as_json: bool = False,
+    what_if: str | None = None,
+    plot: str = "plan.png",
 ) -> int:
-    """The plan of a run with this configuration, on the terminal."""
+    """The plan of a run with these settings, on the terminal."""
     import json
     import sys
     from pathlib import Path
 
     from rich.console import Console
 
-    from sft.config.train import TrainConfig
     from sft.observe.plan_page import show_plan, show_scaling, write_scaling_chart
     from sft.plan.answer import as_data
     from sft.plan.explain import explain
     from sft.resolve.planning import make_plan, scaling
+    from sft.config.settings import Settings
 
-    assert isinstance(config, TrainConfig)
+    assert isinstance(settings, Settings)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     if what_if is not None:
-        rows = scaling(config, _counts(what_if))
+        rows = scaling(settings, _counts(what_if))
         if as_json:
             print(
                 json.dumps(
@@ -59,7 +64,7 @@ def show(
         if write_scaling_chart(rows, Path(plot)):
             console.print(f"plot  {plot}")
         return 0
-    plan = make_plan(config)
+    plan = make_plan(settings)
     if as_json:
         print(json.dumps(as_data(plan) | ({"explanation": explain(plan)} if explains else {})))
         return 0

@@ -13,12 +13,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from sft.resolve.settings import config_of
+    from sft.resolve.settings import settings_of
 
     if arguments.plan_only:
         from sft.commands import plan
 
-        return plan.show(config_of(arguments, "plan", run_name="plan"))
+        return plan.show(settings_of(arguments, "plan", run_name="plan"))
     from sft.launcher import launch
 
-    return launch.run(config_of(arguments), arguments.argv)
+    return launch.run(settings_of(arguments), arguments.argv)

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from tokenize_data.errors import UserError
+from tokenize_data.settings import Group, setting
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerKind:
@@ -73,3 +76,37 @@ class OptimizerSpec:
     def states(self) -> list[str]:
         """What a checkpoint holds besides float32 weights."""
         return list(self.kind.states)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings(Group):
+    optimizer: str = setting(
+        "adamw",
+        "adamw8bit: moments in 8 bits; adafactor: factored second moments; sgd; muon: for matrices inside the layers, "
+        "adamw for the rest",
+        choices=tuple(OPTIMIZERS),
+    )
+    beta1: float = setting(0.9, "AdamW's first decay rate", metavar="B", least=0, most=1)
+    beta2: float = setting(0.95, "AdamW's second decay rate", metavar="B", least=0, most=1)
+    eps: float = setting(1e-5, "AdamW's epsilon", above=0)
+    momentum: float = setting(0.0, "momentum of sgd", metavar="M", least=0, most=1)
+    weight_decay: float = setting(0.1, "not applied to biases and norms", metavar="W", least=0)
+    clip: float = setting(1.0, "largest gradient norm; 0 turns clipping off", metavar="C", least=0)
+
+    def check(self) -> None:
+        if self.momentum and self.optimizer != "sgd":
+            raise UserError(
+                f"--momentum {self.momentum:g} is for --optimizer sgd, but this run uses {self.optimizer}: leave "
+                "one out"
+            )
+
+    def spec(self, lr: float) -> OptimizerSpec:
+        return OptimizerSpec(
+            name=self.optimizer,
+            lr=lr,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+        )

@@ -1,26 +1,25 @@
-"""Recipes: a YAML file of settings, this project's or another trainer's, to a TrainConfig, and back."""
+"""Recipes: a YAML file of settings, this project's or another trainer's, to Settings, and back."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import re
-import typing
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from sft.config import foreign
-from sft.config.flags import WORDS, plain_type
-from sft.config.train import ONLY_FLAGS, TrainConfig
+from sft.config.flags import WORDS
+from sft.config.settings import FIELDS, HINTS, RECIPE_KEYS, Settings, group_of
 from tokenize_data.errors import UserError, shorten
 from tokenize_data.recipe import dataset_values, parse_datasets
 from tokenize_data.recipe_file import escaped, merge, parse_yaml, read_recipe_file
+from tokenize_data.settings import plain_type
 
 Warn = Callable[[str], None]
 # Of this start and this machine: a recipe that is handed on does not have them.
-_NOT_WRITTEN = (*ONLY_FLAGS, "addr", "port", "retokenize", "no_autoaccept_iters")
+_NOT_WRITTEN = ("rank", "hostfile", "addr", "port", "retokenize", "no_autoaccept_iters")
 _PLAIN = re.compile(r"[A-Za-z0-9_/.-]+")
 _LOSS_MASKS = {"completion": 0.0, "full": 1.0}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list of texts"}
@@ -28,7 +27,7 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 def known_keys() -> list[str]:
     """What may stand in a recipe."""
-    return ["extends", *(entry.name for entry in fields(TrainConfig) if entry.name not in ONLY_FLAGS), *WORDS]
+    return ["extends", *RECIPE_KEYS, *WORDS]
 
 
 def read_recipe(file: Path, warn: Warn = lambda _: None) -> dict[str, Any]:
@@ -46,7 +45,7 @@ def read_recipe(file: Path, warn: Warn = lambda _: None) -> dict[str, Any]:
 
 def checked(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The same, each value of its field's type. A null stays: it takes away what an extended recipe says."""
-    known, hints = known_keys(), typing.get_type_hints(TrainConfig)
+    known = known_keys()
     values: dict[str, Any] = {}
     for key, value in content.items():
         if key not in known:
@@ -58,13 +57,13 @@ def checked(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         elif key == "loss":
             values[key] = _one_of(value, tuple(_LOSS_MASKS), f"{where}: loss")
         else:
-            values[key] = _coerced(value, bool if key in WORDS else plain_type(hints[key]), f"{where}: {key}")
+            values[key] = _coerced(value, bool if key in WORDS else plain_type(HINTS[key]), f"{where}: {key}")
     return values
 
 
-def make_config(values: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of settings that were typed or read."""
-    values = {name: value for name, value in values.items() if value is not None}
+def make_settings(values: Mapping[str, Any]) -> Settings:
+    """From what was typed or read, by setting or word."""
+    values = {name: value for name, value in values.items() if value is not None and name != "config"}
     if values.pop("load_in_8bit", False):
         values["weight_only_8bit"] = True
     if "loss" in values:
@@ -73,26 +72,24 @@ def make_config(values: Mapping[str, Any]) -> TrainConfig:
         raise UserError("--global_batch and --gradient_accumulation say the same in two ways: give one of them")
     if "run_name" not in values:
         raise UserError("--run_name is missing: it names the data set and the run, such as --run_name pubmedqa")
-    return TrainConfig(**values)
+    return Settings.of(**values)
 
 
-def recipe_text(config: TrainConfig) -> str:
-    """The whole configuration as a recipe, which gives the same configuration when it is read."""
-    lines = ["# Every setting of this run: `sft --config recipe.yaml` does it again."]
-    group = ""
-    groups = list(dict.fromkeys(entry.metadata["group"] for entry in fields(TrainConfig)))
-    for entry in sorted(fields(TrainConfig), key=lambda entry: groups.index(entry.metadata["group"])):
-        value = getattr(config, entry.name)
-        if entry.name in _NOT_WRITTEN or value is None or value == () == entry.default:
+def recipe_text(settings: Settings) -> str:
+    """All settings as a recipe, which gives the same settings when it is read."""
+    lines = ["# Every setting of this run; repeat it with `sft --config recipe.yaml`."]
+    title = ""
+    for name, value in settings.items():
+        if name in _NOT_WRITTEN or value is None or value == () == FIELDS[name].default:
             continue
-        if entry.name == "global_batch" and config.gradient_accumulation is not None:
-            continue  # which follows from it
-        if entry.metadata["group"] != group:
-            group = entry.metadata["group"]
-            lines += ["", f"# {group}"]
-        if entry.name in ("datasets", "val_datasets"):
+        if name == "global_batch" and settings.schedule.gradient_accumulation is not None:
+            continue  # it follows from gradient_accumulation
+        if group_of(name) != title:
+            title = group_of(name)
+            lines += ["", f"# {title}"]
+        if name in ("datasets", "val_datasets"):
             value = [dataset_values(spec) for spec in value]
-        lines += key_lines(entry.name, value)
+        lines += key_lines(name, value)
     return "\n".join(lines) + "\n"
 
 

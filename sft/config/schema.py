@@ -11,9 +11,10 @@ import typing
 from dataclasses import MISSING, fields
 from typing import Any
 
-from sft.config.flags import WORDS, plain_type
-from sft.config.train import ONLY_FLAGS, TrainConfig
+from sft.config.flags import WORDS
+from sft.config.settings import FIELDS, HINTS, RECIPE_KEYS
 from tokenize_data.records import FORMATS, Cleaning, DatasetSpec
+from tokenize_data.settings import plain_type
 
 _TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 _DATASET_TEXTS = {
@@ -37,17 +38,14 @@ _DATASET_TEXTS = {
 
 
 def schema() -> dict[str, Any]:
-    hints = typing.get_type_hints(TrainConfig)
     properties: dict[str, Any] = {
         "extends": {
             "description": "another recipe, or several, whose keys hold where this one has none",
             **_either("string"),
         }
     }
-    for entry in fields(TrainConfig):
-        if entry.name in ONLY_FLAGS:
-            continue
-        known = entry.metadata
+    for name in RECIPE_KEYS:
+        entry, known = FIELDS[name], FIELDS[name].metadata
         if entry.name in ("datasets", "val_datasets"):
             properties[entry.name] = {
                 "description": known["text"],
@@ -64,7 +62,7 @@ def schema() -> dict[str, Any]:
         choices = {"enum": [*known["choices"], None]} if known.get("choices") else {}
         properties[entry.name] = {
             "description": known["text"],
-            **_kind(plain_type(hints[entry.name])),
+            **_kind(plain_type(HINTS[entry.name])),
             **limits,
             **choices,
             **default,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from sft.launcher import processes
 from tokenize_data.errors import UserError, shorten
 
@@ -80,17 +80,17 @@ def read_hostfile(path: Path) -> list[HostLine]:
     return hosts
 
 
-def run(config: TrainConfig, argv: Sequence[str]) -> int:
+def run(settings: Settings, argv: Sequence[str]) -> int:
     """Start every node, show what they say, pass signals on. Returns node 0's exit code."""
-    assert config.hostfile is not None
-    if config.nodes != 1 or config.rank != 0:
+    assert settings.machine.hostfile is not None
+    if settings.machine.nodes != 1 or settings.machine.rank != 0:
         raise UserError("--hostfile starts all nodes itself: leave --nodes and --rank out")
-    if config.no_autoaccept_iters:
+    if settings.schedule.no_autoaccept_iters:
         raise UserError("--no_autoaccept_iters asks, and with --hostfile no terminal is there to answer: give --iters")
-    hosts = read_hostfile(Path(config.hostfile))
-    address = config.addr if config.addr != "localhost" else hosts[0].host.rpartition("@")[2]
+    hosts = read_hostfile(Path(settings.machine.hostfile))
+    address = settings.machine.addr if settings.machine.addr != "localhost" else hosts[0].host.rpartition("@")[2]
     nodes = [
-        _Node(number, one, _remote_command(one, argv, number, len(hosts), address, config.nproc_per_node))
+        _Node(number, one, _remote_command(one, argv, number, len(hosts), address, settings.machine.nproc_per_node))
         for number, one in enumerate(hosts)
     ]
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from sft.launcher import preflight
 from sft.launcher.meeting import say_on_stderr
 from sft.launcher.nodes import facts_to_compare
@@ -23,21 +23,19 @@ from tokenize_data.errors import UserError, shorten
 _TELL_SECONDS = 30.0
 
 
-def prepared(
-    store: Any, config: TrainConfig, base: BaseModel, tokenise: Callable[[TrainConfig, BaseModel], int]
-) -> int:
+def prepared(store: Any, settings: Settings, base: BaseModel, tokenise: Callable[[Settings, BaseModel], int]) -> int:
     """Rank 0 runs the data stage, the others wait for it. Returns its exit code, on rank 0 alone; the others raise."""
     if os.environ["RANK"] == "0":
-        code = tokenise(config, base)
+        code = tokenise(settings, base)
         store.set("sft/data", str(code))
         return code
-    code = int(_wait(store, "sft/data", config.node_timeout, "rank 0 to tokenise the data"))
+    code = int(_wait(store, "sft/data", settings.machine.node_timeout, "rank 0 to tokenise the data"))
     if code:
         raise UserError("rank 0 could not prepare the data: see what it says there")
     return 0
 
 
-def compare(store: Any, config: TrainConfig, make: Callable[[], Job]) -> Job:
+def compare(store: Any, settings: Settings, make: Callable[[], Job]) -> Job:
     """The job, when all nodes have made the same one. The first process of each node speaks for it."""
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     node, nodes = int(os.environ["RANK"]) // per_node, int(os.environ["WORLD_SIZE"]) // per_node
@@ -50,15 +48,15 @@ def compare(store: Any, config: TrainConfig, make: Callable[[], Job]) -> Job:
         mine = preflight.ready(
             node,
             per_node,
-            facts_to_compare(job, config),
+            facts_to_compare(job, settings),
             error,
-            job.folder if job else Path(config.save_checkpoint_dir),
+            job.folder if job else Path(settings.output.save_checkpoint_dir),
         )
         store.set(f"sft/ready/{node}", json.dumps(mine.as_json()))
         if node == 0:
-            store.set("sft/verdict", _verdict(store, config, mine, nodes))
+            store.set("sft/verdict", _verdict(store, settings, mine, nodes))
     if nodes > 1 and (
-        verdict := _wait(store, "sft/verdict", config.node_timeout, "the nodes to compare what they have")
+        verdict := _wait(store, "sft/verdict", settings.machine.node_timeout, "the nodes to compare what they have")
     ):
         raise UserError(verdict)
     if job is None:
@@ -66,11 +64,11 @@ def compare(store: Any, config: TrainConfig, make: Callable[[], Job]) -> Job:
     return job
 
 
-def _verdict(store: Any, config: TrainConfig, mine: preflight.Ready, nodes: int) -> str:
+def _verdict(store: Any, settings: Settings, mine: preflight.Ready, nodes: int) -> str:
     """Why the run cannot start; empty where it can."""
     found = [mine]
     for node in range(1, nodes):
-        said = _wait(store, f"sft/ready/{node}", config.node_timeout, f"node {node}")
+        said = _wait(store, f"sft/ready/{node}", settings.machine.node_timeout, f"node {node}")
         try:
             one = preflight.Ready.from_json(json.loads(said))
         except (ValueError, RecursionError) as error:

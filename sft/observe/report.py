@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from sft.config.secrets import masked_value
-from sft.config.train import TrainConfig
+from sft.config.settings import defaults
 from sft.observe import chart
 from sft.observe.lengths import bins
 from sft.spec import metrics
@@ -88,20 +88,16 @@ def run_facts(folder: Path) -> dict[str, Any]:
 def repeat_command(config: Mapping[str, Any]) -> str:
     """The command line that gives this configuration: flags whose values are not the defaults."""
     words = ["sft", *(["--config", "recipe.yaml"] if repeat_recipe(config) else [])]
-    for entry in fields(TrainConfig):
-        if entry.name not in config or entry.name in _ONLY_IN_RECIPES:
-            continue
-        value = config[entry.name]
-        default = entry.default if entry.default is not MISSING else None
-        if value == (list(default) if isinstance(default, tuple) else default):
+    for name, default in defaults().items():
+        if name not in config or name in _ONLY_IN_RECIPES or (value := config[name]) == default:
             continue
         if isinstance(value, bool):
-            words.append(f"--{entry.name}" if value else f"--no_{entry.name}")
+            words.append(f"--{name}" if value else f"--no_{name}")
         elif isinstance(value, list):
-            words += [f"--{entry.name}", *map(str, value)]
+            words += [f"--{name}", *map(str, value)]
         else:
             words += [
-                f"--{entry.name}",
+                f"--{name}",
                 f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value),
             ]
     return shlex.join(words) if len(words) > 1 else ""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.checkpoint.adapter_config import CONFIG, WEIGHTS, read_adapter_config
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from sft.resolve.base import BaseModel
 from tokenize_data.errors import UserError
 
@@ -19,73 +18,77 @@ if TYPE_CHECKING:
     from sft.model.lora import LoraSettings
 
 
-def with_adapter(config: TrainConfig) -> TrainConfig:
+def with_adapter(settings: Settings) -> Settings:
     """The configuration with rank and scale of the adapter that it begins with."""
-    if config.adapter is None:
-        return config
-    given = read_adapter_config(Path(config.adapter))
+    if settings.adapters.adapter is None:
+        return settings
+    given = read_adapter_config(Path(settings.adapters.adapter))
     if not given.is_uniform:
         raise UserError(
-            f"{config.adapter} has adapters of several ranks or scales: merge it (sft merge) and train new ones "
+            f"{settings.adapters.adapter} has adapters of several ranks or scales: merge it (sft merge) and train new "
+            "ones "
             "on the result"
         )
     for name, value in (("lora", given.rank), ("lora_alpha", given.alpha)):
-        asked = getattr(config, name)
+        asked = settings.value(name)
         if asked not in (None, value):
             raise UserError(
-                f"--{name} {asked:g} with --adapter {config.adapter}, which has {value:g}: leave --{name} out"
+                f"--{name} {asked:g} with --adapter {settings.adapters.adapter}, which has {value:g}: leave "
+                f"--{name} out"
             )
-    return replace(config, lora=given.rank, lora_alpha=given.alpha, lora_rslora=given.is_rank_stabilised)
+    return settings.replace(lora=given.rank, lora_alpha=given.alpha, lora_rslora=given.is_rank_stabilised)
 
 
-def check_base(config: TrainConfig, base: BaseModel) -> None:
+def check_base(settings: Settings, base: BaseModel) -> None:
     """An adapter of ours says what it was trained on."""
     try:
-        training = json.loads((Path(config.adapter or "") / "training.json").read_bytes())
+        training = json.loads((Path(settings.adapters.adapter or "") / "training.json").read_bytes())
         made_on = training["base_fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if config.adapter is not None and made_on != base.fingerprint:
+    if settings.adapters.adapter is not None and made_on != base.fingerprint:
         raise UserError(
-            f"--adapter {config.adapter} was trained on {training.get('base')} (fingerprint {made_on[:12]}), "
+            f"--adapter {settings.adapters.adapter} was trained on {training.get('base')} (fingerprint "
+            f"{made_on[:12]}), "
             f"{base.folder} is another one "
             f"({base.fingerprint[:12]}): use that base, or begin without --adapter"
         )
 
 
-def fingerprint(config: TrainConfig) -> str | None:
+def fingerprint(settings: Settings) -> str | None:
     """Of the adapter that training begins with."""
-    if config.adapter is None:
+    if settings.adapters.adapter is None:
         return None
     digest = hashlib.sha256()
     for name in (CONFIG, WEIGHTS):
         try:
-            digest.update((Path(config.adapter) / name).read_bytes())
+            digest.update((Path(settings.adapters.adapter) / name).read_bytes())
         except OSError as error:
             raise UserError(
-                f"{Path(config.adapter) / name}: {error.strerror}: give the folder of an adapter in PEFT's format"
+                f"{Path(settings.adapters.adapter) / name}: {error.strerror}: give the folder of an adapter in "
+                "PEFT's format"
             ) from error
     return digest.hexdigest()
 
 
-def settings_of(config: TrainConfig, given: AdapterFiles | None) -> LoraSettings | None:
+def settings_of(settings: Settings, given: AdapterFiles | None) -> LoraSettings | None:
     """None where all weights are trained."""
     from sft.model.lora import LoraSettings
 
-    if config.lora is None:
+    if settings.adapters.lora is None:
         return None
-    targets, saved = config.lora_targets, config.lora_modules_to_save
+    targets, saved = settings.adapters.lora_targets, settings.adapters.lora_modules_to_save
     if given is not None:
         targets, saved = tuple(given.modules), tuple(dict.fromkeys(name.rpartition(".")[0] for name in given.saved))
         saved = tuple(name for name in saved if name not in targets)
     return LoraSettings(
-        rank=config.lora,
-        alpha=config.lora_alpha or 2.0 * config.lora,
-        dropout=config.lora_dropout,
+        rank=settings.adapters.lora,
+        alpha=settings.adapters.lora_alpha or 2.0 * settings.adapters.lora,
+        dropout=settings.adapters.lora_dropout,
         targets=targets,
         modules_to_save=saved,
-        is_rank_stabilised=config.lora_rslora,
-        seed=config.seed,
+        is_rank_stabilised=settings.adapters.lora_rslora,
+        seed=settings.data.seed,
     )
 
 
@@ -120,16 +123,24 @@ def check_vocabulary(built: BuiltStage, given: int, needed: int) -> None:
         )
 
 
-def description(config: TrainConfig) -> str | None:
+def description(settings: Settings) -> str | None:
     """For the header."""
-    if config.lora is None:
+    if settings.adapters.lora is None:
         return None
-    targets = "all linear layers" if config.lora_targets == ("all-linear",) else ", ".join(config.lora_targets)
-    if config.adapter is not None:
-        targets = f"those of {config.adapter}"
-    bits = bits_of(config)
-    saved = f"; in full: {', '.join(config.lora_modules_to_save)}" if config.lora_modules_to_save else ""
-    return f"rank {config.lora} on {targets}{saved}" + (f"; base in {bits} bits" if bits else "")
+    targets = (
+        "all linear layers"
+        if settings.adapters.lora_targets == ("all-linear",)
+        else ", ".join(settings.adapters.lora_targets)
+    )
+    if settings.adapters.adapter is not None:
+        targets = f"those of {settings.adapters.adapter}"
+    bits = bits_of(settings)
+    saved = (
+        f"; in full: {', '.join(settings.adapters.lora_modules_to_save)}"
+        if settings.adapters.lora_modules_to_save
+        else ""
+    )
+    return f"rank {settings.adapters.lora} on {targets}{saved}" + (f"; base in {bits} bits" if bits else "")
 
 
 def trained_text(built: BuiltStage) -> str:
@@ -144,28 +155,28 @@ def trained_text(built: BuiltStage) -> str:
     return f"trained   {added + saved:,} of {total:,} parameters ({(added + saved) / total:.2%})"
 
 
-def bits_of(config: TrainConfig) -> int | None:
-    return 4 if config.load_in_4bit else 8 if config.weight_only_8bit else None
+def bits_of(settings: Settings) -> int | None:
+    return 4 if settings.adapters.load_in_4bit else 8 if settings.adapters.weight_only_8bit else None
 
 
-def base_name(config: TrainConfig, base: BaseModel) -> str:
+def base_name(settings: Settings, base: BaseModel) -> str:
     """What PEFT loads the base from: a Hub id, or a folder."""
     is_on_hub = (
         not Path(base.entry.path).expanduser().exists()
         and base.entry.path.count("/") == 1
-        and config.intermediate_iter is None
+        and settings.model.intermediate_iter is None
     )
     return base.entry.path if is_on_hub else str(base.folder.resolve())
 
 
-def facts(built: BuiltStage, config: TrainConfig, base: BaseModel) -> dict[str, Any] | None:
+def facts(built: BuiltStage, settings: Settings, base: BaseModel) -> dict[str, Any] | None:
     """What is needed to write the adapter of a checkpoint."""
     from sft.checkpoint.adapter import adapter_config_of
 
     if built.adapted is None:
         return None
     return {
-        "config": adapter_config_of(built.adapted, base_name(config, base)),
+        "config": adapter_config_of(built.adapted, base_name(settings, base)),
         "tied_name": built.tied_name,
         "head": built.anatomy.head,
     }

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from sft.model.base_folder import gguf_file_in, resolve, resolve_here
 from sft.plan.architecture import check_sizes
 from sft.resolve.naming import intermediate_name
@@ -50,14 +50,14 @@ class Described:
     is_entry: bool
 
 
-def describe_base_model(config: TrainConfig) -> Described:
+def describe_base_model(settings: Settings) -> Described:
     """The base model that the flags name, from what of it is on this machine."""
-    given = Path(config.checkpoint).expanduser()
+    given = Path(settings.model.checkpoint).expanduser()
     is_folder = (given / "config.json").is_file()  # a plan needs no tokenizer
-    entry = Base(name=given.resolve().name, path=str(given)) if is_folder else _entry(config)
+    entry = Base(name=given.resolve().name, path=str(given)) if is_folder else _entry(settings)
     inner = None
-    if config.intermediate_iter is not None:
-        inner = intermediate_name(entry.intermediate, config.intermediate_iter, f"the entry of {entry.name}")
+    if settings.model.intermediate_iter is not None:
+        inner = intermediate_name(entry.intermediate, settings.model.intermediate_iter, f"the entry of {entry.name}")
     folder = resolve_here(entry.path, inner)
     headers = [_header(file) for file in sorted(folder.glob("*.safetensors"))]
     sizes = {name: tensor["shape"] for header in headers for name, tensor in header.items() if name != "__metadata__"}
@@ -66,17 +66,17 @@ def describe_base_model(config: TrainConfig) -> Described:
         folder=folder,
         config=_read_config(folder),
         num_stored=sum(prod(shape) for shape in sizes.values()) or None,
-        is_entry=_is_entry(config),
+        is_entry=_is_entry(settings),
     )
 
 
-def find_base_model(config: TrainConfig) -> BaseModel:
+def find_base_model(settings: Settings) -> BaseModel:
     """The base model that the flags name, fetched or converted if need be."""
-    entry = _entry(config)
+    entry = _entry(settings)
     inner = None
-    if config.intermediate_iter is not None:
-        inner = intermediate_name(entry.intermediate, config.intermediate_iter, f"the entry of {entry.name}")
-    if config.trust_remote_code and not Path(entry.path).expanduser().exists() and inner is None:
+    if settings.model.intermediate_iter is not None:
+        inner = intermediate_name(entry.intermediate, settings.model.intermediate_iter, f"the entry of {entry.name}")
+    if settings.model.trust_remote_code and not Path(entry.path).expanduser().exists() and inner is None:
         raise UserError(
             f"--trust_remote_code runs code from {entry.path}, which may change: download a revision that you "
             "have read, give its folder"
@@ -98,20 +98,25 @@ def find_base_model(config: TrainConfig) -> BaseModel:
         folder=folder,
         config=content,
         num_parameters=total,
-        is_entry=_is_entry(config),
+        is_entry=_is_entry(settings),
         fingerprint=digest.hexdigest(),
     )
 
 
-def tokenizer_flags(config: TrainConfig, base: BaseModel) -> list[str]:
+def tokenizer_flags(settings: Settings, base: BaseModel) -> list[str]:
     """How the data stage is told of the base model: as it was typed, or, where the files are elsewhere, by an entry
     written for it.
     """
     given = Path(base.entry.path).expanduser()
-    if given == base.folder or (config.intermediate_iter is None and not given.exists()):  # a folder, or a Hub id
-        flags = ["--checkpoint", config.checkpoint]
-        flags += ["--size", config.size] if config.size else []
-        return [*flags, *(["--checkpoints_file", config.checkpoints_file] if config.checkpoints_file else [])]
+    if given == base.folder or (
+        settings.model.intermediate_iter is None and not given.exists()
+    ):  # a folder, or a Hub id
+        flags = ["--checkpoint", settings.model.checkpoint]
+        flags += ["--size", settings.model.size] if settings.model.size else []
+        return [
+            *flags,
+            *(["--checkpoints_file", settings.model.checkpoints_file] if settings.model.checkpoints_file else []),
+        ]
     handle, name = tempfile.mkstemp(prefix="sft-", suffix=".toml")
     with os.fdopen(handle, "w") as file:
         tokens = json.dumps(list(base.entry.add_tokens), ensure_ascii=False)
@@ -119,14 +124,18 @@ def tokenizer_flags(config: TrainConfig, base: BaseModel) -> list[str]:
     return ["--checkpoint", "resolved", "--size", "base", "--checkpoints_file", name]
 
 
-def _is_entry(config: TrainConfig) -> bool:
-    return os.sep not in config.checkpoint and not Path(config.checkpoint).expanduser().exists()
+def _is_entry(settings: Settings) -> bool:
+    return os.sep not in settings.model.checkpoint and not Path(settings.model.checkpoint).expanduser().exists()
 
 
-def _entry(config: TrainConfig) -> Base:
-    if gguf_file_in(config.checkpoint) is not None:
-        return Base(name=Path(config.checkpoint).stem, path=config.checkpoint)
-    return find_base(config.checkpoint, config.size, Path(config.checkpoints_file) if config.checkpoints_file else None)
+def _entry(settings: Settings) -> Base:
+    if gguf_file_in(settings.model.checkpoint) is not None:
+        return Base(name=Path(settings.model.checkpoint).stem, path=settings.model.checkpoint)
+    return find_base(
+        settings.model.checkpoint,
+        settings.model.size,
+        Path(settings.model.checkpoints_file) if settings.model.checkpoints_file else None,
+    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from sft.resolve.naming import name_of
-from sft.resolve.prepare import Job, config_values, resolved_facts
+from sft.resolve.prepare import Job, resolved_facts
 from sft.spec import run_folder
 from tokenize_data.errors import UserError
 
@@ -29,8 +28,8 @@ def refuse_another(job: Job) -> None:
     there, resolved = table.get("config"), table.get("resolved")
     if not isinstance(there, dict) or not isinstance(resolved, dict):
         return
-    here = config_values(job.config)
-    there = {**config_values(TrainConfig(run_name=job.config.run_name)), **there}
+    here = job.settings.as_json()
+    there = {**Settings.of(run_name=job.settings.data.run_name).as_json(), **there}
     found: list[tuple[str, Any, Any]] = []
     if _was_named_by(there, job.folder):
         found += [
@@ -57,8 +56,8 @@ def _was_named_by(there: Mapping[str, Any], folder: Path) -> bool:
     name.
     """
     try:
-        return folder.name.endswith(f"-{name_of(SimpleNamespace(**there))}")
-    except (TypeError, ValueError):
+        return folder.name.endswith(f"-{name_of(there)}")
+    except (KeyError, TypeError, ValueError):
         return False
 
 

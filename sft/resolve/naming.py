@@ -5,29 +5,31 @@ up.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings, defaults
 from tokenize_data.errors import UserError
 
-Named = TrainConfig | SimpleNamespace  # settings, or what a file says that they were
 _LAYOUT = re.compile(r"-tp(\d+)-pp(\d+)(?=[-/.]|$)")
 
 
-def run_folder(config: TrainConfig, base_family: str, is_entry: bool) -> Path:
+def run_folder(settings: Settings, base_family: str, is_entry: bool) -> Path:
     """<save_checkpoint_dir>/<base>-<size>-<checkpoint>-<run_name><suffixes>; `base_family` is the model's own type.
 
     `is_entry` says that the checkpoint is a name of checkpoints.toml, not a path: then it has a size, 7 unless another
     is given.
     """
-    size = (config.size or "7") if is_entry else config.size
-    return Path(config.save_checkpoint_dir) / "-".join([base_family, *([size] if size else []), name_of(config)])
+    size = (settings.model.size or "7") if is_entry else settings.model.size
+    return Path(settings.output.save_checkpoint_dir) / "-".join(
+        [base_family, *([size] if size else []), name_of(settings.as_json())]
+    )
 
 
-def name_of(config: Named) -> str:
+def name_of(values: Mapping[str, Any]) -> str:
     """<checkpoint>-<run_name><suffixes>. Different settings may give one name: `a-ep5`, and `a` with five epochs."""
-    return f"{Path(config.checkpoint).name}-{config.run_name}{_suffixes(config)}"
+    return f"{Path(values['checkpoint']).name}-{values['run_name']}{_suffixes(values)}"
 
 
 def layout_of_path(path: str) -> tuple[int, int] | None:
@@ -51,11 +53,11 @@ def intermediate_name(pattern: str | None, iteration: int, where: str) -> str:
         ) from error
 
 
-def _suffixes(config: Named) -> str:
-    suffixes = [f"it{config.intermediate_iter:07d}"] if config.intermediate_iter is not None else []
-    defaults = TrainConfig(run_name="x")
+def _suffixes(values: Mapping[str, Any]) -> str:
+    early, default = values["intermediate_iter"], defaults()
+    suffixes = [f"it{early:07d}"] if early is not None else []
     for name, label in (("epochs", "ep"), ("seq", "seq"), ("loss_mask", "loss"), ("lora", "lora")):
-        if (value := getattr(config, name)) != getattr(defaults, name):
+        if (value := values[name]) != default[name]:
             suffixes.append(f"{label}{value:g}" if isinstance(value, float) else f"{label}{value}")
-    suffixes += [config.id] if config.id else []
+    suffixes += [values["id"]] if values["id"] else []
     return "".join(f"-{suffix}" for suffix in suffixes)

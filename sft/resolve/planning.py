@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from sft.plan.answer import Data, Plan
 from sft.plan.architecture import KNOWN_KINDS
 from sft.plan.gpus import GB, TABLE, Gpu, find_gpu, read_gpus
@@ -36,11 +36,11 @@ _GPU_ROW_TOKENS = 8192  # a row long enough to keep a GPU busy
 _COUNTED_BYTES = 2**30  # of files whose rows are counted, before the rest is judged by size
 
 
-def machine(config: TrainConfig) -> Gpu | None:
+def machine(settings: Settings) -> Gpu | None:
     """The GPU that is named, or the one that is here; None where neither is."""
-    table = read_gpus(Path(config.gpu_file)) if config.gpu_file else TABLE
-    if config.gpu:
-        return find_gpu(config.gpu, table)
+    table = read_gpus(Path(settings.layout.gpu_file)) if settings.layout.gpu_file else TABLE
+    if settings.layout.gpu:
+        return find_gpu(settings.layout.gpu, table)
     return gpu_here(table) if visible_gpus() else None
 
 
@@ -68,31 +68,33 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def make_plan(config: TrainConfig) -> Plan:
+def make_plan(settings: Settings) -> Plan:
     """The plan of a run that may not have been prepared at all."""
-    base, notes = describe_base_model(config), []
-    gpu = machine(config)
-    world = config.nodes * (config.nproc_per_node or max(visible_gpus(), 1))
+    base, notes = describe_base_model(settings), []
+    gpu = machine(settings)
+    world = settings.machine.nodes * (settings.machine.nproc_per_node or max(visible_gpus(), 1))
     if gpu is None:
         if visible_gpus():
             notes.append("this GPU is not in the table: describe it with --gpu_file, or name a similar one with --gpu")
-        gpu = this_cpu(config.nproc_per_node or 1, cpu_operations_per_second())
+        gpu = this_cpu(settings.machine.nproc_per_node or 1, cpu_operations_per_second())
         notes.append("planned for this computer's CPU: name GPUs with --gpu h100-80gb --nproc_per_node 8 --nodes 2")
-    data, pack, share = _data(config, notes)
-    asked = Case(config=config, base=base, world=world, gpu=gpu, pack=pack, trained_share=share).ask()
+    data, pack, share = _data(settings, notes)
+    asked = Case(settings=settings, base=base, world=world, gpu=gpu, pack=pack, trained_share=share).ask()
     question = asked.question
     choice, found = best(question), search(question)
-    notes += [line for line in (_layout_note(asked.why_not, choice.layout), _batch_note(config, choice.layout)) if line]
-    notes += _further_notes(config, base, question, choice)
-    iterations = config.iters or (
-        num_iterations(data.documents, config.epochs, question.global_batch) if data.documents else None
+    notes += [
+        line for line in (_layout_note(asked.why_not, choice.layout), _batch_note(settings, choice.layout)) if line
+    ]
+    notes += _further_notes(settings, base, question, choice)
+    iterations = settings.schedule.iters or (
+        num_iterations(data.documents, settings.schedule.epochs, question.global_batch) if data.documents else None
     )
     return Plan(
         name=base.entry.name,
         model=question.model,
         num_parameters=question.model.num_parameters,
         data=data,
-        epochs=None if config.iters else config.epochs,
+        epochs=None if settings.schedule.iters else settings.schedule.epochs,
         iterations=iterations,
         question=question,
         choice=choice,
@@ -112,20 +114,20 @@ class Chosen:
     note: str = ""  # why it is not what the entry says
 
 
-def choose(config: TrainConfig, base: BaseModel, reader: ShardReader, world: int) -> Chosen:
+def choose(settings: Settings, base: BaseModel, reader: ShardReader, world: int) -> Chosen:
     """By the plan on GPUs that it knows: what does not fit is refused. Elsewhere the simplest; on a CPU, the simplest
     that fits.
     """
     gpus = visible_gpus()
-    gpu = machine(config) if gpus else this_cpu(max(1, world // config.nodes))
-    pack, share = _packed(reader, config.seed), trained_share(config, reader)
-    case = Case(config=config, base=base, world=world, gpu=gpu, pack=pack, trained_share=share)
+    gpu = machine(settings) if gpus else this_cpu(max(1, world // settings.machine.nodes))
+    pack, share = _packed(reader, settings.data.seed), trained_share(settings, reader)
+    case = Case(settings=settings, base=base, world=world, gpu=gpu, pack=pack, trained_share=share)
     if gpu is None:
         layout, why_not = case.simple_layout()
         return Chosen(
             layout=layout,
-            micro_batch=config.micro_batch or max(1, _GPU_ROW_TOKENS // config.seq),
-            recompute=recompute_of(config) or "none",
+            micro_batch=settings.layout.micro_batch or max(1, _GPU_ROW_TOKENS // settings.data.seq),
+            recompute=recompute_of(settings) or "none",
             note=_layout_note(why_not, layout),
         )
     asked = case.ask()
@@ -140,7 +142,7 @@ def choose(config: TrainConfig, base: BaseModel, reader: ShardReader, world: int
             note=_layout_note(asked.why_not, choice.layout),
         )
     layout = layout_of(question, question.tp or 1, question.pp or 1)
-    micro_batch, recompute = config.micro_batch or 1, recompute_of(config)
+    micro_batch, recompute = settings.layout.micro_batch or 1, recompute_of(settings)
     if recompute is None:
         found = search(replace(question, micro_batch=micro_batch))
         fitting = {choice.recompute for choice in found.fitting}
@@ -152,13 +154,14 @@ def _layout_note(why_not: str | None, layout: Layout) -> str:
     return "" if why_not is None else f"{why_not}: using tp {layout.tp} x pp {layout.pp} instead"
 
 
-def _batch_note(config: TrainConfig, layout: Layout) -> str:
-    if config.gradient_accumulation is None:
+def _batch_note(settings: Settings, layout: Layout) -> str:
+    if settings.schedule.gradient_accumulation is None:
         return ""
     factors = (
-        f"gradient_accumulation {config.gradient_accumulation} x micro_batch {config.micro_batch or 1} x dp {layout.dp}"
+        f"gradient_accumulation {settings.schedule.gradient_accumulation} x micro_batch "
+        f"{settings.layout.micro_batch or 1} x dp {layout.dp}"
     )
-    return f"{global_batch_of(config, layout.dp):,} documents an iteration = {factors}"
+    return f"{global_batch_of(settings, layout.dp):,} documents an iteration = {factors}"
 
 
 def _packed(reader: ShardReader, seed: int) -> Pack:
@@ -172,24 +175,28 @@ def batches_of(reader: ShardReader, sampler: Sampler) -> Batches:
     return Batches(lengths, [reader.trained[chosen].astype(np.int64).tolist() for chosen in numbers])
 
 
-def trained_share(config: TrainConfig, reader: ShardReader) -> float:
+def trained_share(settings: Settings, reader: ShardReader) -> float:
     manifest = reader.manifest
-    return 1.0 if config.loss_mask else manifest.trained_tokens / max(manifest.tokens, 1)
+    return 1.0 if settings.objective.loss_mask else manifest.trained_tokens / max(manifest.tokens, 1)
 
 
-def _data(config: TrainConfig, notes: list[str]) -> tuple[Data, Pack, float]:
+def _data(settings: Settings, notes: list[str]) -> tuple[Data, Pack, float]:
     """From the shards, else from what is known ahead, else from the files; the rest is assumed, and said."""
-    folder = dataset_folder(Path(config.tokenized_data_dir), config.run_name)
+    folder = dataset_folder(Path(settings.data.tokenized_data_dir), settings.data.run_name)
     if (folder / "manifest.json").exists():
         reader = ShardReader(folder)
         manifest = reader.manifest
         tokens, trained = manifest.tokens - len(reader), manifest.trained_tokens
         known = Data(documents=len(reader), tokens=tokens, trained_tokens=trained, source=f"shards in {folder}")
-        return known, _packed(reader, config.seed), trained_share(config, reader)
-    known_number = known_documents(config.run_name, Path(config.checkpoints_file) if config.checkpoints_file else None)
-    counted = _count_rows(config.data) if config.data else None
+        return known, _packed(reader, settings.data.seed), trained_share(settings, reader)
+    known_number = known_documents(
+        settings.data.run_name, Path(settings.model.checkpoints_file) if settings.model.checkpoints_file else None
+    )
+    counted = _count_rows(settings.data.data) if settings.data.data else None
     documents = known_number or (counted[0] if counted else None)
-    length = min(max(2, round(counted[1] / _BYTES_PER_TOKEN)), config.seq) - 1 if counted else config.seq - 1
+    length = (
+        min(max(2, round(counted[1] / _BYTES_PER_TOKEN)), settings.data.seq) - 1 if counted else settings.data.seq - 1
+    )
     source = "[documents] of checkpoints.toml" if known_number else "rows of the files" if counted else "not known"
     if counted:
         notes.append(
@@ -198,7 +205,7 @@ def _data(config: TrainConfig, notes: list[str]) -> tuple[Data, Pack, float]:
         )
     else:
         notes.append(
-            f"no shards yet: documents are taken to be as long as --seq, {config.seq:,} tokens, the longest "
+            f"no shards yet: documents are taken to be as long as --seq, {settings.data.seq:,} tokens, the longest "
             "there can be"
         )
     notes.append("which tokens are trained is not known before the data are tokenised: planned as if all were")
@@ -232,7 +239,7 @@ def _count_rows(files: tuple[str, ...]) -> tuple[int, float] | None:
     return round(rows), size / max(rows, 1)
 
 
-def _further_notes(config: TrainConfig, base: Described, question: Question, choice: Choice) -> list[str]:
+def _further_notes(settings: Settings, base: Described, question: Question, choice: Choice) -> list[str]:
     notes = []
     model = question.model
     if model.kind not in KNOWN_KINDS:
@@ -242,7 +249,12 @@ def _further_notes(config: TrainConfig, base: Described, question: Question, cho
     counted, stored = model.num_parameters, base.num_stored
     if stored is not None and abs(stored / counted - 1) > 0.02 and not model.is_tied:
         notes.append(f"the weights' files hold {stored:,} numbers, the configuration makes {counted:,} of them")
-    if config.tp is None and config.pp is None and base.entry.tp is not None and question.gpu.name != "cpu":
+    if (
+        settings.layout.tp is None
+        and settings.layout.pp is None
+        and base.entry.tp is not None
+        and question.gpu.name != "cpu"
+    ):
         other = search(replace(question, tp=None, pp=None)).fitting
         if other and other[0].seconds.total < 0.95 * choice.seconds.total:
             flags = f"--tp {other[0].layout.tp} --pp {other[0].layout.pp}"
@@ -253,9 +265,9 @@ def _further_notes(config: TrainConfig, base: Described, question: Question, cho
     return notes
 
 
-def scaling(config: TrainConfig, counts: list[int]) -> list[tuple[int, Plan | str]]:
+def scaling(settings: Settings, counts: list[int]) -> list[tuple[int, Plan | str]]:
     """The plan for other numbers of GPUs, or why there is none."""
-    per_node = config.nproc_per_node or max(visible_gpus(), 1)
+    per_node = settings.machine.nproc_per_node or max(visible_gpus(), 1)
     rows: list[tuple[int, Plan | str]] = []
     for count in counts:
         here = min(count, max(per_node, 8))
@@ -264,7 +276,7 @@ def scaling(config: TrainConfig, counts: list[int]) -> list[tuple[int, Plan | st
             continue
         asked: dict[str, Any] = {"nproc_per_node": here, "nodes": count // here, "rank": 0}
         try:
-            rows.append((count, make_plan(replace(config, **asked))))
+            rows.append((count, make_plan(settings.replace(**asked))))
         except UserError as error:
             rows.append((count, str(error)))
     return rows

@@ -8,14 +8,14 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from sft.launcher import processes
 from sft.observe.header import Facts
 from sft.plan.architecture import Architecture, head_cost
@@ -34,6 +34,7 @@ from sft.resolve.question import settled
 from sft.resolve.speed import expected_seconds
 from tokenize_data import __version__
 from tokenize_data.errors import UserError
+from tokenize_data.flags import flags_of
 from tokenize_data.manifest import dataset_folder
 from tokenize_data.reader import ShardReader
 from tokenize_data.recipe import dataset_values
@@ -41,25 +42,13 @@ from tokenize_data.recipe_file import escaped
 
 _SAMPLED_ITERATIONS = 20
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
-_DATA_FLAGS = (
-    "question_key",
-    "answer_key",
-    "system_key",
-    "text_key",
-    "template",
-    "seq",
-    "max_bad_rows",
-    "seed",
-    "format",
-    "samples",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """Everything that all processes of a run agree on."""
 
-    config: TrainConfig
+    settings: Settings
     base: BaseModel
     reader: ShardReader
     validation: ShardReader | None
@@ -75,47 +64,30 @@ class Job:
     @property
     def capacity(self) -> int:
         """Tokens in a row."""
-        return self.micro_batch * self.config.seq
+        return self.micro_batch * self.settings.data.seq
 
     @property
     def sampler(self) -> Sampler:
-        return Sampler(len(self.reader), self.config.global_batch, self.config.seed)
+        return Sampler(len(self.reader), self.settings.schedule.global_batch, self.settings.data.seed)
 
     @property
     def result_folder(self) -> Path:
         """What is there when the run is finished."""
-        return self.folder / ("hf" if self.config.lora is None else "adapter")
+        return self.folder / ("hf" if self.settings.adapters.lora is None else "adapter")
 
 
-def tokenise(config: TrainConfig, base: BaseModel) -> int:
+def tokenise(settings: Settings, base: BaseModel) -> int:
     """Run the data stage, which says what it does. Returns its exit code. A base that cannot be trained is refused
     first.
     """
     check_torch(visible_gpus())
     check_no_experts(base.config)
-    command = [
-        sys.executable,
-        "-m",
-        "tokenize_data",
-        "--run_name",
-        config.run_name,
-        "--tokenized_data_dir",
-        config.tokenized_data_dir,
-    ]
-    command += tokenizer_flags(config, base)
-    for name in _DATA_FLAGS:
-        value = getattr(config, name)
-        command += [f"--{name}", str(value)] if value is not None else []
-    command += ["--data", *config.data] if config.data else []
-    command += ["--val", *config.val] if config.val else []
-    command += ["--retokenize"] if config.retokenize else []
-    if not (config.datasets or config.val_datasets):
+    command = [sys.executable, "-m", "tokenize_data", *flags_of(settings.data), *tokenizer_flags(settings, base)]
+    if not (settings.data.datasets or settings.data.val_datasets):
         return _run_data_stage(command)
     with tempfile.TemporaryDirectory(prefix="sft-") as scratch:  # the lists alone: everything else are flags here
         file = Path(scratch, "datasets.yaml")
-        lists = {
-            name: [dataset_values(spec) for spec in getattr(config, name)] for name in ("datasets", "val_datasets")
-        }
+        lists = {name: [dataset_values(spec) for spec in settings.value(name)] for name in ("datasets", "val_datasets")}
         file.write_text(json.dumps(escaped(lists)))
         return _run_data_stage([*command, "--config", str(file)])
 
@@ -126,33 +98,39 @@ def _run_data_stage(command: list[str]) -> int:
     return processes.as_exit_code("train", "the data stage (tokenize_data)", code, known)
 
 
-def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | None = None) -> Job:
+def make_job(settings: Settings, base: BaseModel | None = None, world: int | None = None) -> Job:
     """The job, from shards that are there. Every process that is given the same flags makes the same one."""
-    config = adapters.with_adapter(config)
-    base = base or find_base_model(config)
-    adapters.check_base(config, base)
-    root = Path(config.tokenized_data_dir)
-    reader = ShardReader(dataset_folder(root, config.run_name)).keep_open()
+    settings = adapters.with_adapter(settings)
+    base = base or find_base_model(settings)
+    adapters.check_base(settings, base)
+    root = Path(settings.data.tokenized_data_dir)
+    reader = ShardReader(dataset_folder(root, settings.data.run_name)).keep_open()
     validation = (
-        ShardReader(dataset_folder(root, f"{config.run_name}-val")).keep_open() if config.has_validation else None
+        ShardReader(dataset_folder(root, f"{settings.data.run_name}-val")).keep_open()
+        if settings.data.has_validation
+        else None
     )
     for part in (reader, validation):
-        if part is not None and part.manifest.seq > config.seq:
+        if part is not None and part.manifest.seq > settings.data.seq:
             raise UserError(
-                f"{part.folder} was tokenised with --seq {part.manifest.seq}, longer than --seq {config.seq}: "
+                f"{part.folder} was tokenised with --seq {part.manifest.seq}, longer than --seq {settings.data.seq}: "
                 f"use --seq {part.manifest.seq}, or --retokenize"
             )
     on_gpu = visible_gpus() > 0
     if world is None:
-        world = config.nodes * (config.nproc_per_node or max(visible_gpus(), 1))
-    chosen = choose(config, base, reader, world)
-    config = settled(config, chosen.layout)
-    if config.early_stopping and validation is None:
-        raise UserError(f"--early_stopping {config.early_stopping} needs a validation set: name one with --val")
-    iterations = config.iters or num_iterations(len(reader), config.epochs, config.global_batch)
+        world = settings.machine.nodes * (settings.machine.nproc_per_node or max(visible_gpus(), 1))
+    chosen = choose(settings, base, reader, world)
+    settings = settled(settings, chosen.layout)
+    if settings.output.early_stopping and validation is None:
+        raise UserError(
+            f"--early_stopping {settings.output.early_stopping} needs a validation set: name one with --val"
+        )
+    iterations = settings.schedule.iters or num_iterations(
+        len(reader), settings.schedule.epochs, settings.schedule.global_batch
+    )
     _check_context(reader, base)
     return Job(
-        config=config,
+        settings=settings,
         base=base,
         reader=reader,
         validation=validation,
@@ -160,8 +138,8 @@ def make_job(config: TrainConfig, base: BaseModel | None = None, world: int | No
         layout=chosen.layout,
         micro_batch=chosen.micro_batch,
         recompute=chosen.recompute,
-        dtype=config.dtype or ("bf16" if on_gpu else "fp32"),
-        folder=run_folder(config, base.family, base.is_entry),
+        dtype=settings.model.dtype or ("bf16" if on_gpu else "fp32"),
+        folder=run_folder(settings, base.family, base.is_entry),
         seconds_per_iteration=chosen.seconds,
         layout_note=chosen.note,
     )
@@ -172,7 +150,9 @@ def stage_layers(job: Job) -> list[range]:
     layer.
     """
     model = Architecture.of_config(job.base.config)
-    return layer_ranges(model.layers, job.layout.pp, head_cost=head_cost(model, trained_share(job.config, job.reader)))
+    return layer_ranges(
+        model.layers, job.layout.pp, head_cost=head_cost(model, trained_share(job.settings, job.reader))
+    )
 
 
 def _check_context(reader: ShardReader, base: BaseModel) -> None:
@@ -188,13 +168,13 @@ def _check_context(reader: ShardReader, base: BaseModel) -> None:
 
 def facts_of(job: Job, start: int = 0) -> Facts:
     """What the header shows, with the fill and balance of the first iterations' batches."""
-    config, manifest = job.config, job.reader.manifest
+    settings, manifest = job.settings, job.reader.manifest
     plans = []
     for number in range(start, min(job.iterations, start + _SAMPLED_ITERATIONS)):
         lengths = job.reader.lengths[job.sampler.documents(number)].astype(np.int64) - 1
         plans.append(plan_batch(lengths.tolist(), job.capacity, job.layout.dp))
     mean_length = manifest.tokens / max(len(job.reader), 1)
-    tokens_left = (job.iterations - start) * config.global_batch * mean_length
+    tokens_left = (job.iterations - start) * settings.schedule.global_batch * mean_length
     vocabulary = max(int(job.base.config.get("vocab_size", 0)), int(manifest.tokenizer["vocabulary_size"]))
     return Facts(
         family=f"{job.base.entry.name} ({job.base.family})",
@@ -204,7 +184,7 @@ def facts_of(job: Job, start: int = 0) -> Facts:
         pp=job.layout.pp,
         dp=job.layout.dp,
         micro_batch=job.micro_batch,
-        seq=config.seq,
+        seq=settings.data.seq,
         sequence_parallel=job.layout.sequence_parallel,
         recompute=job.recompute,
         dtype=job.dtype,
@@ -214,27 +194,27 @@ def facts_of(job: Job, start: int = 0) -> Facts:
         num_val_documents=len(job.validation) if job.validation else 0,
         fill=_mean([plan.fill for plan in plans]),
         balance=_mean([plan.balance for plan in plans]),
-        epochs=None if config.iters else config.epochs,
-        global_batch=config.global_batch,
+        epochs=None if settings.schedule.iters else settings.schedule.epochs,
+        global_batch=settings.schedule.global_batch,
         iterations=job.iterations,
         start=start,
         folder=job.folder,
-        placement=placement_of(job).text() if config.nodes > 1 else "",
-        adapters=adapters.description(config),
+        placement=placement_of(job).text() if settings.machine.nodes > 1 else "",
+        adapters=adapters.description(settings),
         layout_note=job.layout_note,
         expected_seconds=_expected_seconds(job, start, tokens_left),
     )
 
 
 def placement_of(job: Job) -> Placement:
-    return Placement(layout=job.layout, per_node=-(-job.layout.world // job.config.nodes))
+    return Placement(layout=job.layout, per_node=-(-job.layout.world // job.settings.machine.nodes))
 
 
 def placement_warning(job: Job) -> str | None:
     """What it costs that tensor groups span nodes."""
     shape = ModelShape.of_config(job.base.config)
     hidden = job.base.config.get("hidden_size")
-    if job.config.nodes == 1 or shape.layers is None or not isinstance(hidden, int):
+    if job.settings.machine.nodes == 1 or shape.layers is None or not isinstance(hidden, int):
         return None
     return placement_of(job).warning(
         layers=shape.layers, hidden=hidden, row_tokens=job.capacity, bytes_per_value=2 if job.dtype == "bf16" else 4
@@ -253,7 +233,7 @@ def resolved_facts(job: Job) -> dict[str, Any]:
         "base": job.base.entry.path,
         "base_folder": str(job.base.folder.resolve()),
         "base_fingerprint": job.base.fingerprint,
-        "adapter_fingerprint": adapters.fingerprint(job.config),
+        "adapter_fingerprint": adapters.fingerprint(job.settings),
         "model_type": job.base.family,
         "iterations": job.iterations,
         "documents": len(job.reader),
@@ -277,10 +257,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def config_values(config: TrainConfig) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
 
 
 def _mean(values: list[float]) -> float | None:

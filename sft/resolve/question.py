@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from sft.plan.architecture import Architecture
 from sft.plan.gpus import Gpu
 from sft.plan.layout import Layout, ModelShape, choose_layout
@@ -41,7 +41,7 @@ class Asked:
 class Case:
     """What is known of a run before it has a layout."""
 
-    config: TrainConfig
+    settings: Settings
     base: BaseModel | Described
     world: int
     gpu: Gpu | None  # None: one that the plan does not know
@@ -79,14 +79,14 @@ class Case:
 
     @property
     def _ordered(self) -> Sizes:
-        return self.config.tp, self.config.pp
+        return self.settings.layout.tp, self.settings.layout.pp
 
     @property
     def _preferred(self) -> Sizes:
         """From the flags, the entry, or the path, in this order."""
         entry = self.base.entry
         of_path = layout_of_path(entry.path) or (None, None)
-        return self.config.tp or entry.tp or of_path[0], self.config.pp or entry.pp or of_path[1]
+        return self.settings.layout.tp or entry.tp or of_path[0], self.settings.layout.pp or entry.pp or of_path[1]
 
     def _why_not(self, reason: str) -> str:
         tp, pp = (size or 1 for size in self._preferred)
@@ -116,8 +116,8 @@ class Case:
             ModelShape.of_config(self.base.config),
             tp=tp,
             pp=pp,
-            sequence_parallel=self.config.sequence_parallel,
-            global_batch=global_batch_of(self.config, max(1, self.world // ((tp or 1) * (pp or 1)))),
+            sequence_parallel=self.settings.layout.sequence_parallel,
+            global_batch=global_batch_of(self.settings, max(1, self.world // ((tp or 1) * (pp or 1)))),
         )
 
     def _refusal(self, sizes: Sizes) -> str | None:
@@ -135,7 +135,7 @@ class Case:
     def _replicas(self, sizes: Sizes) -> list[int | None]:
         """The numbers of replicas to ask for one by one, as each has another number of documents; None: any."""
         tp, pp = sizes
-        if self.config.gradient_accumulation is None:
+        if self.settings.schedule.gradient_accumulation is None:
             return [None]
         if tp and pp:
             return [max(1, self.world // (tp * pp))]
@@ -143,56 +143,56 @@ class Case:
 
     def _question(self, sizes: Sizes, dp: int | None) -> Question:
         assert self.gpu is not None
-        config, is_cpu, (tp, pp) = self.config, self.gpu.name == "cpu", sizes
-        global_batch = global_batch_of(config, dp or 1)
+        settings, is_cpu, (tp, pp) = self.settings, self.gpu.name == "cpu", sizes
+        global_batch = global_batch_of(settings, dp or 1)
         return Question(
             model=Architecture.of_config(self.base.config),
             shape=ModelShape.of_config(self.base.config),
             batches=self.pack(global_batch),
             world=self.world,
-            seq=config.seq,
+            seq=settings.data.seq,
             global_batch=global_batch,
             trained_share=self.trained_share,
             gpu=self.gpu,
-            dtype=config.dtype or ("fp32" if is_cpu else "bf16"),
-            optimizer=config.optimizer,
-            momentum=config.momentum,
-            adapters=_adapters(config),
+            dtype=settings.model.dtype or ("fp32" if is_cpu else "bf16"),
+            optimizer=settings.optimizer.optimizer,
+            momentum=settings.optimizer.momentum,
+            adapters=_adapters(settings),
             tp=tp,
             pp=pp,
             dp=None if tp and pp else dp,
-            micro_batch=config.micro_batch or (1 if is_cpu else None),
-            recompute=recompute_of(config),
-            sequence_parallel=config.sequence_parallel,
+            micro_batch=settings.layout.micro_batch or (1 if is_cpu else None),
+            recompute=recompute_of(settings),
+            sequence_parallel=settings.layout.sequence_parallel,
         )
 
 
-def global_batch_of(config: TrainConfig, dp: int) -> int:
+def global_batch_of(settings: Settings, dp: int) -> int:
     """Documents of an iteration on `dp` replicas. With --gradient_accumulation a row counts as one unless --micro_batch
     says more.
     """
-    if config.gradient_accumulation is None:
-        return config.global_batch
-    return config.gradient_accumulation * (config.micro_batch or 1) * dp
+    if settings.schedule.gradient_accumulation is None:
+        return settings.schedule.global_batch
+    return settings.schedule.gradient_accumulation * (settings.layout.micro_batch or 1) * dp
 
 
-def settled(config: TrainConfig, layout: Layout) -> TrainConfig:
+def settled(settings: Settings, layout: Layout) -> Settings:
     """The configuration with the documents of an iteration as a number, and the layout that it comes from."""
-    if config.gradient_accumulation is None:
-        return config
-    return replace(
-        config, gradient_accumulation=None, global_batch=global_batch_of(config, layout.dp), tp=layout.tp, pp=layout.pp
+    if settings.schedule.gradient_accumulation is None:
+        return settings
+    return settings.replace(
+        gradient_accumulation=None, global_batch=global_batch_of(settings, layout.dp), tp=layout.tp, pp=layout.pp
     )
 
 
-def batch_values(config: TrainConfig) -> dict[str, int | None]:
+def batch_values(settings: Settings) -> dict[str, int | None]:
     """Of a settled configuration, for other nodes: they would find another number with fewer processes."""
-    return {name: getattr(config, name) for name in ("gradient_accumulation", "global_batch", "tp", "pp")}
+    return {name: settings.value(name) for name in ("gradient_accumulation", "global_batch", "tp", "pp")}
 
 
-def recompute_of(config: TrainConfig) -> str | None:
+def recompute_of(settings: Settings) -> str | None:
     """Who trains on a quantised base is short of memory."""
-    return config.recompute or ("full" if bits_of(config) else None)
+    return settings.layout.recompute or ("full" if bits_of(settings) else None)
 
 
 def _order(question: Question) -> tuple[int, float]:
@@ -202,11 +202,11 @@ def _order(question: Question) -> tuple[int, float]:
     return (1, found.too_large[0].peak.total) if found.too_large else (2, 0.0)
 
 
-def _adapters(config: TrainConfig) -> Adapters | None:
-    rank = config.lora or (_rank_of(Path(config.adapter)) if config.adapter else None)
+def _adapters(settings: Settings) -> Adapters | None:
+    rank = settings.adapters.lora or (_rank_of(Path(settings.adapters.adapter)) if settings.adapters.adapter else None)
     if rank is None:
         return None
-    return Adapters(rank=rank, targets=config.lora_targets, bits=bits_of(config))
+    return Adapters(rank=rank, targets=settings.adapters.lora_targets, bits=bits_of(settings))
 
 
 def _rank_of(folder: Path) -> int:

@@ -8,12 +8,12 @@ import sys
 from typing import Any
 
 from sft.config.flags import typed_values
-from sft.config.recipe import combined, make_config
-from sft.config.train import TrainConfig
+from sft.config.recipe import combined, make_settings
+from sft.config.settings import Settings
 from sft.launcher.processes import PREPARED
 
 
-def config_of(arguments: argparse.Namespace, command: str = "train", **unless_given: Any) -> TrainConfig:
+def settings_of(arguments: argparse.Namespace, command: str = "train", **unless_given: Any) -> Settings:
     """The configuration that flags ask for, with the recipe of --config below them. Workers repeat no warning."""
 
     def warn(line: str) -> None:
@@ -28,4 +28,4 @@ def config_of(arguments: argparse.Namespace, command: str = "train", **unless_gi
             "--load_in_8bit is called --weight_only_8bit now: weights are kept in 8 bits, and activations are "
             "not rounded as by LLM.int8()"
         )
-    return make_config(values)
+    return make_settings(values)

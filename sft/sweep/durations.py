@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sft.config.recipe import make_config
-from sft.config.train import TrainConfig
+from sft.config.recipe import make_settings
+from sft.config.settings import Settings
 from sft.model.base_folder import gguf_file_in
 from sft.plan.sampler import num_iterations
 from sft.resolve.base import find_base_model
@@ -29,33 +28,33 @@ _BYTES_PER_TOKEN = 4.0
 
 def expected(values: Mapping[str, Any], world: int) -> float | None:
     """Seconds, at most (a run may stop early). None where that is not known: without the model or the data at hand."""
-    config = make_config(values)
-    if not _is_here(config):
+    settings = make_settings(values)
+    if not _is_here(settings):
         return None
     if visible_gpus():
-        return _planned(replace(config, nproc_per_node=world))
-    size = _documents_and_tokens(config)
+        return _planned(settings.replace(nproc_per_node=world))
+    size = _documents_and_tokens(settings)
     if size is None:
         return None
     documents, tokens = size
-    global_batch = global_batch_of(config, max(1, world // ((config.tp or 1) * (config.pp or 1))))
-    iterations = config.iters or num_iterations(documents, config.epochs, global_batch)
-    per_document = _seconds_per_operation() * find_base_model(config).num_parameters * tokens / max(documents, 1)
+    global_batch = global_batch_of(settings, max(1, world // ((settings.layout.tp or 1) * (settings.layout.pp or 1))))
+    iterations = settings.schedule.iters or num_iterations(documents, settings.schedule.epochs, global_batch)
+    per_document = _seconds_per_operation() * find_base_model(settings).num_parameters * tokens / max(documents, 1)
     return _START_SECONDS + per_document * iterations * global_batch
 
 
-def _planned(config: TrainConfig) -> float | None:
+def _planned(settings: Settings) -> float | None:
     """By `sft plan`, on GPUs."""
-    plan = make_plan(config)
+    plan = make_plan(settings)
     return None if plan.iterations is None else _START_SECONDS + plan.iterations * plan.choice.seconds.total
 
 
-def _is_here(config: TrainConfig) -> bool:
+def _is_here(settings: Settings) -> bool:
     """Nothing is fetched for an estimate."""
-    if gguf_file_in(config.checkpoint) is not None:
+    if gguf_file_in(settings.model.checkpoint) is not None:
         return True
-    file = Path(config.checkpoints_file) if config.checkpoints_file else None
-    return Path(find_base(config.checkpoint, config.size, file).path).expanduser().exists()
+    file = Path(settings.model.checkpoints_file) if settings.model.checkpoints_file else None
+    return Path(find_base(settings.model.checkpoint, settings.model.size, file).path).expanduser().exists()
 
 
 @cache
@@ -64,19 +63,19 @@ def _seconds_per_operation() -> float:
     return expected_seconds(1, 1.0)
 
 
-def _documents_and_tokens(config: TrainConfig) -> tuple[int, float] | None:
+def _documents_and_tokens(settings: Settings) -> tuple[int, float] | None:
     """Of the shards that are there; else estimated from the files' sizes."""
     try:
-        reader = ShardReader(dataset_folder(Path(config.tokenized_data_dir), config.run_name))
+        reader = ShardReader(dataset_folder(Path(settings.data.tokenized_data_dir), settings.data.run_name))
         return len(reader), float(reader.manifest.tokens)
     except UserError:
         pass
     specs = (
-        config.datasets or (DatasetSpec(files=config.data, samples=config.samples),)
-        if config.datasets or config.data
+        settings.data.datasets or (DatasetSpec(files=settings.data.data, samples=settings.data.samples),)
+        if settings.data.datasets or settings.data.data
         else ()
     )
-    counts = [_estimate(spec, config.seq) for spec in specs]
+    counts = [_estimate(spec, settings.data.seq) for spec in specs]
     if not counts or None in counts:
         return None
     known = [count for count in counts if count is not None]

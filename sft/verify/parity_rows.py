@@ -132,7 +132,7 @@ def compare(job: Job, num_documents: int, store: Any = None) -> Outcome | None:
             capacity=job.capacity,
             replicas=job.layout.dp,
             replica=processes.replica,
-            loss_mask=job.config.loss_mask,
+            loss_mask=job.settings.objective.loss_mask,
             multiple=job.layout.tp if job.layout.sequence_parallel else 1,
         )
         batch = feed.plan(numbers)
@@ -180,8 +180,8 @@ def _reference(
     losses, norms, tokens = [], [], []
     for file, (computed_in, kernel) in zip(_FILES, others, strict=True):
         model = _model(job, vocabulary, dtype, kernel).to(device, computed_in).eval()  # nothing is dropped
-        tokens.append(plain.token_losses(model, job.reader, numbers, job.config.loss_mask))
-        loss, sums = plain.gradients(model, job.reader, numbers, job.config.loss_mask)
+        tokens.append(plain.token_losses(model, job.reader, numbers, job.settings.objective.loss_mask))
+        loss, sums = plain.gradients(model, job.reader, numbers, job.settings.objective.loss_mask)
         losses.append(loss)
         norms.append(float(square_sum(sums.values(), device).sqrt()))
         save_file({name: gradient.cpu().contiguous() for name, gradient in sums.items()}, folder / file)
@@ -197,7 +197,7 @@ def _model(job: Job, vocabulary: int, dtype: torch.dtype, kernel: str) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    options = {"dtype": dtype, "trust_remote_code": job.config.trust_remote_code}
+    options = {"dtype": dtype, "trust_remote_code": job.settings.model.trust_remote_code}
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(job.base.folder, attn_implementation=kernel, **options)
     except ValueError:

@@ -38,31 +38,31 @@ def iterate(
     interrupt: Interrupt,
 ) -> dict[str, Any]:
     """From `start` to the end. Returns what training.json says of the result."""
-    config, layout = job.config, job.layout
+    settings, layout = job.settings, job.layout
     make_feed = partial(
         Feed,
         capacity=job.capacity,
         replicas=layout.dp,
         replica=pipeline.processes.replica,
-        loss_mask=config.loss_mask,
+        loss_mask=settings.objective.loss_mask,
         multiple=layout.tp if layout.sequence_parallel else 1,
-        keyed=config.lora is not None and config.lora_dropout > 0,
+        keyed=settings.adapters.lora is not None and settings.adapters.lora_dropout > 0,
     )
     validation = _ToldFeed(watchdog.beat, job.validation, **make_feed.keywords) if job.validation else None
     warmup = (
-        config.warmup_fraction
-        if config.warmup_iters is None
-        else min(1.0, max(config.warmup_iters - 0.5, 0.0) / job.iterations)
+        settings.schedule.warmup_fraction
+        if settings.schedule.warmup_iters is None
+        else min(1.0, max(settings.schedule.warmup_iters - 0.5, 0.0) / job.iterations)
     )
     rate = partial(
         learning_rate,
         iterations=job.iterations,
-        lr=config.lr,
-        min_lr=config.min_lr,
+        lr=settings.schedule.lr,
+        min_lr=settings.schedule.min_lr,
         warmup_fraction=warmup,
-        schedule=config.schedule,
+        schedule=settings.schedule.schedule,
     )
-    best = _Best(config.early_stopping, config.early_stopping_min_delta)
+    best = _Best(settings.output.early_stopping, settings.output.early_stopping_min_delta)
     for earlier, loss in _earlier_validations(job, peers, start):
         best.is_better(earlier, loss)
     saver.best = best.iteration
@@ -120,28 +120,37 @@ class _Loop:
 
     def is_enough_after(self, record: dict[str, Any]) -> bool:
         """Validate, tell, save. Whether training ends early."""
-        job, config, best = self._job, self._job.config, self._best
+        job, settings, best = self._job, self._job.settings, self._best
         number, should_stop = record["iteration"], self._pipeline.should_stop
         self._watchdog.beat(is_iteration=True)
         self.result |= {"loss": record["loss"], "iterations": number}
         is_last = number == job.iterations
         is_better = False
-        if self._validation is not None and (number % config.eval_interval == 0 or is_last):
+        if self._validation is not None and (number % settings.output.eval_interval == 0 or is_last):
             record |= self._validated()
             is_better = best.is_better(number, record["val_loss"])
         self._tell(record, is_last)
         self._watchdog.beat()
-        if is_better and config.early_stopping:
+        if is_better and settings.output.early_stopping:
             self._saver.best = number
         with self._saving():
-            if number % config.save_interval == 0 or is_last or should_stop or (is_better and config.early_stopping):
+            if (
+                number % settings.output.save_interval == 0
+                or is_last
+                or should_stop
+                or (is_better and settings.output.early_stopping)
+            ):
                 self._saver.save(number, self.result, is_final=is_last or should_stop or best.is_enough)
             self._saver.poll()
             if should_stop and not is_last:
                 self._leave(number)
         if best.is_enough:
             waited = f"{best.patience} validations without a better loss"
-            least = f" by more than {config.early_stopping_min_delta:g}" if config.early_stopping_min_delta else ""
+            least = (
+                f" by more than {settings.output.early_stopping_min_delta:g}"
+                if settings.output.early_stopping_min_delta
+                else ""
+            )
             self._watch.say(f"stopped early: {waited} than {best.loss:.4f}{least}, of iteration {best.iteration:,}")
         return best.is_enough
 
@@ -162,7 +171,11 @@ class _Loop:
         with self._saving():
             self._saver.finish()
         best, job = self._best, self._job
-        if job.config.early_stopping and best.iteration is not None and best.iteration != self.result["iterations"]:
+        if (
+            job.settings.output.early_stopping
+            and best.iteration is not None
+            and best.iteration != self.result["iterations"]
+        ):
             with self._watchdog.during("reading the best checkpoint"):
                 resume.restore(self._pipeline, Checkpoint(job.folder / step_name(best.iteration)), peers)
             self._watch.say(
@@ -174,7 +187,7 @@ class _Loop:
         assert self._validation is not None
         assert self._job.validation is not None
         num_documents = len(self._job.validation)
-        worth = min(num_documents, VALIDATION_DOCUMENTS) / self._job.config.global_batch
+        worth = min(num_documents, VALIDATION_DOCUMENTS) / self._job.settings.schedule.global_batch
         with self._watchdog.during("validating", iterations=max(1.0, worth)):
             found = validate(self._pipeline, self._validation, num_documents)
         self.result |= {key: found[key] for key in _VALIDATION_KEYS}
@@ -211,7 +224,7 @@ def _earlier_validations(job: Job, peers: Peers, start: int) -> list[tuple[int, 
     had gone on.
     """
     found = []
-    if job.config.early_stopping and start and peers.rank == 0:
+    if job.settings.output.early_stopping and start and peers.rank == 0:
         records = metrics.read(job.folder / "metrics.jsonl")
         pairs = [
             (int(record["iteration"]), metrics.number(record, "val_loss"))

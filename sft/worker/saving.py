@@ -11,9 +11,9 @@ from typing import Any
 from sft.checkpoint import commit, resume
 from sft.checkpoint.commit import CheckpointError, Peers, PendingSave
 from sft.checkpoint.fragments import Checkpoint
-from sft.config.train import TrainConfig
+from sft.config.settings import defaults
 from sft.engine.pipeline import Pipeline
-from sft.resolve.prepare import Job, config_values, resolved_facts, versions
+from sft.resolve.prepare import Job, resolved_facts, versions
 from tokenize_data.errors import UserError, shorten
 
 KEPT_TOKENIZER = "tokenizer"  # in the run's folder: that of the data set goes when the data is tokenised anew
@@ -97,7 +97,7 @@ class Saver:
             self._warn(str(error))
         self._pending = None
         if self._peers.rank == 0:
-            commit.prune(self._job.folder, self._job.config.keep, self.best)
+            commit.prune(self._job.folder, self._job.settings.output.keep, self.best)
 
 
 def keep_tokenizer(job: Job) -> None:
@@ -117,7 +117,7 @@ def facts_for(
     manifest = job.reader.manifest
     tokenizer = job.folder / KEPT_TOKENIZER
     return {
-        "config": config_values(job.config),
+        "config": job.settings.as_json(),
         "resolved": resolved_facts(job),
         "versions": versions(),
         "names": dict(names),
@@ -154,7 +154,7 @@ def go_on(job: Job, pipeline: Pipeline, peers: Peers, say: Callable[[str], None]
     epoch = job.sampler.epoch(iteration)
     layout = checkpoint.manifest["layout"]
     made = f"made with tp {layout['tp']} x pp {layout['pp']} x dp {layout['dp']}"
-    if layout["tp"] != job.layout.tp and (job.config.load_in_4bit or job.config.weight_only_8bit):
+    if layout["tp"] != job.layout.tp and (job.settings.adapters.load_in_4bit or job.settings.adapters.weight_only_8bit):
         warn(
             f"each process quantises its own slices: with tp {job.layout.tp} instead of {layout['tp']} the "
             "base's values differ a little"
@@ -167,10 +167,10 @@ def check(job: Job, checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint of other data or of another optimizer, with both values."""
     facts = checkpoint.manifest["facts"]
     compared = [(name, facts["resolved"].get(name), resolved_facts(job)[name]) for name in _RESOLVED]
-    compared += [(name, facts["config"].get(name), getattr(job.config, name)) for name in _CONFIGURED]
-    defaults, current = config_values(TrainConfig(run_name="x")), config_values(job.config)
+    compared += [(name, facts["config"].get(name), job.settings.value(name)) for name in _CONFIGURED]
+    known, current = defaults(), job.settings.as_json()
     made = {"weight_only_8bit": facts["config"].get("load_in_8bit", False), **facts["config"]}  # the older name
-    compared += [(name, made.get(name, defaults[name]), current[name]) for name in _ADAPTERS]
+    compared += [(name, made.get(name, known[name]), current[name]) for name in _ADAPTERS]
     for name, there, here in compared:
         if there != here:
             raise UserError(

@@ -56,16 +56,16 @@ def work(job: Job, interrupt: Interrupt, store: Any = None) -> None:
             job.layout.sequence_parallel,
             recompute=job.recompute,
             device=device,
-            trust_remote_code=job.config.trust_remote_code,
+            trust_remote_code=job.settings.model.trust_remote_code,
             dtype=DTYPES[job.dtype],
         )
-        given = AdapterFiles(Path(job.config.adapter)) if job.config.adapter else None
+        given = AdapterFiles(Path(job.settings.adapters.adapter)) if job.settings.adapters.adapter else None
         built, names = load_stage(job, base, processes, device, given)
         pipeline = Pipeline(
             built,
             processes,
             optimizer=optimizer_settings(job),
-            clip=job.config.clip,
+            clip=job.settings.optimizer.clip,
             device=device,
             vocabulary_size=base.config.vocab_size,
             is_interrupted=lambda: interrupt.is_asked,
@@ -78,9 +78,9 @@ def work(job: Job, interrupt: Interrupt, store: Any = None) -> None:
             keep_tokenizer(job)
         watch.start(start)
         file_names = {name: names[name] for name in built.all_places}
-        facts = facts_for(job, file_names, base.config.vocab_size, adapters.facts(built, job.config, job.base))
+        facts = facts_for(job, file_names, base.config.vocab_size, adapters.facts(built, job.settings, job.base))
         saver = Saver(job, pipeline, peers, facts, watch.warn)
-        watchdog = Watchdog(job.config.hang_timeout, watch.warn)
+        watchdog = Watchdog(job.settings.machine.hang_timeout, watch.warn)
         watchdog.start()
         result = iterate(job, pipeline, watch, saver, peers, start, watchdog, interrupt)
         with watchdog.during("writing the model", folder=job.folder):
@@ -95,7 +95,7 @@ def work(job: Job, interrupt: Interrupt, store: Any = None) -> None:
 def read_base(job: Job) -> LoadedBase:
     from transformers import AutoConfig, GenerationConfig
 
-    trust = job.config.trust_remote_code
+    trust = job.settings.model.trust_remote_code
     try:
         config = AutoConfig.from_pretrained(job.base.folder, trust_remote_code=trust)
     except ValueError as error:
@@ -126,9 +126,9 @@ def load_stage(
         recompute=job.recompute,
         dtype=DTYPES[job.dtype],
         device=device,
-        trust_remote_code=job.config.trust_remote_code,
-        lora=adapters.settings_of(job.config, given),
-        bits=adapters.bits_of(job.config),
+        trust_remote_code=job.settings.model.trust_remote_code,
+        lora=adapters.settings_of(job.settings, given),
+        bits=adapters.bits_of(job.settings),
     )
     adapters.check_vocabulary(built, int(job.base.config["vocab_size"]), base.config.vocab_size)
     files = WeightFiles(job.base.folder)
@@ -158,15 +158,15 @@ def load_stage(
 
 
 def optimizer_settings(job: Job) -> OptimizerSpec:
-    config = job.config
+    settings = job.settings
     return OptimizerSpec(
-        name=config.optimizer,
-        lr=config.lr,
-        beta1=config.beta1,
-        beta2=config.beta2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
+        name=settings.optimizer.optimizer,
+        lr=settings.schedule.lr,
+        beta1=settings.optimizer.beta1,
+        beta2=settings.optimizer.beta2,
+        eps=settings.optimizer.eps,
+        weight_decay=settings.optimizer.weight_decay,
+        momentum=settings.optimizer.momentum,
     )
 
 
@@ -178,7 +178,7 @@ def _write_result(
         export(pipeline, job.result_folder, origins)
         return
     mine = AdapterOrigins(config=adapter["config"], tokenizer_folder=origins.tokenizer_folder, facts=origins.facts)
-    if not job.config.merge_at_end:
+    if not job.settings.adapters.merge_at_end:
         write_adapter(pipeline, job.result_folder, mine)
         return
     waiting = job.folder / ".adapter.to-merge"
@@ -186,7 +186,7 @@ def _write_result(
     if pipeline.processes.rank == 0:
         stop_worker()  # the others are done, and merging takes a time that they need not wait for
         try:
-            trust = job.config.trust_remote_code
+            trust = job.settings.model.trust_remote_code
             merge_into(job.folder / "hf", job.base, [waiting], overwrite=True, trust_remote_code=trust, say=watch.say)
         except UserError as error:  # no reason to lose the adapter
             watch.warn(f"{job.folder / 'hf'} was not written: {error}")

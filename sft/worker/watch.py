@@ -14,7 +14,7 @@ from sft.config.recipe import recipe_text
 from sft.observe import chart, report
 from sft.observe.progress import Progress, duration
 from sft.observe.trackers import Tracker, open_trackers
-from sft.resolve.prepare import Job, config_values, resolved_facts, versions
+from sft.resolve.prepare import Job, resolved_facts, versions
 from sft.spec import metrics, run_folder
 from sft.worker.ending import PreemptedError, reason_of
 from tokenize_data.errors import UserError, shorten
@@ -53,23 +53,23 @@ class _FirstWatch(Watch):
         self.has_started = False
 
     def start(self, iteration: int) -> None:
-        job, config = self._job, self._job.config
+        job, settings = self._job, self._job.settings
         self.iteration = iteration
         self.has_started = True
         self._file.rewind(iteration)
         run_folder.write_run_toml(
-            job.folder, config=config_values(config), resolved=resolved_facts(job), versions=versions()
+            job.folder, config=settings.as_json(), resolved=resolved_facts(job), versions=versions()
         )
-        run_folder.replace_file(job.folder / "recipe.yaml", recipe_text(config))
+        run_folder.replace_file(job.folder / "recipe.yaml", recipe_text(settings))
         self.status("running")
         self._progress = self._stack.enter_context(Progress(self._console, job.iterations, iteration))
         self._trackers = open_trackers(
             job.folder,
-            tensorboard=config.tensorboard,
-            wandb=config.wandb,
-            trackio=config.trackio,
+            tensorboard=settings.output.tensorboard,
+            wandb=settings.output.wandb,
+            trackio=settings.output.trackio,
             run_name=job.folder.name,
-            config=config_values(config),
+            config=settings.as_json(),
             warn=self.warn,
             start=iteration,
         )
@@ -106,7 +106,10 @@ class _FirstWatch(Watch):
     def finish(self, target: Path) -> None:
         self.status("finished")
         folder = self._job.folder
-        records, is_best_kept = metrics.read(folder / "metrics.jsonl"), self._job.config.early_stopping is not None
+        records, is_best_kept = (
+            metrics.read(folder / "metrics.jsonl"),
+            self._job.settings.output.early_stopping is not None,
+        )
         drawn = chart.write_loss_chart(records, folder / "loss.png", mark_best=is_best_kept)
         self.say(f"done in {duration(time.monotonic() - self._began)}")
         self.say(f"{'adapter' if target.name == 'adapter' else 'model':<9} {target}")

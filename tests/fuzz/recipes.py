@@ -8,7 +8,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from sft.config.recipe import make_config, read_recipe, recipe_text
+from sft.config.recipe import make_settings, read_recipe, recipe_text
 from sft.sweep.grid import read_sweep
 from tokenize_data.errors import UserError
 from tokenize_data.recipe_file import parse_yaml
@@ -44,11 +44,11 @@ def one(data: bytes) -> None:
         if data[:1] == b"s":
             read_sweep(_FILE)
             return
-        config = make_config(read_recipe(_FILE))
+        config = make_settings(read_recipe(_FILE))
     except UserError as error:
         assert len(str(error)) < 5000, str(error)[:200]
         return
     text = recipe_text(config)
     _FILE.write_text(text, encoding="utf-8")
-    again = make_config(read_recipe(_FILE))
+    again = make_settings(read_recipe(_FILE))
     assert repr(again) == repr(config) or recipe_text(again) == text, (text, recipe_text(again))

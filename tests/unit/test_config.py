@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
 
 from sft.config.flags import add_flags, typed_values
-from sft.config.train import TrainConfig
+from sft.config.settings import FIELDS, Settings
 from sft.resolve.naming import intermediate_name, layout_of_path, run_folder
 from tokenize_data.errors import UserError
 
 
-def parse(*argv: str) -> TrainConfig:
+def parse(*argv: str) -> Settings:
     parser = argparse.ArgumentParser()
     add_flags(parser)
-    return TrainConfig(**typed_values(parser.parse_args(argv)))
+    return Settings.of(**typed_values(parser.parse_args(argv)))
 
 
 def test_every_field_is_a_flag_and_defaults_are_the_dataclass_s():
-    assert parse("--run_name", "r") == TrainConfig(run_name="r")
+    assert parse("--run_name", "r") == Settings.of(run_name="r")
     parser = argparse.ArgumentParser()
     add_flags(parser)
     text = parser.format_help()
-    assert all(f"--{entry.name}" in text for entry in fields(TrainConfig) if entry.metadata.get("flag") is not False)
+    assert all(f"--{entry.name}" in text for entry in FIELDS.values() if entry.metadata.get("flag") is not False)
 
 
 def test_values_that_users_scripts_give():
-    config = parse(
+    settings = parse(
         "--checkpoint",
         "meditron",
         "--size",
@@ -54,17 +54,28 @@ def test_values_that_users_scripts_give():
         "--addr",
         "10.0.0.1",
     )
-    assert (config.checkpoint, config.size, config.data, config.val) == ("meditron", "70", ("a.jsonl", "b.jsonl"), ())
-    assert (config.epochs, config.tp, config.loss_mask, config.lr, config.addr) == (1.5, 8, 0.5, 1e-5, "10.0.0.1")
-    assert config.no_autoaccept_iters
-    assert not config.tensorboard
-    assert config.sequence_parallel is False
-    assert TrainConfig(run_name="r").sequence_parallel is None
+    assert (settings.model.checkpoint, settings.model.size, settings.data.data, settings.data.val) == (
+        "meditron",
+        "70",
+        ("a.jsonl", "b.jsonl"),
+        (),
+    )
+    assert (
+        settings.schedule.epochs,
+        settings.layout.tp,
+        settings.objective.loss_mask,
+        settings.schedule.lr,
+        settings.machine.addr,
+    ) == (1.5, 8, 0.5, 1e-5, "10.0.0.1")
+    assert settings.schedule.no_autoaccept_iters
+    assert not settings.output.tensorboard
+    assert settings.layout.sequence_parallel is False
+    assert Settings.of(run_name="r").sequence_parallel is None
 
 
 def test_it_is_frozen():
     with pytest.raises(FrozenInstanceError):
-        TrainConfig(run_name="r").lr = 1.0
+        Settings.of(run_name="r").lr = 1.0
 
 
 @pytest.mark.parametrize(
@@ -101,7 +112,7 @@ def test_it_is_frozen():
 )
 def test_values_that_make_no_sense(values, message):
     with pytest.raises(UserError) as error:
-        TrainConfig(**{"run_name": "r", **values})
+        Settings.of(**{"run_name": "r", **values})
     assert message in str(error.value)
 
 
@@ -119,7 +130,7 @@ def test_values_that_make_no_sense(values, message):
 def test_the_run_s_folder(values, name):
     is_entry = "/" not in values.get("checkpoint", "")
     assert (
-        run_folder(TrainConfig(run_name="r", save_checkpoint_dir="out", **values), "llama", is_entry)
+        run_folder(Settings.of(run_name="r", save_checkpoint_dir="out", **values), "llama", is_entry)
         == Path("out") / name
     )
 

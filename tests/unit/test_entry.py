@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sft.cli import COMMANDS, entry
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from sft.launcher import hostfile, processes
 from sft.resolve import prepare
 from tokenize_data import cli as tokenize_cli
@@ -110,7 +110,7 @@ def test_how_the_data_stage_ends(
     program.chmod(0o755)
     monkeypatch.setattr(prepare.sys, "executable", str(program))
     monkeypatch.setattr(prepare, "tokenizer_flags", lambda config, base: [])
-    config = TrainConfig(run_name="r")
+    config = Settings.of(run_name="r")
     base: Any = SimpleNamespace(config={})
     assert prepare.tokenise(config, base) == code
     assert capsys.readouterr().err == said
@@ -123,5 +123,5 @@ def test_how_hosts_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: l
     (tmp_path / "hosts").write_text("one\ntwo\n")
     monkeypatch.setattr(hostfile, "_Node", lambda *_: None)
     monkeypatch.setattr(hostfile, "_wait", lambda _: (codes, None))
-    assert hostfile.run(TrainConfig(run_name="r", hostfile=str(tmp_path / "hosts")), []) == code
+    assert hostfile.run(Settings.of(run_name="r", hostfile=str(tmp_path / "hosts")), []) == code
     assert processes.EXIT_FINISHED == 1

@@ -13,9 +13,9 @@ from sft.config import foreign
 from sft.config.convert import convert
 from sft.config.foreign import flat, trl
 from sft.config.foreign.rules import own_keys
-from sft.config.recipe import make_config, read_recipe
+from sft.config.recipe import make_settings, read_recipe
 from sft.config.secrets import is_secret_name
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from tests.conftest import Outcome
 from tokenize_data.errors import UserError
 from tokenize_data.recipe_file import parse_yaml
@@ -23,10 +23,10 @@ from tokenize_data.recipe_file import parse_yaml
 FOLDER = Path(__file__).parents[1] / "foreign"
 
 
-def read(name: str) -> tuple[TrainConfig, dict[str, str]]:
+def read(name: str) -> tuple[Settings, dict[str, str]]:
     """(the configuration, what was warned of, by key)."""
     warnings: list[str] = []
-    found = make_config(read_recipe(FOLDER / name, warnings.append))
+    found = make_settings(read_recipe(FOLDER / name, warnings.append))
     return found, {line.split(": ")[1]: line for line in warnings}
 
 
@@ -133,7 +133,7 @@ def test_what_is_printed_has_each_key_and_runs_the_same(tmp_path, name):
     keys = parse_yaml((FOLDER / name).read_text(), name)
     assert [key for key in keys if f"{key}: " not in text and f"{key}:" not in text] == []
     (tmp_path / "new.yaml").write_text(text)
-    assert make_config(read_recipe(tmp_path / "new.yaml")) == read(name)[0]
+    assert make_settings(read_recipe(tmp_path / "new.yaml")) == read(name)[0]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_all_that_is_refused_is_said_at_once(tmp_path):
 
 def test_rank_stabilised_adapters_stay_so(tmp_path):
     (tmp_path / "old.yaml").write_text("model_name_or_path: a/b\nuse_peft: true\nlora_r: 4\nuse_rslora: true\n")
-    found = make_config(read_recipe(tmp_path / "old.yaml"))
+    found = make_settings(read_recipe(tmp_path / "old.yaml"))
     assert (found.lora, found.lora_rslora) == (4, True)
 
 
@@ -200,7 +200,7 @@ def test_our_own_keys_are_taken_beside_theirs(tmp_path):
         "model_name_or_path: a/b\nmax_seq_length: 512\ntp: 4\nsave_checkpoint_dir: out\n"
     )
     (tmp_path / "new.yaml").write_text("extends: old.yaml\nseq: 256\n")
-    found = make_config(read_recipe(tmp_path / "new.yaml"))
+    found = make_settings(read_recipe(tmp_path / "new.yaml"))
     assert (found.tp, found.save_checkpoint_dir, found.seq, found.run_name) == (4, "out", 256, "old")
     assert not foreign.is_foreign({"run_name": "r", "seed": 1, "lr": 1.0})
 
@@ -210,7 +210,7 @@ def test_our_own_keys_are_taken_beside_theirs(tmp_path):
 )
 def test_our_batch_replaces_their_default_accumulation(tmp_path, ours, expected):
     (tmp_path / "old.yaml").write_text(f"model_name_or_path: a/b\nmax_seq_length: 512\n{ours}")
-    found = make_config(read_recipe(tmp_path / "old.yaml"))
+    found = make_settings(read_recipe(tmp_path / "old.yaml"))
     assert (found.gradient_accumulation, found.global_batch) == expected
 
 
@@ -271,5 +271,5 @@ def test_a_secret_name_is_none_of_the_usual_ones():
 
 def test_a_data_set_s_name_may_be_no_file_s(tmp_path):
     (tmp_path / "old.yaml").write_text(f"model_name: a/b\nbatch_size: 1\ndataset_name: {'a' * 300}\n")
-    (found,) = make_config(read_recipe(tmp_path / "old.yaml")).datasets
+    (found,) = make_settings(read_recipe(tmp_path / "old.yaml")).datasets
     assert found.files == ("a" * 300 + ":train",)

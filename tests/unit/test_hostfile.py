@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from sft.launcher import hostfile
 from sft.launcher.hostfile import read_hostfile
 from tokenize_data.errors import UserError
@@ -57,7 +57,7 @@ def test_what_is_no_hostfile(tmp_path: Path, text: str, message: str):
 )
 def test_flags_that_it_rules_out(values: dict, message: str):
     with pytest.raises(UserError, match=message):
-        hostfile.run(TrainConfig(**{"run_name": "r", "hostfile": "hosts", **values}), [])
+        hostfile.run(Settings.of(**{"run_name": "r", "hostfile": "hosts", **values}), [])
 
 
 _SSH = """#!{python}
@@ -96,7 +96,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def start(*hosts: str, argv: tuple[str, ...] = ()) -> int:
     Path("hosts").write_text("".join(f"{host} slots=2\n" for host in hosts))
     flags = ["--run_name", "r", "--hostfile", "hosts", *argv]
-    return hostfile.run(TrainConfig(run_name="r", hostfile="hosts"), flags)
+    return hostfile.run(Settings.of(run_name="r", hostfile="hosts"), flags)
 
 
 def test_each_host_gets_the_command_with_its_number(cluster: Path, capfd: pytest.CaptureFixture[str]):

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from sft.launcher import launch
 from sft.resolve import identity
 from sft.resolve.naming import run_folder as folder_of
-from sft.resolve.prepare import config_values
 from sft.spec.run_folder import write_run_toml
 from tokenize_data.errors import UserError
 
@@ -23,9 +22,14 @@ BASE, DATA = "b" * 64, "d" * 64
 
 
 def job_of(root: Path, is_entry: bool = False, base: str = BASE, data: str = DATA, **values: Any) -> Any:
-    config = TrainConfig(**{"run_name": "a", "checkpoint": "my/base", "save_checkpoint_dir": str(root), **values})
-    facts = {"base_fingerprint": base, "data": data, "iterations": config.iters or 9, "tp": config.tp or 1}
-    return SimpleNamespace(config=config, folder=folder_of(config, "llama", is_entry), facts=facts)
+    settings = Settings.of(**{"run_name": "a", "checkpoint": "my/base", "save_checkpoint_dir": str(root), **values})
+    facts = {
+        "base_fingerprint": base,
+        "data": data,
+        "iterations": settings.schedule.iters or 9,
+        "tp": settings.layout.tp or 1,
+    }
+    return SimpleNamespace(settings=settings, folder=folder_of(settings, "llama", is_entry), facts=facts)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +39,7 @@ def _facts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def leave(job: Any, *, checkpoint: bool = True, folder: Path | None = None, **changes: Any) -> None:
     """What a run writes when it starts, and a checkpoint."""
-    config = {key: value for key, value in {**config_values(job.config), **changes}.items() if value != "gone"}
+    config = {key: value for key, value in {**job.settings.as_json(), **changes}.items() if value != "gone"}
     folder = folder or job.folder
     folder.mkdir(parents=True)
     write_run_toml(folder, config=config, resolved=job.facts, versions={})
@@ -171,11 +175,11 @@ def test_the_launcher_looks_before_it_says_that_a_run_is_finished(tmp_path: Path
         monkeypatch.setattr(launch, name, lambda *_: None)
     monkeypatch.setattr(launch, "make_job", lambda *_, **__: other)
     with pytest.raises(UserError, match="belongs to another run"):
-        launch._decide(other.config)
+        launch._decide(other.settings)
     for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(launch.importlib, "import_module", lambda _: SimpleNamespace(connect=lambda _: None))
     monkeypatch.setattr(launch.torchrun, "prepared", lambda *_: 0)
     monkeypatch.setattr(launch.torchrun, "compare", lambda *_: other)
     with pytest.raises(UserError, match="belongs to another run"):
-        launch.run(other.config, [])
+        launch.run(other.settings, [])

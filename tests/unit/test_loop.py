@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sft.checkpoint.commit import ALONE, CheckpointError, Peers
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from sft.engine.trainer import TrainingError
 from sft.worker import loop
 from sft.worker import train as worker
@@ -42,7 +42,7 @@ class Scene:
         self.finals: list[int] = []  # saves after which nothing is trained
         self.watchdog = Watchdog(None, self.said.append, clock=lambda: self.now, moved=lambda _: self.moved)
         self.interrupt = Interrupt()
-        config = TrainConfig(run_name="r", global_batch=4, tensorboard=False, **settings)
+        config = Settings.of(run_name="r", global_batch=4, tensorboard=False, **settings)
         reader = MemoryReader(40, 131, 64)
         layout = SimpleNamespace(dp=1, tp=1, sequence_parallel=False)
         self.job: Any = SimpleNamespace(
@@ -156,7 +156,7 @@ def test_writing_the_model_is_no_hang(scene: Callable[..., Scene], monkeypatch: 
     monkeypatch.setattr(made.watchdog, "start", lambda: None)
     monkeypatch.setattr(worker, "iterate", lambda *_: {})
     monkeypatch.setattr(worker, "_write_result", lambda *_: made.hours("export"))
-    worker.work(MagicMock(folder=tmp_path, config=TrainConfig(run_name="r")), MagicMock())
+    worker.work(MagicMock(folder=tmp_path, config=Settings.of(run_name="r")), MagicMock())
     assert made.events[-1] == "export"
 
 

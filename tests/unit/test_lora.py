@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from sft.engine.groups import Alone
 from sft.model.build import build_stage
 from sft.model.dropout import AdapterDropout, Keys, decoded, document_keys
@@ -124,21 +124,21 @@ def test_new_tokens_need_an_embedding_that_is_trained():
 def test_an_adapter_to_begin_with_says_rank_scale_and_base(tmp_path: Path):
     content = {"peft_type": "LORA", "r": 6, "lora_alpha": 9, "use_rslora": True, "base_model_name_or_path": "me/model"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(content))
-    config = adapters.with_adapter(TrainConfig(run_name="r", adapter=str(tmp_path)))
-    assert (config.lora, config.lora_alpha, config.lora_rslora) == (6, 9.0, True)
+    settings = adapters.with_adapter(Settings.of(run_name="r", adapter=str(tmp_path)))
+    assert (settings.adapters.lora, settings.adapters.lora_alpha, settings.adapters.lora_rslora) == (6, 9.0, True)
     with pytest.raises(UserError, match=r"--lora 8 with --adapter .*, which has 6: leave --lora out"):
-        adapters.with_adapter(TrainConfig(run_name="r", adapter=str(tmp_path), lora=8))
+        adapters.with_adapter(Settings.of(run_name="r", adapter=str(tmp_path), lora=8))
     (tmp_path / "adapter_config.json").write_text(json.dumps(content | {"rank_pattern": {"q_proj": 2}}))
     with pytest.raises(UserError, match="adapters of several ranks or scales: merge it"):
-        adapters.with_adapter(TrainConfig(run_name="r", adapter=str(tmp_path)))
+        adapters.with_adapter(Settings.of(run_name="r", adapter=str(tmp_path)))
     (tmp_path / "training.json").write_text(json.dumps({"base": "me/model", "base_fingerprint": "a" * 64}))
     entry: Any = SimpleNamespace(path="me/model")
     base = BaseModel(entry=entry, folder=tmp_path, config={}, num_parameters=1, is_entry=False, fingerprint="b" * 64)
     with pytest.raises(
         UserError, match=r"was trained on me/model .fingerprint aaaaaaaaaaaa.*use that base, or begin without --adapter"
     ):
-        adapters.check_base(config, base)
-    adapters.check_base(config, replace(base, fingerprint="a" * 64))
+        adapters.check_base(settings, base)
+    adapters.check_base(settings, replace(base, fingerprint="a" * 64))
 
 
 def test_a_stage_without_anything_to_train_gets_something_that_changes_nothing():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sft.cli import entry
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from sft.plan.gpus import TABLE
 from sft.resolve import planning
 from sft.resolve.prepare import facts_of, make_job, stage_layers
@@ -191,10 +191,10 @@ def test_a_model_that_is_not_here_is_not_fetched(capsys, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def tokenised(bench: Workbench, tmp_path: Path) -> TrainConfig:
+def tokenised(bench: Workbench, tmp_path: Path) -> Settings:
     """A data set, and a base model of which all is there but the weights' numbers."""
     bench.tokenize("--data", bench.jsonl([pair(f"Number {i}?", f"It is {i}.") for i in range(80)]))
-    return TrainConfig(
+    return Settings.of(
         run_name="r",
         tokenized_data_dir=str(bench.tokenized),
         checkpoint=str(bench.base),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sft.cli import entry
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from sft.launcher.nodes import workers_flags
 from sft.plan.gpus import TABLE
 from sft.resolve import planning
@@ -128,9 +128,9 @@ def test_accumulation_counts_the_layout_that_the_plan_chooses(packaged, capsys, 
 
 
 @pytest.fixture
-def tokenised(bench: Workbench, tmp_path: Path) -> TrainConfig:
+def tokenised(bench: Workbench, tmp_path: Path) -> Settings:
     bench.tokenize("--data", bench.jsonl([pair(f"Number {i}?", f"It is {i}.") for i in range(80)]))
-    return TrainConfig(
+    return Settings.of(
         run_name="r",
         tokenized_data_dir=str(bench.tokenized),
         checkpoint=str(bench.base),
@@ -150,7 +150,7 @@ def test_training_counts_the_same(tokenised, monkeypatch, gpu):
     base: Any = BaseStub(LLAMA_70B, tp=8, pp=8)
     asked = replace(tokenised, gradient_accumulation=4, nodes=8)
     job = make_job(asked, base)
-    assert (str(job.layout), job.config.global_batch, job.config.gradient_accumulation) == (
+    assert (str(job.layout), job.settings.schedule.global_batch, job.settings.schedule.gradient_accumulation) == (
         "tp 8 x pp 8 x dp 1",
         4,
         None,
@@ -169,9 +169,9 @@ def test_fewer_replicas_keep_the_documents_of_an_iteration(tokenised, monkeypatc
     with_gpus(monkeypatch, 8)
     base: Any = BaseStub(LLAMA_8B, tp=4, pp=1)
     decided = make_job(replace(tokenised, gradient_accumulation=4, nodes=2), base)
-    assert (decided.layout.dp, decided.config.global_batch) == (4, 16)
-    fewer = make_job(replace(decided.config, nodes=1), base)
-    assert (fewer.layout.dp, fewer.config.global_batch) == (2, 16)
+    assert (decided.layout.dp, decided.settings.schedule.global_batch) == (4, 16)
+    fewer = make_job(replace(decided.settings, nodes=1), base)
+    assert (fewer.layout.dp, fewer.settings.schedule.global_batch) == (2, 16)
 
 
 def test_workers_take_the_launchers_number(monkeypatch, tmp_path):
@@ -179,16 +179,19 @@ def test_workers_take_the_launchers_number(monkeypatch, tmp_path):
 
     from sft.config.flags import add_flags
     from sft.launcher.processes import PREPARED
-    from sft.resolve.settings import config_of
+    from sft.resolve.settings import settings_of
     from tokenize_data.errors import UserError
 
     parser = argparse.ArgumentParser()
     add_flags(parser)
     arguments = parser.parse_args(["--run_name", "r", "--gradient_accumulation", "4", "--global_batch", "32"])
     with pytest.raises(UserError, match="--global_batch and --gradient_accumulation say the same in two ways"):
-        config_of(arguments)
+        settings_of(arguments)
     monkeypatch.setenv(PREPARED, "1")
-    assert (config_of(arguments).global_batch, config_of(arguments).gradient_accumulation) == (32, None)
+    assert (settings_of(arguments).schedule.global_batch, settings_of(arguments).schedule.gradient_accumulation) == (
+        32,
+        None,
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,9 @@ import pytest
 
 from sft.checkpoint.commit import ALONE
 from sft.config.flags import add_flags, typed_values
-from sft.config.recipe import combined, make_config, read_recipe, recipe_text
-from sft.config.train import TrainConfig
+from sft.config.recipe import combined, make_settings, read_recipe, recipe_text
+from sft.config.settings import Settings
 from sft.observe.chart import best_of, series, write_loss_chart
-from sft.resolve.prepare import config_values
 from sft.spec.run_folder import to_toml
 from sft.worker import loop
 from sft.worker.loop import _Best
@@ -29,14 +28,14 @@ BOMB = "a: &a {first}\n" + "".join(
 )
 
 
-def config(tmp_path: Path, text: str, *argv: str) -> TrainConfig:
+def config(tmp_path: Path, text: str, *argv: str) -> Settings:
     (tmp_path / "recipe.yaml").write_text(text)
     parser = argparse.ArgumentParser()
     add_flags(parser)
     values = combined(
         typed_values(parser.parse_args(["--config", str(tmp_path / "recipe.yaml"), *argv])), lambda line: None
     )
-    return make_config(values)
+    return make_settings(values)
 
 
 def test_a_flag_wins_over_the_recipe(tmp_path):
@@ -177,7 +176,7 @@ def test_a_run_s_own_recipe_gives_the_same_run(tmp_path):
         weight=0.5,
         clean=Cleaning(drop="[^a]", strip=True),
     )
-    given = TrainConfig(
+    given = Settings.of(
         run_name="070",
         size="7",
         id="no",
@@ -194,8 +193,8 @@ def test_a_run_s_own_recipe_gives_the_same_run(tmp_path):
         clip=0.0,
     )
     (tmp_path / "recipe.yaml").write_text(recipe_text(given))
-    assert make_config(read_recipe(tmp_path / "recipe.yaml")) == given
-    assert tomllib.loads(to_toml({"config": config_values(given)}))["config"]["datasets"][0]["weight"] == 0.5
+    assert make_settings(read_recipe(tmp_path / "recipe.yaml")) == given
+    assert tomllib.loads(to_toml({"config": given.as_json()}))["config"]["datasets"][0]["weight"] == 0.5
 
 
 def test_least_improvement():
@@ -211,7 +210,7 @@ def test_least_improvement():
 def test_a_resumed_run_remembers_its_validations(tmp_path, monkeypatch):
     lines = [{"iteration": n, "loss": 1.0, "val_loss": loss} for n, loss in enumerate([3.0, 2.0, 2.5, 1.0], 1)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    job = SimpleNamespace(config=TrainConfig(run_name="r", val=("v",), early_stopping=2), folder=tmp_path)
+    job = SimpleNamespace(config=Settings.of(run_name="r", val=("v",), early_stopping=2), folder=tmp_path)
     asked = []
     monkeypatch.setattr(loop, "damage", lambda folder: asked.append(folder.name))
     assert loop._earlier_validations(job, ALONE, 3) == [(1, 3.0), (2, 2.0), (3, 2.5)]
@@ -234,6 +233,6 @@ def test_the_curve_shows_which_model_was_kept(tmp_path):
 
 
 def test_an_empty_list_that_is_no_default_is_written(tmp_path):
-    config = make_config({"run_name": "r", "lora": 8, "lora_targets": ()})
+    config = make_settings({"run_name": "r", "lora": 8, "lora_targets": ()})
     (tmp_path / "r.yaml").write_text(recipe_text(config))
-    assert make_config(read_recipe(tmp_path / "r.yaml")) == config
+    assert make_settings(read_recipe(tmp_path / "r.yaml")) == config

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 
 from sft.config import schema
 from sft.config.flags import add_flags, typed_values
-from sft.config.recipe import combined, make_config
-from sft.config.train import ONLY_FLAGS, TrainConfig
+from sft.config.recipe import combined, make_settings
+from sft.config.settings import RECIPE_KEYS, Settings
 from sft.resolve import prepare
 from sft.sweep.grid import read_sweep
 from tests.models import tiny_config
@@ -58,11 +58,11 @@ ROW = {
 }
 
 
-def asked(recipe: str, *argv: str) -> TrainConfig:
+def asked(recipe: str, *argv: str) -> Settings:
     parser = argparse.ArgumentParser()
     add_flags(parser)
     values = combined(typed_values(parser.parse_args(["--config", str(FOLDER / f"{recipe}.yaml"), *argv])), pytest.fail)
-    return make_config(values)
+    return make_settings(values)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 FLAGS = ("--checkpoint", "tiny", "--tp", "1", "--pp", "1", "--seq", "120")
 
 
-def lay_out(place: Path, family: Callable[[str], Path], recipe: str) -> TrainConfig:
+def lay_out(place: Path, family: Callable[[str], Path], recipe: str) -> Settings:
     """A tiny model of the recipe's family and the files that it names; the recipe with that model."""
     model, tokenizer = FAMILY[recipe]
     torch.manual_seed(0)
@@ -110,7 +110,7 @@ def test_it_starts_with_a_tiny_model_of_its_family(place: Path, family: Callable
     assert job.iterations >= 1
     assert (job.validation is not None) == given.has_validation
     assert job.base.family == tiny_config(FAMILY[recipe][0]).model_type
-    assert job.config.lora == given.lora
+    assert job.settings.adapters.lora == given.lora
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_the_recipes_say_what_they_are_named_after():
 def test_the_schema_is_that_of_the_dataclasses():
     assert (FOLDER / "schema.json").read_text() == schema.text(), "python -m sft.config.schema > recipes/schema.json"
     found = schema.schema()
-    settings = {entry.name for entry in fields(TrainConfig)} - set(ONLY_FLAGS)
+    settings = set(RECIPE_KEYS)
     assert set(found["properties"]) == settings | {"extends", "loss", "load_in_8bit"}
     assert set(found["$defs"]["dataset"]["properties"]) == {entry.name for entry in fields(DatasetSpec)}
     assert set(found["$defs"]["dataset"]["properties"]["clean"]["properties"]) == {

@@ -19,9 +19,8 @@ import pytest
 
 from sft.cli import entry
 from sft.config.flags import add_flags, typed_values
-from sft.config.train import TrainConfig
+from sft.config.settings import Settings
 from sft.observe import report, serve
-from sft.resolve.prepare import config_values
 from sft.spec.run_folder import write_run_toml, write_status
 from tests.conftest import Workbench, pair
 from tokenize_data.errors import OneLineParser
@@ -35,9 +34,7 @@ KEY = "sk-0123456789abcdefghij"
 
 def make_run(folder: Path, iterations: int = 40, offset: float = 0.0, state: Any = "finished", **values: Any) -> Path:
     folder.mkdir(parents=True)
-    config = config_values(
-        TrainConfig(run_name="orders", checkpoint="my model/hf", data=("a b.jsonl",), lr=1e-4, **values)
-    )
+    config = Settings.of(run_name="orders", checkpoint="my model/hf", data=("a b.jsonl",), lr=1e-4, **values).as_json()
     resolved = {
         "base": "owner/base",
         "model_type": "llama",
@@ -239,7 +236,7 @@ def test_long_runs_are_thinned_out(tmp_path: Path) -> None:
 
 
 def test_the_command_gives_the_same_configuration(tmp_path: Path) -> None:
-    config = TrainConfig(
+    config = Settings.of(
         run_name="r",
         checkpoint="a folder/hf",
         data=("x y.jsonl", "z.jsonl"),
@@ -248,13 +245,13 @@ def test_the_command_gives_the_same_configuration(tmp_path: Path) -> None:
         early_stopping=3,
         min_lr=1.25e-6,
     )
-    write_run_toml(tmp_path, config=config_values(config), resolved={}, versions={})
+    write_run_toml(tmp_path, config=config.as_json(), resolved={}, versions={})
     command = report.repeat_command(tomllib.loads((tmp_path / "run.toml").read_text())["config"])
     import shlex
 
     parser = OneLineParser()
     add_flags(parser)
-    assert TrainConfig(**typed_values(parser.parse_args(shlex.split(command)[1:]))) == config
+    assert Settings.of(**typed_values(parser.parse_args(shlex.split(command)[1:]))) == config
 
 
 def test_data_sets_of_a_recipe_are_written_as_one(tmp_path: Path) -> None:
@@ -262,8 +259,8 @@ def test_data_sets_of_a_recipe_are_written_as_one(tmp_path: Path) -> None:
     from tokenize_data.records import Cleaning, DatasetSpec
 
     specs = (DatasetSpec(name="a", files=("x.jsonl",), prompt="Say: {q}", weight=0.5, clean=Cleaning(lower=True)),)
-    config = TrainConfig(run_name="r", datasets=specs)
-    write_run_toml(tmp_path, config=config_values(config), resolved={}, versions={})
+    config = Settings.of(run_name="r", datasets=specs)
+    write_run_toml(tmp_path, config=config.as_json(), resolved={}, versions={})
     facts = report.run_facts(tmp_path)
     assert facts["command"] == "sft --config recipe.yaml --run_name r"
     (tmp_path / "recipe.yaml").write_text(facts["recipe"])

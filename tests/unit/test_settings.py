@@ -12,9 +12,9 @@ import pytest
 
 from sft.checkpoint.merging import _bits_of
 from sft.config.flags import add_flags
-from sft.config.train import TrainConfig
-from sft.resolve.prepare import config_values, make_job, resolved_facts
-from sft.resolve.settings import config_of
+from sft.config.settings import Settings
+from sft.resolve.prepare import make_job, resolved_facts
+from sft.resolve.settings import settings_of
 from sft.worker import saving
 from tests.conftest import Workbench, pair
 from tests.unit.test_plan_command import BaseStub
@@ -24,10 +24,10 @@ from tokenize_data.errors import UserError
 SMALL = LLAMA_8B | {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512, "vocab_size": 999}
 
 
-def settings(*argv: str) -> TrainConfig:
+def settings(*argv: str) -> Settings:
     parser = argparse.ArgumentParser()
     add_flags(parser)
-    return config_of(parser.parse_args(["--run_name", "r", *argv]))
+    return settings_of(parser.parse_args(["--run_name", "r", *argv]))
 
 
 @pytest.mark.parametrize("is_worker", [False, True])
@@ -52,18 +52,18 @@ def test_the_older_name_of_8_bits_works_and_says_so(capsys, monkeypatch, tmp_pat
 
 def test_checkpoints_and_adapters_of_the_older_name_are_understood(bench: Workbench, tmp_path: Path):
     bench.tokenize("--data", bench.jsonl([pair(f"Number {i}?", f"It is {i}.") for i in range(8)]))
-    config = TrainConfig(
+    config = Settings.of(
         run_name="r", tokenized_data_dir=str(bench.tokenized), checkpoint=str(bench.base), lora=8, weight_only_8bit=True
     )
     base: Any = BaseStub(SMALL)
     job = make_job(config, base)
-    old = {name: value for name, value in config_values(job.config).items() if name != "weight_only_8bit"} | {
+    old = {name: value for name, value in job.settings.as_json().items() if name != "weight_only_8bit"} | {
         "load_in_8bit": True
     }
     facts = {"config": old, "resolved": resolved_facts(job), "next_batch": saving.next_batch(job, 1)}
     checkpoint: Any = SimpleNamespace(manifest={"facts": facts}, iteration=1, folder=tmp_path / "step-0000001")
     saving.check(job, checkpoint)
     with pytest.raises(UserError, match="was made with weight_only_8bit True, this run has False"):
-        saving.check(replace(job, config=replace(job.config, weight_only_8bit=False)), checkpoint)
+        saving.check(replace(job, config=job.settings.replace(weight_only_8bit=False)), checkpoint)
     assert _bits_of({"config": old}) == 8
-    assert _bits_of({"config": config_values(job.config)}) == 8
+    assert _bits_of({"config": job.settings.as_json()}) == 8

@@ -6,12 +6,12 @@ import difflib
 import enum
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from sft.config.flags import WORDS
 from sft.config.secrets import masked, masked_value
-from sft.config.train import ONLY_FLAGS, TrainConfig
+from sft.config.settings import RECIPE_KEYS
 from tokenize_data.errors import shorten
 
 
@@ -54,7 +54,7 @@ class Trainer:
 
 
 def own_keys() -> frozenset[str]:
-    return frozenset({entry.name for entry in fields(TrainConfig)} | WORDS.keys()) - set(ONLY_FLAGS)
+    return frozenset(RECIPE_KEYS) | WORDS.keys()
 
 
 def said_of(trainer: Trainer, key: str, recipe: Mapping[str, Any]) -> Line:

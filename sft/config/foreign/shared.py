@@ -23,7 +23,7 @@ from sft.config.foreign.rules import (
     warned,
     whole,
 )
-from sft.config.train import TrainConfig
+from sft.config.settings import default_of
 
 _OPTIMIZERS = {
     **dict.fromkeys(
@@ -253,7 +253,7 @@ def defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "save_interval": 500,
     }
     lr = recipe.get("learning_rate")
-    if isinstance(lr, float | int) and TrainConfig.min_lr > lr:
+    if isinstance(lr, float | int) and default_of("min_lr") > lr:
         found["min_lr"] = 0.0
     return found
 

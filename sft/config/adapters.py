@@ -1,0 +1,62 @@
+"""Settings: LoRA adapters, and a quantised base below them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenize_data.errors import UserError
+from tokenize_data.settings import Group, fields_of, setting
+
+ALL_LINEAR = ("all-linear",)
+_NEEDS_ADAPTERS = ("lora_alpha", "lora_dropout", "lora_targets", "lora_rslora", "lora_modules_to_save", "merge_at_end")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings(Group):
+    lora: int | None = setting(None, "train adapters of this rank instead of the weights", metavar="R", least=1)
+    lora_alpha: float | None = setting(None, "scale of the adapters: alpha / R (default: 2R)", metavar="A", above=0)
+    lora_dropout: float = setting(0.0, "dropout before the adapters", metavar="D", least=0, most=1)
+    lora_targets: tuple[str, ...] = setting(ALL_LINEAR, "layers with adapters: all-linear, or names", metavar="NAME")
+    lora_rslora: bool = setting(False, "scale adapters by alpha / sqrt(R)")
+    lora_modules_to_save: tuple[str, ...] = setting((), "modules to train in full as well", metavar="NAME")
+    adapter: str | None = setting(None, "start from this adapter, a folder in PEFT's format", metavar="DIR")
+    load_in_4bit: bool = setting(False, "keep the frozen base weights in 4 bits (NF4)")
+    weight_only_8bit: bool = setting(
+        False, "keep the frozen base weights in 8 bits, one scale per row; activations are not quantised"
+    )
+    merge_at_end: bool = setting(False, "also write the merged model to hf/")
+
+    @property
+    def bits(self) -> int | None:
+        """Of the frozen base; None where it is not quantised."""
+        return 4 if self.load_in_4bit else 8 if self.weight_only_8bit else None
+
+    @property
+    def alpha(self) -> float:
+        assert self.lora is not None
+        return self.lora_alpha or 2.0 * self.lora
+
+    def check(self) -> None:
+        if self.load_in_4bit and self.weight_only_8bit:
+            raise UserError("--load_in_4bit and --weight_only_8bit exclude each other: use one of them")
+        if self.lora is None and self.adapter is None:
+            self._refuse_options_of_adapters()
+        elif self.adapter is not None and (self.lora_targets != ALL_LINEAR or self.lora_modules_to_save):
+            raise UserError(
+                f"--adapter {self.adapter} fixes which layers are trained: leave out --lora_targets and "
+                "--lora_modules_to_save"
+            )
+        elif self.lora_dropout >= 1:
+            raise UserError(f"--lora_dropout {self.lora_dropout:g} drops everything: use less than 1, such as 0.05")
+
+    def _refuse_options_of_adapters(self) -> None:
+        for name in ("load_in_4bit", "weight_only_8bit"):
+            if getattr(self, name):
+                raise UserError(
+                    f"--{name} freezes the base weights, so full fine-tuning is not possible: add --lora 16, or leave "
+                    f"--{name} out"
+                )
+        defaults = {entry.name: entry.default for entry in fields_of(type(self))}
+        for name in _NEEDS_ADAPTERS:
+            if getattr(self, name) != defaults[name]:
+                raise UserError(f"--{name} needs adapters, and this run trains none: add --lora 16, or leave it out")
