@@ -40,11 +40,11 @@ def show(
 
     from rich.console import Console
 
+    from sft.config.settings import Settings
     from sft.observe.plan_page import show_plan, show_scaling, write_scaling_chart
     from sft.plan.answer import as_data
     from sft.plan.explain import explain
     from sft.resolve.planning import make_plan, scaling
-    from sft.config.settings import Settings
 
     assert isinstance(settings, Settings)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)

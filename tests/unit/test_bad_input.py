@@ -162,7 +162,7 @@ def test_numbers_out_of_range(bench, flag, value):
 
 def test_unknown_format_and_template(bench):
     data = bench.write(GOOD)
-    check_refused(bench, bench.tokenize("--data", data, "--format", "alpca"), ["unknown format 'alpca'", "alpaca"])
+    check_refused(bench, bench.tokenize("--data", data, "--format", "alpca"), ["--format alpca: use one of", "alpaca"])
     check_refused(
         bench,
         bench.tokenize("--data", data, "--template", "nope.jinja"),

@@ -70,12 +70,12 @@ def test_values_that_users_scripts_give():
     assert settings.schedule.no_autoaccept_iters
     assert not settings.output.tensorboard
     assert settings.layout.sequence_parallel is False
-    assert Settings.of(run_name="r").sequence_parallel is None
+    assert Settings.of(run_name="r").layout.sequence_parallel is None
 
 
 def test_it_is_frozen():
     with pytest.raises(FrozenInstanceError):
-        Settings.of(run_name="r").lr = 1.0
+        Settings.of(run_name="r").schedule.lr = 1.0
 
 
 @pytest.mark.parametrize(
@@ -90,17 +90,17 @@ def test_it_is_frozen():
         ({"loss_mask": 1.5}, "--loss_mask 1.5 must be at most 1"),
         (
             {"load_in_4bit": True},
-            "--load_in_4bit keeps the base's weights in a form that cannot be trained in full: add --lora 16, or leave",
+            "--load_in_4bit freezes the base weights, so full fine-tuning is not possible: add --lora 16, or leave",
         ),
         (
             {"load_in_4bit": True, "weight_only_8bit": True, "lora": 8},
-            "--load_in_4bit and --weight_only_8bit: use one of them",
+            "--load_in_4bit and --weight_only_8bit exclude each other: use one of them",
         ),
-        ({"lora_alpha": 8.0}, "--lora_alpha is about adapters, and none are trained: add --lora 16, or leave it out"),
-        ({"merge_at_end": True}, "--merge_at_end is about adapters"),
-        ({"momentum": 0.9}, "--momentum 0.9 is for --optimizer sgd, and this run has adamw: leave one of them out"),
-        ({"lora": 8, "lora_dropout": 1.0}, "--lora_dropout 1 would drop everything"),
-        ({"adapter": "a", "lora_targets": ("q_proj",)}, "--adapter a says which layers are trained"),
+        ({"lora_alpha": 8.0}, "--lora_alpha needs adapters, and this run trains none: add --lora 16, or leave it out"),
+        ({"merge_at_end": True}, "--merge_at_end needs adapters"),
+        ({"momentum": 0.9}, "--momentum 0.9 is for --optimizer sgd, but this run uses adamw: leave one out"),
+        ({"lora": 8, "lora_dropout": 1.0}, "--lora_dropout 1 drops everything"),
+        ({"adapter": "a", "lora_targets": ("q_proj",)}, "--adapter a fixes which layers are trained"),
         ({"schedule": "cosin"}, "--schedule cosin: use one of cosine, linear, constant"),
         ({"optimizer": "adam"}, "use one of adamw"),
         ({"dtype": "fp16"}, "use one of bf16, fp32"),

@@ -32,31 +32,44 @@ def read(name: str) -> tuple[Settings, dict[str, str]]:
 
 def test_a_full_fine_tune_of_the_handbook():
     found, warned = read("handbook_full.yaml")
-    assert (found.checkpoint, found.dtype, found.seq, found.epochs, found.iters) == (
+    assert (found.model.checkpoint, found.model.dtype, found.data.seq, found.schedule.epochs, found.schedule.iters) == (
         "mistralai/Mistral-7B-v0.1",
         "bf16",
         2048,
         1.0,
         None,
     )
-    assert (found.micro_batch, found.gradient_accumulation) == (16, 4)
-    assert [(spec.files, spec.weight) for spec in found.datasets] == [
+    assert (found.layout.micro_batch, found.schedule.gradient_accumulation) == (16, 4)
+    assert [(spec.files, spec.weight) for spec in found.data.datasets] == [
         (("some/chats:all:train_sft",), 1.0),
         (("others/orders:train_sft",), 0.25),
     ]
-    assert [spec.files for spec in found.val_datasets] == [("some/chats:all:test_sft",), ("others/orders:test_sft",)]
-    assert found.template.startswith("{% for message in messages %}<|{{")
-    assert (found.lr, found.schedule, found.min_lr, found.warmup_fraction) == (2e-5, "cosine", 0.0, 0.1)
-    assert (found.beta2, found.eps, found.weight_decay, found.seed) == (0.999, 1e-8, 0.0, 42)
-    assert (found.recompute, found.loss_mask, found.lora) == ("full", 1.0, None)
-    assert (found.eval_interval, found.save_interval, found.keep) == (40, 100, 1)
-    assert (found.push_to_hub, found.hub_public, found.tensorboard, found.wandb) == (
+    assert [spec.files for spec in found.data.val_datasets] == [
+        ("some/chats:all:test_sft",),
+        ("others/orders:test_sft",),
+    ]
+    assert found.data.template.startswith("{% for message in messages %}<|{{")
+    assert (found.schedule.lr, found.schedule.schedule, found.schedule.min_lr, found.schedule.warmup_fraction) == (
+        2e-5,
+        "cosine",
+        0.0,
+        0.1,
+    )
+    assert (found.optimizer.beta2, found.optimizer.eps, found.optimizer.weight_decay, found.data.seed) == (
+        0.999,
+        1e-8,
+        0.0,
+        42,
+    )
+    assert (found.layout.recompute, found.objective.loss_mask, found.adapters.lora) == ("full", 1.0, None)
+    assert (found.output.eval_interval, found.output.save_interval, found.output.keep) == (40, 100, 1)
+    assert (found.output.push_to_hub, found.output.hub_public, found.output.tensorboard, found.output.wandb) == (
         "me/mistral-sft",
         False,
         True,
         True,
     )
-    assert (found.run_name, found.save_checkpoint_dir) == ("mistral-sft", "data/mistral-sft")
+    assert (found.data.run_name, found.output.save_checkpoint_dir) == ("mistral-sft", "data/mistral-sft")
     assert warned.keys() == {
         "attn_implementation",
         "preprocessing_num_workers",
@@ -74,32 +87,41 @@ def test_a_full_fine_tune_of_the_handbook():
 
 def test_adapters_with_trl_s_names():
     found, warned = read("handbook_lora.yaml")
-    assert (found.lora, found.lora_alpha, found.lora_dropout, found.lora_targets) == (
-        8,
-        32.0,
-        0.05,
-        ("q_proj", "v_proj"),
+    assert (
+        found.adapters.lora,
+        found.adapters.lora_alpha,
+        found.adapters.lora_dropout,
+        found.adapters.lora_targets,
+    ) == (8, 32.0, 0.05, ("q_proj", "v_proj"))
+    assert (found.adapters.lora_modules_to_save, found.adapters.load_in_4bit, found.model.dtype) == (
+        ("lm_head",),
+        True,
+        "bf16",
     )
-    assert (found.lora_modules_to_save, found.load_in_4bit, found.dtype) == (("lm_head",), True, "bf16")
-    (spec,) = found.datasets
+    (spec,) = found.data.datasets
     assert (spec.files, spec.text_key) == (("some/chats:small:train",), "content")
-    assert not found.has_validation
-    assert (found.seq, found.iters, found.epochs, found.micro_batch, found.gradient_accumulation) == (
-        1024,
-        300,
-        2.0,
-        2,
-        8,
-    )
-    assert (found.lr, found.schedule, found.warmup_iters, found.clip, found.weight_decay) == (
-        2e-4,
-        "constant",
-        20,
-        0.3,
-        0.01,
-    )
-    assert (found.recompute, found.loss_mask, found.optimizer, found.save_interval) == ("none", 0.0, "adamw", 50)
-    assert (found.push_to_hub, found.tensorboard, found.run_name) == (None, False, "gemma-adapters")
+    assert not found.data.has_validation
+    assert (
+        found.data.seq,
+        found.schedule.iters,
+        found.schedule.epochs,
+        found.layout.micro_batch,
+        found.schedule.gradient_accumulation,
+    ) == (1024, 300, 2.0, 2, 8)
+    assert (
+        found.schedule.lr,
+        found.schedule.schedule,
+        found.schedule.warmup_iters,
+        found.optimizer.clip,
+        found.optimizer.weight_decay,
+    ) == (2e-4, "constant", 20, 0.3, 0.01)
+    assert (
+        found.layout.recompute,
+        found.objective.loss_mask,
+        found.optimizer.optimizer,
+        found.output.save_interval,
+    ) == ("none", 0.0, "adamw", 50)
+    assert (found.output.push_to_hub, found.output.tensorboard, found.data.run_name) == (None, False, "gemma-adapters")
     assert warned.keys() == {
         "packing",
         "save_strategy",
@@ -112,17 +134,37 @@ def test_adapters_with_trl_s_names():
 
 def test_flat_files():
     found, warned = read("flat_full.yml")
-    assert (found.checkpoint, found.lr, found.seq) == ("facebook/opt-350m", 1.41e-5, 512)
-    assert (found.micro_batch, found.gradient_accumulation) == (16, 4)
-    assert [(spec.files, spec.text_key) for spec in found.datasets] == [(("owner/reviews:train",), "review")]
-    assert (found.save_interval, found.keep, found.recompute, found.push_to_hub) == (200, 5, "full", "me/opt-reviews")
-    assert (found.lora, found.loss_mask, found.schedule, found.run_name) == (None, 1.0, "linear", "output")
+    assert (found.model.checkpoint, found.schedule.lr, found.data.seq) == ("facebook/opt-350m", 1.41e-5, 512)
+    assert (found.layout.micro_batch, found.schedule.gradient_accumulation) == (16, 4)
+    assert [(spec.files, spec.text_key) for spec in found.data.datasets] == [(("owner/reviews:train",), "review")]
+    assert (found.output.save_interval, found.output.keep, found.layout.recompute, found.output.push_to_hub) == (
+        200,
+        5,
+        "full",
+        "me/opt-reviews",
+    )
+    assert (found.adapters.lora, found.objective.loss_mask, found.schedule.schedule, found.data.run_name) == (
+        None,
+        1.0,
+        "linear",
+        "output",
+    )
     assert warned.keys() == {"logging_steps", "peft_lora_r", "peft_lora_alpha", "gradient_checkpointing_kwargs"}
     found, warned = read("flat_lora.yml")
-    assert (found.lora, found.lora_alpha, found.weight_only_8bit, found.load_in_4bit) == (16, 32.0, True, False)
+    assert (
+        found.adapters.lora,
+        found.adapters.lora_alpha,
+        found.adapters.weight_only_8bit,
+        found.adapters.load_in_4bit,
+    ) == (16, 32.0, True, False)
     assert "activations are not rounded" in warned["load_in_8bit"]
-    assert (found.iters, found.trust_remote_code, found.push_to_hub, found.run_name) == (500, True, None, "llama")
-    assert found.datasets[0].files == ("./rows.jsonl",)
+    assert (found.schedule.iters, found.model.trust_remote_code, found.output.push_to_hub, found.data.run_name) == (
+        500,
+        True,
+        None,
+        "llama",
+    )
+    assert found.data.datasets[0].files == ("./rows.jsonl",)
     assert "adapters are on all linear layers here" in warned["use_peft"]
 
 
@@ -192,7 +234,7 @@ def test_all_that_is_refused_is_said_at_once(tmp_path):
 def test_rank_stabilised_adapters_stay_so(tmp_path):
     (tmp_path / "old.yaml").write_text("model_name_or_path: a/b\nuse_peft: true\nlora_r: 4\nuse_rslora: true\n")
     found = make_settings(read_recipe(tmp_path / "old.yaml"))
-    assert (found.lora, found.lora_rslora) == (4, True)
+    assert (found.adapters.lora, found.adapters.lora_rslora) == (4, True)
 
 
 def test_our_own_keys_are_taken_beside_theirs(tmp_path):
@@ -201,7 +243,12 @@ def test_our_own_keys_are_taken_beside_theirs(tmp_path):
     )
     (tmp_path / "new.yaml").write_text("extends: old.yaml\nseq: 256\n")
     found = make_settings(read_recipe(tmp_path / "new.yaml"))
-    assert (found.tp, found.save_checkpoint_dir, found.seq, found.run_name) == (4, "out", 256, "old")
+    assert (found.layout.tp, found.output.save_checkpoint_dir, found.data.seq, found.data.run_name) == (
+        4,
+        "out",
+        256,
+        "old",
+    )
     assert not foreign.is_foreign({"run_name": "r", "seed": 1, "lr": 1.0})
 
 
@@ -211,7 +258,7 @@ def test_our_own_keys_are_taken_beside_theirs(tmp_path):
 def test_our_batch_replaces_their_default_accumulation(tmp_path, ours, expected):
     (tmp_path / "old.yaml").write_text(f"model_name_or_path: a/b\nmax_seq_length: 512\n{ours}")
     found = make_settings(read_recipe(tmp_path / "old.yaml"))
-    assert (found.gradient_accumulation, found.global_batch) == expected
+    assert (found.schedule.gradient_accumulation, found.schedule.global_batch) == expected
 
 
 def test_every_setting_of_transformers_is_known():

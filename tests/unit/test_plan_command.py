@@ -164,7 +164,7 @@ def test_what_if_shows_other_numbers_of_gpus(llama, capsys, tmp_path):
         (["--tp", "3"], r"tp 3 x pp 1 = 3 processes"),
         (
             ["--load_in_4bit"],
-            r"--load_in_4bit keeps the base's weights in a form that cannot be trained in full: add --lora 16",
+            r"--load_in_4bit freezes the base weights, so full fine-tuning is not possible: add --lora 16",
         ),
         (
             ["--micro_batch", "64", "--recompute", "none", "--tp", "1"],

@@ -46,18 +46,18 @@ def test_a_flag_wins_over_the_recipe(tmp_path):
         "1e-4",
         "--no_tensorboard",
     )
-    assert (found.run_name, found.lr, found.size, found.val, found.data) == (
+    assert (found.data.run_name, found.schedule.lr, found.model.size, found.data.val, found.data.data) == (
         "r",
         1e-4,
         "70",
         ("v.jsonl",),
         ("a.jsonl", "b.jsonl"),
     )
-    assert not found.tensorboard
-    assert config(tmp_path, "run_name: r\nloss: full\n", "--loss_mask", "0.25").loss_mask == 0.25
-    assert config(tmp_path, "run_name: r\nloss_mask: 0.25\n", "--loss", "full").loss_mask == 1.0
-    assert config(tmp_path, "run_name: r\ndatasets: [{files: a}]\n", "--data", "b").data == ("b",)
-    assert not config(tmp_path, "run_name: r\nval_datasets: [{files: a}]\n", "--val").has_validation
+    assert not found.output.tensorboard
+    assert config(tmp_path, "run_name: r\nloss: full\n", "--loss_mask", "0.25").objective.loss_mask == 0.25
+    assert config(tmp_path, "run_name: r\nloss_mask: 0.25\n", "--loss", "full").objective.loss_mask == 1.0
+    assert config(tmp_path, "run_name: r\ndatasets: [{files: a}]\n", "--data", "b").data.data == ("b",)
+    assert not config(tmp_path, "run_name: r\nval_datasets: [{files: a}]\n", "--val").data.has_validation
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_flag_wins_over_the_recipe(tmp_path):
 def test_values(tmp_path, monkeypatch, text, key, value):
     monkeypatch.setenv("N", "2")
     monkeypatch.setenv("NAME", "base")
-    assert getattr(config(tmp_path, f"run_name: r\n{text}\n"), key) == value
+    assert config(tmp_path, f"run_name: r\n{text}\n").value(key) == value
 
 
 def test_extends(tmp_path):
@@ -94,8 +94,14 @@ def test_extends(tmp_path):
     )
     (tmp_path / "inner" / "middle.yaml").write_text("extends: ../lowest.yaml\nseq: 256\nloss_mask: 0.5\n")
     found = config(tmp_path, "extends: inner/middle.yaml\nrun_name: r\ndata: [y]\nearly_stopping: null\n")
-    assert (found.lr, found.seq, found.loss_mask, found.datasets, found.data) == (1e-3, 256, 0.5, (), ("y",))
-    assert found.early_stopping is None
+    assert (found.schedule.lr, found.data.seq, found.objective.loss_mask, found.data.datasets, found.data.data) == (
+        1e-3,
+        256,
+        0.5,
+        (),
+        ("y",),
+    )
+    assert found.output.early_stopping is None
     (tmp_path / "lowest.yaml").write_text("extends: recipe.yaml\n")
     with pytest.raises(UserError, match=r"extends itself \(recipe.yaml -> middle.yaml -> lowest.yaml -> recipe.yaml\)"):
         config(tmp_path, "extends: inner/middle.yaml\nrun_name: r\n")
@@ -103,9 +109,9 @@ def test_extends(tmp_path):
 
 def test_accumulated_rows(tmp_path):
     text = "run_name: r\nmicro_batch: 4\ngradient_accumulation: 2\n"
-    assert config(tmp_path, text).gradient_accumulation == 2  # what it comes to is known with the layout
+    assert config(tmp_path, text).schedule.gradient_accumulation == 2  # what it comes to is known with the layout
     typed = config(tmp_path, text, "--global_batch", "6")
-    assert (typed.gradient_accumulation, typed.global_batch) == (None, 6)
+    assert (typed.schedule.gradient_accumulation, typed.schedule.global_batch) == (None, 6)
     with pytest.raises(UserError, match="--gradient_accumulation 0 must be at least 1"):
         config(tmp_path, text, "--gradient_accumulation", "0")
 
@@ -134,7 +140,7 @@ def test_accumulated_rows(tmp_path):
         ("extends: {}", "extends must be another recipe's path"),
         ("extends: none.yaml", "No such file"),
         ("datasets: [{files: a, promt: b}]", "datasets[0]: unknown key 'promt': did you mean 'prompt'?"),
-        ("samples: 3\ndatasets: [{files: a}]", "give each of the recipe's datasets its own 'samples'"),
+        ("samples: 3\ndatasets: [{files: a}]", "give each of the datasets its own 'samples'"),
         ("a: &a [*a]", "an anchor contains itself"),
         ("a: !!python/object/apply:os.system [ls]", "is not valid YAML"),
         ("a: " + "[" * 5000, "is not valid YAML"),

@@ -93,7 +93,11 @@ def lay_out(place: Path, family: Callable[[str], Path], recipe: str) -> Settings
     for file in family(tokenizer).iterdir():
         (place / "tiny" / file.name).write_bytes(file.read_bytes())
     given = asked(recipe, *FLAGS)
-    files = [*given.data, *given.val, *(name for spec in (*given.datasets, *given.val_datasets) for name in spec.files)]
+    files = [
+        *given.data.data,
+        *given.data.val,
+        *(name for spec in (*given.data.datasets, *given.data.val_datasets) for name in spec.files),
+    ]
     assert files
     for name in files:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -108,9 +112,9 @@ def test_it_starts_with_a_tiny_model_of_its_family(place: Path, family: Callable
     assert prepare.tokenise(given, prepare.find_base_model(given)) == 0
     job = prepare.make_job(given)
     assert job.iterations >= 1
-    assert (job.validation is not None) == given.has_validation
+    assert (job.validation is not None) == given.data.has_validation
     assert job.base.family == tiny_config(FAMILY[recipe][0]).model_type
-    assert job.settings.adapters.lora == given.lora
+    assert job.settings.adapters.lora == given.adapters.lora
 
 
 @pytest.mark.slow
@@ -132,18 +136,29 @@ def test_it_trains_a_tiny_model_of_its_family(
         [*command, "--dtype", "fp32", "--global_batch", "4", "--nproc_per_node", "1"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    (metrics,) = Path(given.save_checkpoint_dir).glob("*/metrics.jsonl")
+    (metrics,) = Path(given.output.save_checkpoint_dir).glob("*/metrics.jsonl")
     assert {"iteration", "loss"} <= json.loads(metrics.read_text().splitlines()[0]).keys()
-    assert (metrics.parent / ("adapter" if given.lora else "hf")).is_dir()
+    assert (metrics.parent / ("adapter" if given.adapters.lora else "hf")).is_dir()
 
 
 def test_the_recipes_say_what_they_are_named_after():
     assert FAMILY.keys() == set(RECIPES)
     seventy = asked("meditron-70b-pubmedqa")
-    assert (seventy.checkpoint, seventy.size, seventy.tp, seventy.pp, seventy.lr) == ("meditron", "70", 8, 8, 1e-5)
+    assert (
+        seventy.model.checkpoint,
+        seventy.model.size,
+        seventy.layout.tp,
+        seventy.layout.pp,
+        seventy.schedule.lr,
+    ) == ("meditron", "70", 8, 8, 1e-5)
     adapters = asked("llama3-mix-lora")
-    assert (adapters.lora, adapters.load_in_4bit, adapters.template, len(adapters.datasets)) == (16, True, "llama3", 2)
-    assert [asked("mistral", *flags).loss_mask for flags in ([], ["--loss", "full"])] == [0.0, 1.0]
+    assert (
+        adapters.adapters.lora,
+        adapters.adapters.load_in_4bit,
+        adapters.data.template,
+        len(adapters.data.datasets),
+    ) == (16, True, "llama3", 2)
+    assert [asked("mistral", *flags).objective.loss_mask for flags in ([], ["--loss", "full"])] == [0.0, 1.0]
 
 
 def test_the_schema_is_that_of_the_dataclasses():

@@ -75,7 +75,6 @@ REFERENCES: dict[str, dict[Any, Any]] = {
 }
 # Which documents are trained and how often, where things lie, who takes part, what is told: the arithmetic is the same.
 NO_ARITHMETIC = {
-    "config",
     "run_name",
     "checkpoint",
     "size",

@@ -36,16 +36,16 @@ def test_the_older_name_of_8_bits_works_and_says_so(capsys, monkeypatch, tmp_pat
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("load_in_8bit: true\n")
     for argv in (["--load_in_8bit"], ["--config", str(recipe)]):
-        assert settings(*argv, "--lora", "8").weight_only_8bit
+        assert settings(*argv, "--lora", "8").adapters.weight_only_8bit
         said = capsys.readouterr().err
         assert ("--load_in_8bit is called --weight_only_8bit now" in said) is not is_worker  # the launcher has said it
         assert said.count("\n") == (0 if is_worker else 1)
     recipe.write_text("load_in_8bit: false\n")
-    assert not settings("--config", str(recipe)).weight_only_8bit
-    assert settings("--weight_only_8bit", "--lora", "8").weight_only_8bit
+    assert not settings("--config", str(recipe)).adapters.weight_only_8bit
+    assert settings("--weight_only_8bit", "--lora", "8").adapters.weight_only_8bit
     assert capsys.readouterr().err == ""
     with pytest.raises(
-        UserError, match="--weight_only_8bit keeps the base's weights in a form that cannot be trained in full"
+        UserError, match="--weight_only_8bit freezes the base weights, so full fine-tuning is not possible"
     ):
         settings("--load_in_8bit")
 
