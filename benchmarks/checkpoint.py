@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from sft.launcher.processes import be_alone
+from sft.launcher.processes import set_single_process_env
 
 _RESULT = Path(__file__).resolve().parent / "results" / "checkpoint.md"
 _PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "numpy")
@@ -57,7 +57,7 @@ class Trainee:
         from sft.plan.sampler import Sampler
         from sft.verify.synthetic import SyntheticReader
 
-        be_alone()
+        set_single_process_env()
         device, layout = start_worker(), Layout(tp=1, pp=1, dp=1)
         layers = max(1, round((millions * 1e6 - 2 * _VOCABULARY * _HIDDEN) / (16 * _HIDDEN**2)))
         config = AutoConfig.for_model(

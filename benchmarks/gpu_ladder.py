@@ -187,13 +187,13 @@ def run_ours(case: Case) -> dict[str, Any]:
     from sft.engine.groups import form_groups
     from sft.engine.pipeline import Pipeline
     from sft.engine.start import start_worker
-    from sft.launcher.processes import be_alone
+    from sft.launcher.processes import set_single_process_env
     from sft.model import parts
     from sft.model.build import build_stage
     from sft.model.lora import LoraSettings, initialise
     from sft.plan.layout import Layout
 
-    be_alone()
+    set_single_process_env()
     device = start_worker()
     config = LlamaConfig(**SHAPES[case.shape], max_position_embeddings=8192, architectures=["LlamaForCausalLM"])
     processes = form_groups(Layout(tp=1, pp=1, dp=1))

@@ -61,29 +61,28 @@ class Worker:
     """What a worker of `sft` has before it trains, in this process alone."""
 
     def __init__(self, settings: Settings) -> None:
+        from sft.checkpoint.stage import load_stage, read_base
         from sft.engine.feed import Feed
         from sft.engine.groups import form_groups
         from sft.engine.start import start_worker
-        from sft.launcher.processes import be_alone
-        from sft.resolve.prepare import make_job
-        from sft.worker.train import load_stage, read_base
+        from sft.launcher.processes import set_single_process_env
+        from sft.resolve.run import resolve
 
-        self.job = make_job(settings, world=1)
-        be_alone()
+        self.job = resolve(settings, world=1)
+        set_single_process_env()
         self._device = start_worker()
         self._processes, self.loaded = form_groups(self.job.layout), read_base(self.job)
         self.built, _ = load_stage(self.job, self.loaded, self._processes, self._device)
-        self.feed = Feed(self.job.reader, capacity=self.job.capacity, replicas=1, replica=0, loss_mask=0.0)
+        self.feed = Feed(self.job.data.open(), capacity=self.job.capacity, replicas=1, replica=0, loss_mask=0.0)
 
     def pipeline(self) -> Pipeline:
 
         from sft.engine.pipeline import Pipeline
-        from sft.worker.train import optimizer_settings
 
         return Pipeline(
             self.built,
             self._processes,
-            optimizer=optimizer_settings(self.job),
+            optimizer=self.job.settings.optimizer.spec(RATE),
             clip=1.0,
             device=self._device,
             vocabulary_size=self.loaded.config.vocab_size,
@@ -120,7 +119,9 @@ def ours(
         return _bare_loop(worker.built.stage, feed, job.sampler, worker.loaded.config.vocab_size, iterations)
     pipeline = worker.pipeline()
     clock, losses = Clock(), []
-    for record in train(pipeline, feed, job.sampler, job.reader, rate=lambda _: RATE, start=0, iterations=iterations):
+    for record in train(
+        pipeline, feed, job.sampler, job.data.open(), rate=lambda _: RATE, start=0, iterations=iterations
+    ):
         clock.lap()
         losses.append(record["loss"])
     return clock.taken, losses

@@ -53,7 +53,7 @@ def find_base(checkpoint: str, size: str | None, checkpoints_file: Path | None =
 
 def read_checkpoints(checkpoints_file: Path | None = None) -> tuple[Path, dict[str, dict[str, Any]]]:
     """(the file that was read, {checkpoint: {size: entry}}); ./checkpoints.toml goes before the packaged one."""
-    file = checkpoints_file or _default_file()
+    file = checkpoints_file or default_file()
     try:
         with file.open("rb") as stream:
             content = tomllib.load(stream)
@@ -73,7 +73,7 @@ def read_checkpoints(checkpoints_file: Path | None = None) -> tuple[Path, dict[s
 
 def known_documents(run_name: str, checkpoints_file: Path | None = None) -> int | None:
     """How many documents the [documents] table of checkpoints.toml says that a data set has."""
-    file = checkpoints_file or _default_file()
+    file = checkpoints_file or default_file()
     try:
         with file.open("rb") as stream:
             count = tomllib.load(stream).get("documents", {}).get(run_name)
@@ -84,7 +84,7 @@ def known_documents(run_name: str, checkpoints_file: Path | None = None) -> int 
     return count
 
 
-def _default_file() -> Path:
+def default_file() -> Path:
     here = Path("checkpoints.toml")
     if here.exists():
         return here

@@ -13,7 +13,7 @@ import torch
 from sft.checkpoint import hf_folder
 from sft.checkpoint.adapter import AdapterFiles
 from sft.checkpoint.merge import Merge, Weighted, largest_difference, plan_merge, write_merged
-from sft.resolve.base import BaseModel
+from sft.spec.base import BaseModel
 from tokenize_data.errors import UserError
 from tokenize_data.reader import ShardReader
 

@@ -107,7 +107,7 @@ def _run_small(arguments: argparse.Namespace, world: int) -> int:
 
 def _run_weights(arguments: argparse.Namespace, world: int) -> int:
     from sft.config.settings import Settings
-    from sft.resolve.prepare import make_job
+    from sft.resolve.run import resolve
 
     names = (
         "checkpoint",
@@ -124,22 +124,22 @@ def _run_weights(arguments: argparse.Namespace, world: int) -> int:
     )
     given = {name: getattr(arguments, name) for name in names}
     file = str(arguments.checkpoints_file) if arguments.checkpoints_file else None
-    config = Settings.of(
+    settings = Settings.of(
         **given,
         checkpoints_file=file,
         nproc_per_node=world,
         sequence_parallel=not arguments.no_sequence_parallel,
         global_batch=max(64, world),
     )
-    job = make_job(config, world=world)
+    spec = resolve(settings, world=world)
 
     def compare() -> int:
         from sft.verify import parity_rows
 
-        outcome = parity_rows.compare(job, arguments.rows)
+        outcome = parity_rows.compare(spec, arguments.rows)
         if outcome is None:
             return 0
-        _say(parity_rows.table(outcome, job))
+        _say(parity_rows.table(outcome, spec))
         return 0 if outcome.is_equal else 3
 
     return _start(arguments, world, compare)
@@ -153,9 +153,11 @@ def _start(arguments: argparse.Namespace, world: int, compare: Callable[[], int]
     from sft.worker import ending
 
     if world > 1 and "RANK" not in os.environ:
-        return processes.start("parity", arguments.argv, processes.Place(per_node=world), threads=1)
+        return processes.start(
+            "parity", ["-m", "sft", "parity", *arguments.argv], processes.NodeSlot(per_node=world), threads=1
+        )
     if world == 1:
-        processes.be_alone()
+        processes.set_single_process_env()
 
     def prepared() -> int:
         from sft.engine.start import prepare_environment

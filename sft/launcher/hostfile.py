@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import IO
 
 from sft.config.settings import Settings
-from sft.launcher import processes
+from sft.launcher.remote import SIGNALS_FROM_INPUT
+from sft.spec.exit_codes import EXIT_FAILED, EXIT_FINISHED, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR, as_exit_code
+from sft.spec.workers import PASSED_ON
 from tokenize_data.errors import UserError, shorten
 
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15")
@@ -98,7 +100,7 @@ def run(settings: Settings, argv: Sequence[str]) -> int:
         for node in nodes:
             node.send(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, pass_on) for number in processes.PASSED_ON}
+    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
     try:
         codes, unreached = _wait(nodes)
     finally:
@@ -109,16 +111,10 @@ def run(settings: Settings, argv: Sequence[str]) -> int:
         sys.stderr.write(
             f"sft train: {what}: see that `ssh {unreached} true` works without a password, and what is said above\n"
         )
-        return processes.EXIT_FAILED
-    code = next((code for code in codes if code), processes.EXIT_OK)
-    known = (
-        processes.EXIT_OK,
-        processes.EXIT_FINISHED,
-        processes.EXIT_USER_ERROR,
-        processes.EXIT_FAILED,
-        processes.EXIT_PREEMPTED,
-    )
-    return processes.as_exit_code("train", f"`sft` on {hosts[codes.index(code)].host}", code, known)
+        return EXIT_FAILED
+    code = next((code for code in codes if code), EXIT_OK)
+    known = (EXIT_OK, EXIT_FINISHED, EXIT_USER_ERROR, EXIT_FAILED, EXIT_PREEMPTED)
+    return as_exit_code("train", f"`sft` on {hosts[codes.index(code)].host}", code, known)
 
 
 class _Node:
@@ -190,8 +186,8 @@ def _remote_command(
     if given is None and line.slots is not None:
         flags += ["--nproc_per_node", str(line.slots)]
     passed = {name: value for name, value in os.environ.items() if name in _PATHS or name.startswith(_PASSED)}
-    program = [sys.executable, "-m", "sft.launcher.remote", "train", *flags]
-    settings = [f"{name}={value}" for name, value in sorted(passed.items())]
+    program = [sys.executable, "-m", "sft", "train", *flags]
+    settings = [f"{name}={value}" for name, value in sorted({**passed, SIGNALS_FROM_INPUT: "1"}.items())]
     return [*_SSH, line.host, f"cd {shlex.quote(os.getcwd())} && exec env {shlex.join(settings)} {shlex.join(program)}"]
 
 

@@ -7,7 +7,6 @@ import errno
 import ipaddress
 import socket
 
-ATTEMPT = "SFT_ATTEMPT"  # in the environment of workers: a name of this attempt that only its processes know
 _EVERYWHERE = ""
 
 

@@ -28,8 +28,7 @@ from tokenize_data.errors import UserError
 _RETRY_SECONDS, _TELL_SECONDS, _LOOK_SECONDS = 0.5, 15.0, 0.5
 # What node 0 decides, and of which type.
 _DECISION: Mapping[str, type] = {
-    "iters": int,
-    "has_validation": bool,
+    "run": dict,
     "folder": str,
     "token": str,
     "restarts_left": int,
@@ -38,7 +37,7 @@ _DECISION: Mapping[str, type] = {
 }
 
 
-class Host:
+class Coordinator:
     """Node 0: listens from the beginning, so that the others know it is there while it prepares."""
 
     def __init__(self, address: str, port: int, nodes: int, run: str, say: Callable[[str], None]) -> None:
@@ -131,7 +130,7 @@ class Host:
             ready = Ready.from_json(message.get("ready"))
         except (OSError, ValueError) as error:
             raise UserError(
-                f"node {node} ({self._hosts[node]}) went away before the start ({error}): see what it says there"
+                f"node {node} ({self._hosts[node]}) went away before the start ({error}): see its output"
             ) from error
         return replace(ready, clock_offset=ready.clock - time.time())
 
@@ -163,7 +162,7 @@ class Host:
                     line.send({"bye": True})
             self._part()
 
-    def farewell(self, reason: str) -> None:
+    def disconnect(self, reason: str) -> None:
         """This node has failed: the others need not wait to notice."""
         for line in self._lines.values():
             with contextlib.suppress(OSError):
@@ -180,7 +179,7 @@ class Host:
         self._lines, self._hosts = {}, {0: self._hosts[0]}
 
 
-class Guest:
+class Member:
     """Another node: finds node 0, waits for its decision."""
 
     def __init__(
@@ -235,8 +234,7 @@ class Guest:
             message = self._line.receive(timeout_seconds)
         except OSError as error:
             raise UserError(
-                f"{self._name} went away ({error}): see what it says there, check --addr and --port, then start "
-                "this node again"
+                f"{self._name} went away ({error}): see its output, check --addr and --port, then start this node again"
             ) from error
         if message.get("stop"):
             raise UserError(f"{self._name} stops: {message['stop']}")
@@ -258,7 +256,7 @@ class Guest:
                 self._line.send({"bye": True})
             self._line.close()
 
-    def farewell(self, reason: str) -> None:
+    def disconnect(self, reason: str) -> None:
         with contextlib.suppress(OSError):
             self._line.send({"lost": reason})
 

@@ -19,18 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sft.launcher.listen import ATTEMPT
 from sft.launcher.network import interface_towards
+from sft.spec.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR, signal_name
+from sft.spec.workers import ATTEMPT, NOTES, PASSED_ON, SHOW_STACKS
 
-EXIT_OK, EXIT_FINISHED, EXIT_USER_ERROR, EXIT_FAILED, EXIT_PREEMPTED = 0, 1, 2, 3, 75
-NOTES = "SFT_NOTES"  # a folder in which workers leave why they stopped, and where they were
-PREPARED = "SFT_PREPARED"  # set in workers whose launcher has tokenised and asked
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-SHOW_STACKS = signal.SIGUSR2
 # Memory of tensors in large pages, and kept for the next ones: page faults take a sixth of an iteration on a CPU
 # otherwise.
 ALLOCATION = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8388608:glibc.malloc.trim_threshold=268435456"
@@ -38,8 +34,8 @@ _POLL_SECONDS, _LOOK_SECONDS, _GRACE_SECONDS, _STACK_SECONDS = 0.1, 0.5, 4.0, 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where the workers of a node are in the whole run."""
+class NodeSlot:
+    """The place of a node, and its workers, in a run."""
 
     per_node: int
     nodes: int = 1
@@ -59,31 +55,29 @@ class End:
         self.reason = self.reason or reason
 
 
-def be_alone() -> None:
-    """Let this process be the only one of its run."""
+def set_single_process_env() -> None:
+    """Make this process the only one of its run."""
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
 
 def start(
     command: str,
-    argv: Sequence[str],
-    place: Place,
+    program: Sequence[str],
+    place: NodeSlot,
     *,
     stacks: Path | None = None,
     threads: int | None = None,
     end: End | None = None,
 ) -> int:
-    """Run `sft <command> <argv>` as workers until all have ended. Where one fails, the others do not outlive it for
-    long.
+    """Run `python <program>` as workers until all have ended; when one fails, the others end soon after. `command` is
+    for messages.
     """
     with tempfile.TemporaryDirectory(prefix="sft-") as scratch:
         notes = Path(scratch)
         environment = _environment(place, notes, threads)
         with _held_back():
-            workers = [
-                _start_worker(command, argv, place, local_rank, environment) for local_rank in range(place.per_node)
-            ]
+            workers = [_start_worker(program, place, local_rank, environment) for local_rank in range(place.per_node)]
         try:
             with _passing_on(workers):
                 _wait(workers, end, notes)
@@ -104,33 +98,13 @@ def start(
         return _told(command, notes, codes, stacks)
 
 
-def as_exit_code(command: str, what: str, code: int, may_be: Collection[int]) -> int:
-    """How another program ended, as this one's exit code. What it does not say itself is a crash, and said here."""
-    if code in may_be:
-        return code
-    how = (
-        f"was killed ({signal_name(-code)}): out of memory, or from outside?"
-        if code < 0
-        else f"crashed (exit code {code})"
-    )
-    sys.stderr.write(f"sft {command}: {what} {how}\n")
-    return EXIT_FAILED
-
-
-def signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal has none
-        return f"signal {number}"
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _environment(place: Place, notes: Path, threads: int | None) -> dict[str, str]:
+def _environment(place: NodeSlot, notes: Path, threads: int | None) -> dict[str, str]:
     """What all workers of this node find in theirs."""
     environment = {
         **os.environ,
@@ -139,7 +113,6 @@ def _environment(place: Place, notes: Path, threads: int | None) -> dict[str, st
         "MASTER_ADDR": place.address,
         "MASTER_PORT": str(place.port or free_port()),
         NOTES: str(notes),
-        PREPARED: "1",
         ATTEMPT: place.attempt or secrets.token_hex(8),
     }
     if place.nodes > 1 and (interface := interface_towards(place.address)) is not None:
@@ -152,11 +125,12 @@ def _environment(place: Place, notes: Path, threads: int | None) -> dict[str, st
 
 
 def _start_worker(
-    command: str, argv: Sequence[str], place: Place, local_rank: int, environment: dict[str, str]
+    program: Sequence[str], place: NodeSlot, local_rank: int, environment: dict[str, str]
 ) -> subprocess.Popen[bytes]:
-    environment = {**environment, "RANK": str(place.node * place.per_node + local_rank), "LOCAL_RANK": str(local_rank)}
-    # A session of its own: Ctrl-C reaches it through us alone, and once.
-    return subprocess.Popen([sys.executable, "-m", "sft", command, *argv], env=environment, start_new_session=True)
+    rank = place.node * place.per_node + local_rank
+    environment = {**environment, "RANK": str(rank), "LOCAL_RANK": str(local_rank)}
+    # A session of its own: Ctrl-C reaches workers only through the launcher, and once.
+    return subprocess.Popen([sys.executable, *program], env=environment, start_new_session=True)
 
 
 @contextlib.contextmanager
@@ -169,11 +143,6 @@ def _held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def let_signals_in() -> None:
-    """In a worker."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
 
 @contextlib.contextmanager

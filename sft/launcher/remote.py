@@ -1,5 +1,4 @@
-"""The far end of `--hostfile`: `python -m sft.launcher.remote train <flags>` is `sft train <flags>` that takes signals
-from its standard input.
+"""The far end of `--hostfile`: with an environment variable, `sft train` takes signals from its standard input.
 
 ssh passes no signals on. A closed input means that whoever started this is gone: then the run saves and ends.
 """
@@ -8,19 +7,20 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterable
 
-from sft import cli
+SIGNALS_FROM_INPUT = "SFT_SIGNALS_FROM_INPUT"
 
 
-def main(argv: list[str]) -> int:
+def obey_standard_input() -> None:
+    """Where the environment asks for it."""
+    if os.environ.pop(SIGNALS_FROM_INPUT, None) is None:
+        return
     words = os.fdopen(os.dup(0), "rb")
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)  # workers must not read it
     threading.Thread(target=_obey, args=(words,), name="signals", daemon=True).start()
-    return cli.entry(argv)
 
 
 def _obey(words: Iterable[bytes]) -> None:
@@ -29,7 +29,3 @@ def _obey(words: Iterable[bytes]) -> None:
         if name in ("SIGTERM", "SIGINT", "SIGUSR1"):
             os.kill(os.getpid(), getattr(signal, name))
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from sft.launcher.listen import ATTEMPT, listen_or_everywhere
+from sft.launcher.listen import listen_or_everywhere
+from sft.spec.workers import ATTEMPT
 
 
 def connect(timeout_seconds: float) -> Any:

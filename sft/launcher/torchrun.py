@@ -1,80 +1,108 @@
-"""Workers that `sft` has not started itself: those of torchrun. Rank 0 tokenises, the others wait; all compare what
-they have.
-"""
+"""Workers that torchrun or srun has started. Rank 0 tokenises and resolves the run; the others receive it."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from sft.config.settings import Settings
-from sft.launcher import preflight
+from sft.launcher import lease, preflight
+from sft.launcher.comparison import facts_to_compare
 from sft.launcher.meeting import say_on_stderr
-from sft.launcher.nodes import facts_to_compare
-from sft.resolve.base import BaseModel
-from sft.resolve.prepare import Job
+from sft.launcher.publish import code_if_finished, published
+from sft.launcher.worker_process import work
+from sft.observe.header import header
+from sft.resolve.base import find_base_model
+from sft.resolve.data_stage import tokenise
+from sft.resolve.identity import refuse_another
+from sft.resolve.local import local_copy
+from sft.resolve.run import resolve
+from sft.resolve.summary import facts_of
+from sft.spec import run_folder
+from sft.spec.exit_codes import EXIT_FINISHED
+from sft.spec.run import RunSpec
 from tokenize_data.errors import UserError, shorten
 
 _TELL_SECONDS = 30.0
 
 
-def prepared(store: Any, settings: Settings, base: BaseModel, tokenise: Callable[[Settings, BaseModel], int]) -> int:
-    """Rank 0 runs the data stage, the others wait for it. Returns its exit code, on rank 0 alone; the others raise."""
-    if os.environ["RANK"] == "0":
-        code = tokenise(settings, base)
-        store.set("sft/data", str(code))
-        return code
-    code = int(_wait(store, "sft/data", settings.machine.node_timeout, "rank 0 to tokenise the data"))
-    if code:
-        raise UserError("rank 0 could not prepare the data: see what it says there")
-    return 0
+def run(settings: Settings) -> int:
+    if settings.schedule.no_autoaccept_iters:
+        raise UserError("--no_autoaccept_iters asks, and a worker cannot: give --iters")
+    store = importlib.import_module("sft.launcher.rendezvous").connect(settings.machine.node_timeout)
+    return _first(store, settings) if os.environ["RANK"] == "0" else _other(store, settings)
 
 
-def compare(store: Any, settings: Settings, make: Callable[[], Job]) -> Job:
-    """The job, when all nodes have made the same one. The first process of each node speaks for it."""
-    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    node, nodes = int(os.environ["RANK"]) // per_node, int(os.environ["WORLD_SIZE"]) // per_node
-    job, error = None, None
+def _first(store: Any, settings: Settings) -> int:
+    message: dict[str, Any] = {"error": "rank 0 could not prepare the run: see its output"}
     try:
-        job = make()
+        base = find_base_model(settings)
+        if code := tokenise(settings, base):
+            message["error"] = "rank 0 could not prepare the data: see its output"
+            return code
+        spec = resolve(settings, base, world=int(os.environ["WORLD_SIZE"]))
+        message = {"run": spec.as_json()}
+    finally:
+        store.set("sft/run", json.dumps(message))
+    _compare(store, settings, spec, None)
+    refuse_another(spec)
+    if (finished := code_if_finished(spec)) is not None:
+        return finished
+    header(Console(highlight=False), facts_of(spec))
+    with lease.held(spec.folder):
+        return published(spec, work(spec, store))
+
+
+def _other(store: Any, settings: Settings) -> int:
+    message = json.loads(_wait(store, "sft/run", settings.machine.node_timeout, "rank 0 to prepare the run"))
+    if "error" in message:
+        raise UserError(message["error"])
+    spec, error = RunSpec.from_json(message["run"], "what rank 0 sent"), None
+    try:
+        spec = local_copy(spec, settings)
     except UserError as caught:
         error = str(caught)
-    if os.environ.get("LOCAL_RANK", "0") == "0" and nodes > 1:
-        mine = preflight.ready(
-            node,
-            per_node,
-            facts_to_compare(job, settings),
-            error,
-            job.folder if job else Path(settings.output.save_checkpoint_dir),
-        )
+    _compare(store, settings, spec, error)
+    if error is not None:
+        raise UserError(error)
+    refuse_another(spec)
+    return EXIT_FINISHED if run_folder.is_finished(spec.folder) else work(spec, store)
+
+
+def _compare(store: Any, settings: Settings, spec: RunSpec, error: str | None) -> None:
+    """Refuse the run where nodes differ. The first process of each node reports for it."""
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    node, nodes = int(os.environ["RANK"]) // per_node, int(os.environ["WORLD_SIZE"]) // per_node
+    if nodes == 1:
+        return
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        facts = facts_to_compare(None if error else spec, settings)
+        folder = spec.folder if error is None else Path(settings.output.save_checkpoint_dir)
+        mine = preflight.ready(node, per_node, facts, error, folder)
         store.set(f"sft/ready/{node}", json.dumps(mine.as_json()))
         if node == 0:
             store.set("sft/verdict", _verdict(store, settings, mine, nodes))
-    if nodes > 1 and (
-        verdict := _wait(store, "sft/verdict", settings.machine.node_timeout, "the nodes to compare what they have")
-    ):
+    if verdict := _wait(store, "sft/verdict", settings.machine.node_timeout, "the nodes to compare what they have"):
         raise UserError(verdict)
-    if job is None:
-        raise UserError(error or "this process cannot take part")
-    return job
 
 
 def _verdict(store: Any, settings: Settings, mine: preflight.Ready, nodes: int) -> str:
     """Why the run cannot start; empty where it can."""
     found = [mine]
     for node in range(1, nodes):
-        said = _wait(store, f"sft/ready/{node}", settings.machine.node_timeout, f"node {node}")
+        report = _wait(store, f"sft/ready/{node}", settings.machine.node_timeout, f"node {node}")
         try:
-            one = preflight.Ready.from_json(json.loads(said))
+            one = preflight.Ready.from_json(json.loads(report))
         except (ValueError, RecursionError) as error:
             return (
-                f"what node {node} says of itself cannot be read ({shorten(error, 80)}): install the same `sft` on "
-                "all nodes"
+                f"the report of node {node} cannot be read ({shorten(error, 80)}): install the same `sft` on all nodes"
             )
         found.append(replace(one, clock_offset=0.0))  # when it was written is not known
     for line in preflight.table(found):
@@ -94,8 +122,8 @@ def _wait(store: Any, key: str, timeout_seconds: float, what: str) -> str:
             waited += step
             if waited >= timeout_seconds:
                 raise UserError(
-                    f"waited {timeout_seconds:.0f} s for {what} ({shorten(error, 80)}): see what it says there, "
-                    "or raise --node_timeout"
+                    f"waited {timeout_seconds:.0f} s for {what} ({shorten(error, 80)}): see its output, or raise "
+                    "--node_timeout"
                 ) from error
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 say_on_stderr(f"waiting for {what}")

@@ -1,21 +1,15 @@
-"""What a job says of adapters: from the flags, or from an adapter that training begins with, to what is built."""
+"""Settings of adapters, where training starts from an adapter; checks of that adapter."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from sft.checkpoint.adapter_config import CONFIG, WEIGHTS, read_adapter_config
 from sft.config.settings import Settings
-from sft.resolve.base import BaseModel
+from sft.spec.base import BaseModel
 from tokenize_data.errors import UserError
-
-if TYPE_CHECKING:
-    from sft.checkpoint.adapter import AdapterFiles
-    from sft.model.build import BuiltStage
-    from sft.model.lora import LoraSettings
 
 
 def with_adapter(settings: Settings) -> Settings:
@@ -71,58 +65,6 @@ def fingerprint(settings: Settings) -> str | None:
     return digest.hexdigest()
 
 
-def settings_of(settings: Settings, given: AdapterFiles | None) -> LoraSettings | None:
-    """None where all weights are trained."""
-    from sft.model.lora import LoraSettings
-
-    if settings.adapters.lora is None:
-        return None
-    targets, saved = settings.adapters.lora_targets, settings.adapters.lora_modules_to_save
-    if given is not None:
-        targets, saved = tuple(given.modules), tuple(dict.fromkeys(name.rpartition(".")[0] for name in given.saved))
-        saved = tuple(name for name in saved if name not in targets)
-    return LoraSettings(
-        rank=settings.adapters.lora,
-        alpha=settings.adapters.lora_alpha or 2.0 * settings.adapters.lora,
-        dropout=settings.adapters.lora_dropout,
-        targets=targets,
-        modules_to_save=saved,
-        is_rank_stabilised=settings.adapters.lora_rslora,
-        seed=settings.data.seed,
-    )
-
-
-def begin(built: BuiltStage, given: AdapterFiles | None) -> None:
-    """Give adapters the values that training begins with."""
-    from sft.checkpoint.adapter import check_fits, load_adapter
-    from sft.model.lora import initialise
-
-    if built.adapted is None:
-        return
-    initialise(built.parameters, built.places, built.adapted.settings.seed)
-    if given is not None:
-        embedding, head = built.anatomy.embedding, built.anatomy.head
-        shapes = {name: place.shape for name, place in built.all_places.items()}
-        shapes |= {f"{head}.weight": shapes[f"{embedding}.weight"]} if built.tied_name else {}
-        check_fits(given, shapes, embedding, head)
-        load_adapter(given, built.parameters, built.places, {f"{embedding}.weight": f"{head}.weight"})
-
-
-def check_vocabulary(built: BuiltStage, given: int, needed: int) -> None:
-    """`given` tokens in the base model, `needed` ones in the data: new ones are learnt in the embedding, which has to
-    be trained.
-    """
-    if built.adapted is None or needed <= given:
-        return
-    ends = {built.anatomy.embedding, built.anatomy.head}
-    if not ends <= set(built.adapted.saved):
-        raise UserError(
-            f"the data's tokenizer has {needed - given} tokens that the base model lacks, which adapters alone cannot "
-            "learn: "
-            f"add --lora_modules_to_save {' '.join(sorted(ends))}, or use a --template without new tokens"
-        )
-
-
 def description(settings: Settings) -> str | None:
     """For the header."""
     if settings.adapters.lora is None:
@@ -134,49 +76,10 @@ def description(settings: Settings) -> str | None:
     )
     if settings.adapters.adapter is not None:
         targets = f"those of {settings.adapters.adapter}"
-    bits = bits_of(settings)
+    bits = settings.adapters.bits
     saved = (
         f"; in full: {', '.join(settings.adapters.lora_modules_to_save)}"
         if settings.adapters.lora_modules_to_save
         else ""
     )
     return f"rank {settings.adapters.lora} on {targets}{saved}" + (f"; base in {bits} bits" if bits else "")
-
-
-def trained_text(built: BuiltStage) -> str:
-    """How much is trained, of how much, in all stages."""
-    from math import prod
-
-    assert built.adapted is not None
-    adapted, shapes = built.adapted, {name: place.shape for name, place in built.all_places.items()}
-    added = sum(prod(place.shape) for place in adapted.places.values())
-    saved = sum(prod(shape) for name, shape in shapes.items() if name.rpartition(".")[0] in adapted.saved)
-    total = sum(prod(shape) for shape in shapes.values()) + added
-    return f"trained   {added + saved:,} of {total:,} parameters ({(added + saved) / total:.2%})"
-
-
-def bits_of(settings: Settings) -> int | None:
-    return 4 if settings.adapters.load_in_4bit else 8 if settings.adapters.weight_only_8bit else None
-
-
-def base_name(settings: Settings, base: BaseModel) -> str:
-    """What PEFT loads the base from: a Hub id, or a folder."""
-    is_on_hub = (
-        not Path(base.entry.path).expanduser().exists()
-        and base.entry.path.count("/") == 1
-        and settings.model.intermediate_iter is None
-    )
-    return base.entry.path if is_on_hub else str(base.folder.resolve())
-
-
-def facts(built: BuiltStage, settings: Settings, base: BaseModel) -> dict[str, Any] | None:
-    """What is needed to write the adapter of a checkpoint."""
-    from sft.checkpoint.adapter import adapter_config_of
-
-    if built.adapted is None:
-        return None
-    return {
-        "config": adapter_config_of(built.adapted, base_name(settings, base)),
-        "tied_name": built.tied_name,
-        "head": built.anatomy.head,
-    }

@@ -15,28 +15,13 @@ from sft.config.settings import Settings
 from sft.model.base_folder import gguf_file_in, resolve, resolve_here
 from sft.plan.architecture import check_sizes
 from sft.resolve.naming import intermediate_name
+from sft.spec.base import BaseModel
 from tokenize_data.bases import Base, find_base
 from tokenize_data.errors import UserError
 
 _SAMPLES, _BLOCK_BYTES = 64, 4096
 
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseModel:
-    """Where the base model is, and what its files say of it."""
-
-    entry: Base
-    folder: Path
-    config: dict[str, Any]  # config.json
-    num_parameters: int
-    is_entry: bool  # of checkpoints.toml; otherwise a path was given
-    fingerprint: str  # of configuration, names and shapes, and of samples of the weights
-
-    @property
-    def family(self) -> str:
-        return str(self.config["model_type"])
 
 
 @dataclass(frozen=True, kw_only=True)

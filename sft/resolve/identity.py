@@ -10,8 +10,8 @@ from typing import Any
 
 from sft.config.settings import Settings
 from sft.resolve.naming import name_of
-from sft.resolve.prepare import Job, resolved_facts
 from sft.spec import run_folder
+from sft.spec.run import RunSpec
 from tokenize_data.errors import UserError
 
 # What a folder's name is made of. The rest may change from one start to the next: iterations, layout, intervals,
@@ -20,23 +20,23 @@ _NAMED = ("checkpoint", "size", "run_name", "intermediate_iter", "epochs", "seq"
 _CONTENT = {"base_fingerprint": "base", "data": "data"}
 
 
-def refuse_another(job: Job) -> None:
+def refuse_another(spec: RunSpec) -> None:
     """A run's folder that belongs to another run, by its run.toml. What is missing there is of an older release, and no
     reason.
     """
-    table = run_folder.read_run_toml(job.folder)
+    table = run_folder.read_run_toml(spec.folder)
     there, resolved = table.get("config"), table.get("resolved")
     if not isinstance(there, dict) or not isinstance(resolved, dict):
         return
-    here = job.settings.as_json()
-    there = {**Settings.of(run_name=job.settings.data.run_name).as_json(), **there}
+    here = spec.asked.as_json()
+    there = {**Settings.of(run_name=spec.asked.data.run_name).as_json(), **there}
     found: list[tuple[str, Any, Any]] = []
-    if _was_named_by(there, job.folder):
+    if _was_named_by(there, spec.folder):
         found += [
             (name, there[name], here[name]) for name in _NAMED if _plain(name, there[name]) != _plain(name, here[name])
         ]
-    if _holds_something(job.folder):
-        mine = resolved_facts(job)
+    if _holds_something(spec.folder):
+        mine = spec.facts()
         found += [
             (label, resolved[name], mine[name])
             for name, label in _CONTENT.items()
@@ -46,7 +46,7 @@ def refuse_another(job: Job) -> None:
         was = " and ".join(f"{name} {_short(value)}" for name, value, _ in found)
         now = " and ".join(f"{name} {_short(value)}" for name, _, value in found)
         raise UserError(
-            f"{job.folder} belongs to another run: it was made with {was}, this run has {now}: use the same, or "
+            f"{spec.folder} belongs to another run: it was made with {was}, this run has {now}: use the same, or "
             "start another run with --id"
         )
 

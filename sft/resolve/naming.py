@@ -12,6 +12,7 @@ from typing import Any
 from sft.config.settings import Settings, defaults
 from tokenize_data.errors import UserError
 
+DEFAULT_SIZE = "7"
 _LAYOUT = re.compile(r"-tp(\d+)-pp(\d+)(?=[-/.]|$)")
 
 
@@ -21,7 +22,7 @@ def run_folder(settings: Settings, base_family: str, is_entry: bool) -> Path:
     `is_entry` says that the checkpoint is a name of checkpoints.toml, not a path: then it has a size, 7 unless another
     is given.
     """
-    size = (settings.model.size or "7") if is_entry else settings.model.size
+    size = (settings.model.size or DEFAULT_SIZE) if is_entry else settings.model.size
     return Path(settings.output.save_checkpoint_dir) / "-".join(
         [base_family, *([size] if size else []), name_of(settings.as_json())]
     )

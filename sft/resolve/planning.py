@@ -20,10 +20,11 @@ from sft.plan.layout import Layout
 from sft.plan.rows import Batches
 from sft.plan.sampler import Sampler, num_iterations
 from sft.plan.search import RECOMPUTES, Choice, Question, best, layout_of, search
-from sft.resolve.base import BaseModel, Described, describe_base_model
+from sft.resolve.base import Described, describe_base_model
 from sft.resolve.devices import gpu_here, visible_gpus
 from sft.resolve.question import Case, Pack, global_batch_of, recompute_of
 from sft.resolve.speed import cpu_operations_per_second
+from sft.spec.base import BaseModel
 from tokenize_data.bases import known_documents
 from tokenize_data.errors import UserError
 from tokenize_data.manifest import dataset_folder
@@ -110,6 +111,7 @@ class Chosen:
     layout: Layout
     micro_batch: int
     recompute: str
+    gpu: str  # the kind that was planned for: cpu, or "unknown"
     seconds: float | None = None  # an iteration
     note: str = ""  # why it is not what the entry says
 
@@ -128,6 +130,7 @@ def choose(settings: Settings, base: BaseModel, reader: ShardReader, world: int)
             layout=layout,
             micro_batch=settings.layout.micro_batch or max(1, _GPU_ROW_TOKENS // settings.data.seq),
             recompute=recompute_of(settings) or "none",
+            gpu="unknown",
             note=_layout_note(why_not, layout),
         )
     asked = case.ask()
@@ -138,6 +141,7 @@ def choose(settings: Settings, base: BaseModel, reader: ShardReader, world: int)
             layout=choice.layout,
             micro_batch=choice.micro_batch,
             recompute=choice.recompute,
+            gpu=gpu.name,
             seconds=choice.seconds.total,
             note=_layout_note(asked.why_not, choice.layout),
         )
@@ -147,7 +151,8 @@ def choose(settings: Settings, base: BaseModel, reader: ShardReader, world: int)
         found = search(replace(question, micro_batch=micro_batch))
         fitting = {choice.recompute for choice in found.fitting}
         recompute = next((way for way in RECOMPUTES if way in fitting), RECOMPUTES[-1])
-    return Chosen(layout=layout, micro_batch=micro_batch, recompute=recompute, note=_layout_note(asked.why_not, layout))
+    note = _layout_note(asked.why_not, layout)
+    return Chosen(layout=layout, micro_batch=micro_batch, recompute=recompute, gpu=gpu.name, note=note)
 
 
 def _layout_note(why_not: str | None, layout: Layout) -> str:

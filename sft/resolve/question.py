@@ -20,9 +20,9 @@ from sft.plan.layout import Layout, ModelShape, choose_layout
 from sft.plan.memory import Adapters
 from sft.plan.rows import Batches
 from sft.plan.search import Question, search
-from sft.resolve.adapters import bits_of
-from sft.resolve.base import BaseModel, Described
+from sft.resolve.base import Described
 from sft.resolve.naming import layout_of_path
+from sft.spec.base import BaseModel
 from tokenize_data.errors import UserError
 
 Pack = Callable[[int], Batches]  # the batches of iterations of so many documents
@@ -192,7 +192,7 @@ def batch_values(settings: Settings) -> dict[str, int | None]:
 
 def recompute_of(settings: Settings) -> str | None:
     """Who trains on a quantised base is short of memory."""
-    return settings.layout.recompute or ("full" if bits_of(settings) else None)
+    return settings.layout.recompute or ("full" if settings.adapters.bits else None)
 
 
 def _order(question: Question) -> tuple[int, float]:
@@ -206,7 +206,7 @@ def _adapters(settings: Settings) -> Adapters | None:
     rank = settings.adapters.lora or (_rank_of(Path(settings.adapters.adapter)) if settings.adapters.adapter else None)
     if rank is None:
         return None
-    return Adapters(rank=rank, targets=settings.adapters.lora_targets, bits=bits_of(settings))
+    return Adapters(rank=rank, targets=settings.adapters.lora_targets, bits=settings.adapters.bits)
 
 
 def _rank_of(folder: Path) -> int:

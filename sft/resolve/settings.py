@@ -10,7 +10,6 @@ from typing import Any
 from sft.config.flags import typed_values
 from sft.config.recipe import combined, make_settings
 from sft.config.settings import Settings
-from sft.launcher.processes import PREPARED
 
 
 def settings_of(arguments: argparse.Namespace, command: str = "train", **unless_given: Any) -> Settings:
@@ -21,8 +20,6 @@ def settings_of(arguments: argparse.Namespace, command: str = "train", **unless_
             sys.stderr.write(f"sft {command}: warning: {line}\n")
 
     values = {**unless_given, **combined(typed_values(arguments), warn)}
-    if PREPARED in os.environ and "global_batch" in values:
-        values.pop("gradient_accumulation", None)  # the launcher has made a number of documents of it
     if values.get("load_in_8bit"):
         warn(
             "--load_in_8bit is called --weight_only_8bit now: weights are kept in 8 bits, and activations are "

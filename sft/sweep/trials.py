@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sft.config.recipe import read_recipe
-from sft.launcher import lease, processes
+from sft.launcher import lease
 from sft.spec import run_folder
+from sft.spec.exit_codes import EXIT_FINISHED, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR, signal_name
 from sft.sweep.grid import Sweep, Trial
 from sft.sweep.pool import Pool, Task, make_slots
 from tokenize_data.errors import UserError
@@ -132,23 +133,21 @@ class Runner:
         record = record_of(sweep, trial)
         run = run_of(trial)
         has_result = run is not None and run_folder.result_of(run) is not None
-        if code in (processes.EXIT_OK, processes.EXIT_FINISHED) and has_result:
+        if code in (EXIT_OK, EXIT_FINISHED) and has_result:
             self._at += 1
             self._say(f"{trial.name}: finished in {seconds:.0f} s ({self._at} of {self._all})")
             self._follow(trial)
-        elif code == processes.EXIT_PREEMPTED:
+        elif code == EXIT_PREEMPTED:
             self._say(f"{trial.name}: stopped by a signal, saved")
             self._waiting.append(trial)
         else:
             reason = _last_line(task.log)
-            if code in (processes.EXIT_OK, processes.EXIT_FINISHED):
+            if code in (EXIT_OK, EXIT_FINISHED):
                 where = f"no model in {run}" if run is not None else "no run's folder"
                 reason = f"it ended as if finished, and left {where}; its last words: {reason or 'none'}"
             elif code < 0:
-                reason = f"it was killed ({processes.signal_name(-code)}): out of memory, or from outside?"
-            record = replace(
-                record, failures=record.failures + 1, reason=reason, is_refused=code == processes.EXIT_USER_ERROR
-            )
+                reason = f"it was killed ({signal_name(-code)}): out of memory, or from outside?"
+            record = replace(record, failures=record.failures + 1, reason=reason, is_refused=code == EXIT_USER_ERROR)
             _remember(sweep, trial, record)
             again = not record.is_refused and record.failures <= sweep.retries
             what = f"tried again ({record.failures} of {sweep.retries})" if again else "given up"

@@ -20,16 +20,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sft.checkpoint.stage import DTYPES, load_stage, read_base
 from sft.config.optimizer import OptimizerSpec
 from sft.engine.feed import Feed
 from sft.engine.groups import form_groups
 from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
 from sft.optimizer.norm import square_sum
-from sft.resolve.prepare import Job
+from sft.spec.run import RunSpec
 from sft.verify import plain
 from sft.verify.parity import TOLERANCES
-from sft.worker.train import DTYPES, load_stage, read_base
 
 _NOTHING = OptimizerSpec(
     name="sgd", lr=0.0, beta1=0.0, beta2=0.0, eps=1e-8, weight_decay=0.0
@@ -97,23 +97,24 @@ class Outcome:
         return max(TOLERANCES[self.dtype][1] * abs(self.norms[0]), self.norm_noise)
 
 
-def compare(job: Job, num_documents: int, store: Any = None) -> Outcome | None:
+def compare(spec: RunSpec, num_documents: int, store: Any = None) -> Outcome | None:
     """What the processes of a comparison run. The first returns the outcome."""
     device = start_worker(store=store)
-    dtype = DTYPES[job.dtype]
-    processes = form_groups(job.layout)
-    base = read_base(job)
-    numbers = np.arange(min(num_documents, len(job.reader)))
+    dtype = DTYPES[spec.dtype]
+    processes = form_groups(spec.layout)
+    base = read_base(spec)
+    reader = spec.data.open()
+    numbers = np.arange(min(num_documents, len(reader)))
     with tempfile.TemporaryDirectory(prefix="sft-parity-") as scratch:
         mine = (
-            _reference(job, base.config.vocab_size, numbers, device, dtype, Path(scratch))
+            _reference(spec, base.config.vocab_size, numbers, device, dtype, Path(scratch))
             if processes.rank == 0
             else None
         )
         told: list[Any] = [(mine, scratch)]
         dist.broadcast_object_list(told, src=0)
         reference, folder = told[0]
-        built, _ = load_stage(job, base, processes, device)
+        built, _ = load_stage(spec, base, processes, device)
         pipeline = Pipeline(
             built, processes, optimizer=_NOTHING, clip=0.0, device=device, vocabulary_size=base.config.vocab_size
         )
@@ -128,12 +129,12 @@ def compare(job: Job, num_documents: int, store: Any = None) -> Outcome | None:
 
         pipeline.optimizer.on_gradients = measure
         feed = Feed(
-            job.reader,
-            capacity=job.capacity,
-            replicas=job.layout.dp,
+            reader,
+            capacity=spec.capacity,
+            replicas=spec.layout.dp,
             replica=processes.replica,
-            loss_mask=job.settings.objective.loss_mask,
-            multiple=job.layout.tp if job.layout.sequence_parallel else 1,
+            loss_mask=spec.settings.objective.loss_mask,
+            multiple=spec.layout.tp if spec.layout.sequence_parallel else 1,
         )
         batch = feed.plan(numbers)
         step = pipeline.step(feed.micro_batches(batch), batch.plan.num_micro_batches, 0.0)
@@ -169,7 +170,7 @@ class _Reference:
 
 
 def _reference(
-    job: Job, vocabulary: int, numbers: np.ndarray, device: torch.device, dtype: torch.dtype, folder: Path
+    spec: RunSpec, vocabulary: int, numbers: np.ndarray, device: torch.device, dtype: torch.dtype, folder: Path
 ) -> _Reference:
     """Loss and norm by transformers, and how far they move with other arithmetic. Both ways' gradients go to files."""
     others = (
@@ -177,11 +178,12 @@ def _reference(
         if dtype is not torch.float32
         else ((dtype, "eager"), (dtype, "sdpa"))
     )
+    reader = spec.data.open()
     losses, norms, tokens = [], [], []
     for file, (computed_in, kernel) in zip(_FILES, others, strict=True):
-        model = _model(job, vocabulary, dtype, kernel).to(device, computed_in).eval()  # nothing is dropped
-        tokens.append(plain.token_losses(model, job.reader, numbers, job.settings.objective.loss_mask))
-        loss, sums = plain.gradients(model, job.reader, numbers, job.settings.objective.loss_mask)
+        model = _model(spec, vocabulary, dtype, kernel).to(device, computed_in).eval()  # nothing is dropped
+        tokens.append(plain.token_losses(model, reader, numbers, spec.settings.objective.loss_mask))
+        loss, sums = plain.gradients(model, reader, numbers, spec.settings.objective.loss_mask)
         losses.append(loss)
         norms.append(float(square_sum(sums.values(), device).sqrt()))
         save_file({name: gradient.cpu().contiguous() for name, gradient in sums.items()}, folder / file)
@@ -192,19 +194,19 @@ def _reference(
     )
 
 
-def _model(job: Job, vocabulary: int, dtype: torch.dtype, kernel: str) -> Any:
+def _model(spec: RunSpec, vocabulary: int, dtype: torch.dtype, kernel: str) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    options = {"dtype": dtype, "trust_remote_code": job.settings.model.trust_remote_code}
+    options = {"dtype": dtype, "trust_remote_code": spec.settings.model.trust_remote_code}
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(job.base.folder, attn_implementation=kernel, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(spec.base.folder, attn_implementation=kernel, **options)
     except ValueError:
         if kernel == "eager":
             raise
         model = AutoModelForCausalLM.from_pretrained(
-            job.base.folder, attn_implementation="eager", **options
+            spec.base.folder, attn_implementation="eager", **options
         )  # Gemma 2 has this one alone
     _grow(model, vocabulary)
     return model
@@ -254,13 +256,13 @@ def _joined(everyone: Sequence[Mapping[str, Difference]]) -> dict[str, Differenc
     return joined
 
 
-def table(outcome: Outcome, job: Job) -> Sequence[str]:
+def table(outcome: Outcome, spec: RunSpec) -> Sequence[str]:
     """Lines for a person: the parameters that differ most come first."""
     (loss, our_loss), (norm, our_norm) = outcome.losses, outcome.norms
     formats = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
     lines = [
         (
-            f"{job.base.entry.name}, {job.layout}, {formats[outcome.dtype]} on {outcome.device}, "
+            f"{spec.base.entry.name}, {spec.layout}, {formats[outcome.dtype]} on {outcome.device}, "
             f"{outcome.documents} documents"
         ),
         "",

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from sft.launcher import processes
+from sft.spec.exit_codes import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER_ERROR
+from sft.spec.workers import NOTES, PASSED_ON, SHOW_STACKS, notes_folder, unblock_signals
 from tokenize_data.errors import TRACEBACK, UserError
 
 _SAME_SIGNAL_SECONDS = 3.0
@@ -35,9 +36,9 @@ class Interrupt:
         self._heard_at = 0.0
 
     def listen(self) -> None:
-        for number in processes.PASSED_ON:
+        for number in PASSED_ON:
             signal.signal(number, self._heard)
-        processes.let_signals_in()
+        unblock_signals()
 
     def because(self, error: Exception) -> None:
         """Save and leave, on all processes, because of what has gone wrong in this one alone."""
@@ -52,7 +53,7 @@ class Interrupt:
             return  # queues and launchers pass the same signal on by several ways
         if self.name is not None:
             leave(
-                processes.EXIT_FAILED,
+                EXIT_FAILED,
                 f"left at once by a second signal ({signal.Signals(number).name}); the newest checkpoint stays",
             )
         self.name, self._heard_at = signal.Signals(number).name, time.monotonic()
@@ -66,11 +67,11 @@ def guarded(command: str, work: Callable[[], int]) -> int:
     """Run `work` in a worker. What stops it is left for the launcher, or said, in one line."""
     _end_with_launcher()
     if command != "train":  # which can do better than end
-        processes.let_signals_in()
+        unblock_signals()
     stack = _register_stack()
     try:
         code = work()
-        if int(os.environ["WORLD_SIZE"]) > 1 and (processes.NOTES in os.environ or os.environ["RANK"] != "0"):
+        if int(os.environ["WORLD_SIZE"]) > 1 and (NOTES in os.environ or os.environ["RANK"] != "0"):
             _end(code)  # nothing is left to do; torchrun's first worker still holds the folder
         return code
     except Exception as error:
@@ -83,7 +84,7 @@ def guarded(command: str, work: Callable[[], int]) -> int:
         return code
     finally:
         if stack is not None:
-            faulthandler.unregister(processes.SHOW_STACKS)
+            faulthandler.unregister(SHOW_STACKS)
             stack.close()
 
 
@@ -117,9 +118,9 @@ def reason_of(error: BaseException) -> str:
 
 def _code_of(error: Exception) -> int:
     if isinstance(error, PreemptedError):
-        return processes.EXIT_PREEMPTED
+        return EXIT_PREEMPTED
     is_given = isinstance(error, UserError) and type(error).__name__ != "CheckpointError"
-    return processes.EXIT_USER_ERROR if is_given else processes.EXIT_FAILED
+    return EXIT_USER_ERROR if is_given else EXIT_FAILED
 
 
 def _is_consequence(error: Exception) -> bool:
@@ -130,12 +131,12 @@ def _is_consequence(error: Exception) -> bool:
 
 
 def _leave_note(code: int, message: str, is_consequence: bool) -> None:
-    folder = os.environ.get(processes.NOTES)
-    if folder is None or not Path(folder).is_dir():
+    folder = notes_folder()
+    if folder is None:
         sys.stderr.write(f"sft {sys.argv[1] if len(sys.argv) > 1 and sys.argv[1].isalpha() else 'train'}: {message}\n")
         return
     note = {"code": code, "message": message, "is_consequence": is_consequence, "time": time.time()}
-    file = Path(folder, f"{os.environ['RANK']}.json")
+    file = folder / f"{os.environ['RANK']}.json"
     scratch = file.with_suffix(".part")
     scratch.write_text(json.dumps(note))
     scratch.rename(file)
@@ -143,7 +144,7 @@ def _leave_note(code: int, message: str, is_consequence: bool) -> None:
 
 def _end_with_launcher() -> None:
     """Be killed when the launcher is killed: a worker has a session of its own, and would go on."""
-    if processes.NOTES not in os.environ or sys.platform != "linux":
+    if NOTES not in os.environ or sys.platform != "linux":
         return
     set_parent_death_signal = 1  # prctl's PR_SET_PDEATHSIG
     ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
@@ -152,11 +153,9 @@ def _end_with_launcher() -> None:
 
 
 def stack_file() -> Path | None:
-    """Where this process leaves its stacks for the launcher; None where there is none."""
-    folder = os.environ.get(processes.NOTES)
-    return (
-        Path(folder, f"{int(os.environ['RANK']):05d}.stack") if folder is not None and Path(folder).is_dir() else None
-    )
+    """Where this process leaves its stacks for the launcher; None where there is no launcher of ours."""
+    folder = notes_folder()
+    return None if folder is None else folder / f"{int(os.environ['RANK']):05d}.stack"
 
 
 def _register_stack() -> IO[str] | None:
@@ -165,5 +164,5 @@ def _register_stack() -> IO[str] | None:
     if file is None:
         return None
     stream = file.open("w")
-    faulthandler.register(processes.SHOW_STACKS, file=stream, all_threads=True)
+    faulthandler.register(SHOW_STACKS, file=stream, all_threads=True)
     return stream

@@ -15,8 +15,8 @@ from sft.engine.feed import Batch, Feed, MicroBatch
 from sft.engine.pipeline import Pipeline
 from sft.engine.trainer import VALIDATION_DOCUMENTS, TrainingError, train, validate
 from sft.plan.schedule import learning_rate
-from sft.resolve.prepare import Job
 from sft.spec import metrics
+from sft.spec.run import OpenData, RunSpec
 from sft.worker.ending import Interrupt, PreemptedError
 from sft.worker.saving import Saver
 from sft.worker.watch import Watch
@@ -28,7 +28,8 @@ _VALIDATION_KEYS = ("val_loss", "val_perplexity", "val_accuracy")
 
 
 def iterate(
-    job: Job,
+    spec: RunSpec,
+    data: OpenData,
     pipeline: Pipeline,
     watch: Watch,
     saver: Saver,
@@ -38,39 +39,45 @@ def iterate(
     interrupt: Interrupt,
 ) -> dict[str, Any]:
     """From `start` to the end. Returns what training.json says of the result."""
-    settings, layout = job.settings, job.layout
+    settings, layout = spec.settings, spec.layout
     make_feed = partial(
         Feed,
-        capacity=job.capacity,
+        capacity=spec.capacity,
         replicas=layout.dp,
         replica=pipeline.processes.replica,
         loss_mask=settings.objective.loss_mask,
         multiple=layout.tp if layout.sequence_parallel else 1,
         keyed=settings.adapters.lora is not None and settings.adapters.lora_dropout > 0,
     )
-    validation = _ToldFeed(watchdog.beat, job.validation, **make_feed.keywords) if job.validation else None
+    validation = _BeatingFeed(watchdog.beat, data.validation, **make_feed.keywords) if data.validation else None
     warmup = (
         settings.schedule.warmup_fraction
         if settings.schedule.warmup_iters is None
-        else min(1.0, max(settings.schedule.warmup_iters - 0.5, 0.0) / job.iterations)
+        else min(1.0, max(settings.schedule.warmup_iters - 0.5, 0.0) / spec.iterations)
     )
     rate = partial(
         learning_rate,
-        iterations=job.iterations,
+        iterations=spec.iterations,
         lr=settings.schedule.lr,
         min_lr=settings.schedule.min_lr,
         warmup_fraction=warmup,
         schedule=settings.schedule.schedule,
     )
     best = _Best(settings.output.early_stopping, settings.output.early_stopping_min_delta)
-    for earlier, loss in _earlier_validations(job, peers, start):
+    for earlier, loss in _earlier_validations(spec, peers, start):
         best.is_better(earlier, loss)
     saver.best = best.iteration
-    loop = _Loop(job, pipeline, watch, saver, watchdog, interrupt, validation, best, start)
+    loop = _Loop(spec, pipeline, watch, saver, watchdog, interrupt, validation, best, start)
     began = time.perf_counter()
     try:
         for record in train(
-            pipeline, make_feed(job.reader), job.sampler, job.reader, rate=rate, start=start, iterations=job.iterations
+            pipeline,
+            make_feed(data.training),
+            spec.sampler,
+            data.training,
+            rate=rate,
+            start=start,
+            iterations=spec.iterations,
         ):
             if loop.is_enough_after(record):
                 break
@@ -84,8 +91,8 @@ def iterate(
     return {**loop.result, "seconds": round(time.perf_counter() - began, 1)}
 
 
-class _ToldFeed(Feed):
-    """Feeds the watchdog too: each part of a validation, and each row of it, is progress."""
+class _BeatingFeed(Feed):
+    """Tells the watchdog of each row: a long validation is progress."""
 
     def __init__(self, beat: Callable[[], None], reader: ShardReader, **settings: Any) -> None:
         super().__init__(reader, **settings)
@@ -103,7 +110,7 @@ class _Loop:
 
     def __init__(
         self,
-        job: Job,
+        spec: RunSpec,
         pipeline: Pipeline,
         watch: Watch,
         saver: Saver,
@@ -113,18 +120,18 @@ class _Loop:
         best: _Best,
         start: int,
     ) -> None:
-        self._job, self._pipeline, self._watch, self._saver = job, pipeline, watch, saver
+        self._spec, self._pipeline, self._watch, self._saver = spec, pipeline, watch, saver
         self._watchdog, self._interrupt, self._validation, self._best = watchdog, interrupt, validation, best
         self._has_left = False
         self.result: dict[str, Any] = {"iterations": start}
 
     def is_enough_after(self, record: dict[str, Any]) -> bool:
         """Validate, tell, save. Whether training ends early."""
-        job, settings, best = self._job, self._job.settings, self._best
+        spec, settings, best = self._spec, self._spec.settings, self._best
         number, should_stop = record["iteration"], self._pipeline.should_stop
         self._watchdog.beat(is_iteration=True)
         self.result |= {"loss": record["loss"], "iterations": number}
-        is_last = number == job.iterations
+        is_last = number == spec.iterations
         is_better = False
         if self._validation is not None and (number % settings.output.eval_interval == 0 or is_last):
             record |= self._validated()
@@ -170,14 +177,14 @@ class _Loop:
         """Wait for the last checkpoint; with early stopping, the best model is the result."""
         with self._saving():
             self._saver.finish()
-        best, job = self._best, self._job
+        best, spec = self._best, self._spec
         if (
-            job.settings.output.early_stopping
+            spec.settings.output.early_stopping
             and best.iteration is not None
             and best.iteration != self.result["iterations"]
         ):
             with self._watchdog.during("reading the best checkpoint"):
-                resume.restore(self._pipeline, Checkpoint(job.folder / step_name(best.iteration)), peers)
+                resume.restore(self._pipeline, Checkpoint(spec.folder / step_name(best.iteration)), peers)
             self._watch.say(
                 f"the model of iteration {best.iteration:,} is exported, with the best validation loss, {best.loss:.4f}"
             )
@@ -185,9 +192,9 @@ class _Loop:
 
     def _validated(self) -> dict[str, float]:
         assert self._validation is not None
-        assert self._job.validation is not None
-        num_documents = len(self._job.validation)
-        worth = min(num_documents, VALIDATION_DOCUMENTS) / self._job.settings.schedule.global_batch
+        assert self._spec.validation is not None
+        num_documents = self._spec.validation.documents
+        worth = min(num_documents, VALIDATION_DOCUMENTS) / self._spec.settings.schedule.global_batch
         with self._watchdog.during("validating", iterations=max(1.0, worth)):
             found = validate(self._pipeline, self._validation, num_documents)
         self.result |= {key: found[key] for key in _VALIDATION_KEYS}
@@ -203,7 +210,7 @@ class _Loop:
             self._interrupt.because(error)
 
     def _saving(self) -> Any:
-        return self._watchdog.during("saving", folder=self._job.folder)
+        return self._watchdog.during("saving", folder=self._spec.folder)
 
     def _leave(self, iteration: int) -> None:
         """What was trained is saved, or it is said that it could not be."""
@@ -219,20 +226,20 @@ class _Loop:
         )
 
 
-def _earlier_validations(job: Job, peers: Peers, start: int) -> list[tuple[int, float]]:
+def _earlier_validations(spec: RunSpec, peers: Peers, start: int) -> list[tuple[int, float]]:
     """What a run that goes on has validated before, where the checkpoint of the best is still there: it counts as if it
     had gone on.
     """
     found = []
-    if job.settings.output.early_stopping and start and peers.rank == 0:
-        records = metrics.read(job.folder / "metrics.jsonl")
+    if spec.settings.output.early_stopping and start and peers.rank == 0:
+        records = metrics.read(spec.folder / "metrics.jsonl")
         pairs = [
             (int(record["iteration"]), metrics.number(record, "val_loss"))
             for record in records
             if record.get("iteration", 0) <= start
         ]
         found = [(iteration, loss) for iteration, loss in pairs if loss is not None]
-        if found and damage(job.folder / step_name(min(found, key=lambda pair: pair[1])[0])) is not None:
+        if found and damage(spec.folder / step_name(min(found, key=lambda pair: pair[1])[0])) is not None:
             found = []
     earlier: list[tuple[int, float]] = peers.gather(found)[0]
     return earlier

@@ -13,8 +13,10 @@ from sft.checkpoint.commit import CheckpointError, Peers, PendingSave
 from sft.checkpoint.fragments import Checkpoint
 from sft.config.settings import defaults
 from sft.engine.pipeline import Pipeline
-from sft.resolve.prepare import Job, resolved_facts, versions
+from sft.spec.run import RunSpec
 from tokenize_data.errors import UserError, shorten
+from tokenize_data.manifest import Manifest
+from tokenize_data.reader import ShardReader
 
 KEPT_TOKENIZER = "tokenizer"  # in the run's folder: that of the data set goes when the data is tokenised anew
 # What decides the order and the content of the data, and what the optimizer's states mean.
@@ -37,9 +39,9 @@ class Saver:
     """Saves in the background, one checkpoint at a time. All methods are collective calls."""
 
     def __init__(
-        self, job: Job, pipeline: Pipeline, peers: Peers, facts: Mapping[str, Any], warn: Callable[[str], None]
+        self, spec: RunSpec, pipeline: Pipeline, peers: Peers, facts: Mapping[str, Any], warn: Callable[[str], None]
     ) -> None:
-        self._job, self._pipeline, self._peers, self._facts, self._warn = job, pipeline, peers, facts, warn
+        self._spec, self._pipeline, self._peers, self._facts, self._warn = spec, pipeline, peers, facts, warn
         self._pending: PendingSave | None = None
         self._is_whole = False
         self.best: int | None = None  # the iteration whose checkpoint is kept besides
@@ -49,11 +51,11 @@ class Saver:
         finished.
         """
         self.finish()
-        facts = {**self._facts, "result": dict(result), "next_batch": next_batch(self._job, iteration)}
+        facts = {**self._facts, "result": dict(result), "next_batch": next_batch(self._spec, iteration)}
         try:
             taken = self._snapshot(iteration, is_final)
             self._pending = resume.start_saving(
-                taken, self._job.folder, iteration=iteration, facts=facts, peers=self._peers
+                taken, self._spec.folder, iteration=iteration, facts=facts, peers=self._peers
             )
             self._is_whole = True
         except CheckpointError as error:
@@ -97,31 +99,30 @@ class Saver:
             self._warn(str(error))
         self._pending = None
         if self._peers.rank == 0:
-            commit.prune(self._job.folder, self._job.settings.output.keep, self.best)
+            commit.prune(self._spec.folder, self._spec.settings.output.keep, self.best)
 
 
-def keep_tokenizer(job: Job) -> None:
+def keep_tokenizer(spec: RunSpec, reader: ShardReader) -> None:
     """Copy what the export needs of the tokenised data."""
-    target = job.folder / KEPT_TOKENIZER
+    target = spec.folder / KEPT_TOKENIZER
     scratch = target.with_name(f".{KEPT_TOKENIZER}.part")
     for folder in (scratch, target):
         shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(job.reader.folder / job.reader.manifest.tokenizer["folder"], scratch)
+    shutil.copytree(reader.folder / reader.manifest.tokenizer["folder"], scratch)
     scratch.rename(target)
 
 
 def facts_for(
-    job: Job, names: Mapping[str, str], vocabulary_size: int, adapter: Mapping[str, Any] | None = None
+    spec: RunSpec, names: Mapping[str, str], manifest: Manifest, adapter: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """What a checkpoint says of its run: enough to refuse another one, and to export without it."""
-    manifest = job.reader.manifest
-    tokenizer = job.folder / KEPT_TOKENIZER
+    tokenizer = spec.folder / KEPT_TOKENIZER
     return {
-        "config": job.settings.as_json(),
-        "resolved": resolved_facts(job),
-        "versions": versions(),
+        "config": spec.asked.as_json(),
+        "resolved": spec.facts(),
+        "versions": spec.versions,
         "names": dict(names),
-        "vocabulary_size": vocabulary_size,
+        "vocabulary_size": spec.vocabulary_size,
         "tokenizer_folder": str(tokenizer.resolve()),
         "tokenizer": manifest.tokenizer["fingerprint"],
         "template": manifest.template,
@@ -137,38 +138,42 @@ def training_facts(facts: Mapping[str, Any], result: Mapping[str, Any]) -> dict[
     return {**short, "run_name": facts["config"]["run_name"], **kept, "result": dict(result)}
 
 
-def next_batch(job: Job, iteration: int) -> str:
+def next_batch(spec: RunSpec, iteration: int) -> str:
     """A hash of the documents that the iteration after `iteration` takes."""
-    return hashlib.sha256(job.sampler.documents(iteration).tobytes()).hexdigest()
+    return hashlib.sha256(spec.sampler.documents(iteration).tobytes()).hexdigest()
 
 
-def go_on(job: Job, pipeline: Pipeline, peers: Peers, say: Callable[[str], None], warn: Callable[[str], None]) -> int:
+def go_on(
+    spec: RunSpec, pipeline: Pipeline, peers: Peers, say: Callable[[str], None], warn: Callable[[str], None]
+) -> int:
     """A collective call: the iteration after which the run continues, its state restored. 0 where it begins."""
-    checkpoint, skipped = commit.find_latest(job.folder, peers=peers)
+    checkpoint, skipped = commit.find_latest(spec.folder, peers=peers)
     for line in skipped:
         warn(line)
     if checkpoint is None:
         return 0
-    check(job, checkpoint)
+    check(spec, checkpoint)
     iteration = resume.restore(pipeline, checkpoint, peers)
-    epoch = job.sampler.epoch(iteration)
+    epoch = spec.sampler.epoch(iteration)
     layout = checkpoint.manifest["layout"]
     made = f"made with tp {layout['tp']} x pp {layout['pp']} x dp {layout['dp']}"
-    if layout["tp"] != job.layout.tp and (job.settings.adapters.load_in_4bit or job.settings.adapters.weight_only_8bit):
+    if layout["tp"] != spec.layout.tp and (
+        spec.settings.adapters.load_in_4bit or spec.settings.adapters.weight_only_8bit
+    ):
         warn(
-            f"each process quantises its own slices: with tp {job.layout.tp} instead of {layout['tp']} the "
+            f"each process quantises its own slices: with tp {spec.layout.tp} instead of {layout['tp']} the "
             "base's values differ a little"
         )
     say(f"resumed after iteration {iteration:,}, epoch {epoch:.2f}, from {checkpoint.folder}, {made}")
     return iteration
 
 
-def check(job: Job, checkpoint: Checkpoint) -> None:
+def check(spec: RunSpec, checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint of other data or of another optimizer, with both values."""
     facts = checkpoint.manifest["facts"]
-    compared = [(name, facts["resolved"].get(name), resolved_facts(job)[name]) for name in _RESOLVED]
-    compared += [(name, facts["config"].get(name), job.settings.value(name)) for name in _CONFIGURED]
-    known, current = defaults(), job.settings.as_json()
+    compared = [(name, facts["resolved"].get(name), spec.facts()[name]) for name in _RESOLVED]
+    compared += [(name, facts["config"].get(name), spec.settings.value(name)) for name in _CONFIGURED]
+    known, current = defaults(), spec.asked.as_json()
     made = {"weight_only_8bit": facts["config"].get("load_in_8bit", False), **facts["config"]}  # the older name
     compared += [(name, made.get(name, known[name]), current[name]) for name in _ADAPTERS]
     for name, there, here in compared:
@@ -177,11 +182,11 @@ def check(job: Job, checkpoint: Checkpoint) -> None:
                 f"{checkpoint.folder} was made with {name} {_short(there)}, this run has {_short(here)}: "
                 "use the same, or start another run with --id"
             )
-    if checkpoint.iteration > job.iterations:
+    if checkpoint.iteration > spec.iterations:
         raise UserError(
-            f"{checkpoint.folder} is past the {job.iterations:,} iterations of this run: raise --iters, or use --id"
+            f"{checkpoint.folder} is past the {spec.iterations:,} iterations of this run: raise --iters, or use --id"
         )
-    if checkpoint.iteration < job.iterations and facts["next_batch"] != next_batch(job, checkpoint.iteration):
+    if checkpoint.iteration < spec.iterations and facts["next_batch"] != next_batch(spec, checkpoint.iteration):
         raise UserError(
             f"{checkpoint.folder} would go on with other documents than this run: numpy's permutations differ; "
             "use its version"

@@ -14,8 +14,8 @@ from sft.config.recipe import recipe_text
 from sft.observe import chart, report
 from sft.observe.progress import Progress, duration
 from sft.observe.trackers import Tracker, open_trackers
-from sft.resolve.prepare import Job, resolved_facts, versions
 from sft.spec import metrics, run_folder
+from sft.spec.run import FILE, RunSpec
 from sft.worker.ending import PreemptedError, reason_of
 from tokenize_data.errors import UserError, shorten
 from tokenize_data.files import append_private
@@ -41,35 +41,36 @@ class Watch:
 
 
 class _FirstWatch(Watch):
-    def __init__(self, job: Job, console: Console, stack: ExitStack) -> None:
-        self._job, self._console, self._stack = job, console, stack
-        self._file = metrics.MetricsFile(job.folder / "metrics.jsonl")
+    def __init__(self, spec: RunSpec, console: Console, stack: ExitStack) -> None:
+        self._spec, self._console, self._stack = spec, console, stack
+        self._file = metrics.MetricsFile(spec.folder / "metrics.jsonl")
         self._progress: Progress | None = None
         self._trackers: list[Tracker] = []
         self._said = 0.0
         self._began = time.monotonic()
-        earlier = run_folder.read_status(job.folder)
+        earlier = run_folder.read_status(spec.folder)
         self.iteration = int(earlier["iteration"]) if earlier else 0
         self.has_started = False
 
     def start(self, iteration: int) -> None:
-        job, settings = self._job, self._job.settings
+        spec, settings = self._spec, self._spec.settings
         self.iteration = iteration
         self.has_started = True
         self._file.rewind(iteration)
+        run_folder.replace_file(spec.folder / FILE, spec.text())
         run_folder.write_run_toml(
-            job.folder, config=settings.as_json(), resolved=resolved_facts(job), versions=versions()
+            spec.folder, config=spec.asked.as_json(), resolved=spec.facts(), versions=spec.versions
         )
-        run_folder.replace_file(job.folder / "recipe.yaml", recipe_text(settings))
+        run_folder.replace_file(spec.folder / "recipe.yaml", recipe_text(spec.asked))
         self.status("running")
-        self._progress = self._stack.enter_context(Progress(self._console, job.iterations, iteration))
+        self._progress = self._stack.enter_context(Progress(self._console, spec.iterations, iteration))
         self._trackers = open_trackers(
-            job.folder,
+            spec.folder,
             tensorboard=settings.output.tensorboard,
             wandb=settings.output.wandb,
             trackio=settings.output.trackio,
-            run_name=job.folder.name,
-            config=settings.as_json(),
+            run_name=spec.folder.name,
+            config=spec.asked.as_json(),
             warn=self.warn,
             start=iteration,
         )
@@ -92,7 +93,7 @@ class _FirstWatch(Watch):
         self._progress.say(text) if self._progress is not None else self._console.print(text)
 
     def warn(self, text: str) -> None:
-        with suppress(OSError), append_private(self._job.folder / "warnings.log") as file:
+        with suppress(OSError), append_private(self._spec.folder / "warnings.log") as file:
             file.write(f"{' '.join(text.split())}\n".encode("utf-8", "backslashreplace"))  # for the report
         self._progress.warn(text) if self._progress is not None else self._console.print(
             f"warning: {text}", style="yellow"
@@ -100,15 +101,15 @@ class _FirstWatch(Watch):
 
     def status(self, state: run_folder.State, reason: str = "") -> None:
         run_folder.write_status(
-            self._job.folder, state=state, iteration=self.iteration, iterations=self._job.iterations, reason=reason
+            self._spec.folder, state=state, iteration=self.iteration, iterations=self._spec.iterations, reason=reason
         )
 
     def finish(self, target: Path) -> None:
         self.status("finished")
-        folder = self._job.folder
+        folder = self._spec.folder
         records, is_best_kept = (
             metrics.read(folder / "metrics.jsonl"),
-            self._job.settings.output.early_stopping is not None,
+            self._spec.settings.output.early_stopping is not None,
         )
         drawn = chart.write_loss_chart(records, folder / "loss.png", mark_best=is_best_kept)
         self.say(f"done in {duration(time.monotonic() - self._began)}")
@@ -119,26 +120,26 @@ class _FirstWatch(Watch):
             self.warn("loss.png was not drawn: it needs matplotlib (pip install 'sft[plots]')")
 
     def _report(self) -> None:
-        path = self._job.folder / "report.html"
+        path = self._spec.folder / "report.html"
         try:
-            report.write_report([self._job.folder], path)
+            report.write_report([self._spec.folder], path)
             self.say(f"report    {path}")
         except Exception as error:  # the model is there: nothing about a page may spoil that
             self.warn(
                 f"report.html was not written ({type(error).__name__}: {shorten(error)}): try sft report "
-                f"{self._job.folder}"
+                f"{self._spec.folder}"
             )
 
 
 @contextmanager
-def watched(job: Job, is_first: bool) -> Iterator[Watch]:
+def watched(spec: RunSpec, is_first: bool) -> Iterator[Watch]:
     """The run's files and what is on the screen; what goes wrong is written into status.json."""
     if not is_first:
         yield Watch()
         return
-    job.folder.mkdir(parents=True, exist_ok=True)
+    spec.folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        watch = _FirstWatch(job, Console(highlight=False), stack)
+        watch = _FirstWatch(spec, Console(highlight=False), stack)
         try:
             yield watch
         except PreemptedError as error:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sft.launcher import processes
+from sft.spec.exit_codes import EXIT_FAILED
 from sft.worker import ending
 
 _NEVER_LESS_SECONDS, _TIMES_USUAL, _PATIENT_SECONDS = 120.0, 10.0, 3600.0
@@ -112,7 +112,7 @@ class Watchdog(threading.Thread):
             if reason is not None and not self._has_ended.is_set():
                 self._say(reason)
                 _write_stack()
-                ending.leave(processes.EXIT_FAILED, reason, is_consequence=False)
+                ending.leave(EXIT_FAILED, reason, is_consequence=False)
 
     def _look(self) -> None:
         """Bytes that have moved are progress, of this process or of another that writes the same checkpoint."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sft.launcher.processes import EXIT_FAILED, EXIT_FINISHED, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR
+from sft.spec.exit_codes import EXIT_FAILED, EXIT_FINISHED, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR
 from tests.faults.points import Fault, environment, wait_for
 from tests.faults.rows import CANARIES, RUN, WHOLE, Field, Row, curve, finish, left_behind, run, start, workers_of
 from tests.faults.waiting import until

@@ -266,10 +266,10 @@ def test_workers_on_gpus_use_segments_that_grow(monkeypatch, own):
 
 def test_training_refuses_it_before_anything_is_tokenised(monkeypatch, tmp_path):
     from sft.config.settings import Settings
-    from sft.resolve import prepare
+    from sft.resolve import data_stage
 
-    monkeypatch.setattr(prepare, "visible_gpus", lambda: 1)
+    monkeypatch.setattr(data_stage, "visible_gpus", lambda: 1)
     base: Any = type("Base", (), {"config": {"model_type": "llama"}})()
     with pytest.raises(UserError, match="this machine has a GPU, and torch"):
-        prepare.tokenise(Settings.of(run_name="r", data=(str(tmp_path / "none.jsonl"),)), base)
+        data_stage.tokenise(Settings.of(run_name="r", data=(str(tmp_path / "none.jsonl"),)), base)
     assert not Path("tokenized").exists()

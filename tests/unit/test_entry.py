@@ -13,8 +13,9 @@ import pytest
 
 from sft.cli import COMMANDS, entry
 from sft.config.settings import Settings
-from sft.launcher import hostfile, processes
-from sft.resolve import prepare
+from sft.launcher import hostfile
+from sft.resolve import data_stage
+from sft.spec.exit_codes import EXIT_FINISHED
 from tokenize_data import cli as tokenize_cli
 
 _ASK = """
@@ -108,11 +109,11 @@ def test_how_the_data_stage_ends(
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\n{end}\n")
     program.chmod(0o755)
-    monkeypatch.setattr(prepare.sys, "executable", str(program))
-    monkeypatch.setattr(prepare, "tokenizer_flags", lambda config, base: [])
+    monkeypatch.setattr(data_stage.sys, "executable", str(program))
+    monkeypatch.setattr(data_stage, "tokenizer_flags", lambda config, base: [])
     config = Settings.of(run_name="r")
     base: Any = SimpleNamespace(config={})
-    assert prepare.tokenise(config, base) == code
+    assert data_stage.tokenise(config, base) == code
     assert capsys.readouterr().err == said
 
 
@@ -124,4 +125,4 @@ def test_how_hosts_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: l
     monkeypatch.setattr(hostfile, "_Node", lambda *_: None)
     monkeypatch.setattr(hostfile, "_wait", lambda _: (codes, None))
     assert hostfile.run(Settings.of(run_name="r", hostfile=str(tmp_path / "hosts")), []) == code
-    assert processes.EXIT_FINISHED == 1
+    assert EXIT_FINISHED == 1

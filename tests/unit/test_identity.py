@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sft.config.settings import Settings
-from sft.launcher import launch
+from sft.launcher import launch, torchrun
 from sft.resolve import identity
 from sft.resolve.naming import run_folder as folder_of
 from sft.spec.run_folder import write_run_toml
@@ -29,12 +29,9 @@ def job_of(root: Path, is_entry: bool = False, base: str = BASE, data: str = DAT
         "iterations": settings.schedule.iters or 9,
         "tp": settings.layout.tp or 1,
     }
-    return SimpleNamespace(settings=settings, folder=folder_of(settings, "llama", is_entry), facts=facts)
-
-
-@pytest.fixture(autouse=True)
-def _facts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identity, "resolved_facts", lambda job: job.facts)
+    return SimpleNamespace(
+        asked=settings, settings=settings, folder=folder_of(settings, "llama", is_entry), facts=lambda: facts
+    )
 
 
 def leave(job: Any, *, checkpoint: bool = True, folder: Path | None = None, **changes: Any) -> None:
@@ -42,7 +39,7 @@ def leave(job: Any, *, checkpoint: bool = True, folder: Path | None = None, **ch
     config = {key: value for key, value in {**job.settings.as_json(), **changes}.items() if value != "gone"}
     folder = folder or job.folder
     folder.mkdir(parents=True)
-    write_run_toml(folder, config=config, resolved=job.facts, versions={})
+    write_run_toml(folder, config=config, resolved=job.facts(), versions={})
     if checkpoint:
         (folder / "step-0000800").mkdir()
 
@@ -173,13 +170,15 @@ def test_the_launcher_looks_before_it_says_that_a_run_is_finished(tmp_path: Path
     (one.folder / "hf").mkdir()
     for name in ("find_base_model", "tokenise"):
         monkeypatch.setattr(launch, name, lambda *_: None)
-    monkeypatch.setattr(launch, "make_job", lambda *_, **__: other)
+    monkeypatch.setattr(launch, "resolve", lambda *_, **__: other)
     with pytest.raises(UserError, match="belongs to another run"):
         launch._decide(other.settings)
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(launch.importlib, "import_module", lambda _: SimpleNamespace(connect=lambda _: None))
-    monkeypatch.setattr(launch.torchrun, "prepared", lambda *_: 0)
-    monkeypatch.setattr(launch.torchrun, "compare", lambda *_: other)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    store = SimpleNamespace(wait=lambda *_: None, get=lambda _: b'{"run": {}}')
+    monkeypatch.setattr(torchrun.importlib, "import_module", lambda _: SimpleNamespace(connect=lambda _: store))
+    monkeypatch.setattr(torchrun.RunSpec, "from_json", lambda *_: other)
+    monkeypatch.setattr(torchrun, "local_copy", lambda spec, _: spec)
     with pytest.raises(UserError, match="belongs to another run"):
         launch.run(other.settings, [])

@@ -16,6 +16,7 @@ import pytest
 from sft.checkpoint.commit import ALONE, CheckpointError, Peers
 from sft.config.settings import Settings
 from sft.engine.trainer import TrainingError
+from sft.spec.run import OpenData
 from sft.worker import loop
 from sft.worker import train as worker
 from sft.worker.ending import Interrupt, PreemptedError
@@ -42,15 +43,15 @@ class Scene:
         self.finals: list[int] = []  # saves after which nothing is trained
         self.watchdog = Watchdog(None, self.said.append, clock=lambda: self.now, moved=lambda _: self.moved)
         self.interrupt = Interrupt()
-        config = Settings.of(run_name="r", global_batch=4, tensorboard=False, **settings)
-        reader = MemoryReader(40, 131, 64)
+        given = Settings.of(run_name="r", global_batch=4, tensorboard=False, **settings)
+        reader: Any = MemoryReader(40, 131, 64)
+        self.data = OpenData(training=reader, validation=reader)
         layout = SimpleNamespace(dp=1, tp=1, sequence_parallel=False)
-        self.job: Any = SimpleNamespace(
-            config=config,
+        self.spec: Any = SimpleNamespace(
+            settings=given,
             layout=layout,
             capacity=64,
-            reader=reader,
-            validation=reader,
+            validation=SimpleNamespace(documents=len(reader)),
             iterations=iterations,
             folder=folder,
             sampler=SimpleNamespace(documents=lambda number: np.arange(4)),
@@ -100,7 +101,9 @@ class Scene:
         saver: Any = SimpleNamespace(save=self.save, finish=self.finish, poll=lambda: None, best=None)
         watch = Watch()
         watch.record, watch.warn, watch.say = self.tell, self.said.append, self.said.append  # type: ignore[method-assign]
-        return loop.iterate(self.job, self.pipeline, watch, saver, peers, start, self.watchdog, self.interrupt)
+        return loop.iterate(
+            self.spec, self.data, self.pipeline, watch, saver, peers, start, self.watchdog, self.interrupt
+        )
 
 
 @pytest.fixture
@@ -140,12 +143,10 @@ def test_writing_the_model_is_no_hang(scene: Callable[..., Scene], monkeypatch: 
         "facts_for",
         "Saver",
         "keep_tokenizer",
-        "optimizer_settings",
         "training_facts",
         "_origins",
-        "adapters",
+        "stage_adapters",
         "dist",
-        "torch",
         "DTYPES",
         "Interrupt",
     )
@@ -156,7 +157,7 @@ def test_writing_the_model_is_no_hang(scene: Callable[..., Scene], monkeypatch: 
     monkeypatch.setattr(made.watchdog, "start", lambda: None)
     monkeypatch.setattr(worker, "iterate", lambda *_: {})
     monkeypatch.setattr(worker, "_write_result", lambda *_: made.hours("export"))
-    worker.work(MagicMock(folder=tmp_path, config=Settings.of(run_name="r")), MagicMock())
+    worker.work(MagicMock(folder=tmp_path, settings=Settings.of(run_name="r")), MagicMock(), MagicMock())
     assert made.events[-1] == "export"
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from sft.checkpoint import stage_adapters
 from sft.config.settings import Settings
 from sft.engine.groups import Alone
 from sft.model.build import build_stage
@@ -22,7 +23,7 @@ from sft.model.lora import LoraSettings, initial, is_adapter
 from sft.model.quantized import QuantizedWeight
 from sft.model.slices import Slice
 from sft.resolve import adapters
-from sft.resolve.base import BaseModel
+from sft.spec.base import BaseModel
 from tests.models import tiny_config
 from tokenize_data.errors import UserError
 
@@ -112,13 +113,13 @@ def test_adapters_begin_the_same_everywhere_and_add_nothing():
 
 
 def test_new_tokens_need_an_embedding_that_is_trained():
-    adapters.check_vocabulary(build(), 131, 131)
-    adapters.check_vocabulary(build(modules_to_save=("embed_tokens", "lm_head")), 131, 133)
+    stage_adapters.check_vocabulary(build(), 131, 131)
+    stage_adapters.check_vocabulary(build(modules_to_save=("embed_tokens", "lm_head")), 131, 133)
     with pytest.raises(
         UserError,
         match=r"has 2 tokens that the base model lacks, .* add --lora_modules_to_save lm_head model.embed_tokens",
     ):
-        adapters.check_vocabulary(build(modules_to_save=("lm_head",)), 131, 133)
+        stage_adapters.check_vocabulary(build(modules_to_save=("lm_head",)), 131, 133)
 
 
 def test_an_adapter_to_begin_with_says_rank_scale_and_base(tmp_path: Path):

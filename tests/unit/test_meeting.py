@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from sft.launcher import door, lines
 from sft.launcher.door import hello
-from sft.launcher.meeting import Guest, Host
+from sft.launcher.meeting import Coordinator, Member
 from sft.launcher.preflight import Ready
 from sft.launcher.processes import free_port
 from tokenize_data.errors import UserError
 
 LONG = 60.0  # never waited for, unless something is wrong
-DECISION = {"iters": 3, "has_validation": False, "folder": "out", "token": "t", "restarts_left": 0}
+DECISION = {"run": {}, "folder": "out", "token": "t", "restarts_left": 0}
 
 
 def ready(node: int) -> Ready:
@@ -46,7 +46,7 @@ class Meeting:
 
     def __init__(self, nodes: int = 2) -> None:
         self.port, self.said = free_port(), list[str]()
-        self.host = Host("127.0.0.1", self.port, nodes, "orders", self.said.append)
+        self.host = Coordinator("127.0.0.1", self.port, nodes, "orders", self.said.append)
         self._stack = contextlib.ExitStack()
         self._stack.callback(self.host.close)
 
@@ -60,8 +60,8 @@ class Meeting:
             self._stack.callback(connection.close)
         return connection
 
-    def guest(self, node: int = 1, run: str = "orders") -> Guest:
-        guest = Guest("127.0.0.1", self.port, node, run, LONG, silent)
+    def guest(self, node: int = 1, run: str = "orders") -> Member:
+        guest = Member("127.0.0.1", self.port, node, run, LONG, silent)
         self._stack.callback(guest.close)
         return guest
 
@@ -216,7 +216,7 @@ def test_a_node_that_cannot_say_that_it_is_ready(meeting: Meeting, said: bytes):
             node.shutdown(socket.SHUT_WR)
 
     thread = _later(answer)
-    with pytest.raises(UserError, match=r"^node 1 \(x\) went away before the start \(.*\): see what it says there$"):
+    with pytest.raises(UserError, match=r"^node 1 \(x\) went away before the start \(.*\): see its output$"):
         meeting.host.agree(DECISION, [1], ready(0), LONG)
     meeting.host.close()
     thread.join()
@@ -251,7 +251,7 @@ def test_a_node_that_meets_a_stranger_in_node_0_s_place(answer: bytes, message: 
                 connection.sendall(answer)
 
         thread = _later(serve)
-        guest = Guest("127.0.0.1", server.getsockname()[1], 1, "orders", LONG, silent)
+        guest = Member("127.0.0.1", server.getsockname()[1], 1, "orders", LONG, silent)
         with pytest.raises(UserError) as error:
             guest.decision(LONG, silent)
         assert message in str(error.value)
@@ -263,9 +263,9 @@ def test_a_node_that_meets_a_stranger_in_node_0_s_place(answer: bytes, message: 
 @pytest.mark.parametrize("address", ["a..b", "x" * 70 + ".example", "256.1.1.1"])
 def test_an_address_that_is_none(address: str):
     with pytest.raises(UserError, match=r"--addr .* is not known here"):
-        Guest(address, 1, 1, "orders", 0.0, silent)
+        Member(address, 1, 1, "orders", 0.0, silent)
     with pytest.raises(UserError, match="node 0 cannot listen on"):
-        Host(address, free_port(), 2, "orders", silent)
+        Coordinator(address, free_port(), 2, "orders", silent)
 
 
 def test_the_other_end_s_garbage_ends_the_watch_with_its_name():
@@ -332,7 +332,7 @@ def _claims(payload: bytes, node: int) -> bool:
 @given(_VALUES)
 def test_whatever_a_decision_is(value: Any):
     ours, theirs = socket.socketpair()
-    guest = Guest.__new__(Guest)
+    guest = Member.__new__(Member)
     guest._name, guest._line = "node 0", lines.Line(ours)
     theirs.sendall(json.dumps({"decision": value}).encode() + b"\n")
     with pytest.raises(UserError, match="sent no decision"):

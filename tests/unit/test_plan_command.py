@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from sft.cli import entry
 from sft.config.settings import Settings
 from sft.plan.gpus import TABLE
 from sft.resolve import planning
-from sft.resolve.prepare import facts_of, make_job, stage_layers
 from sft.resolve.question import Case
+from sft.resolve.run import resolve
+from sft.resolve.summary import facts_of
 from tests.conftest import Workbench, pair
 from tests.unit.test_plan_search import LLAMA_8B, LLAMA_70B
 from tokenize_data.errors import UserError
@@ -203,7 +203,7 @@ def tokenised(bench: Workbench, tmp_path: Path) -> Settings:
 
 
 class BaseStub:
-    """What make_job needs of a base model."""
+    """What `resolve` needs of a base model."""
 
     family, is_entry, num_parameters, fingerprint = "llama", False, 8_030_261_248, "x"
 
@@ -214,13 +214,14 @@ class BaseStub:
 
 def test_training_takes_the_first_of_the_plan(tokenised, monkeypatch):
     monkeypatch.setattr(planning, "visible_gpus", lambda: 8)
-    monkeypatch.setattr("sft.resolve.prepare.visible_gpus", lambda: 8)
+    monkeypatch.setattr("sft.resolve.run.visible_gpus", lambda: 8)
+    monkeypatch.setattr("sft.resolve.summary.visible_gpus", lambda: 8)
     monkeypatch.setattr(planning, "gpu_here", lambda table: TABLE["h100-80gb"])
     base: Any = BaseStub(LLAMA_8B)
-    job = make_job(tokenised, base)
-    reader = job.reader
+    job = resolve(tokenised, base)
+    reader = job.data.open()
     case = Case(
-        config=tokenised,
+        settings=tokenised,
         base=base,
         world=8,
         gpu=TABLE["h100-80gb"],
@@ -235,21 +236,22 @@ def test_training_takes_the_first_of_the_plan(tokenised, monkeypatch):
         choice.recompute,
         "bf16",
     )
-    assert stage_layers(job) == list(choice.ranges)
+    assert list(job.stages) == list(choice.ranges)
     expected = facts_of(job).expected_seconds
     assert expected == pytest.approx(job.iterations * choice.seconds.total)
     large: Any = BaseStub(LLAMA_70B)
     with pytest.raises(UserError, match=r"does not fit: .* no layout on 8 fits: \d+ GPUs do") as refused:
-        make_job(replace(tokenised, tp=1, pp=1), large)
+        resolve(tokenised.replace(tp=1, pp=1), large)
     assert "of 79.1 GB" in str(refused.value)
 
 
 def test_on_gpus_that_nobody_knows_training_is_as_simple_as_it_was(tokenised, monkeypatch):
     monkeypatch.setattr(planning, "visible_gpus", lambda: 2)
-    monkeypatch.setattr("sft.resolve.prepare.visible_gpus", lambda: 2)
+    monkeypatch.setattr("sft.resolve.run.visible_gpus", lambda: 2)
+    monkeypatch.setattr("sft.resolve.summary.visible_gpus", lambda: 2)
     monkeypatch.setattr(planning, "gpu_here", lambda table: None)
     base: Any = BaseStub(LLAMA_8B)
-    job = make_job(tokenised, base)
+    job = resolve(tokenised, base)
     assert (str(job.layout), job.micro_batch, job.recompute) == ("tp 1 x pp 1 x dp 2", 4, "none")
     assert facts_of(job).expected_seconds is None
 
@@ -258,13 +260,13 @@ def test_on_the_cpu_what_is_simplest_is_taken_until_memory_is_short(tokenised, m
     base: Any = BaseStub(
         LLAMA_8B | {"num_hidden_layers": 12, "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 49152}
     )
-    job = make_job(tokenised, base)
+    job = resolve(tokenised, base)
     assert (str(job.layout), job.micro_batch, job.recompute, job.dtype) == ("tp 1 x pp 1 x dp 1", 1, "none", "fp32")
     assert facts_of(job).expected_seconds is not None
     chosen = []
     for gigabytes in np.arange(1.0, 5.0, 0.05):
         monkeypatch.setattr(planning, "_memory_bytes", lambda size=gigabytes: int(size * 1e9))
-        chosen.append(planning.choose(tokenised, base, job.reader, 1).recompute)
+        chosen.append(planning.choose(tokenised, base, job.data.open(), 1).recompute)
     assert (chosen[0], chosen[-1]) == ("full", "none")
     order = ["full", "selective", "none"]
     assert chosen == sorted(chosen, key=order.index)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ import pytest
 
 from sft.cli import entry
 from sft.config.settings import Settings
-from sft.launcher.nodes import workers_flags
 from sft.plan.gpus import TABLE
 from sft.resolve import planning
-from sft.resolve.prepare import facts_of, make_job
+from sft.resolve.run import resolve
+from sft.resolve.summary import facts_of
 from tests.conftest import Workbench, pair
 from tests.packaged import ENTRIES, write_packaged
 from tests.unit.test_plan_command import BaseStub
@@ -139,7 +138,7 @@ def tokenised(bench: Workbench, tmp_path: Path) -> Settings:
 
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, gpu: str | None = "h100-80gb") -> None:
-    for module in ("sft.resolve.planning", "sft.resolve.prepare"):
+    for module in ("sft.resolve.planning", "sft.resolve.run", "sft.resolve.summary"):
         monkeypatch.setattr(f"{module}.visible_gpus", lambda: count)
     monkeypatch.setattr(planning, "gpu_here", lambda table: None if gpu is None else TABLE[gpu])
 
@@ -148,8 +147,8 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, gpu: str | None = "h1
 def test_training_counts_the_same(tokenised, monkeypatch, gpu):
     with_gpus(monkeypatch, 8, gpu)
     base: Any = BaseStub(LLAMA_70B, tp=8, pp=8)
-    asked = replace(tokenised, gradient_accumulation=4, nodes=8)
-    job = make_job(asked, base)
+    asked = tokenised.replace(gradient_accumulation=4, nodes=8)
+    job = resolve(asked, base)
     assert (str(job.layout), job.settings.schedule.global_batch, job.settings.schedule.gradient_accumulation) == (
         "tp 8 x pp 8 x dp 1",
         4,
@@ -157,41 +156,17 @@ def test_training_counts_the_same(tokenised, monkeypatch, gpu):
     )
     assert job.iterations == 3 * 80 // 4
     assert facts_of(job).global_batch == 4
-    # Workers are told, and make the same of it.
-    flags = workers_flags(["--gradient_accumulation", "4"], job)
-    told = dict(zip(flags[::2], flags[1::2], strict=False))
-    assert (told["--global_batch"], told["--tp"], told["--pp"]) == ("4", "8", "8")
-    again = make_job(replace(asked, gradient_accumulation=None, global_batch=4, tp=8, pp=8), base)
+    again = resolve(asked.replace(gradient_accumulation=None, global_batch=4, tp=8, pp=8), base)
     assert (again.layout, again.micro_batch, again.recompute) == (job.layout, job.micro_batch, job.recompute)
 
 
 def test_fewer_replicas_keep_the_documents_of_an_iteration(tokenised, monkeypatch):
     with_gpus(monkeypatch, 8)
     base: Any = BaseStub(LLAMA_8B, tp=4, pp=1)
-    decided = make_job(replace(tokenised, gradient_accumulation=4, nodes=2), base)
+    decided = resolve(tokenised.replace(gradient_accumulation=4, nodes=2), base)
     assert (decided.layout.dp, decided.settings.schedule.global_batch) == (4, 16)
-    fewer = make_job(replace(decided.settings, nodes=1), base)
+    fewer = resolve(decided.asked.replace(nodes=1), base)
     assert (fewer.layout.dp, fewer.settings.schedule.global_batch) == (2, 16)
-
-
-def test_workers_take_the_launchers_number(monkeypatch, tmp_path):
-    import argparse
-
-    from sft.config.flags import add_flags
-    from sft.launcher.processes import PREPARED
-    from sft.resolve.settings import settings_of
-    from tokenize_data.errors import UserError
-
-    parser = argparse.ArgumentParser()
-    add_flags(parser)
-    arguments = parser.parse_args(["--run_name", "r", "--gradient_accumulation", "4", "--global_batch", "32"])
-    with pytest.raises(UserError, match="--global_batch and --gradient_accumulation say the same in two ways"):
-        settings_of(arguments)
-    monkeypatch.setenv(PREPARED, "1")
-    assert (settings_of(arguments).schedule.global_batch, settings_of(arguments).schedule.gradient_accumulation) == (
-        32,
-        None,
-    )
 
 
 @pytest.mark.parametrize(
@@ -200,7 +175,7 @@ def test_workers_take_the_launchers_number(monkeypatch, tmp_path):
 def test_on_gpus_that_nobody_knows_the_nearest_to_the_preference_is_used(tokenised, monkeypatch, world, layout):
     with_gpus(monkeypatch, world, None)
     base: Any = BaseStub(LLAMA_70B, tp=8, pp=8)
-    job = make_job(tokenised, base)
+    job = resolve(tokenised, base)
     assert str(job.layout) == layout
     used = layout.rpartition(" x dp")[0]
     note = f"the entry's tp 8 x pp 8 takes a multiple of 64 processes, and there are {world}: using {used} instead"
@@ -211,10 +186,10 @@ def test_on_a_cpu_the_simplest_is_used_where_the_preference_does_not_fit(tokenis
     base: Any = BaseStub(
         LLAMA_8B | {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512, "vocab_size": 999}, tp=4, pp=1
     )
-    alone = make_job(tokenised, base)
+    alone = resolve(tokenised, base)
     assert str(alone.layout) == "tp 1 x pp 1 x dp 1"
     assert (
         facts_of(alone).layout_note
         == "the entry's tp 4 x pp 1 takes a multiple of 4 processes, and there is 1: using tp 1 x pp 1 instead"
     )
-    assert str(make_job(replace(tokenised, nproc_per_node=4), base).layout) == "tp 4 x pp 1 x dp 1"
+    assert str(resolve(tokenised.replace(nproc_per_node=4), base).layout) == "tp 4 x pp 1 x dp 1"

@@ -216,7 +216,7 @@ def test_least_improvement():
 def test_a_resumed_run_remembers_its_validations(tmp_path, monkeypatch):
     lines = [{"iteration": n, "loss": 1.0, "val_loss": loss} for n, loss in enumerate([3.0, 2.0, 2.5, 1.0], 1)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    job = SimpleNamespace(config=Settings.of(run_name="r", val=("v",), early_stopping=2), folder=tmp_path)
+    job = SimpleNamespace(settings=Settings.of(run_name="r", val=("v",), early_stopping=2), folder=tmp_path)
     asked = []
     monkeypatch.setattr(loop, "damage", lambda folder: asked.append(folder.name))
     assert loop._earlier_validations(job, ALONE, 3) == [(1, 3.0), (2, 2.0), (3, 2.5)]

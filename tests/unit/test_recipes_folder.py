@@ -21,7 +21,9 @@ from sft.config import schema
 from sft.config.flags import add_flags, typed_values
 from sft.config.recipe import combined, make_settings
 from sft.config.settings import RECIPE_KEYS, Settings
-from sft.resolve import prepare
+from sft.resolve import data_stage
+from sft.resolve.base import find_base_model
+from sft.resolve.run import resolve
 from sft.sweep.grid import read_sweep
 from tests.models import tiny_config
 from tokenize_data.cli import entry as tokenize_entry
@@ -76,7 +78,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         assert command[1:3] == ["-m", "tokenize_data"]
         return subprocess.CompletedProcess(command, tokenize_entry([*command[3:], "--workers", "1"]))
 
-    monkeypatch.setattr(prepare.subprocess, "run", run_here)
+    monkeypatch.setattr(data_stage.subprocess, "run", run_here)
     return tmp_path
 
 
@@ -109,8 +111,8 @@ def lay_out(place: Path, family: Callable[[str], Path], recipe: str) -> Settings
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_it_starts_with_a_tiny_model_of_its_family(place: Path, family: Callable[[str], Path], recipe: str):
     given = lay_out(place, family, recipe)
-    assert prepare.tokenise(given, prepare.find_base_model(given)) == 0
-    job = prepare.make_job(given)
+    assert data_stage.tokenise(given, find_base_model(given)) == 0
+    job = resolve(given)
     assert job.iterations >= 1
     assert (job.validation is not None) == given.data.has_validation
     assert job.base.family == tiny_config(FAMILY[recipe][0]).model_type

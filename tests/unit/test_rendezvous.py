@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from sft.launcher import processes
-from sft.launcher.listen import ATTEMPT
 from sft.launcher.rendezvous import connect
+from sft.spec.workers import ATTEMPT
 
 LONG = 60.0
 gloo = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
@@ -83,10 +83,10 @@ def test_garbage_at_the_store_s_port(monkeypatch: pytest.MonkeyPatch, payload: b
 
 
 def test_each_start_has_a_name_that_nobody_else_knows(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    place = processes.Place(per_node=2)
+    place = processes.NodeSlot(per_node=2)
     names = {processes._environment(place, tmp_path, None)[ATTEMPT] for _ in range(2)}
     assert len(names) == 2
     assert all(len(name) >= 16 for name in names)
-    given = processes.Place(per_node=2, attempt="of node 0")
+    given = processes.NodeSlot(per_node=2, attempt="of node 0")
     assert processes._environment(given, tmp_path, None)[ATTEMPT] == "of node 0"
     assert ATTEMPT not in os.environ

@@ -13,7 +13,7 @@ import pytest
 from sft.checkpoint.merging import _bits_of
 from sft.config.flags import add_flags
 from sft.config.settings import Settings
-from sft.resolve.prepare import make_job, resolved_facts
+from sft.resolve.run import resolve
 from sft.resolve.settings import settings_of
 from sft.worker import saving
 from tests.conftest import Workbench, pair
@@ -56,14 +56,14 @@ def test_checkpoints_and_adapters_of_the_older_name_are_understood(bench: Workbe
         run_name="r", tokenized_data_dir=str(bench.tokenized), checkpoint=str(bench.base), lora=8, weight_only_8bit=True
     )
     base: Any = BaseStub(SMALL)
-    job = make_job(config, base)
-    old = {name: value for name, value in job.settings.as_json().items() if name != "weight_only_8bit"} | {
+    job = resolve(config, base)
+    old = {name: value for name, value in job.asked.as_json().items() if name != "weight_only_8bit"} | {
         "load_in_8bit": True
     }
-    facts = {"config": old, "resolved": resolved_facts(job), "next_batch": saving.next_batch(job, 1)}
+    facts = {"config": old, "resolved": job.facts(), "next_batch": saving.next_batch(job, 1)}
     checkpoint: Any = SimpleNamespace(manifest={"facts": facts}, iteration=1, folder=tmp_path / "step-0000001")
     saving.check(job, checkpoint)
     with pytest.raises(UserError, match="was made with weight_only_8bit True, this run has False"):
-        saving.check(replace(job, config=job.settings.replace(weight_only_8bit=False)), checkpoint)
+        saving.check(replace(job, asked=job.asked.replace(weight_only_8bit=False)), checkpoint)
     assert _bits_of({"config": old}) == 8
-    assert _bits_of({"config": job.settings.as_json()}) == 8
+    assert _bits_of({"config": job.asked.as_json()}) == 8

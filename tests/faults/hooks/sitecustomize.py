@@ -151,12 +151,22 @@ def _is_me(who: str) -> bool:
     if "--multiprocessing-fork" in sys.orig_argv or any("multiprocessing" in word for word in sys.orig_argv[1:3]):
         return False
     if who.startswith("run "):
-        return rank is not None and any(word.endswith(f"/{who[4:]}.yaml") for word in sys.argv)
+        return rank is not None and any(
+            word.endswith(f"/{who[4:]}.yaml") for word in [*sys.argv, *_words_of(os.getppid())]
+        )
     return rank is None if who == "main" else rank is not None and who in ("rank *", f"rank {rank}")
 
 
+def _words_of(pid: int) -> list[str]:
+    """The command line of the launcher: its workers only have run.json."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
+
+
 def _command() -> int:
-    return os.getppid() if "SFT_PREPARED" in os.environ else os.getpid()
+    return os.getppid() if "SFT_NOTES" in os.environ else os.getpid()
 
 
 def _lower(what: int, value: int) -> None:

@@ -1,0 +1,41 @@
+"""Running the data stage for a run: `tokenize_data` as a process of its own, with the same settings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from sft.config.settings import Settings
+from sft.plan.experts import check_no_experts
+from sft.resolve.base import tokenizer_flags
+from sft.resolve.devices import check_torch, visible_gpus
+from sft.spec.base import BaseModel
+from sft.spec.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USER_ERROR, as_exit_code
+from tokenize_data.flags import flags_of
+from tokenize_data.recipe import dataset_values
+from tokenize_data.recipe_file import escaped
+
+_LISTS = ("datasets", "val_datasets")
+
+
+def tokenise(settings: Settings, base: BaseModel) -> int:
+    """Returns its exit code; it prints what it does. A base that cannot be trained is refused first."""
+    check_torch(visible_gpus())
+    check_no_experts(base.config)
+    command = [sys.executable, "-m", "tokenize_data", *flags_of(settings.data), *tokenizer_flags(settings, base)]
+    if not (settings.data.datasets or settings.data.val_datasets):
+        return _run(command)
+    with tempfile.TemporaryDirectory(prefix="sft-") as scratch:  # the lists alone: everything else has a flag
+        file = Path(scratch, "datasets.yaml")
+        lists = {name: [dataset_values(spec) for spec in settings.value(name)] for name in _LISTS}
+        file.write_text(json.dumps(escaped(lists)))
+        return _run([*command, "--config", str(file)])
+
+
+def _run(command: list[str]) -> int:
+    code = subprocess.run(command).returncode
+    known = (EXIT_OK, EXIT_USER_ERROR, EXIT_FAILED)
+    return as_exit_code("train", "the data stage (tokenize_data)", code, known)

@@ -1,0 +1,101 @@
+"""From settings and tokenised data to a complete RunSpec: base model, layout, batches, iterations, folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sft.config.settings import Settings
+from sft.plan.architecture import Architecture, head_cost
+from sft.plan.sampler import num_iterations
+from sft.plan.stages import layer_ranges
+from sft.resolve import adapters
+from sft.resolve.base import find_base_model
+from sft.resolve.devices import visible_gpus
+from sft.resolve.naming import DEFAULT_SIZE, run_folder
+from sft.resolve.planning import Chosen, choose, trained_share
+from sft.resolve.question import settled
+from sft.spec.base import BaseModel
+from sft.spec.run import DataSet, RunSpec
+from sft.spec.versions import versions
+from tokenize_data.bases import default_file
+from tokenize_data.errors import UserError
+from tokenize_data.manifest import dataset_folder
+from tokenize_data.reader import ShardReader
+
+
+def resolve(settings: Settings, base: BaseModel | None = None, world: int | None = None) -> RunSpec:
+    """The run of these settings, from shards that exist. `world` is the number of processes where it is fixed."""
+    asked = adapters.with_adapter(settings)
+    base = base or find_base_model(asked)
+    adapters.check_base(asked, base)
+    reader, validation = _open_data(asked)
+    machine = asked.machine
+    world = world or machine.nodes * (machine.nproc_per_node or max(visible_gpus(), 1))
+    chosen = choose(asked, base, reader, world)
+    asked = settled(asked, chosen.layout)
+    if asked.output.early_stopping and validation is None:
+        raise UserError(f"--early_stopping {asked.output.early_stopping} needs a validation set: name one with --val")
+    _check_context(reader, base)
+    model = Architecture.of_config(base.config)
+    cost = head_cost(model, trained_share(asked, reader))
+    tokenizer = reader.manifest.tokenizer
+    return RunSpec(
+        asked=asked,
+        settings=_complete(asked, base, reader, chosen),
+        base=base,
+        adapter_fingerprint=adapters.fingerprint(asked),
+        data=DataSet.of(reader),
+        validation=None if validation is None else DataSet.of(validation),
+        vocabulary_size=max(int(base.config.get("vocab_size", 0)), int(tokenizer["vocabulary_size"])),
+        layout=chosen.layout,
+        stages=tuple(layer_ranges(model.layers, chosen.layout.pp, head_cost=cost)),
+        folder=run_folder(asked, base.family, base.is_entry),
+        versions=versions(),
+        seconds_per_iteration=chosen.seconds,
+        layout_note=chosen.note,
+    )
+
+
+def _open_data(settings: Settings) -> tuple[ShardReader, ShardReader | None]:
+    root, name, seq = Path(settings.data.tokenized_data_dir), settings.data.run_name, settings.data.seq
+    reader = ShardReader(dataset_folder(root, name))
+    validation = ShardReader(dataset_folder(root, f"{name}-val")) if settings.data.has_validation else None
+    for part in (reader, validation):
+        if part is not None and part.manifest.seq > seq:
+            raise UserError(
+                f"{part.folder} was tokenised with --seq {part.manifest.seq}, longer than --seq {seq}: "
+                f"use --seq {part.manifest.seq}, or --retokenize"
+            )
+    return reader, validation
+
+
+def _complete(asked: Settings, base: BaseModel, reader: ShardReader, chosen: Chosen) -> Settings:
+    """The settings with every choice made. What is None now is off."""
+    schedule, layout = asked.schedule, chosen.layout
+    formats = {data_set["format"] for data_set in reader.manifest.datasets}
+    return asked.replace(
+        size=asked.model.size or (DEFAULT_SIZE if base.is_entry else None),
+        checkpoints_file=str(asked.model.checkpoints_file or default_file()) if base.is_entry else None,
+        format=asked.data.format or (formats.pop() if len(formats) == 1 else None),
+        dtype=asked.model.dtype or ("bf16" if visible_gpus() else "fp32"),
+        iters=schedule.iters or num_iterations(len(reader), schedule.epochs, schedule.global_batch),
+        lora_alpha=None if asked.adapters.lora is None else asked.adapters.alpha,
+        tp=layout.tp,
+        pp=layout.pp,
+        sequence_parallel=layout.sequence_parallel,
+        micro_batch=chosen.micro_batch,
+        recompute=chosen.recompute,
+        gpu=chosen.gpu,
+        nproc_per_node=layout.world // asked.machine.nodes,
+    )
+
+
+def _check_context(reader: ShardReader, base: BaseModel) -> None:
+    """Learned positions end somewhere; rotary ones only get worse."""
+    limit = base.config.get("max_position_embeddings")
+    longest = int(reader.lengths.max())
+    if base.family == "opt" and isinstance(limit, int) and longest - 1 > limit:
+        raise UserError(
+            f"{reader.folder} has documents of {longest:,} tokens, this model {limit:,} positions: tokenise with "
+            f"--seq {limit}"
+        )

@@ -1,0 +1,201 @@
+"""A run, resolved: everything that its processes need to know, as one value and as run.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sft.config.settings import Settings
+from sft.plan.layout import Layout
+from sft.plan.sampler import Sampler
+from sft.spec.base import BaseModel
+from tokenize_data.bases import Base
+from tokenize_data.errors import UserError, shorten
+from tokenize_data.reader import ShardReader
+
+FILE = "run.json"
+_VERSION = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """Tokenised data: where it is here, and what it is everywhere."""
+
+    folder: Path
+    fingerprint: str
+    documents: int
+    tokens: int
+    trained_tokens: int
+
+    @classmethod
+    def of(cls, reader: ShardReader) -> DataSet:
+        manifest = reader.manifest
+        return cls(
+            folder=reader.folder,
+            fingerprint=manifest.fingerprint(),
+            documents=len(reader),
+            tokens=manifest.tokens,
+            trained_tokens=manifest.trained_tokens,
+        )
+
+    def open(self) -> ShardReader:
+        """Its shards, held open, so that replacing the data set does not disturb this process."""
+        reader = ShardReader(self.folder).keep_open()
+        if reader.manifest.fingerprint() != self.fingerprint:
+            raise UserError(f"{self.folder} was tokenised again while this run was starting: start the run again")
+        return reader
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenData:
+    training: ShardReader
+    validation: ShardReader | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """`asked` are the settings as the user gave them, `settings` the same with every choice made."""
+
+    asked: Settings
+    settings: Settings
+    base: BaseModel
+    adapter_fingerprint: str | None  # of the adapter that training starts from
+    data: DataSet
+    validation: DataSet | None
+    vocabulary_size: int  # of the model that is trained: the base's, or the tokenizer's where that is larger
+    layout: Layout
+    stages: tuple[range, ...]  # the layers of each pipeline stage
+    folder: Path
+    versions: dict[str, str]
+    seconds_per_iteration: float | None = None  # as planned; None where no plan knows the hardware
+    layout_note: str = ""  # why the layout is not the entry's
+
+    @property
+    def iterations(self) -> int:
+        return _known(self.settings.schedule.iters)
+
+    @property
+    def micro_batch(self) -> int:
+        return _known(self.settings.layout.micro_batch)
+
+    @property
+    def recompute(self) -> str:
+        return _known(self.settings.layout.recompute)
+
+    @property
+    def dtype(self) -> str:
+        return _known(self.settings.model.dtype)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens in a packed row."""
+        return self.micro_batch * self.settings.data.seq
+
+    @property
+    def sampler(self) -> Sampler:
+        return Sampler(self.data.documents, self.settings.schedule.global_batch, self.settings.data.seed)
+
+    @property
+    def result_folder(self) -> Path:
+        """Written last: its presence marks the run as finished."""
+        return self.folder / ("hf" if self.settings.adapters.lora is None else "adapter")
+
+    def open_data(self) -> OpenData:
+        return OpenData(training=self.data.open(), validation=self.validation.open() if self.validation else None)
+
+    def facts(self) -> dict[str, Any]:
+        """What run.toml, checkpoints and training.json record besides the settings."""
+        return {
+            "base": self.base.entry.path,
+            "base_folder": str(self.base.folder.resolve()),
+            "base_fingerprint": self.base.fingerprint,
+            "adapter_fingerprint": self.adapter_fingerprint,
+            "model_type": self.base.family,
+            "iterations": self.iterations,
+            "documents": self.data.documents,
+            "data": self.data.fingerprint,
+            "data_folder": str(self.data.folder.resolve()),
+            "tp": self.layout.tp,
+            "pp": self.layout.pp,
+            "dp": self.layout.dp,
+            "sequence_parallel": self.layout.sequence_parallel,
+            "micro_batch": self.micro_batch,
+            "recompute": self.recompute,
+            "dtype": self.dtype,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "version": _VERSION,
+            "asked": self.asked.as_json(),
+            "settings": self.settings.as_json(),
+            "base": _plain(asdict(self.base)),
+            "adapter_fingerprint": self.adapter_fingerprint,
+            "data": _plain(asdict(self.data)),
+            "validation": None if self.validation is None else _plain(asdict(self.validation)),
+            "vocabulary_size": self.vocabulary_size,
+            "layout": asdict(self.layout),
+            "stages": [[stage.start, stage.stop] for stage in self.stages],
+            "folder": str(self.folder),
+            "versions": self.versions,
+            "seconds_per_iteration": self.seconds_per_iteration,
+            "layout_note": self.layout_note,
+        }
+
+    def text(self) -> str:
+        return json.dumps(self.as_json(), indent=2, ensure_ascii=True) + "\n"
+
+    @classmethod
+    def from_json(cls, content: Any, where: str) -> RunSpec:
+        """`where` is the file, or who sent it."""
+        if not isinstance(content, dict) or content.get("version") != _VERSION:
+            raise UserError(f"{where} was not written by this version of sft: install one version everywhere")
+        try:
+            return cls._from_json(content)
+        except (KeyError, TypeError, AttributeError, ValueError, AssertionError) as error:
+            raise UserError(f"{where} is damaged ({shorten(error, 80)}): start the run again") from error
+
+    @classmethod
+    def _from_json(cls, content: dict[str, Any]) -> RunSpec:
+        base, validation = content["base"], content["validation"]
+        entry = Base(**{**base["entry"], "add_tokens": tuple(base["entry"]["add_tokens"])})
+        return cls(
+            asked=Settings.from_json(content["asked"]),
+            settings=Settings.from_json(content["settings"]),
+            base=BaseModel(**{**base, "entry": entry, "folder": Path(base["folder"])}),
+            adapter_fingerprint=content["adapter_fingerprint"],
+            data=_data_set(content["data"]),
+            validation=None if validation is None else _data_set(validation),
+            vocabulary_size=content["vocabulary_size"],
+            layout=Layout(**content["layout"]),
+            stages=tuple(range(first, last) for first, last in content["stages"]),
+            folder=Path(content["folder"]),
+            versions=content["versions"],
+            seconds_per_iteration=content["seconds_per_iteration"],
+            layout_note=content["layout_note"],
+        )
+
+    @classmethod
+    def read(cls, file: Path) -> RunSpec:
+        try:
+            content = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{file} cannot be read ({shorten(error, 80)}): start the run again") from error
+        return cls.from_json(content, str(file))
+
+
+def _known(value: T | None) -> T:
+    assert value is not None, "resolve leaves no choice open"
+    return value
+
+
+def _data_set(content: dict[str, Any]) -> DataSet:
+    return DataSet(**{**content, "folder": Path(content["folder"])})
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Paths as text."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
