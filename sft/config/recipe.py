@@ -20,6 +20,7 @@ from tokenize_data.settings import plain_type
 Warn = Callable[[str], None]
 # Of this start and this machine: a recipe that is handed on does not have them.
 _NOT_WRITTEN = ("rank", "hostfile", "addr", "port", "retokenize", "no_autoaccept_iters")
+_RUN_FILE = "run.json"
 _PLAIN = re.compile(r"[A-Za-z0-9_/.-]+")
 _LOSS_MASKS = {"completion": 0.0, "full": 1.0}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list of texts"}
@@ -31,9 +32,11 @@ def known_keys() -> list[str]:
 
 
 def read_recipe(file: Path, warn: Warn = lambda _: None) -> dict[str, Any]:
-    """The settings of a recipe and of those that it extends, each by field or word. Another trainer's recipe is
-    translated.
+    """The settings of a recipe and of those that it extends, by name. Another trainer's recipe is translated; run.json
+    of an earlier run gives its settings again.
     """
+    if file.name == _RUN_FILE:
+        return _asked_by_run(file)
 
     def own(content: dict[str, Any], path: Path) -> dict[str, Any]:
         if foreign.is_foreign(content):
@@ -41,6 +44,19 @@ def read_recipe(file: Path, warn: Warn = lambda _: None) -> dict[str, Any]:
         return checked(content, str(path))
 
     return read_recipe_file(file, own)
+
+
+def _asked_by_run(file: Path) -> dict[str, Any]:
+    try:
+        values = Settings.from_json(json.loads(file.read_bytes())["asked"])
+    except OSError as error:
+        raise UserError(f"--config {file}: {error.strerror}: give the path of a recipe or of a run.json") from error
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+        raise UserError(f"--config {file} is not a run.json of this version ({shorten(error, 80)})") from error
+    default = Settings.of(run_name=values.data.run_name)
+    return {
+        name: value for name, value in values.items() if name not in _NOT_WRITTEN and value != default.value(name)
+    } | {"run_name": values.data.run_name}
 
 
 def checked(content: Mapping[str, Any], where: str) -> dict[str, Any]:

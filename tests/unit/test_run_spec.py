@@ -1,0 +1,148 @@
+"""A run, resolved once: complete, and the same after it was written and read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft.config.flags import add_flags, typed_values
+from sft.config.recipe import combined, make_settings, read_recipe
+from sft.config.settings import Settings
+from sft.resolve.local import local_copy
+from sft.resolve.run import resolve
+from sft.spec.run import RunSpec
+from tests.conftest import Workbench, pair
+from tests.unit.test_plan_command import BaseStub
+from tests.unit.test_plan_search import LLAMA_8B
+from tokenize_data.bases import Base
+from tokenize_data.errors import UserError
+from tokenize_data.records import Cleaning, DatasetSpec
+
+SMALL = LLAMA_8B | {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512, "vocab_size": 999}
+# None means off, or a rule that only a running process can apply.
+MAY_BE_NONE = {
+    "samples": "all rows",
+    "system_key": "no system message",
+    "intermediate_iter": "the released model",
+    "size": "a folder has none",
+    "checkpoints_file": "a folder is no entry",
+    "gradient_accumulation": "global_batch holds the number",
+    "warmup_iters": "warmup_fraction applies",
+    "lora": "no adapters",
+    "lora_alpha": "no adapters",
+    "adapter": "no adapter to start from",
+    "gpu_file": "no file",
+    "hang_timeout": "ten usual iterations",
+    "hostfile": "this host alone",
+    "id": "no name",
+    "early_stopping": "off",
+    "push_to_hub": "off",
+}
+
+
+@pytest.fixture
+def settings(bench: Workbench, tmp_path: Path) -> Settings:
+    bench.tokenize("--data", bench.jsonl([pair(f"Number {i}?", f"It is {i}.") for i in range(80)]))
+    return Settings.of(
+        run_name="r",
+        tokenized_data_dir=str(bench.tokenized),
+        checkpoint=str(bench.base),
+        save_checkpoint_dir=str(tmp_path),
+    )
+
+
+def spec_of(settings: Settings) -> RunSpec:
+    base: Any = BaseStub(SMALL)
+    spec = resolve(settings, base)
+    from sft.spec.base import BaseModel
+
+    model = BaseModel(
+        entry=Base(name="base", path="a/base", add_tokens=("<x>",)),
+        folder=Path("somewhere"),
+        config=SMALL,
+        num_parameters=7,
+        is_entry=False,
+        fingerprint="f" * 64,
+    )
+    return replace(spec, base=model)
+
+
+@pytest.mark.parametrize("given", [{}, {"lora": 8, "gradient_accumulation": 2, "nproc_per_node": 2, "tp": 2}])
+def test_no_choice_is_left_open(settings, given):
+    spec = spec_of(settings.replace(**given))
+    for name, value in spec.settings.items():
+        assert value is not None or name in MAY_BE_NONE, name
+    assert (spec.settings.adapters.lora_alpha is None) == ("lora" not in given)
+    assert (spec.iterations, spec.micro_batch, spec.recompute, spec.dtype) == (
+        spec.settings.schedule.iters,
+        spec.settings.layout.micro_batch,
+        spec.settings.layout.recompute,
+        "fp32",
+    )
+    assert spec.asked.schedule.iters is None  # what the user asked for stays known
+
+
+def test_written_and_read_it_is_the_same(settings, tmp_path):
+    data = (DatasetSpec(files=("a", "b"), name="one", weight=0.5, clean=Cleaning(drop="x", lower=True)),)
+    spec = spec_of(settings.replace(lora=8, lora_targets=("q_proj", "k_proj"), nproc_per_node=2, pp=2))
+    spec = replace(spec, asked=spec.asked.replace(datasets=data), validation=spec.data)
+    (tmp_path / "run.json").write_text(spec.text())
+    assert RunSpec.read(tmp_path / "run.json") == spec
+    assert [len(stage) for stage in spec.stages] == [1, 1]
+
+
+def test_run_json_repeats_a_run(settings, tmp_path):
+    data = (DatasetSpec(files=("${HOME}/a",), name="one", prompt="{x}"),)
+    spec = spec_of(settings.replace(lr=1e-4, epochs=5.0))
+    spec = replace(spec, asked=spec.asked.replace(datasets=data, addr="10.0.0.1"))
+    (tmp_path / "run.json").write_text(spec.text())
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    arguments = parser.parse_args(["--config", str(tmp_path / "run.json"), "--id", "again"])
+    again = make_settings(combined(typed_values(arguments), pytest.fail))
+    assert again == spec.asked.replace(id="again", addr="localhost")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 99}, "was not written by this version of sft: install one version everywhere"),
+        ({"data": {}}, "is damaged"),
+        ({"settings": {"unknown": 1}}, "is damaged"),
+        ({"asked": None}, "is damaged"),
+        ({"stages": [[0]]}, "is damaged"),
+    ],
+)
+def test_a_damaged_file_is_refused(settings, tmp_path, change, message):
+    content = spec_of(settings).as_json() | change
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        RunSpec.read(tmp_path / "run.json")
+    if "asked" in change:
+        with pytest.raises(UserError, match=r"is not a run\.json of this version"):
+            read_recipe(tmp_path / "run.json")
+
+
+def test_data_that_was_replaced_since_is_refused(settings):
+    spec = spec_of(settings)
+    assert len(spec.data.open()) == 80
+    with pytest.raises(UserError, match="was tokenised again while this run was starting"):
+        replace(spec.data, fingerprint="0" * 64).open()
+
+
+def test_another_node_uses_its_own_folders(settings, tmp_path, monkeypatch):
+    spec = spec_of(settings)
+    here: Any = BaseStub(SMALL)
+    here.folder = tmp_path / "base"
+    monkeypatch.setattr("sft.resolve.local.find_base_model", lambda _: here)
+    away = replace(spec, data=replace(spec.data, folder=Path("elsewhere"), fingerprint="0" * 64))
+    local = local_copy(away, settings)
+    assert (local.base, local.data) == (here, spec.data)
+    assert (local.layout, local.settings) == (spec.layout, spec.settings)
+    with pytest.raises(UserError, match="nothing"):
+        local_copy(away, settings.replace(tokenized_data_dir="nothing"))
