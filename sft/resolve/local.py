@@ -19,13 +19,13 @@ def local_copy(spec: RunSpec, given: Settings) -> RunSpec:
     """
     base = find_base_model(given)
     root, name = Path(given.data.tokenized_data_dir), given.data.run_name
-    validation = None
+    data, validation = DataSet.of(ShardReader(dataset_folder(root, name))), None
     if spec.validation is not None:
         validation = DataSet.of(ShardReader(dataset_folder(root, f"{name}-val")))
     return replace(
         spec,
         base=base,
-        data=DataSet.of(ShardReader(dataset_folder(root, name))),
+        data=data,
         validation=validation,
         folder=run_folder(given, base.family, base.is_entry),
     )
