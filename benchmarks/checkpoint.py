@@ -52,13 +52,14 @@ class Trainee:
         from sft.engine.groups import form_groups
         from sft.engine.pipeline import Pipeline
         from sft.engine.start import start_worker
+        from sft.launcher.rendezvous import connect
         from sft.model.build import build_stage
         from sft.plan.layout import Layout
         from sft.plan.sampler import Sampler
         from sft.verify.synthetic import SyntheticReader
 
         set_single_process_env()
-        device, layout = start_worker(), Layout(tp=1, pp=1, dp=1)
+        device, layout = start_worker(connect(600)), Layout(tp=1, pp=1, dp=1)
         layers = max(1, round((millions * 1e6 - 2 * _VOCABULARY * _HIDDEN) / (16 * _HIDDEN**2)))
         config = AutoConfig.for_model(
             "llama",

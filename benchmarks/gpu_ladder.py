@@ -188,13 +188,14 @@ def run_ours(case: Case) -> dict[str, Any]:
     from sft.engine.pipeline import Pipeline
     from sft.engine.start import start_worker
     from sft.launcher.processes import set_single_process_env
+    from sft.launcher.rendezvous import connect
     from sft.model import parts
     from sft.model.build import build_stage
     from sft.model.lora import LoraSettings, initialise
     from sft.plan.layout import Layout
 
     set_single_process_env()
-    device = start_worker()
+    device = start_worker(connect(600))
     config = LlamaConfig(**SHAPES[case.shape], max_position_embeddings=8192, architectures=["LlamaForCausalLM"])
     processes = form_groups(Layout(tp=1, pp=1, dp=1))
     lora = LoraSettings(rank=_RANK, alpha=2.0 * _RANK) if case.lora else None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sft.config.settings import Settings
     from sft.engine.pipeline import Pipeline
+    from sft.launcher.rendezvous import connect
 
 RATE, RANK = 1e-4, 16
 OURS = "sft"
@@ -70,7 +71,7 @@ class Worker:
 
         self.job = resolve(settings, world=1)
         set_single_process_env()
-        self._device = start_worker()
+        self._device = start_worker(connect(600))
         self._processes, self.loaded = form_groups(self.job.layout), read_base(self.job)
         self.built, _ = load_stage(self.job, self.loaded, self._processes, self._device)
         self.feed = Feed(self.job.data.open(), capacity=self.job.capacity, replicas=1, replica=0, loss_mask=0.0)

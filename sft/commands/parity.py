@@ -87,11 +87,13 @@ def _run_small(arguments: argparse.Namespace, world: int) -> int:
     def compare() -> int:
         import torch
 
+        from sft.launcher.rendezvous import connect
         from sft.verify import parity
 
         outcome = parity.compare(
             config,
             layout,
+            connect(300),
             iterations=arguments.iters,
             loss_mask=arguments.loss_mask,
             recompute=arguments.recompute,
@@ -134,9 +136,10 @@ def _run_weights(arguments: argparse.Namespace, world: int) -> int:
     spec = resolve(settings, world=world)
 
     def compare() -> int:
+        from sft.launcher.rendezvous import connect
         from sft.verify import parity_rows
 
-        outcome = parity_rows.compare(spec, arguments.rows)
+        outcome = parity_rows.compare(spec, arguments.rows, connect(1800))
         if outcome is None:
             return 0
         _say(parity_rows.table(outcome, spec))

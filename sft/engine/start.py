@@ -1,4 +1,4 @@
-"""Starting a worker: its device, its threads, the connection to the others, and DeepSpeed without its noise."""
+"""Starting a worker: its device, its threads, the process group, and DeepSpeed without its noise."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from sft.launcher.rendezvous import connect
-
 
 def prepare_environment() -> None:
     """Before DeepSpeed is imported: it looks for its device, and sets up its logging, while being imported."""
@@ -27,11 +25,9 @@ def prepare_environment() -> None:
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
-def start_worker(timeout_seconds: float = 1800, use_gpu: bool = True, store: Any = None) -> torch.device:
-    """Connect to the other processes, which RANK, WORLD_SIZE, MASTER_ADDR and so on in the environment name. Returns
-    this one's device.
-
-    `store` is where they have met already.
+def start_worker(store: Any, timeout_seconds: float = 1800, use_gpu: bool = True) -> torch.device:
+    """Join the other processes, which have met at `store`; RANK and WORLD_SIZE are in the environment. Returns this
+    process's device.
     """
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     has_gpu = use_gpu and torch.cuda.is_available()
@@ -55,12 +51,7 @@ def start_worker(timeout_seconds: float = 1800, use_gpu: bool = True, store: Any
     timeout = timedelta(seconds=timeout_seconds)
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group(
-        backend,
-        store=store or connect(timeout_seconds),
-        rank=rank,
-        world_size=world,
-        timeout=timeout,
-        device_id=device if has_gpu else None,
+        backend, store=store, rank=rank, world_size=world, timeout=timeout, device_id=device if has_gpu else None
     )
     with contextlib.redirect_stdout(io.StringIO()):  # it says that it built what it was kept from building
         deepspeed.init_distributed(backend, verbose=False, timeout=timeout)

@@ -23,9 +23,5 @@ def local_copy(spec: RunSpec, given: Settings) -> RunSpec:
     if spec.validation is not None:
         validation = DataSet.of(ShardReader(dataset_folder(root, f"{name}-val")))
     return replace(
-        spec,
-        base=base,
-        data=data,
-        validation=validation,
-        folder=run_folder(given, base.family, base.is_entry),
+        spec, base=base, data=data, validation=validation, folder=run_folder(given, base.family, base.is_entry)
     )

@@ -72,6 +72,7 @@ class Outcome:
 def compare(
     config: Any,
     layout: Layout,
+    store: Any,
     *,
     iterations: int,
     loss_mask: float,
@@ -80,7 +81,7 @@ def compare(
 ) -> Outcome | None:
     """What the processes of a comparison run. The first returns the outcome."""
     os.environ["DS_ACCELERATOR"] = "cpu"
-    device = start_worker(timeout_seconds=300, use_gpu=False)
+    device = start_worker(store, timeout_seconds=300, use_gpu=False)
     processes = form_groups(layout)
     small = tiny(config, least_layers=layout.pp)
     self_check(config, processes.tensor, layout.sequence_parallel, recompute=recompute, dtype=dtype)

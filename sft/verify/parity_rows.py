@@ -97,9 +97,9 @@ class Outcome:
         return max(TOLERANCES[self.dtype][1] * abs(self.norms[0]), self.norm_noise)
 
 
-def compare(spec: RunSpec, num_documents: int, store: Any = None) -> Outcome | None:
+def compare(spec: RunSpec, num_documents: int, store: Any) -> Outcome | None:
     """What the processes of a comparison run. The first returns the outcome."""
-    device = start_worker(store=store)
+    device = start_worker(store)
     dtype = DTYPES[spec.dtype]
     processes = form_groups(spec.layout)
     base = read_base(spec)

@@ -30,7 +30,7 @@ from tokenize_data.errors import UserError
 
 def work(spec: RunSpec, interrupt: Interrupt, store: Any) -> None:
     """Train and export. Every process of the run calls this. `store` is where they have met."""
-    device = start_worker(store=store)
+    device = start_worker(store)
     with watched(spec, is_first=dist.get_rank() == 0) as watch:
         data = spec.open_data()
         processes = form_groups(spec.layout)

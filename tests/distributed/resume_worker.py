@@ -17,6 +17,7 @@ from sft.checkpoint.commit import find_latest, peers_of
 from sft.checkpoint.fragments import Checkpoint
 from sft.checkpoint.resume import restore, save, snapshot, start_saving
 from sft.engine.start import start_worker, stop_worker
+from sft.launcher.rendezvous import connect
 from sft.optimizer import states
 from tests.distributed import plain
 from tests.distributed.worker import Run, prepare, reuse_groups
@@ -100,7 +101,7 @@ def _train(run: Run, start: int, iterations: int) -> list[list[float]]:
 
 
 def main(cases_file: str, root: str) -> None:
-    device = start_worker(timeout_seconds=PATIENCE_SECONDS)
+    device = start_worker(connect(PATIENCE_SECONDS), timeout_seconds=PATIENCE_SECONDS)
     reuse_groups()
     for case in json.loads(Path(cases_file).read_text()):
         result = run_case(case, device, Path(root))

@@ -189,7 +189,9 @@ def test_after_a_loss_the_run_goes_on(site: Site, node: Callable, tmp_path: Path
         assert _ended([second])[0][0] == 0
         assert err.count("node 1 is here: sfthost1") == 2
     else:
-        assert "1 of 2 nodes came within 4 s: continuing with 1: tp 1 x pp 1 x dp 1 instead of tp 1 x pp 1 x dp 2" in err
+        assert (
+            "1 of 2 nodes came within 4 s: continuing with 1: tp 1 x pp 1 x dp 1 instead of tp 1 x pp 1 x dp 2" in err
+        )
     assert [record["iteration"] for record in site.metrics(f"{_RUN}-{end}")] == list(range(1, 41))
 
 

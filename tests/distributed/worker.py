@@ -198,6 +198,7 @@ def arm(out: Path, seconds: float) -> Callable[[], None]:
 
 
 def main(cases_file: str, out: str, seconds: str) -> None:
+    from sft.launcher.rendezvous import connect
     from tests.distributed import adapters, bubble, memory, parity, trouble
 
     kinds = {
@@ -212,7 +213,7 @@ def main(cases_file: str, out: str, seconds: str) -> None:
         "parity": parity.train,
         "old": go_on,
     }
-    device = start_worker(timeout_seconds=600)
+    device = start_worker(connect(600), timeout_seconds=600)
     reuse_groups()
     for number, case in enumerate(json.loads(Path(cases_file).read_text())):
         disarm = arm(Path(out), float(seconds))

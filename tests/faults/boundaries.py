@@ -21,6 +21,7 @@ from typing import Any
 from unittest import mock
 
 from sft.launcher.processes import free_port
+from sft.launcher.rendezvous import connect
 from tests.faults.rows import SEED, Field, Row, forks, newest_step
 from tests.faults.waiting import HANG_SECONDS
 
@@ -135,7 +136,7 @@ def live(rank: int, port: int, case: dict[str, Any], root: str) -> None:
     from tests.distributed.worker import prepare
 
     torch.set_num_threads(1)
-    run = prepare(case, start_worker(timeout_seconds=HANG_SECONDS / 2))
+    run = prepare(case, start_worker(connect(HANG_SECONDS / 2), timeout_seconds=HANG_SECONDS / 2))
     peers, folder, out = peers_of(), Path(root) / "run", Path(root) / f"life-{rank}.json"
     found, skipped = find_latest(folder, peers=peers)
     begin = restore(run.pipeline, found, peers) if found is not None else 0

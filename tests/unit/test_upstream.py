@@ -127,7 +127,10 @@ def test_what_engine_start_replaces_is_what_deepspeed_calls(deepspeed):
 
 def test_starting_a_worker_compiles_nothing(tmp_path):
     """engine.start: where there is no compiler, and no extension that was built before."""
-    program = "from sft.engine.start import start_worker, stop_worker; start_worker(60, use_gpu=False); stop_worker()"
+    program = (
+        "from sft.engine.start import start_worker, stop_worker; from sft.launcher.rendezvous import connect; "
+        "start_worker(connect(60), use_gpu=False); stop_worker()"
+    )
     environment = {
         **os.environ,
         "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"),
