@@ -54,6 +54,7 @@ class Trainee:
         from sft.engine.start import start_worker
         from sft.launcher.rendezvous import connect
         from sft.model.build import build_stage
+        from sft.objective.cross_entropy import CrossEntropy
         from sft.plan.layout import Layout
         from sft.plan.sampler import Sampler
         from sft.verify.synthetic import SyntheticReader
@@ -88,10 +89,17 @@ class Trainee:
                 parameter.normal_(0, 0.02) if parameter.dim() > 1 else parameter.fill_(1)
         settings = OptimizerSpec(name="adamw", lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-5, weight_decay=0.1)
         self.pipeline = Pipeline(
-            built, processes, optimizer=settings, clip=1.0, device=device, vocabulary_size=_VOCABULARY
+            built,
+            processes,
+            optimizer=settings,
+            objective=CrossEntropy(),
+            tokens_at_once=4096,
+            clip=1.0,
+            device=device,
+            vocabulary_size=_VOCABULARY,
         )
         self._reader: Any = SyntheticReader(256, _VOCABULARY, _SEQ)
-        self._feed = Feed(self._reader, capacity=4 * _SEQ, replicas=1, replica=0, loss_mask=0.0)
+        self._feed = Feed(self._reader, capacity=4 * _SEQ, replicas=1, replica=0, objective=CrossEntropy())
         self._sampler = Sampler(256, _BATCH, 0)
         self.num_parameters = sum(parameter.numel() for parameter in built.parameters.values())
 

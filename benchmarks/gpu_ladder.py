@@ -192,6 +192,8 @@ def run_ours(case: Case) -> dict[str, Any]:
     from sft.model import parts
     from sft.model.build import build_stage
     from sft.model.lora import LoraSettings, initialise
+    from sft.objective.cross_entropy import CrossEntropy
+    from sft.plan.chunks import tokens_at_once
     from sft.plan.layout import Layout
 
     set_single_process_env()
@@ -219,14 +221,20 @@ def run_ours(case: Case) -> dict[str, Any]:
         for block in built.stage.blocks:
             block.layer.compile(dynamic=True)  # type: ignore[union-attr]
     settings = OptimizerSpec(name=case.optimizer, lr=_RATE, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+    at_once = tokens_at_once(config.vocab_size, is_gpu=True) if case.chunked else 10**9
     pipeline = Pipeline(
-        built, processes, optimizer=settings, clip=1.0, device=device, vocabulary_size=config.vocab_size
+        built,
+        processes,
+        optimizer=settings,
+        objective=CrossEntropy(),
+        tokens_at_once=at_once,
+        clip=1.0,
+        device=device,
+        vocabulary_size=config.vocab_size,
     )
-    if not case.chunked:
-        pipeline.loss.at_once = 10**9
     documents, numbers = batches(case, config.vocab_size)
     reader: Any = documents
-    feed = Feed(reader, capacity=case.seq, replicas=1, replica=0, loss_mask=0.0)
+    feed = Feed(reader, capacity=case.seq, replicas=1, replica=0, objective=CrossEntropy())
     patch = mock.patch.object(parts, "bounds_of", return_value=None) if not case.varlen else mock.MagicMock()
     seconds, losses = [], []
     with patch:

@@ -97,8 +97,8 @@ def loading(work: Path) -> list[str]:
     from safetensors.torch import save_file
     from transformers import LlamaConfig
 
-    from sft.engine.groups import Alone
     from sft.model.build import build_stage
+    from sft.model.collectives import SingleRank
     from sft.model.weights import WeightFiles, load, match_names
 
     config = LlamaConfig(
@@ -112,7 +112,7 @@ def loading(work: Path) -> list[str]:
     built = build_stage(
         config,
         range(8),
-        Alone(),
+        SingleRank(),
         sequence_parallel=False,
         recompute="none",
         dtype=torch.float32,

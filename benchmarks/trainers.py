@@ -67,6 +67,7 @@ class Worker:
         from sft.engine.groups import form_groups
         from sft.engine.start import start_worker
         from sft.launcher.processes import set_single_process_env
+        from sft.objective.cross_entropy import CrossEntropy
         from sft.resolve.run import resolve
 
         self.job = resolve(settings, world=1)
@@ -74,16 +75,21 @@ class Worker:
         self._device = start_worker(connect(600))
         self._processes, self.loaded = form_groups(self.job.layout), read_base(self.job)
         self.built, _ = load_stage(self.job, self.loaded, self._processes, self._device)
-        self.feed = Feed(self.job.data.open(), capacity=self.job.capacity, replicas=1, replica=0, loss_mask=0.0)
+        self.feed = Feed(
+            self.job.data.open(), capacity=self.job.capacity, replicas=1, replica=0, objective=CrossEntropy()
+        )
 
     def pipeline(self) -> Pipeline:
 
         from sft.engine.pipeline import Pipeline
+        from sft.objective.cross_entropy import CrossEntropy
 
         return Pipeline(
             self.built,
             self._processes,
             optimizer=self.job.settings.optimizer.spec(RATE),
+            objective=CrossEntropy(),
+            tokens_at_once=self.job.tokens_at_once,
             clip=1.0,
             device=self._device,
             vocabulary_size=self.loaded.config.vocab_size,
@@ -133,12 +139,15 @@ def _bare_loop(
 ) -> tuple[list[Any], list[float]]:
     import torch
 
-    from sft.engine.groups import Alone
-    from sft.model.stage import Loss
+    from sft.engine.loss import MicroBatchLoss
+    from sft.model.collectives import SingleRank
+    from sft.objective.cross_entropy import CrossEntropy
+    from sft.plan.chunks import tokens_at_once
 
     trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
-    loss, losses = Loss(stage, vocabulary_size, Alone()), []
+    at_once = tokens_at_once(vocabulary_size, is_gpu=False)
+    loss, losses = MicroBatchLoss(CrossEntropy(), stage, vocabulary_size, SingleRank(), at_once), []
     stage.train()
     clock = Clock()
     for iteration in range(iterations):

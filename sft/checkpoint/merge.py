@@ -17,9 +17,9 @@ from torch import Tensor
 
 from sft.checkpoint import hf_folder
 from sft.checkpoint.adapter import AdapterFiles, check_fits
-from sft.engine.groups import Alone
 from sft.model.anatomy import Anatomy, find_anatomy
 from sft.model.build import BuiltStage, build_stage, make_on_meta, renames_of
+from sft.model.collectives import SingleRank
 from sft.model.lora import LoraSettings, is_adapter
 from sft.model.stage import Stage
 from sft.model.weights import WeightFiles, load, match_names
@@ -206,7 +206,7 @@ def _build(merge: Merge, layers: range, lora: LoraSettings | None) -> BuiltStage
     return build_stage(
         merge.config,
         layers,
-        Alone(),
+        SingleRank(),
         sequence_parallel=False,
         recompute="none",
         dtype=torch.float32,

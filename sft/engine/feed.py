@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from sft.model.dropout import document_keys
+from sft.objective.interface import BatchFacts, Labels, Objective
 from sft.plan.packing import BatchPlan, plan_batch
-from tokenize_data.chat import ASSISTANT, SYSTEM, TEMPLATE, USER
 from tokenize_data.reader import Document, ShardReader
 
-MicroBatch = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+MicroBatch = tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]  # (inputs, `Labels`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Feed:
         capacity: int,
         replicas: int,
         replica: int,
-        loss_mask: float,
+        objective: Objective,
         multiple: int = 1,
         pack: bool = True,
         keyed: bool = False,
@@ -56,11 +56,7 @@ class Feed:
         self._keyed = keyed
         self._reader, self._capacity, self._pack = reader, capacity, pack
         self._replicas, self._replica, self._multiple = replicas, replica, multiple
-        self._role_weights = np.zeros(4, np.float32)
-        self._role_weights[[SYSTEM, USER]] = loss_mask
-        self._role_weights[ASSISTANT] = 1.0
-        assert self._role_weights[TEMPLATE] == 0.0
-        self._loss_mask = loss_mask
+        self._objective, self._role_weights = objective, objective.role_weights
 
     def plan(self, numbers: np.ndarray) -> Batch:
         lengths = self._reader.lengths[numbers].astype(np.int64) - 1
@@ -72,17 +68,18 @@ class Feed:
         """This replica's rows. Losses are scaled so that the engine's mean over rows and replicas is the mean over
         trained tokens.
         """
-        scale = torch.tensor(
-            [batch.plan.num_micro_batches * self._replicas / max(batch.total_weight, 1e-30)], dtype=torch.float32
-        )
+        facts = BatchFacts(total_weight=batch.total_weight, num_documents=len(batch.numbers))
+        normaliser = max(self._objective.normaliser(facts), 1e-30)
+        scale = torch.tensor([batch.plan.num_micro_batches * self._replicas / normaliser], dtype=torch.float32)
         keys = document_keys(batch.numbers.tobytes(), len(batch.numbers)) if self._keyed else [0] * len(batch.numbers)
         for row in batch.plan.rows[self._replica]:
             documents = [self._reader[int(batch.numbers[position])] for position in row]
             counts = [counted is None or position < counted for position in row]
+            numbers = [int(batch.numbers[position]) for position in row]
             inputs, labels = make_row(
-                documents, self._role_weights, self._multiple, counts, [keys[position] for position in row]
+                documents, self._role_weights, self._multiple, counts, [keys[position] for position in row], numbers
             )
-            yield inputs, (*labels, scale)
+            yield inputs, Labels(*labels, scale)
 
     def plan_for_validation(self, numbers: np.ndarray, replicas: int) -> tuple[Batch, Iterator[MicroBatch]]:
         """As `plan` and `micro_batches`. Some documents are there again and count nothing, so that replicas get equally
@@ -93,7 +90,7 @@ class Feed:
         return batch, self.micro_batches(batch, counted=len(numbers))
 
     def _total_weight(self, numbers: np.ndarray, trained: int) -> float:
-        if self._loss_mask == 0.0:
+        if np.count_nonzero(self._role_weights) == 1:  # answers alone, which the index counts
             return float(trained)
         return float(
             sum(_weights(self._reader[int(number)], self._role_weights).sum(dtype=np.float64) for number in numbers)
@@ -106,9 +103,10 @@ def make_row(
     multiple: int = 1,
     counts: Sequence[bool] | None = None,
     keys: Sequence[int] | None = None,
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """((ids_1T, positions_1T), (kept_N, targets_N, weights_N)). Filled up to a `multiple` of places by a document that
-    counts nothing.
+    numbers: Sequence[int] | None = None,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """((ids_1T, positions_1T), (kept_N, targets_N, weights_N, documents_N)). Filled up to a `multiple` of places by a
+    document that counts nothing.
     """
     ids = [document.ids[:-1] for document in documents]
     positions = [np.arange(len(part)) + (key << 32) for part, key in zip(ids, keys or repeat(0), strict=False)]
@@ -119,6 +117,7 @@ def make_row(
             for document, count in zip(documents, counts or repeat(True), strict=False)
         ]
     )
+    belongs = np.repeat(np.array(numbers or range(len(documents)), np.int64), [len(part) for part in ids])
     kept = np.flatnonzero(weights)
     padding = -sum(map(len, ids)) % multiple
     if padding:
@@ -129,6 +128,7 @@ def make_row(
         torch.from_numpy(kept),
         torch.from_numpy(targets[kept].astype(np.int64)),
         torch.from_numpy(weights[kept]),
+        torch.from_numpy(belongs[kept]),
     )
 
 

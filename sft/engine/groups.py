@@ -11,32 +11,12 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from sft.model.collectives import TensorGroup
+from sft.model.collectives import SingleRank, TensorGroup
 from sft.optimizer.exchange import ALL_GATHER, REDUCE_SCATTER, Replicas
 from sft.plan.layout import Layout
 
 
-@dataclass(frozen=True)
-class Alone:
-    """A tensor-parallel group of one."""
-
-    rank: int = 0
-    size: int = 1
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def maximum(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def gather(self, tensor: Tensor, dim: int) -> Tensor:
-        return tensor
-
-    def sum_scatter(self, tensor: Tensor, dim: int) -> Tensor:
-        return tensor
-
-
-class Together:
+class ProcessGroup:
     """A tensor-parallel group of several processes."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -148,11 +128,11 @@ def form_groups(layout: Layout) -> Processes:
     topology = ProcessTopology(axes=["data", "pipe", "model"], dims=[layout.dp, layout.pp, layout.tp])
     coordinates = topology.get_coord(rank)
     communicators = Communicators()
-    tensor: TensorGroup = Alone()
+    tensor: TensorGroup = SingleRank()
     for ranks in topology.get_axis_comm_lists("model") if layout.tp > 1 else ():
         group = communicators.of(ranks)
         if rank in ranks:
-            tensor = Together(group)
+            tensor = ProcessGroup(group)
     tied = None
     for ranks in topology.get_axis_comm_lists("pipe") if layout.pp > 1 else ():
         ends = [ranks[0], ranks[-1]]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from sft.config.optimizer import OptimizerSpec
 from sft.engine.feed import MicroBatch
 from sft.engine.groups import Processes
+from sft.engine.loss import MicroBatchLoss
 from sft.model.build import BuiltStage
 from sft.model.quantized import widen_norms
-from sft.model.stage import Loss
+from sft.objective.interface import Objective
 from sft.optimizer.sharded import Groups, ShardedOptimizer, Trained
 
 NEVER = 10**9
@@ -41,7 +42,7 @@ class StepResult:
 class _OneStagePipeline(PipelineModule):  # type: ignore[misc]  # DeepSpeed has no types
     """A pipeline whose only local layer is the whole stage, so that where to cut stays with us."""
 
-    def __init__(self, stage: nn.Module, processes: Processes, loss: Loss) -> None:
+    def __init__(self, stage: nn.Module, processes: Processes, loss: MicroBatchLoss) -> None:
         layers: list[Any] = [LayerSpec(nn.Identity) for _ in range(processes.layout.pp)]
         layers[processes.stage] = stage
         with contextlib.redirect_stdout(io.StringIO()):  # it prints the topology
@@ -59,6 +60,8 @@ class Pipeline:
         processes: Processes,
         *,
         optimizer: OptimizerSpec,
+        objective: Objective,
+        tokens_at_once: int,
         clip: float,
         device: torch.device,
         vocabulary_size: int,
@@ -67,7 +70,8 @@ class Pipeline:
         self.built, self.processes, self.device = built, processes, device
         self._is_interrupted = is_interrupted
         self.should_stop = False  # a signal has reached some process; the same on every one, after a step
-        self.loss = Loss(built.stage, vocabulary_size, processes.tensor)
+        self.objective = objective
+        self.loss = MicroBatchLoss(objective, built.stage, vocabulary_size, processes.tensor, tokens_at_once)
         with processes.communicators.lent():
             module = _OneStagePipeline(built.stage, processes, self.loss)
         self.optimizer = ShardedOptimizer(
@@ -104,24 +108,21 @@ class Pipeline:
         return StepResult(loss=float(loss), grad_norm=self.optimizer.grad_norm)
 
     def evaluate(self, micro_batches: Iterator[MicroBatch], num_micro_batches: int) -> None:
-        """Forward only: the last stages add to `loss.counts`."""
+        """Forward only: the last stages add to `loss.sums`."""
         self._engine.eval_batch(
             micro_batches, reduce_output=None, bcast_loss=False, num_micro_batches=num_micro_batches
         )
 
-    def counts(self) -> list[float]:
-        """[weighted nll, weight, tokens predicted right, tokens] over all replicas, since the last call; the same on
-        every process.
+    def figures(self) -> Mapping[str, float]:
+        """The objective's figures over all replicas, of the validation since the last call; the same on every
+        process.
         """
-        counts = (
-            self.loss.counts
-            if self.processes.is_last_stage and self.processes.tensor.rank == 0
-            else torch.zeros_like(self.loss.counts)
-        )
-        counts = counts.to(self.device)
-        dist.all_reduce(counts)
-        self.loss.counts = torch.zeros_like(self.loss.counts)
-        return [float(count) for count in counts]
+        is_counted = self.processes.is_last_stage and self.processes.tensor.rank == 0
+        sums = self.loss.sums if is_counted else torch.zeros_like(self.loss.sums)
+        sums = sums.to(self.device)
+        dist.all_reduce(sums)
+        self.loss.sums = torch.zeros_like(self.loss.sums)
+        return self.objective.figures([float(number) for number in sums])
 
     def rows_not_finite(self) -> list[tuple[int, int]]:
         """(replica, micro-batch) of the losses that are not a number in this iteration; the same on every process."""

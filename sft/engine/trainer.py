@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -66,15 +65,8 @@ def validate(pipeline: Pipeline, feed: Feed, num_documents: int) -> dict[str, fl
         numbers = np.arange(first, min(first + VALIDATION_DOCUMENTS, num_documents))
         batch, micro_batches = feed.plan_for_validation(numbers, replicas)
         pipeline.evaluate(micro_batches, batch.plan.num_micro_batches)
-    weighted, weight, right, tokens = pipeline.counts()
-    loss = weighted / max(weight, 1e-30)
-    return {
-        "val_loss": loss,
-        "val_perplexity": math.exp(min(loss, 700.0)),
-        "val_accuracy": right / max(tokens, 1.0),
-        "val_documents": num_documents,
-        "val_seconds": round(time.perf_counter() - began, 4),
-    }
+    seconds = round(time.perf_counter() - began, 4)
+    return {**pipeline.figures(), "val_documents": num_documents, "val_seconds": seconds}
 
 
 def _not_finite(pipeline: Pipeline, batch: Batch, reader: ShardReader, iteration: int) -> str:

@@ -8,6 +8,7 @@ dimensions -1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -32,6 +33,26 @@ class TensorGroup(Protocol):
 
     def sum_scatter(self, tensor: Tensor, dim: int) -> Tensor:
         """The sum over ranks, of which each gets its stretch of `dim`."""
+
+
+@dataclass(frozen=True)
+class SingleRank:
+    """A group of one. Rank and size may be another's, to build its parts without its processes."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def maximum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def gather(self, tensor: Tensor, dim: int) -> Tensor:
+        return tensor
+
+    def sum_scatter(self, tensor: Tensor, dim: int) -> Tensor:
+        return tensor
 
 
 def own_stretch(tensor: Tensor, group: TensorGroup, dim: int) -> Tensor:

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from sft.model import attention, collectives, dropout, loss, products
+from sft.model import attention, collectives, dropout, products
 from sft.model.collectives import TensorGroup
 from sft.model.parts import Block, Parts
-from sft.plan.chunks import tokens_at_once
 
 # Results that selective recomputation keeps: what is dear to compute. Norms, rotations and activations are computed
 # again.
@@ -95,61 +94,6 @@ class Stage(nn.Module):
             if self._group.size > 1:
                 hidden_NE = collectives.enter_region(hidden_NE, self._group, False)
         return hidden_NE
-
-
-class Loss:
-    """What the last stage computes of a micro-batch: sum(weight * nll) * scale. While validating, counts are kept as
-    well.
-    """
-
-    def __init__(self, stage: Stage, vocabulary_size: int, group: TensorGroup, at_once: int | None = None) -> None:
-        """Logits are made of `at_once` tokens at a time: None, as many as memory has room for."""
-        self._stage, self._vocabulary_size, self._group = stage, vocabulary_size, group
-        self.at_once = at_once
-        self.counts = torch.zeros(4, dtype=torch.float64)  # weighted nll, weight, tokens predicted right, tokens
-        self.losses: list[
-            Tensor
-        ] = []  # of the micro-batches since `losses` was cleared last, for naming one that is not a number
-
-    def __call__(self, hidden_RTE: Tensor, labels: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-        kept_N, targets_N, weights_N, scale = labels
-        head = self._stage.head
-        assert head is not None
-        hidden_NE = self._stage.before_logits(hidden_RTE, kept_N)
-        at_once = self.at_once or tokens_at_once(-(-self._vocabulary_size // self._group.size), hidden_NE.is_cuda)
-        if self._stage.training:
-            trained = [parameter for parameter in head.head.parameters() if parameter.requires_grad]
-            weighted = loss.weighted_sum(self._measure, trained, hidden_NE, targets_N, weights_N, at_once)
-        else:
-            chunks = zip(*(t.split(at_once) for t in (hidden_NE, targets_N, weights_N)), strict=True)
-            weighted = torch.stack([self._counted(*chunk) for chunk in chunks]).sum()
-        result = weighted * scale[0]
-        self.losses.append(result.detach())
-        return result
-
-    def _measure(self, hidden_NE: Tensor, targets_N: Tensor) -> Tensor:
-        assert self._stage.head is not None
-        return loss.negative_log_likelihood(
-            self._stage.head.logits(hidden_NE), targets_N, self._vocabulary_size, self._group
-        )
-
-    def _counted(self, hidden_NE: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
-        assert self._stage.head is not None
-        logits_NV = self._stage.head.logits(hidden_NE)
-        nll_N = loss.negative_log_likelihood(logits_NV, targets_N, self._vocabulary_size, self._group)
-        self._count(logits_NV, targets_N, weights_N, nll_N)
-        return (nll_N * weights_N).sum()
-
-    def _count(self, logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor, nll_N: Tensor) -> None:
-        right_N = loss.most_likely(logits_NV, self._vocabulary_size, self._group) == targets_N
-        fully_N = weights_N == 1  # answers: what is weighed less only helps the loss along
-        counts = [
-            (nll_N.double() * weights_N).sum(),
-            weights_N.double().sum(),
-            (right_N & fully_N).sum(),
-            fully_N.sum(),
-        ]
-        self.counts += torch.stack([count.double().cpu() for count in counts])
 
 
 def _runner(recompute: str) -> Callable[..., Tensor]:

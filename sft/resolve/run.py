@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sft.config.settings import Settings
 from sft.plan.architecture import Architecture, head_cost
+from sft.plan.chunks import tokens_at_once
 from sft.plan.sampler import num_iterations
 from sft.plan.stages import layer_ranges
 from sft.resolve import adapters
@@ -38,7 +39,8 @@ def resolve(settings: Settings, base: BaseModel | None = None, world: int | None
     _check_context(reader, base)
     model = Architecture.of_config(base.config)
     cost = head_cost(model, trained_share(asked, reader))
-    tokenizer = reader.manifest.tokenizer
+    of_tokenizer = int(reader.manifest.tokenizer["vocabulary_size"])
+    vocabulary_size = max(int(base.config.get("vocab_size", 0)), of_tokenizer)
     return RunSpec(
         asked=asked,
         settings=_complete(asked, base, reader, chosen),
@@ -46,9 +48,10 @@ def resolve(settings: Settings, base: BaseModel | None = None, world: int | None
         adapter_fingerprint=adapters.fingerprint(asked),
         data=DataSet.of(reader),
         validation=None if validation is None else DataSet.of(validation),
-        vocabulary_size=max(int(base.config.get("vocab_size", 0)), int(tokenizer["vocabulary_size"])),
+        vocabulary_size=vocabulary_size,
         layout=chosen.layout,
         stages=tuple(layer_ranges(model.layers, chosen.layout.pp, head_cost=cost)),
+        tokens_at_once=tokens_at_once(-(-vocabulary_size // chosen.layout.tp), visible_gpus() > 0),
         folder=run_folder(asked, base.family, base.is_entry),
         versions=versions(),
         seconds_per_iteration=chosen.seconds,

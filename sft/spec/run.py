@@ -68,6 +68,7 @@ class RunSpec:
     vocabulary_size: int  # of the model that is trained: the base's, or the tokenizer's where that is larger
     layout: Layout
     stages: tuple[range, ...]  # the layers of each pipeline stage
+    tokens_at_once: int  # logits of so many tokens are in memory
     folder: Path
     versions: dict[str, str]
     seconds_per_iteration: float | None = None  # as planned; None where no plan knows the hardware
@@ -139,6 +140,7 @@ class RunSpec:
             "vocabulary_size": self.vocabulary_size,
             "layout": asdict(self.layout),
             "stages": [[stage.start, stage.stop] for stage in self.stages],
+            "tokens_at_once": self.tokens_at_once,
             "folder": str(self.folder),
             "versions": self.versions,
             "seconds_per_iteration": self.seconds_per_iteration,
@@ -172,6 +174,7 @@ class RunSpec:
             vocabulary_size=content["vocabulary_size"],
             layout=Layout(**content["layout"]),
             stages=tuple(range(first, last) for first, last in content["stages"]),
+            tokens_at_once=content["tokens_at_once"],
             folder=Path(content["folder"]),
             versions=content["versions"],
             seconds_per_iteration=content["seconds_per_iteration"],

@@ -20,7 +20,9 @@ from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
 from sft.engine.trainer import train
 from sft.model.build import BuiltStage, build_stage
+from sft.objective.cross_entropy import CrossEntropy
 from sft.optimizer import states
+from sft.plan.chunks import tokens_at_once
 from sft.plan.layout import Layout
 from sft.plan.sampler import Sampler
 from sft.plan.stages import layer_ranges
@@ -96,8 +98,16 @@ def compare(
         device=device,
     )
     fill(built, dict(model.named_parameters()))
+    objective = CrossEntropy(loss_mask=loss_mask)
     pipeline = Pipeline(
-        built, processes, optimizer=_SETTINGS, clip=_CLIP, device=device, vocabulary_size=small.vocab_size
+        built,
+        processes,
+        optimizer=_SETTINGS,
+        objective=objective,
+        tokens_at_once=tokens_at_once(-(-small.vocab_size // layout.tp), False),
+        clip=_CLIP,
+        device=device,
+        vocabulary_size=small.vocab_size,
     )
     reader: Any = SyntheticReader(_DOCUMENTS, small.vocab_size, _LONGEST)
     feed = Feed(
@@ -105,7 +115,7 @@ def compare(
         capacity=2 * _LONGEST,
         replicas=layout.dp,
         replica=processes.replica,
-        loss_mask=loss_mask,
+        objective=objective,
         multiple=layout.tp if layout.sequence_parallel else 1,
     )
     sampler = Sampler(_DOCUMENTS, max(_GLOBAL_BATCH, 2 * layout.dp), _SEED)

@@ -26,6 +26,7 @@ from sft.engine.feed import Feed
 from sft.engine.groups import form_groups
 from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
+from sft.objective.cross_entropy import CrossEntropy
 from sft.optimizer.norm import square_sum
 from sft.spec.run import RunSpec
 from sft.verify import plain
@@ -115,8 +116,16 @@ def compare(spec: RunSpec, num_documents: int, store: Any) -> Outcome | None:
         dist.broadcast_object_list(told, src=0)
         reference, folder = told[0]
         built, _ = load_stage(spec, base, processes, device)
+        objective = CrossEntropy(loss_mask=spec.settings.objective.loss_mask)
         pipeline = Pipeline(
-            built, processes, optimizer=_NOTHING, clip=0.0, device=device, vocabulary_size=base.config.vocab_size
+            built,
+            processes,
+            optimizer=_NOTHING,
+            objective=objective,
+            tokens_at_once=spec.tokens_at_once,
+            clip=0.0,
+            device=device,
+            vocabulary_size=base.config.vocab_size,
         )
         found: dict[str, Difference] = {}
 
@@ -133,7 +142,7 @@ def compare(spec: RunSpec, num_documents: int, store: Any) -> Outcome | None:
             capacity=spec.capacity,
             replicas=spec.layout.dp,
             replica=processes.replica,
-            loss_mask=spec.settings.objective.loss_mask,
+            objective=objective,
             multiple=spec.layout.tp if spec.layout.sequence_parallel else 1,
         )
         batch = feed.plan(numbers)

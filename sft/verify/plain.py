@@ -4,7 +4,7 @@ or engine in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,14 +43,22 @@ def make_model(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -
 
 
 def train(
-    model: Any, reader: Any, batches: Sequence[np.ndarray], loss_mask: float, settings: OptimizerSpec, clip: float
+    model: Any,
+    reader: Any,
+    batches: Sequence[np.ndarray],
+    loss_mask: float,
+    settings: OptimizerSpec,
+    clip: float,
+    smoothing: float = 0.0,
+    on_document: Callable[[np.ndarray, int], None] = lambda *_: None,
 ) -> PlainRun:
     """Iterations as they are meant: the gradient of the weighted mean over all trained tokens of the batch, clipped by
     its whole norm.
 
     Gradients are summed in float32, and AdamW updates float32 weights, of which the model has a rounded copy.
+    `on_document` is called with the batch and the place in it of the document that comes next.
     """
-    weights = dict(model.named_parameters())
+    weights = trained_parameters(model)
     masters = {name: nn.Parameter(parameter.detach().float().clone()) for name, parameter in weights.items()}
     begin = {name: master.detach().clone() for name, master in masters.items()}
     groups = [
@@ -65,7 +73,7 @@ def train(
     )
     steps = []
     for numbers in batches:
-        loss, sums = gradients(model, reader, numbers, loss_mask)
+        loss, sums = gradients(model, reader, numbers, loss_mask, smoothing, on_document)
         for name, master in masters.items():
             master.grad = sums[name]
         norm = nn.utils.clip_grad_norm_(masters.values(), clip)
@@ -78,15 +86,27 @@ def train(
     return PlainRun(steps=steps, masters=ends, updates={name: end - begin[name] for name, end in ends.items()})
 
 
-def gradients(model: Any, reader: Any, numbers: Iterable[int], loss_mask: float) -> tuple[float, dict[str, Tensor]]:
-    """The loss over some documents, and every parameter's gradient, summed in float32."""
+def trained_parameters(model: Any) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def gradients(
+    model: Any,
+    reader: Any,
+    numbers: np.ndarray,
+    loss_mask: float,
+    smoothing: float = 0.0,
+    on_document: Callable[[np.ndarray, int], None] = lambda *_: None,
+) -> tuple[float, dict[str, Tensor]]:
+    """The loss over some documents, and every trained parameter's gradient, summed in float32."""
     documents = [reader[int(number)] for number in numbers]
     total = sum(float(_weights(document, loss_mask).sum()) for document in documents)
-    weights = dict(model.named_parameters())
+    weights = trained_parameters(model)
     sums = {name: torch.zeros(parameter.shape, device=parameter.device) for name, parameter in weights.items()}
     loss = 0.0
-    for document in documents:
-        part = document_loss(model, document, loss_mask) / total
+    for place, document in enumerate(documents):
+        on_document(numbers, place)
+        part = document_loss(model, document, loss_mask, smoothing) / total
         part.backward()
         loss += float(part.detach())
         for name, parameter in weights.items():
@@ -107,16 +127,16 @@ def token_losses(model: Any, reader: Any, numbers: Iterable[int], loss_mask: flo
     return torch.cat(found)
 
 
-def document_loss(model: Any, document: Document, loss_mask: float) -> Tensor:
+def document_loss(model: Any, document: Document, loss_mask: float, smoothing: float = 0.0) -> Tensor:
     """The weighted sum of a document's negative log-likelihoods."""
-    nll = _nll(model, document)
+    nll = _nll(model, document, smoothing)
     return (nll * _weights(document, loss_mask).to(nll.device)).sum()
 
 
-def _nll(model: Any, document: Document) -> Tensor:
+def _nll(model: Any, document: Document, smoothing: float = 0.0) -> Tensor:
     ids = torch.from_numpy(document.ids.astype(np.int64))[None].to(model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-    return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+    return nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none", label_smoothing=smoothing)
 
 
 def _weights(document: Document, loss_mask: float) -> Tensor:

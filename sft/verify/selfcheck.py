@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM
 from sft.model.build import build_stage, without_dropout
 from sft.model.collectives import TensorGroup
 from sft.model.gradients import sum_partial
-from sft.model.loss import negative_log_likelihood
 from sft.model.tensor_parallel import Place
+from sft.objective.likelihood import negative_log_likelihood
 from tokenize_data.errors import UserError
 
 TOLERANCE = 1e-5

@@ -24,7 +24,7 @@ from sft.worker.watchdog import Watchdog
 from tokenize_data.errors import UserError
 from tokenize_data.reader import ShardReader
 
-_VALIDATION_KEYS = ("val_loss", "val_perplexity", "val_accuracy")
+_NO_FIGURES = ("val_documents", "val_seconds")
 
 
 def iterate(
@@ -45,7 +45,7 @@ def iterate(
         capacity=spec.capacity,
         replicas=layout.dp,
         replica=pipeline.processes.replica,
-        loss_mask=settings.objective.loss_mask,
+        objective=pipeline.objective,
         multiple=layout.tp if layout.sequence_parallel else 1,
         keyed=settings.adapters.lora is not None and settings.adapters.lora_dropout > 0,
     )
@@ -197,7 +197,7 @@ class _Loop:
         worth = min(num_documents, VALIDATION_DOCUMENTS) / self._spec.settings.schedule.global_batch
         with self._watchdog.during("validating", iterations=max(1.0, worth)):
             found = validate(self._pipeline, self._validation, num_documents)
-        self.result |= {key: found[key] for key in _VALIDATION_KEYS}
+        self.result |= {name: value for name, value in found.items() if name not in _NO_FIGURES}
         return found
 
     def _tell(self, record: dict[str, Any], is_last: bool) -> None:

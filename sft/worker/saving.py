@@ -24,6 +24,7 @@ _RESOLVED = ("data", "base_fingerprint", "adapter_fingerprint")
 _CONFIGURED = ("global_batch", "seed", "optimizer", "loss_mask")
 # What is trained, and what it is added to. Checkpoints that do not say it are of runs that had the default.
 _ADAPTERS = (
+    "label_smoothing",
     "lora",
     "lora_alpha",
     "lora_dropout",

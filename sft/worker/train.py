@@ -18,6 +18,7 @@ from sft.checkpoint.stage import DTYPES, LoadedBase, load_stage, read_base
 from sft.engine.groups import form_groups
 from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
+from sft.objective.choose import objective_of
 from sft.spec.run import RunSpec
 from sft.verify.selfcheck import self_check
 from sft.worker.ending import Interrupt
@@ -50,6 +51,8 @@ def work(spec: RunSpec, interrupt: Interrupt, store: Any) -> None:
             built,
             processes,
             optimizer=spec.settings.optimizer.spec(spec.settings.schedule.lr),
+            objective=objective_of(spec.settings.objective),
+            tokens_at_once=spec.tokens_at_once,
             clip=spec.settings.optimizer.clip,
             device=device,
             vocabulary_size=base.config.vocab_size,

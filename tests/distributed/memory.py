@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from sft.objective.cross_entropy import CrossEntropy
+from sft.plan.chunks import tokens_at_once
 from sft.plan.sampler import Sampler
 from tests.allocations import Allocations
 from tests.distributed import plain
@@ -69,10 +71,17 @@ def measure(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
             for weight in built.quantized.values():
                 weight.fill(torch.randn(weight.shape, dtype=dtype) * 0.02)
         settings = OptimizerSpec(name="adamw", lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+        objective = CrossEntropy()
         pipeline = Pipeline(
-            built, processes, optimizer=settings, clip=plain.CLIP, device=device, vocabulary_size=config.vocab_size
+            built,
+            processes,
+            optimizer=settings,
+            objective=objective,
+            tokens_at_once=case.get("at_once") or tokens_at_once(-(-config.vocab_size // processes.layout.tp), False),
+            clip=plain.CLIP,
+            device=device,
+            vocabulary_size=config.vocab_size,
         )
-        pipeline.loss.at_once = case.get("at_once")
         rows = case["rows"]
         reader: Any = EvenReader(rows * layout.dp, config.vocab_size, case["places"], case["share"])
         feed = Feed(
@@ -80,7 +89,7 @@ def measure(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
             capacity=case["places"],
             replicas=layout.dp,
             replica=processes.replica,
-            loss_mask=0.0,
+            objective=objective,
             multiple=layout.tp if layout.sequence_parallel else 1,
         )
         sampler = Sampler(len(reader), rows * layout.dp, 0)

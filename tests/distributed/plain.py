@@ -1,6 +1,4 @@
-"""The oracle: a training loop over plain transformers in float32, one document at a time, with nothing of ours in
-it.
-"""
+"""The oracle: training and validation with plain transformers, as `sft parity` has them, with the tests' numbers."""
 
 from __future__ import annotations
 
@@ -9,19 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
+from sft.config.optimizer import OptimizerSpec
+from sft.verify import plain
 from tokenize_data.chat import ASSISTANT, TEMPLATE
 
 LR, BETAS, EPS, DECAY, CLIP = 3e-3, (0.9, 0.95), 1e-5, 0.1, 1.0
-
-
-def make_model(config: Any, seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, mean=0.02, std=0.1)
-    return model.train()
+make_model = plain.make_model
+_ADAMW = OptimizerSpec(name="adamw", lr=LR, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=DECAY)
 
 
 def train(
@@ -30,32 +23,11 @@ def train(
     batches: list[np.ndarray],
     loss_mask: float,
     on_document: Callable[[np.ndarray, int], None] = lambda *_: None,
+    smoothing: float = 0.0,
 ) -> list[tuple[float, float]]:
-    """[(loss, gradient norm)], one an iteration. `on_document` is told the batch and the place in it of what comes
-    next.
-    """
-    decaying = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decaying, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=LR, betas=BETAS, eps=EPS)
-    results = []
-    for numbers in batches:
-        optimizer.zero_grad()
-        weights = [weights_of(reader[int(n)], loss_mask) for n in numbers]
-        total = sum(float(w.sum()) for w in weights)
-        loss_sum = 0.0
-        for place, (number, weight) in enumerate(zip(numbers, weights, strict=True)):
-            on_document(numbers, place)
-            ids = torch.from_numpy(reader[int(number)].ids.astype(np.int64))[None]
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-            nll = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
-            loss = (nll * weight).sum() / total
-            loss.backward()
-            loss_sum += float(loss.detach())
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        results.append((loss_sum, float(norm)))
-    return results
+    """[(loss, gradient norm)], one an iteration."""
+    run = plain.train(model, reader, batches, loss_mask, _ADAMW, CLIP, smoothing=smoothing, on_document=on_document)
+    return [(step.loss, step.grad_norm) for step in run.steps]
 
 
 def validate(model: Any, reader: Any, num_documents: int, loss_mask: float) -> dict[str, float]:

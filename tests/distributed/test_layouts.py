@@ -72,6 +72,14 @@ def _cases() -> dict[str, dict[str, Any]]:
         "micro_batch": 4,
         **FAMILY,
     }
+    for name, layout in {"one": ONE, "tp4": WHOLE, "tp2 x pp2, stretches": STRETCHES}.items():
+        cases[f"llama3-tied: {name}, smoothed labels"] = {
+            "family": "llama3-tied",
+            "label_smoothing": 0.2,
+            "at_once": 7,
+            **FAMILY,
+            **layout,
+        }
     cases["llama3-tied: tp4, stretches"] = {"family": "llama3-tied", "tp": 4, "sequence_parallel": True, **FAMILY}
     for family in FAMILIES:
         tensors = {"tp2 x dp2": WHOLE_REPLICAS} if family in NO_TP4 else {"tp4": WHOLE}
@@ -95,7 +103,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @cache
 def oracle(
-    family: str, layers: int, loss_mask: float, global_batch: int, iterations: int
+    family: str, layers: int, loss_mask: float, global_batch: int, iterations: int, smoothing: float
 ) -> tuple[list[Any], dict[str, torch.Tensor], Any]:
     """([(loss, gradient norm)], weights, the model to validate)."""
     torch.set_num_threads(1)
@@ -103,7 +111,7 @@ def oracle(
     model = plain.make_model(config)
     sampler = Sampler(worker.DOCUMENTS, global_batch, worker.SEED)
     batches = [sampler.documents(iteration).astype(np.int64) for iteration in range(iterations)]
-    records = plain.train(model, _reader(config), batches, loss_mask)
+    records = plain.train(model, _reader(config), batches, loss_mask, smoothing=smoothing)
     return records, {name: parameter.detach() for name, parameter in model.named_parameters()}, model
 
 
@@ -113,7 +121,9 @@ def test_a_layout_trains_as_plain_transformers_does(name, results):
     case, ranks = CASES[name], results_of(results[name])
     mask, iterations = case.get("loss_mask", 0.0), case.get("iterations", worker.ITERATIONS)
     global_batch, layers = case.get("global_batch", worker.GLOBAL_BATCH), worker.config_of(case).num_hidden_layers
-    records, weights, model = oracle(case["family"], layers, mask, global_batch, iterations)
+    records, weights, model = oracle(
+        case["family"], layers, mask, global_batch, iterations, case.get("label_smoothing", 0.0)
+    )
     validation = plain.validate(
         model, _reader(model.config), case.get("val_documents", worker.VALIDATION_DOCUMENTS), mask
     )

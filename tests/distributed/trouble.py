@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sft.model import loss as losses
 from sft.model import parallel_layers, tensor_parallel
+from sft.objective import interface as losses
 from sft.verify import selfcheck
 from tests.distributed.worker import Run, layout_of, prepare
 from tests.models import tiny_config

@@ -18,7 +18,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from sft.config.objective import ObjectiveSettings
 from sft.engine.start import start_worker, stop_worker
+from sft.objective.choose import objective_of
+from sft.plan.chunks import tokens_at_once
 from sft.plan.layout import Layout
 from sft.plan.sampler import Sampler
 from sft.plan.stages import partition
@@ -102,17 +105,26 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
         eps=plain.EPS,
         weight_decay=plain.DECAY,
     )
-    pipeline = Pipeline(
-        built, processes, optimizer=settings, clip=plain.CLIP, device=device, vocabulary_size=config.vocab_size
+    objective = objective_of(
+        ObjectiveSettings(loss_mask=case.get("loss_mask", 0.0), label_smoothing=case.get("label_smoothing", 0.0))
     )
-    pipeline.loss.at_once = case.get("at_once")
+    pipeline = Pipeline(
+        built,
+        processes,
+        optimizer=settings,
+        objective=objective,
+        tokens_at_once=case.get("at_once") or tokens_at_once(-(-config.vocab_size // processes.layout.tp), False),
+        clip=plain.CLIP,
+        device=device,
+        vocabulary_size=config.vocab_size,
+    )
     reader: Any = MemoryReader(DOCUMENTS, config.vocab_size, SEQ)
     feed = Feed(
         reader,
         capacity=case.get("micro_batch", 2) * SEQ,
         replicas=layout.dp,
         replica=processes.replica,
-        loss_mask=case.get("loss_mask", 0.0),
+        objective=objective,
         multiple=layout.tp if layout.sequence_parallel else 1,
         pack=case.get("pack", True),
         keyed="dropout" in case.get("lora", {}),

@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sft.engine.groups import Alone
+from sft.engine.loss import MicroBatchLoss
 from sft.model import build
 from sft.model.build import build_stage, make_on_meta, without_dropout
+from sft.model.collectives import SingleRank
 from sft.model.gradients import sum_partial
-from sft.model.loss import most_likely, negative_log_likelihood
 from sft.model.slices import Slice
-from sft.model.stage import Loss
 from sft.model.tensor_parallel import Place
+from sft.objective.cross_entropy import CrossEntropy
+from sft.objective.likelihood import most_likely, negative_log_likelihood
 from tests.models import FAMILIES, tiny_config
 from tests.threads import run_together
 from tokenize_data.errors import UserError
@@ -121,8 +122,10 @@ def test_recomputation_changes_no_gradient(family):
     def gradients(recompute):
         stage = _stage(family, recompute)
         ids, positions = torch.arange(3, 33)[None], torch.cat([torch.arange(12), torch.arange(18)])[None]
-        labels = (torch.arange(30), torch.arange(4, 34), torch.ones(30), torch.ones(1))
-        Loss(stage.stage, VOCABULARY, Alone())(stage.stage((ids, positions)), labels).backward()
+        labels = (torch.arange(30), torch.arange(4, 34), torch.ones(30), torch.zeros(30), torch.ones(1))
+        MicroBatchLoss(CrossEntropy(), stage.stage, VOCABULARY, SingleRank(), 4096)(
+            stage.stage((ids, positions)), labels
+        ).backward()
         return {name: parameter.grad for name, parameter in stage.parameters.items()}
 
     kept = gradients("none")
@@ -168,7 +171,7 @@ def test_dropout_is_off_whatever_the_configuration_says():
     assert (without.dropout, without.attention_dropout, without.layerdrop, without.use_cache) == (0.0, 0.0, 0.0, False)
     assert config.dropout == 0.4
     stage = build_stage(
-        config, range(4), Alone(), sequence_parallel=False, recompute="none", dtype=torch.float32, device=CPU
+        config, range(4), SingleRank(), sequence_parallel=False, recompute="none", dtype=torch.float32, device=CPU
     ).stage.train()
     with torch.no_grad():
         for parameter in stage.parameters():
@@ -190,7 +193,7 @@ def _stage(family, recompute, layers=range(4)):
     built = build_stage(
         tiny_config(family),
         layers,
-        Alone(),
+        SingleRank(),
         sequence_parallel=False,
         recompute=recompute,
         dtype=torch.float32,

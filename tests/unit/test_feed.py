@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sft.engine.feed import Feed, make_row
+from sft.objective.cross_entropy import CrossEntropy
 from tests.distributed.data import MemoryReader
 from tokenize_data.chat import ASSISTANT, SYSTEM, TEMPLATE, USER
 from tokenize_data.reader import Document
@@ -24,7 +25,8 @@ SECOND = Document(np.arange(20, 23, dtype=np.uint16), np.array([1, 2]), np.array
 
 
 def test_a_row_of_two_documents():
-    (ids, positions), (kept, targets, weights) = make_row([FIRST, SECOND], WEIGHTS)
+    (ids, positions), (kept, targets, weights, documents) = make_row([FIRST, SECOND], WEIGHTS, numbers=[7, 3])
+    assert documents.tolist() == [7 if place < len(FIRST.ids) - 1 else 3 for place in kept.tolist()]
     assert ids.tolist() == [[10, 11, 12, 13, 14, 15, 20, 21]]
     assert positions.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1]]
     assert kept.tolist() == [0, 1, 3, 4, 6, 7]
@@ -34,7 +36,7 @@ def test_a_row_of_two_documents():
 
 
 def test_tokens_that_weigh_nothing_are_left_out():
-    _, (kept, targets, weights) = make_row([FIRST], np.where(np.arange(4) == ASSISTANT, 1.0, 0.0).astype(np.float32))
+    _, (kept, targets, weights, _) = make_row([FIRST], np.where(np.arange(4) == ASSISTANT, 1.0, 0.0).astype(np.float32))
     assert (kept.tolist(), targets.tolist(), weights.tolist()) == ([3, 4], [14, 15], [1.0, 1.0])
 
 
@@ -62,7 +64,7 @@ def test_the_engines_mean_is_the_mean_over_trained_tokens(replicas, pack, loss_m
         assert batch.num_trained == sum(int(reader.trained[number]) for number in numbers)
         assert batch.num_tokens == sum(len(reader[number].ids) - 1 for number in numbers)
         total += sum(
-            float((_fake_losses(targets) * weights).sum() * scale) for _, (_, targets, weights, scale) in rows
+            float((_fake_losses(targets) * weights).sum() * scale) for _, (_, targets, weights, _, scale) in rows
         ) / len(rows)
     wanted = sum(float(_fake_losses(torch.tensor(target))) * weight for target, weight in expected.items()) / sum(
         expected.values()
@@ -82,7 +84,7 @@ def test_validation_counts_each_document_once_whatever_the_number_of_replicas(do
         _, rows = _feed(reader, replicas, replica, pack=pack, capacity=32).plan_for_validation(numbers, replicas)
         rows = list(rows)
         lengths.add(len(rows))
-        found += sum(float((_fake_losses(targets) * weights).sum()) for _, (_, targets, weights, _) in rows)
+        found += sum(float((_fake_losses(targets) * weights).sum()) for _, (_, targets, weights, _, _) in rows)
     expected = _expected(reader, numbers, 0.0)
     assert len(lengths) == 1
     assert found == pytest.approx(
@@ -91,7 +93,14 @@ def test_validation_counts_each_document_once_whatever_the_number_of_replicas(do
 
 
 def _feed(reader, replicas, replica, *, pack, loss_mask=0.0, capacity=64):
-    return Feed(reader, capacity=capacity, replicas=replicas, replica=replica, loss_mask=loss_mask, pack=pack)
+    return Feed(
+        reader,
+        capacity=capacity,
+        replicas=replicas,
+        replica=replica,
+        objective=CrossEntropy(loss_mask=loss_mask),
+        pack=pack,
+    )
 
 
 def _fake_losses(targets: torch.Tensor) -> torch.Tensor:

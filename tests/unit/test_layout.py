@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
-from sft.engine.groups import Alone
 from sft.model.build import build_stage
+from sft.model.collectives import SingleRank
 from sft.plan.layout import Layout, ModelShape, choose_layout
 from sft.plan.schedule import learning_rate
 from tests.models import FAMILIES, tiny_config
@@ -78,7 +78,7 @@ def test_a_layout_is_refused_before_a_process_starts_where_the_model_would_refus
         lambda: build_stage(
             config,
             range(4),
-            Alone(rank=0, size=tp),
+            SingleRank(rank=0, size=tp),
             sequence_parallel=False,
             recompute="none",
             dtype=torch.float32,

@@ -16,6 +16,7 @@ import pytest
 from sft.checkpoint.commit import ALONE, CheckpointError, Peers
 from sft.config.settings import Settings
 from sft.engine.trainer import TrainingError
+from sft.objective.cross_entropy import CrossEntropy
 from sft.spec.run import OpenData
 from sft.worker import loop
 from sft.worker import train as worker
@@ -56,7 +57,9 @@ class Scene:
             folder=folder,
             sampler=SimpleNamespace(documents=lambda number: np.arange(4)),
         )
-        self.pipeline: Any = SimpleNamespace(processes=SimpleNamespace(replica=0, layout=layout), should_stop=False)
+        self.pipeline: Any = SimpleNamespace(
+            processes=SimpleNamespace(replica=0, layout=layout), should_stop=False, objective=CrossEntropy()
+        )
 
     # -- the stubs
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from sft.checkpoint import stage_adapters
 from sft.config.settings import Settings
-from sft.engine.groups import Alone
 from sft.model.build import build_stage
+from sft.model.collectives import SingleRank
 from sft.model.dropout import AdapterDropout, Keys, decoded, document_keys
 from sft.model.linear import Linear
 from sft.model.lora import LoraSettings, initial, is_adapter
@@ -34,7 +34,7 @@ def build(family: str = "llama", bits: int | None = None, **settings):
     return build_stage(
         config,
         range(config.num_hidden_layers),
-        Alone(),
+        SingleRank(),
         sequence_parallel=False,
         recompute="none",
         dtype=torch.float32,
@@ -148,7 +148,7 @@ def test_a_stage_without_anything_to_train_gets_something_that_changes_nothing()
     built = build_stage(
         config,
         range(2),
-        Alone(),
+        SingleRank(),
         sequence_parallel=False,
         recompute="none",
         dtype=torch.float32,

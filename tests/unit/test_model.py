@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sft.engine.groups import Alone
 from sft.model import attention, parts
 from sft.model.anatomy import find_anatomy
+from sft.model.collectives import SingleRank
 from sft.model.parts import Parts, block_diagonal_mask, lengths_of, take_apart
 from sft.verify.selfcheck import self_check
 from tests.models import FAMILIES, tiny_config
@@ -33,12 +33,12 @@ def _one_thread():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_parts_give_transformers_logits_on_a_packed_row(name):
-    assert self_check(tiny_config(name), Alone(), False) <= 1e-5
+    assert self_check(tiny_config(name), SingleRank(), False) <= 1e-5
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_they_do_in_bfloat16_within_what_rounding_explains(name):
-    self_check(tiny_config(name), Alone(), False, dtype=torch.bfloat16)
+    self_check(tiny_config(name), SingleRank(), False, dtype=torch.bfloat16)
 
 
 def test_a_mistake_in_bfloat16_alone_is_found(monkeypatch):
@@ -49,13 +49,13 @@ def test_a_mistake_in_bfloat16_alone_is_found(monkeypatch):
         return output * 1.5 if query.dtype is torch.bfloat16 else output
 
     monkeypatch.setattr(attention, "_one_document", wrong)
-    assert self_check(tiny_config("llama"), Alone(), False) <= 1e-5
+    assert self_check(tiny_config("llama"), SingleRank(), False) <= 1e-5
     message = (
         r"llama taken apart into stages does not compute what transformers computes in bfloat16 \(.+: off by "
         r"\d+\.\d times what rounding"
     )
     with pytest.raises(UserError, match=message):
-        self_check(tiny_config("llama"), Alone(), False, dtype=torch.bfloat16)
+        self_check(tiny_config("llama"), SingleRank(), False, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -117,7 +117,7 @@ def test_a_mistake_is_found_by_the_self_check(monkeypatch):
     with pytest.raises(
         UserError, match=r"llama taken apart into stages does not compute what transformers computes \(.+: off by "
     ):
-        self_check(tiny_config("llama"), Alone(), False)
+        self_check(tiny_config("llama"), SingleRank(), False)
 
 
 def test_rotary_embeddings_stay_in_float32_when_the_model_is_cast():

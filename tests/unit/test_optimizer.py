@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sft.config.optimizer import OPTIMIZERS, OptimizerSpec
-from sft.engine.groups import Alone
+from sft.model.collectives import SingleRank
 from sft.model.slices import Slice
 from sft.model.tensor_parallel import Place
 from sft.optimizer import algorithms, states
@@ -135,7 +135,7 @@ def test_large_tensors_are_cut_into_shards_that_count_in_32_bits():
 
 def test_biases_and_norms_do_not_decay():
     shards = _shards({"layers.0.w": (4, 4), "layers.0.bias": (4,), "norm": (4,), "head.weight": (9, 4)})
-    (made,) = make_algorithms(_spec("adamw"), shards, Alone(), CPU)
+    (made,) = make_algorithms(_spec("adamw"), shards, SingleRank(), CPU)
     decaying, others = made.param_groups
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     assert [tuple(one.shape) for one in decaying["params"]] == [(4, 4), (9, 4)]
@@ -177,7 +177,7 @@ def test_tensor_ranks_update_a_matrix_as_one(name, dim):
     alone.grad = gradient.clone()
     single = _shards({"layers.0.w": (8, 12)}, alone)
     single[0].weights.grad = gradient.clone()
-    make_algorithms(_spec(name), single, Alone(), CPU)[0].step()
+    make_algorithms(_spec(name), single, SingleRank(), CPU)[0].step()
 
     def on_a_rank(group):
         half = whole.size(dim) // 2
@@ -214,7 +214,7 @@ def test_nothing_is_updated_where_the_caller_does_not_approve():
     optimizer = ShardedOptimizer(
         Trained(parameters={"w": parameter}, places={"w": Place((4,))}),
         _spec("adamw"),
-        Groups(tensor=Alone()),
+        Groups(tensor=SingleRank()),
         clip=1.0,
         device=CPU,
         votes=lambda: [2.0, torch.tensor(True)],
@@ -253,7 +253,7 @@ def test_8_bits_need_bitsandbytes(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     message = "--optimizer adamw8bit needs bitsandbytes: pip install 'sft[quantized]', or use --optimizer adamw"
     with pytest.raises(UserError, match=re.escape(message)):
-        make_algorithms(_spec("adamw8bit"), _shards({"w": (2, 2)}), Alone(), CPU)
+        make_algorithms(_spec("adamw8bit"), _shards({"w": (2, 2)}), SingleRank(), CPU)
 
 
 def test_nvidias_adam_is_used_on_a_gpu_where_it_is(monkeypatch):
@@ -261,10 +261,10 @@ def test_nvidias_adam_is_used_on_a_gpu_where_it_is(monkeypatch):
     monkeypatch.setattr(
         algorithms, "nvidia_fused_adam", lambda: lambda groups, **options: made.append(options) or "theirs"
     )
-    assert make_algorithms(_spec("adamw"), _shards({"w": (2, 2)}), Alone(), torch.device("cuda")) == ["theirs"]
+    assert make_algorithms(_spec("adamw"), _shards({"w": (2, 2)}), SingleRank(), torch.device("cuda")) == ["theirs"]
     assert made == [{"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-6, "adam_w_mode": True}]
-    assert isinstance(make_algorithms(_spec("adamw"), _shards({"w": (2, 2)}), Alone(), CPU)[0], torch.optim.AdamW)
-    assert isinstance(make_algorithms(_spec("sgd"), _shards({"w": (2, 2)}), Alone(), CPU)[0], torch.optim.SGD)
+    assert isinstance(make_algorithms(_spec("adamw"), _shards({"w": (2, 2)}), SingleRank(), CPU)[0], torch.optim.AdamW)
+    assert isinstance(make_algorithms(_spec("sgd"), _shards({"w": (2, 2)}), SingleRank(), CPU)[0], torch.optim.SGD)
 
 
 def _originals(name, parameters):
@@ -295,7 +295,7 @@ def _originals(name, parameters):
 def _sharded(parameters, name, clip=1.0):
     places = {key: Place(tuple(parameter.shape)) for key, parameter in parameters.items()}
     trained = Trained(parameters=parameters, places=places, ends=("head.weight",))
-    return ShardedOptimizer(trained, _spec(name), Groups(tensor=Alone()), clip=clip, device=CPU)
+    return ShardedOptimizer(trained, _spec(name), Groups(tensor=SingleRank()), clip=clip, device=CPU)
 
 
 def _shards(shapes, parameter=None):

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from benchmarks import published
-from sft.engine.groups import Alone
 from sft.model.build import build_stage, make_on_meta
+from sft.model.collectives import SingleRank
 from sft.plan.architecture import Architecture
 from sft.plan.gpus import TABLE, find_gpu, read_gpus, recognise
 from sft.plan.layout import Layout
@@ -159,7 +159,7 @@ def test_each_ranks_weights_are_those_of_the_stage_that_is_built(name, tp, tmp_p
         built = build_stage(
             config,
             layers,
-            Alone(size=tp),
+            SingleRank(size=tp),
             sequence_parallel=False,
             recompute="none",
             dtype=torch.float32,

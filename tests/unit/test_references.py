@@ -53,6 +53,7 @@ REFERENCES: dict[str, dict[Any, Any]] = {
     "warmup_iters": {"any": _RATES},
     "dtype": {"fp32": _LAYOUTS, "bf16": _PARITY},
     "recompute": {name: axis("recompute", name) for name in ("none", "selective", "full")},
+    "label_smoothing": {"any": _LAYOUTS},
     "loss_mask": {0.0: axis("loss_mask", 0.0), 0.5: axis("loss_mask", 0.5)},
     "sequence_parallel": {value: axis("sequence_parallel", value) for value in (True, False)},
     "tp": {"any": axis("layout", "tp2")},

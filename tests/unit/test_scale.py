@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from sft.engine.groups import Alone
 from sft.model.build import build_stage, make_on_meta
+from sft.model.collectives import SingleRank
 from sft.model.weights import INDEX, WeightFiles, match_names
 from tests.counting import bytes_read
 
@@ -85,7 +85,7 @@ def test_a_rank_of_a_70b_model_finds_its_slices_from_the_headers(seventy_billion
     built = build_stage(
         config,
         range(30, 40),
-        Alone(rank=5, size=8),
+        SingleRank(rank=5, size=8),
         sequence_parallel=True,
         recompute="none",
         dtype=torch.bfloat16,

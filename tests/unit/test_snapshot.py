@@ -14,7 +14,7 @@ from sft.checkpoint import resume
 from sft.checkpoint.commit import ALONE
 from sft.checkpoint.fragments import Checkpoint, Later
 from sft.config.optimizer import OptimizerSpec
-from sft.engine.groups import Alone
+from sft.model.collectives import SingleRank
 from sft.model.tensor_parallel import Place
 from sft.optimizer import states
 from sft.optimizer.sharded import Groups, ShardedOptimizer, Trained
@@ -42,7 +42,7 @@ def pipeline(optimizer: str = "adamw", dtype: torch.dtype = torch.float32):
     made = ShardedOptimizer(
         Trained(parameters=parameters, places=places),
         spec,
-        Groups(tensor=Alone()),
+        Groups(tensor=SingleRank()),
         clip=1.0,
         device=torch.device("cpu"),
     )

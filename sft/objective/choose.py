@@ -1,0 +1,24 @@
+"""The objective of a run's settings. A new one is a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sft.config.objective import ObjectiveSettings
+from sft.objective.cross_entropy import CrossEntropy
+from sft.objective.interface import Objective
+from sft.objective.label_smoothing import SmoothedCrossEntropy
+
+# The first that returns one is used.
+_CHOICES: tuple[Callable[[ObjectiveSettings], Objective | None], ...] = (
+    lambda asked: (
+        SmoothedCrossEntropy(loss_mask=asked.loss_mask, smoothing=asked.label_smoothing)
+        if asked.label_smoothing
+        else None
+    ),
+    lambda asked: CrossEntropy(loss_mask=asked.loss_mask),
+)
+
+
+def objective_of(settings: ObjectiveSettings) -> Objective:
+    return next(found for choice in _CHOICES if (found := choice(settings)) is not None)
