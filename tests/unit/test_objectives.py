@@ -84,7 +84,7 @@ def test_smoothed_labels_are_those_of_torch(size, at_once, smoothing):
 @torch.no_grad()
 def test_smoothing_leaves_the_figures_of_a_validation_alone():
     head, hidden_NE, labels = (
-        head_of(torch.randn(VOCABULARY, HIDDEN), SingleRank(), 7),
+        head_of(0.1 * torch.randn(VOCABULARY, HIDDEN), SingleRank(), 7),
         torch.randn(TOKENS, HIDDEN),
         labels_of(),
     )
