@@ -152,7 +152,7 @@ def _trained(built: BuiltStage, processes: Processes) -> Trained:
     return Trained(
         parameters=built.parameters,
         places=built.places,
-        ends=(f"{built.anatomy.embedding}.weight", f"{built.anatomy.head}.weight"),
+        outside=tuple(name for name in built.parameters if not name.startswith(f"{built.anatomy.layers}.")),
         tied=built.tied_name,
         is_first_stage=processes.is_first_stage,
         spare=tuple(built.stage.spare),

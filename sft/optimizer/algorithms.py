@@ -24,16 +24,20 @@ Groups = list[dict[str, Any]]
 
 
 def make_algorithms(
-    spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: torch.device, ends: Collection[str] = ()
+    spec: OptimizerSpec,
+    shards: Sequence[Shard],
+    group: TensorGroup,
+    device: torch.device,
+    outside: Collection[str] = (),
 ) -> list[torch.optim.Optimizer]:
-    """`ends` are the names of embedding and head, which Muon does not take."""
+    """`outside` names what is not inside the layers: Muon leaves it to AdamW."""
     if not shards:
         return []
-    return _MAKERS[spec.name](spec, shards, group, device, ends)
+    return _MAKERS[spec.name](spec, shards, group, device, outside)
 
 
 def _adamw(
-    spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: torch.device, ends: Any
+    spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: torch.device, outside: Any
 ) -> list[torch.optim.Optimizer]:
     groups, betas = _groups(spec, shards), (spec.beta1, spec.beta2)
     if device.type == "cuda" and (fused := nvidia_fused_adam()) is not None:
@@ -53,7 +57,7 @@ def nvidia_fused_adam() -> Any:
 
 
 def _adamw8bit(
-    spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: Any, ends: Any
+    spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: Any, outside: Any
 ) -> list[torch.optim.Optimizer]:
     try:
         from bitsandbytes.optim import AdamW8bit
@@ -65,28 +69,28 @@ def _adamw8bit(
 
 
 def _sgd(
-    spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: Any, ends: Any
+    spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: Any, outside: Any
 ) -> list[torch.optim.Optimizer]:
     return [torch.optim.SGD(_groups(spec, shards), lr=spec.lr, momentum=spec.momentum)]
 
 
 def _adafactor(
-    spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: Any, ends: Any
+    spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: Any, outside: Any
 ) -> list[torch.optim.Optimizer]:
     places: dict[Tensor, Place] = {shard.weights: shard.place for shard in shards}
     return [Adafactor(_groups(spec, shards), lr=spec.lr, places=places, group=group)]
 
 
 def _muon(
-    spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: torch.device, ends: Collection[str]
+    spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: torch.device, outside: Collection[str]
 ) -> list[torch.optim.Optimizer]:
-    matrices = [shard for shard in shards if shard.is_matrix and shard.name not in ends]
-    rest = [shard for shard in shards if not shard.is_matrix or shard.name in ends]
+    matrices = [shard for shard in shards if shard.is_matrix and shard.name not in outside]
+    rest = [shard for shard in shards if not shard.is_matrix or shard.name in outside]
     places: dict[Tensor, Place] = {shard.weights: shard.place for shard in matrices}
     made: list[torch.optim.Optimizer] = []
     if matrices:
         made.append(Muon(_groups(spec, matrices), lr=spec.lr, places=places, group=group))
-    return made + (_adamw(spec, rest, group, device, ends) if rest else [])
+    return made + (_adamw(spec, rest, group, device, outside) if rest else [])
 
 
 _MAKERS: dict[str, Callable[..., list[torch.optim.Optimizer]]] = {

@@ -35,7 +35,7 @@ class Trained:
 
     parameters: Mapping[str, nn.Parameter]
     places: Mapping[str, Place]
-    ends: Collection[str] = ()  # embedding and head
+    outside: Collection[str] = ()  # of the layers: embedding, head and projections next to them
     tied: str | None = None  # of them the one that is both
     is_first_stage: bool = True
     spare: Sequence[nn.Parameter] = ()  # without effect, where a stage has nothing to train
@@ -84,7 +84,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
             for name, parameter in own.items()
             for shard in make_shards(name, parameter, trained.places[name], self._owned[name])
         ]
-        self.algorithms = make_algorithms(spec, self.shards, groups.tensor, device, trained.ends)
+        self.algorithms = make_algorithms(spec, self.shards, groups.tensor, device, trained.outside)
 
     @property
     def names(self) -> list[str]:
@@ -210,7 +210,7 @@ def _parcels_of(own: Mapping[str, nn.Parameter], trained: Trained, spec: Optimiz
         whole = (
             set(shapes)
             if spec.kind.is_factored
-            else {name for name, shape in shapes.items() if len(shape) > 1} - set(trained.ends)
+            else {name for name, shape in shapes.items() if len(shape) > 1} - set(trained.outside)
         )
     late = {name for name in shapes if groups.tensor.size > 1 and trained.places[name].is_replica_of_part}
     return parcels(

@@ -86,9 +86,16 @@ def _put(wholes: dict[str, Tensor], name: str, place: tuple[Any, tuple[int, ...]
 
 
 def expected(
-    case: dict[str, Any], ranks: list[dict[str, Any]], dtype: torch.dtype | None = None, *, kept_alone: bool = False
+    case: dict[str, Any],
+    ranks: list[dict[str, Any]],
+    dtype: torch.dtype | None = None,
+    *,
+    kept_alone: bool = False,
+    in_halves: bool = False,
 ) -> Trained:
-    """The same by the reference. Quantised weights are what the ranks made of them."""
+    """The same by the reference. Quantised weights are what the ranks made of them. `in_halves`: each matmul in
+    parts.
+    """
     dense: dict[str, Tensor] = {}
     for rank in ranks:
         for name, values in rank["quantized"].items():
@@ -99,6 +106,8 @@ def expected(
     name_of = adapters.own_name if "lora" in case else str
     if "lora" in case:
         model = adapters.with_adapters(model, case)
+    if in_halves:
+        reference.compute_in_halves(model)
     sampler = Sampler(worker.DOCUMENTS, case.get("global_batch", worker.GLOBAL_BATCH), worker.SEED)
     batches = [
         sampler.documents(number).astype(np.int64) for number in range(case.get("iterations", worker.ITERATIONS))

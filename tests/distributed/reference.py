@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from tests.distributed import plain
@@ -42,6 +43,25 @@ def make_model(
         for name, parameter in model.named_parameters():
             parameter.copy_((dense or {}).get(name, whole[name]))
     return model.train()
+
+
+def compute_in_halves(model: Any) -> None:
+    """Each linear layer's matmul in four parts, half of its inputs by half of its outputs: the same mathematics, other
+    roundings.
+    """
+
+    def forward(linear: Any, inputs: Tensor) -> Tensor:
+        halves = inputs.chunk(2, -1)
+        rows = [
+            sum(functional.linear(half, part) for half, part in zip(halves, row.chunk(2, 1), strict=True))
+            for row in linear.weight.chunk(2, 0)
+        ]
+        whole = torch.cat(rows, -1)
+        return whole if linear.bias is None else whole + linear.bias
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and min(module.weight.shape) > 1:
+            module.forward = partial(forward, module)
 
 
 def train(

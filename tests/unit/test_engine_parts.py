@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
@@ -204,3 +206,16 @@ def _stage(family, recompute, layers=range(4)):
         for parameter in built.parameters.values():
             parameter.normal_(mean=0.02, std=0.1)
     return built
+
+
+def test_projections_beside_the_layers_are_outside_of_them():
+    """For Muon, which takes the matrices inside the layers alone."""
+    from types import SimpleNamespace
+
+    from sft.engine.pipeline import _trained
+
+    processes: Any = SimpleNamespace(is_first_stage=True)
+    outside = set(_trained(_stage("opt-350m", "none"), processes).outside)
+    trunk = "model.decoder"
+    assert {f"{trunk}.project_in.weight", f"{trunk}.project_out.weight", f"{trunk}.embed_tokens.weight"} <= outside
+    assert not any(".layers." in name for name in outside)

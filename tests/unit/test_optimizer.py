@@ -294,7 +294,7 @@ def _originals(name, parameters):
 
 def _sharded(parameters, name, clip=1.0):
     places = {key: Place(tuple(parameter.shape)) for key, parameter in parameters.items()}
-    trained = Trained(parameters=parameters, places=places, ends=("head.weight",))
+    trained = Trained(parameters=parameters, places=places, outside=("head.weight",))
     return ShardedOptimizer(trained, _spec(name), Groups(tensor=SingleRank()), clip=clip, device=CPU)
 
 
