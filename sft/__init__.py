@@ -1,8 +1,9 @@
-"""The fine-tuner. In reading order: cli (argv to one command), commands (one file each, thin), config (what the user
-asked for), sweep (a grid of runs), job (one run, from what was typed to the exported model), plan (layout, iterations
-and rows, from the index), model (a Hugging Face model taken apart into this process's share), engine (many processes,
-one update), checkpoint (states to resume from, whole models), evaluate (answers and what they are worth), observe (what
-people see). Imports run one way: cli, commands, sweep, job, observe, evaluate, checkpoint, engine, model, plan, config.
+"""The fine-tuner. In reading order, from top to bottom: cli (argv to one command), commands (one thin file each), sweep
+(a grid of runs), launcher (processes), resolve (settings to a RunSpec) and worker (what each process does), verify
+(comparisons with plain transformers), checkpoint (states and models on disk), evaluate (answers and scores), observe
+(what people see), engine (many processes, one update), objective (the loss), optimizer, model (a Hugging Face model as
+this process's share), spec (the RunSpec), plan (layout, iterations and rows, from the index), config (the settings).
+Imports run in this order only.
 
 Belongs here: what happens from shards to a tuned model. Does not belong here: how rows become shards, which is
 `tokenize_data`.

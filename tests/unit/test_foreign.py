@@ -318,5 +318,5 @@ def test_a_secret_name_is_none_of_the_usual_ones():
 
 def test_a_data_set_s_name_may_be_no_file_s(tmp_path):
     (tmp_path / "old.yaml").write_text(f"model_name: a/b\nbatch_size: 1\ndataset_name: {'a' * 300}\n")
-    (found,) = make_settings(read_recipe(tmp_path / "old.yaml")).datasets
+    (found,) = make_settings(read_recipe(tmp_path / "old.yaml")).data.datasets
     assert found.files == ("a" * 300 + ":train",)

@@ -34,8 +34,9 @@ def record(iteration: int, **others: Any) -> dict[str, Any]:
 
 
 def test_importing_these_modules_brings_no_torch_and_no_matplotlib():
-    names = ("run_folder", "metrics", "progress", "header", "trackers", "chart", "report", "serve")
-    code = "import sys\n" + "".join(f"import sft.observe.{name}\n" for name in names)
+    names = ("spec.run", "spec.run_folder", "spec.metrics")
+    names += tuple(f"observe.{name}" for name in ("progress", "header", "trackers", "chart", "report", "serve"))
+    code = "import sys\n" + "".join(f"import sft.{name}\n" for name in names)
     code += "print({'torch', 'transformers', 'deepspeed', 'matplotlib', 'tensorboard'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 

@@ -95,7 +95,7 @@ def test_states_of_8_bits_are_copied_as_codes_and_written_as_numbers(tmp_path):
 def test_too_little_memory_for_a_copy_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error):
     warnings: list[str] = []
     sampler = SimpleNamespace(documents=lambda iteration: torch.zeros(2).numpy())
-    job = SimpleNamespace(folder=tmp_path, config=SimpleNamespace(keep=2), sampler=sampler)
+    job = SimpleNamespace(folder=tmp_path, settings=SimpleNamespace(output=SimpleNamespace(keep=2)), sampler=sampler)
     saver = Saver(job, pipeline(), ALONE, {}, warnings.append)  # type: ignore[arg-type]
     right = resume.snapshot
 
