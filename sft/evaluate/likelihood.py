@@ -86,7 +86,7 @@ def _batch(model: Any, documents: Sequence[Encoded]) -> list[Tensor]:
 
 
 def _nll(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """As sft.model.loss for a single process."""
+    """As `sft.objective.likelihood` on a single rank."""
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
 
 
