@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all check format bench clean
+.PHONY: demo test test-gpu test-all check format bench clean
 
 demo: $(STAMP)
 	$(BIN)/python -m tests.demo
@@ -12,6 +12,9 @@ demo: $(STAMP)
 test: check
 	$(BIN)/python -m pytest -q -n 2 tests/unit
 	$(BIN)/python -m pytest -q -m "not slow" tests/distributed tests/faults tests/fuzz
+
+test-gpu: $(STAMP)  # on one GPU, in minutes
+	$(BIN)/python -m pytest -q -m gpu -n 8 --dist loadgroup tests/gpu
 
 test-all: check  # the long proofs too: more than an hour on two cores
 	NUM_KILLS=50 NUM_MUTATIONS=5000 $(BIN)/python -m pytest

@@ -1,11 +1,13 @@
-"""Training speed on one GPU, technique by technique, and against TRL: python benchmarks/gpu_ladder.py [--budget_s 1500]
-[--write].
+"""Training speed on one GPU, technique by technique, and against TRL: python benchmarks/gpu_ladder.py --out F
+[--budget_s 1500] [--write].
 
 Real shapes with random weights in bf16, AdamW with float32 masters, documents of random ids: rows that are full, and a
-mix of lengths such as question-answer files have. Of each case 20 iterations warm up and 50 are timed, each in a
-process of its own. A ladder adds one technique at a time to the first shape. MFU counts 6 operations for each weight
-that a token is multiplied with and 12 * layers * hidden for each pair of tokens within a document that causal attention
-looks at, against 989 TFLOP/s and the rate of large products measured here.
+mix of lengths such as question-answer files have. Each case runs in a process of its own, and leaves one line of JSON
+in F at once: cases that F has already are not run again, so that what was measured before time ran out is kept. While
+one case is measured, the process of the next one imports what it needs. MFU counts the operations that the case really
+asks for: 6 for each weight that a token is multiplied with, or 4 and the adapters' where the base is frozen, and 12 *
+layers * hidden for each pair of tokens within a document that causal attention looks at; against 989 TFLOP/s and the
+rate of large matmuls measured here.
 
 `--tiny` runs everything on whatever is here with shapes of a toy, which shows that it runs and nothing else.
 """
@@ -21,15 +23,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import argparse
 import dataclasses
 import json
+import os
 import platform
 import statistics
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib import metadata
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
@@ -89,54 +92,48 @@ class Case:
     lora: bool = False
     recompute: str = "none"
     optimizer: str = "adamw"
-    varlen: bool = True
-    chunked: bool = True
-    compiled: bool = False
-    warm_up: int = 20
-    timed: int = 50
+    compiled: bool = True
+    profile: bool = False  # what the kernels of two iterations are, in place of a speed
+    warm_up: int = 6
+    timed: int = 16
 
     @property
     def label(self) -> str:
         kind = f"LoRA r{_RANK}" if self.lora else "full"
         what = "mix of lengths" if self.mix else "full rows"
-        without = [
-            word
-            for word, has in (("one kernel for all documents", self.varlen), ("chunked loss", self.chunked))
-            if not has
-        ]
         notes = [f"recompute {self.recompute}"] if self.recompute != "none" else []
-        notes += [f"without {word}" for word in without] + (["compiled layers"] if self.compiled else [])
+        notes += ["as written"] if not self.compiled and self.program == "sft" else []
+        notes += ["profile"] if self.profile else []
         notes += [self.optimizer] if self.optimizer != "adamw" else []
         return f"{self.program} {self.shape} {kind}, {what} of {self.seq:,}" + (
             f" ({', '.join(notes)})" if notes else ""
         )
 
 
-def ladder() -> list[Case]:
-    base = Case(shape="1B", varlen=False, chunked=False, mix=True)
-    steps = [base, replace(base, varlen=True), replace(base, varlen=True, chunked=True)]
-    steps.append(replace(steps[-1], compiled=True))
-    return steps
-
-
 def table() -> list[Case]:
     """In the order of what matters most, should time run out."""
-    best: dict[str, Any] = {"compiled": True}
     return [
-        *ladder(),
-        Case(shape="1B", program="TRL", mix=True),
-        *(Case(shape=shape, **best) for shape in ("1B", "3B")),
-        Case(shape="8B", lora=True, **best),
-        Case(shape="8B", recompute="selective", optimizer="adamw8bit", rows=2, **best),
-        Case(shape="8B", recompute="full", optimizer="adamw8bit", rows=2, **best),
-        Case(shape="8B", program="TRL", lora=True),
-        Case(shape="3B", mix=True, **best),
-        *(Case(shape=shape, seq=seq, rows=4 * 4096 // seq, **best) for seq in (2048, 8192) for shape in ("1B", "3B")),
-        Case(shape="3B", program="TRL", mix=True),
+        Case(shape="1B", mix=True),
+        Case(shape="1B", mix=True, compiled=False),
+        Case(shape="1B", mix=True, program="TRL"),
+        Case(shape="8B", lora=True, mix=True),
+        Case(shape="8B", lora=True, mix=True, program="TRL"),
+        Case(shape="1B", mix=True, profile=True),
+        Case(shape="8B", lora=True, mix=True, profile=True),
+        Case(shape="8B", lora=True, mix=True, compiled=False),
+        Case(shape="3B"),
+        Case(shape="1B"),
+        Case(shape="3B", compiled=False),
+        Case(shape="8B", lora=True),
+        Case(shape="8B", recompute="selective", optimizer="adafactor", rows=2),
+        Case(shape="8B", recompute="full", optimizer="adafactor", rows=2),
+        Case(shape="1B", seq=8192, rows=2),
+        Case(shape="1B", optimizer="muon"),
+        Case(shape="3B", mix=True, program="TRL"),
     ]
 
 
-# ---------- # documents
+# ---------- documents
 
 
 class Documents:
@@ -189,8 +186,8 @@ def run_ours(case: Case) -> dict[str, Any]:
     from sft.engine.start import start_worker
     from sft.launcher.processes import set_single_process_env
     from sft.launcher.rendezvous import connect
-    from sft.model import parts
     from sft.model.build import build_stage
+    from sft.model.compiled import compile_blocks
     from sft.model.lora import LoraSettings, initialise
     from sft.objective.cross_entropy import CrossEntropy
     from sft.plan.chunks import tokens_at_once
@@ -216,18 +213,17 @@ def run_ours(case: Case) -> dict[str, Any]:
             parameter.fill_(1.0) if parameter.dim() == 1 and "norm" in name else parameter.normal_(0.0, 0.02)
     if lora:
         initialise(built.parameters, built.places, 0)
-    if case.compiled:
-        torch._dynamo.config.cache_size_limit = 64
-        for block in built.stage.blocks:
-            block.layer.compile(dynamic=True)  # type: ignore[union-attr]
+    began = time.perf_counter()
+    if case.compiled and (reason := compile_blocks(built.stage, config, device)) is not None:
+        raise RuntimeError(f"not compiled: {reason}")
+    compiling = time.perf_counter() - began
     settings = OptimizerSpec(name=case.optimizer, lr=_RATE, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
-    at_once = tokens_at_once(config.vocab_size, is_gpu=True) if case.chunked else 10**9
     pipeline = Pipeline(
         built,
         processes,
         optimizer=settings,
         objective=CrossEntropy(),
-        tokens_at_once=at_once,
+        tokens_at_once=tokens_at_once(config.vocab_size, is_gpu=device.type == "cuda"),
         clip=1.0,
         device=device,
         vocabulary_size=config.vocab_size,
@@ -235,17 +231,50 @@ def run_ours(case: Case) -> dict[str, Any]:
     documents, numbers = batches(case, config.vocab_size)
     reader: Any = documents
     feed = Feed(reader, capacity=case.seq, replicas=1, replica=0, objective=CrossEntropy())
-    patch = mock.patch.object(parts, "bounds_of", return_value=None) if not case.varlen else mock.MagicMock()
     seconds, losses = [], []
-    with patch:
-        for chosen in numbers:
-            batch = feed.plan(chosen)
-            _synchronise(device)
-            began = time.perf_counter()
-            losses.append(pipeline.step(feed.micro_batches(batch), batch.plan.num_micro_batches, _RATE).loss)
-            _synchronise(device)
-            seconds.append(time.perf_counter() - began)
-    return _result(case, documents, numbers, seconds, losses, sum(_weights(config, case)))
+
+    def iteration(chosen: np.ndarray) -> None:
+        batch = feed.plan(chosen)
+        losses.append(pipeline.step(feed.micro_batches(batch), feed.row_lengths(batch), _RATE).loss)
+
+    if case.profile:
+        for chosen in numbers[: case.warm_up]:
+            iteration(chosen)
+        return {"label": case.label, "profile": profiled(lambda: iteration(numbers[case.warm_up]))}
+    for chosen in numbers:
+        _synchronise(device)
+        began = time.perf_counter()
+        iteration(chosen)
+        _synchronise(device)
+        seconds.append(time.perf_counter() - began)
+    return _result(case, documents, numbers, seconds, losses, _weights(config, case)) | {"compile_s": compiling}
+
+
+def profiled(iteration: Callable[[], None]) -> dict[str, Any]:
+    """Kernels, copies and waits of one iteration, with their share of the time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    iteration()
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    began = time.perf_counter()
+    with profile(activities=activities) as found:
+        iteration()
+    seconds = time.perf_counter() - began
+    events = found.key_averages()
+    kernels = [event for event in events if event.self_device_time_total > 0 and event.self_cpu_time_total == 0]
+    kernels.sort(key=lambda event: -event.self_device_time_total)
+    calls = {event.key: event.count for event in events}
+    waits = {key: count for key, count in calls.items() if "Synchronize" in key or key.startswith("cudaMemcpy")}
+    waits |= {key: calls.get(key, 0) for key in ("aten::item", "aten::nonzero", "aten::_local_scalar_dense")}
+    return {
+        "seconds": seconds,
+        "device_ms": sum(event.self_device_time_total for event in kernels) / 1000,
+        "launches": sum(count for key, count in calls.items() if "LaunchKernel" in key),
+        "waits": waits,
+        "kernels": [
+            [event.key[:110], event.count, round(event.self_device_time_total / 1000, 2)] for event in kernels[:28]
+        ],
+    }
 
 
 def run_trl(case: Case) -> dict[str, Any]:
@@ -326,7 +355,7 @@ def run_trl(case: Case) -> dict[str, Any]:
         peft_config=adapters,
     )
     trainer.train()
-    return _result(case, documents, numbers, seconds, losses, sum(_weights(config, case)))
+    return _result(case, documents, numbers, seconds, losses, _weights(config, case))
 
 
 def _tokenizer() -> Any:
@@ -353,7 +382,7 @@ def _result(
     numbers: list[np.ndarray],
     seconds: list[float],
     losses: list[float],
-    weights: float,
+    weights: tuple[float, float],
 ) -> dict[str, Any]:
     import torch
 
@@ -363,8 +392,12 @@ def _result(
     trained = [float(documents.trained[chosen].sum()) for chosen in timed]
     sizes = SHAPES[case.shape]
     width = sizes["num_attention_heads"] * sizes["head_dim"]
+    # The head's work is for trained tokens alone.
+    layers, head = weights
+    passes = 4.0 if case.lora else 6.0  # adapters: no gradients of the base's weights
     operations = [
-        6 * weights * n + 12 * sizes["num_hidden_layers"] * width * p for n, p in zip(places, pairs, strict=True)
+        passes * layers * n + passes * head * k + 12 * sizes["num_hidden_layers"] * width * p
+        for n, k, p in zip(places, trained, pairs, strict=True)
     ]
     taken = seconds[case.warm_up : case.warm_up + len(timed)]
     total = sum(taken)
@@ -374,7 +407,7 @@ def _result(
         "trained_per_second": sum(trained) / total,
         "flops": sum(operations) / total,
         "iteration_ms": 1000 * statistics.median(taken),
-        "first_loss": losses[0] if losses else None,
+        "losses": [round(loss, 5) for loss in losses[:4]],
         "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
     }
 
@@ -409,60 +442,131 @@ def matrix_rate(is_tiny: bool) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("gpu_ladder.jsonl"), help="a line for each case that is done")
     parser.add_argument("--budget_s", type=float, default=1e9, help="no case is begun after so many seconds")
+    parser.add_argument("--case_s", type=float, default=150.0, help="a case that takes longer is ended")
     parser.add_argument("--only", default="", help="cases whose label has this")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    parser.add_argument("--write", action="store_true", help=f"write {_RESULTS.name}")
+    parser.add_argument("--write", action="store_true", help=f"write {_RESULTS.name} from what is in --out")
     arguments = parser.parse_args()
     if arguments.case:
-        case = Case(**json.loads(arguments.case))
-        print(json.dumps(run_trl(case) if case.program == "TRL" else run_ours(case)))
+        run_when_told(Case(**json.loads(arguments.case)))
         return
-    began, lines, rate = time.monotonic(), [], matrix_rate(arguments.tiny)
-    print(f"large products: {rate / 1e12:.1f} TFLOP/s", flush=True)
+    began = time.monotonic()
+    done = _read(arguments.out)
+    if "" not in done:
+        rate = matrix_rate(arguments.tiny)
+        versions = {name: _version(name) for name in _PACKAGES}
+        _append(arguments.out, {"label": "", "rate": rate, "device": _device(), "versions": versions})
     cases = [case for case in table() if arguments.only in case.label]
     if arguments.tiny:
-        cases = [
-            replace(case, shape="toy", seq=64, compiled=False, optimizer="adamw", warm_up=1, timed=2) for case in cases
-        ]
-    for case in dict.fromkeys(cases):
+        small: dict[str, Any] = {"shape": "toy", "seq": 64, "compiled": False, "optimizer": "adamw", "profile": False}
+        cases = [replace(case, **small, warm_up=1, timed=2) for case in cases]
+    waiting = [case for case in dict.fromkeys(cases) if case.label not in done]
+    processes = [_start(waiting[0])] if waiting else []
+    for number, case in enumerate(waiting):
+        process = processes.pop()
+        if number + 1 < len(waiting):
+            processes.append(_start(waiting[number + 1]))
         if time.monotonic() - began > arguments.budget_s:
-            lines.append(f"| {case.label} | no time left | | | | | |")
-            continue
-        command = [sys.executable, __file__, "--case", json.dumps(dataclasses.asdict(case))]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            error = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            print(f"{case.label}: {done.stderr[-3000:]}", file=sys.stderr, flush=True)
-            lines.append(f"| {case.label} | failed: {error[:120]} | | | | | |")
-            continue
-        found = json.loads(done.stdout.strip().splitlines()[-1])
-        peak = "" if found["peak_gb"] is None else f"{found['peak_gb']:.1f}"
-        lines.append(
-            f"| {case.label} | {found['tokens_per_second']:,.0f} | {found['trained_per_second']:,.0f} "
-            f"| {found['iteration_ms']:,.1f} "
-            f"| {found['flops'] / _PEAK_FLOPS:.1%} | {found['flops'] / rate:.1%} | {peak} |"
-        )
-        print(lines[-1], flush=True)
-    versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
-    text = "\n".join(
-        [
-            "# Training on one GPU",
-            "",
-            f"Large products in bf16, measured: {rate / 1e12:.0f} TFLOP/s.",
-            "",
-            "| | tokens/s | trained tokens/s | ms an iteration | MFU of 989 | MFU of measured | peak GB |",
-            "|---|---|---|---|---|---|---|",
-            *lines,
-            "",
-            f"{date.today()}: {_device()}, Python {platform.python_version()}, {versions}.",
-            "",
-        ]
-    )
+            process.kill()
+            break
+        found = _finish(process, case, arguments.case_s)
+        _append(arguments.out, found)
+        print(json.dumps(found)[:400], flush=True)
+    for process in processes:
+        process.kill()
+    text = as_text(_read(arguments.out))
     print(text)
     if arguments.write:
         _RESULTS.write_text(text)
+
+
+def run_when_told(case: Case) -> None:
+    """Imports first, so that they cost no time of the case before; then waits for a line."""
+    import transformers  # noqa: F401
+
+    if case.program == "TRL":
+        import trl  # noqa: F401
+    sys.stdin.readline()
+    print(json.dumps(run_trl(case) if case.program == "TRL" else run_ours(case)))
+
+
+def _start(case: Case) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, "--case", json.dumps(dataclasses.asdict(case))]
+    pipe = subprocess.PIPE
+    environment = os.environ | {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def _finish(process: subprocess.Popen[str], case: Case, seconds: float) -> dict[str, Any]:
+    began = time.monotonic()
+    try:
+        out, errors = process.communicate("go\n", timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return {"label": case.label, "error": f"took more than {seconds:.0f} s"}
+    wall = {"wall_s": round(time.monotonic() - began, 1)}
+    if process.returncode:
+        lines = errors.strip().splitlines() or ["no message"]
+        return {"label": case.label, "error": lines[-1][:300], "log": errors[-2500:], **wall}
+    found: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+    return found | wall
+
+
+def _append(file: Path, line: dict[str, Any]) -> None:
+    with file.open("a") as out:
+        out.write(json.dumps(line) + "\n")
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    """By label. Cases that failed are run again."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return {line["label"]: line for line in lines if "error" not in line}
+
+
+def as_text(done: dict[str, dict[str, Any]]) -> str:
+    about = done.get("", {"rate": _PEAK_FLOPS, "device": "?", "versions": {}})
+    lines = []
+    for label, found in done.items():
+        if "tokens_per_second" in found:
+            peak = "" if found["peak_gb"] is None else f"{found['peak_gb']:.1f}"
+            lines.append(
+                f"| {label} | {found['tokens_per_second']:,.0f} | {found['trained_per_second']:,.0f} "
+                f"| {found['iteration_ms']:,.1f} | {found['flops'] / _PEAK_FLOPS:.1%} "
+                f"| {found['flops'] / about['rate']:.1%} | {peak} |"
+            )
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    head = [
+        "# Training on one GPU",
+        "",
+        f"Large matmuls in bf16, measured: {about['rate'] / 1e12:.0f} TFLOP/s.",
+        "",
+        "| | tokens/s | trained tokens/s | ms an iteration | MFU of 989 | MFU of measured | peak GB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    found_on = f"{date.today()}: {about['device']}, Python {platform.python_version()}, {versions}."
+    return "\n".join([*head, *lines, "", found_on, *_profiles(done), ""])
+
+
+def _profiles(done: dict[str, dict[str, Any]]) -> list[str]:
+    lines: list[str] = []
+    for label, found in done.items():
+        if "profile" in found:
+            told = found["profile"]
+            lines += [
+                "",
+                f"## {label}",
+                "",
+                f"One iteration: {1000 * told['seconds']:.0f} ms with the profiler, {told['device_ms']:.0f} ms of them "
+                f"in kernels, {told['launches']:,} launches. Waits and copies: {told['waits']}.",
+                "",
+                "| kernel | calls | ms |",
+                "|---|---|---|",
+                *(f"| `{name}` | {count:,} | {milliseconds} |" for name, count, milliseconds in told["kernels"]),
+            ]
+    return lines
 
 
 def _version(name: str) -> str:

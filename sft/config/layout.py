@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tokenize_data.settings import Group, setting
 
 RECOMPUTES = ("none", "selective", "full")
+COMPILES = ("auto", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,11 @@ class LayoutSettings(Group):
     )
     recompute: str | None = setting(
         None, "which activations the backward pass computes again (default: from the plan)", choices=RECOMPUTES
+    )
+    compile: str = setting(
+        "auto",
+        "compile the layers (auto: on GPUs, where tp is 1 and attention takes all documents at once)",
+        choices=COMPILES,
     )
     sequence_parallel: bool | None = setting(None, "split activations as well (default: on when tp > 1)")
     gpu: str | None = setting(

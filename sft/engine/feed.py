@@ -81,6 +81,12 @@ class Feed:
             )
             yield inputs, Labels(*labels, scale)
 
+    def row_lengths(self, batch: Batch) -> list[list[int]]:
+        """Of this replica's rows: their documents' lengths, with that of what fills a row up."""
+        lengths = self._reader.lengths[batch.numbers].astype(np.int64) - 1
+        rows = [[int(lengths[position]) for position in row] for row in batch.plan.rows[self._replica]]
+        return [[*row, padding] if (padding := -sum(row) % self._multiple) else row for row in rows]
+
     def plan_for_validation(self, numbers: np.ndarray, replicas: int) -> tuple[Batch, Iterator[MicroBatch]]:
         """As `plan` and `micro_batches`. Some documents are there again and count nothing, so that replicas get equally
         many.

@@ -21,6 +21,7 @@ from sft.config.optimizer import OptimizerSpec
 from sft.engine.feed import MicroBatch
 from sft.engine.groups import Processes
 from sft.engine.loss import MicroBatchLoss
+from sft.engine.sending import sent
 from sft.model.build import BuiltStage
 from sft.model.quantized import widen_norms
 from sft.objective.interface import Objective
@@ -98,19 +99,23 @@ class Pipeline:
     def engine(self) -> Any:
         return self._engine
 
-    def step(self, micro_batches: Iterator[MicroBatch], num_micro_batches: int, lr: float) -> StepResult:
-        """One update. Raises NotFiniteError before it where the loss or a gradient is not a number."""
+    def step(self, micro_batches: Iterator[MicroBatch], row_lengths: Sequence[Sequence[int]], lr: float) -> StepResult:
+        """One update. Raises NotFiniteError before it where the loss or a gradient is not a number. `row_lengths` are
+        the lengths of the documents in each micro-batch.
+        """
         self.optimizer.set_rate(lr)
-        self.optimizer.begin(num_micro_batches)
+        self.optimizer.begin(len(row_lengths))
         self.loss.losses.clear()
-        self._engine.set_train_batch_size(num_micro_batches * self.processes.layout.dp)
-        loss = self._engine.train_batch(micro_batches)
+        self.built.stage.expect(row_lengths)
+        self._engine.set_train_batch_size(len(row_lengths) * self.processes.layout.dp)
+        loss = self._engine.train_batch(sent(micro_batches, self.device))
         return StepResult(loss=float(loss), grad_norm=self.optimizer.grad_norm)
 
-    def evaluate(self, micro_batches: Iterator[MicroBatch], num_micro_batches: int) -> None:
+    def evaluate(self, micro_batches: Iterator[MicroBatch], row_lengths: Sequence[Sequence[int]]) -> None:
         """Forward only: the last stages add to `loss.sums`."""
+        self.built.stage.expect(row_lengths)
         self._engine.eval_batch(
-            micro_batches, reduce_output=None, bcast_loss=False, num_micro_batches=num_micro_batches
+            sent(micro_batches, self.device), reduce_output=None, bcast_loss=False, num_micro_batches=len(row_lengths)
         )
 
     def figures(self) -> Mapping[str, float]:

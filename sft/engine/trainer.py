@@ -37,7 +37,7 @@ def train(
         batch = feed.plan(sampler.documents(number - 1))
         lr = rate(number)
         try:
-            result = pipeline.step(feed.micro_batches(batch), batch.plan.num_micro_batches, lr)
+            result = pipeline.step(feed.micro_batches(batch), feed.row_lengths(batch), lr)
         except NotFiniteError:
             raise TrainingError(_not_finite(pipeline, batch, reader, number)) from None
         seconds = time.perf_counter() - began
@@ -64,7 +64,7 @@ def validate(pipeline: Pipeline, feed: Feed, num_documents: int) -> dict[str, fl
     for first in range(0, num_documents, VALIDATION_DOCUMENTS):
         numbers = np.arange(first, min(first + VALIDATION_DOCUMENTS, num_documents))
         batch, micro_batches = feed.plan_for_validation(numbers, replicas)
-        pipeline.evaluate(micro_batches, batch.plan.num_micro_batches)
+        pipeline.evaluate(micro_batches, feed.row_lengths(batch))
     seconds = round(time.perf_counter() - began, 4)
     return {**pipeline.figures(), "val_documents": num_documents, "val_seconds": seconds}
 

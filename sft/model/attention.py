@@ -1,15 +1,15 @@
 """Attention within each document of a packed row, as a function that transformers calls in place of its own.
 
-Shapes: query_BHTD, key_BGTD, value_BGTD with B = 1 row, H query heads, G key-value heads, T tokens, D head size.
-`document_lengths` add up to T. There is no mask to build: a document is a slice. Where torch has a kernel that takes
-all slices at once, on a GPU in 16 bits, that is called, with the places where documents begin and the last one ends,
-`bounds`.
+Shapes: query_BHTD, key_BGTD, value_BGTD with B = 1 row, H query heads, G key-value heads, T tokens, D head size. There
+is no mask to build: a document is a slice. Where torch has a kernel that takes all slices at once, on a GPU in 16 bits,
+that is called.
 """
 
 from __future__ import annotations
 
 import inspect
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -22,10 +22,28 @@ from transformers import AttentionInterface
 TOGETHER: Any = (
     torch.ops.torch_attn._varlen_attn.default
 )  # what `varlen_attn` calls: dear enough to be kept by selective recomputation
-_LARGEST_HEAD = 256  # of that kernel, in steps of 8
+_LARGEST_HEAD, _HEAD_STEP = 256, 8  # of that kernel
+# Fewer key-value heads than query heads have to be announced, since torch 2.12.
+_ASKS_FOR_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 NAME = "sft_packed"
 # What an attention module may pass on without changing the result of a causal, dropout-free forward pass.
 _HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "cache_position", "layer_idx"})
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of a packed row. Compiled layers depend on `bounds` and `longest` alone, which may change without
+    another compilation.
+    """
+
+    lengths: Sequence[int]  # which add up to the row's tokens
+    longest: int
+    bounds: Tensor | None  # where each begins and the last one ends, where a kernel wants to know
+
+
+def documents_of(lengths: Sequence[int], like: Tensor) -> Documents:
+    """Of a row whose hidden states are like `like`."""
+    return Documents(lengths=lengths, longest=max(lengths), bounds=_bounds_of(lengths, like))
 
 
 def packed_attention(
@@ -35,8 +53,7 @@ def packed_attention(
     value_BGTD: Tensor,
     attention_mask: Tensor | None,
     *,
-    document_lengths: list[int],
-    bounds: Tensor | None = None,
+    documents: Documents,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -47,22 +64,31 @@ def packed_attention(
     unknown = [name for name, value in further.items() if value is not None and name not in _HARMLESS]
     if unknown or dropout:
         raise NotImplementedError(f"attention with {', '.join(unknown) or 'dropout'}")
-    if bounds is not None and softcap is None and query_BHTD.size(-1) <= _LARGEST_HEAD and query_BHTD.size(-1) % 8 == 0:
-        return _together(query_BHTD, key_BGTD, value_BGTD, bounds, max(document_lengths), scaling, sliding_window), None
-    documents = zip(*(t.split(document_lengths, 2) for t in (query_BHTD, key_BGTD, value_BGTD)), strict=True)
-    outputs = [_one_document(q, k, v, scaling, sliding_window, softcap) for q, k, v in documents]
+    if documents.bounds is not None and softcap is None and has_kernel(query_BHTD.size(-1)):
+        together = _together(
+            query_BHTD, key_BGTD, value_BGTD, documents.bounds, documents.longest, scaling, sliding_window
+        )
+        return together, None
+    slices = zip(*(t.split(list(documents.lengths), 2) for t in (query_BHTD, key_BGTD, value_BGTD)), strict=True)
+    outputs = [_one_document(q, k, v, scaling, sliding_window, softcap) for q, k, v in slices]
     return torch.cat(outputs, 2).transpose(1, 2), None
 
 
-def bounds_of(document_lengths: list[int], like: Tensor) -> Tensor | None:
-    """Where documents begin and the last one ends, if there is a kernel that wants to know."""
+def has_kernel(head_size: int) -> bool:
+    """Whether the kernel for all documents at once takes heads of this size."""
+    return head_size <= _LARGEST_HEAD and head_size % _HEAD_STEP == 0
+
+
+def runs_together(config: Any) -> bool:
+    """Whether all documents of a row are computed at once, in a model with this configuration."""
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return has_kernel(head_size) and getattr(config, "attn_logit_softcapping", None) is None
+
+
+def _bounds_of(lengths: Sequence[int], like: Tensor) -> Tensor | None:
     if like.device.type != "cuda" or like.dtype not in (torch.bfloat16, torch.float16):
         return None
-    return (
-        torch.tensor([0, *accumulate(document_lengths)], dtype=torch.int32)
-        .pin_memory()
-        .to(like.device, non_blocking=True)
-    )
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).pin_memory().to(like.device, non_blocking=True)
 
 
 def _together(
@@ -76,19 +102,13 @@ def _together(
 ) -> Tensor:
     """output_BTHD of all documents in one call."""
     query_THD, key_TGD, value_TGD = (t[0].transpose(0, 1) for t in (query_BHTD, key_BGTD, value_BGTD))
-    options: dict[str, Any] = {"enable_gqa": query_THD.size(1) != key_TGD.size(1)} if _asks_for_groups() else {}
+    options: dict[str, Any] = {"enable_gqa": query_THD.size(1) != key_TGD.size(1)} if _ASKS_FOR_GROUPS else {}
     back = -1 if window is None or window >= longest else window - 1  # a window counts the token itself
     output_THD: Any = varlen_attn(
         query_THD, key_TGD, value_TGD, bounds, bounds, longest, longest, scale=scaling, window_size=(back, 0), **options
     )
     output_BTHD: Tensor = output_THD[None]
     return output_BTHD
-
-
-@cache
-def _asks_for_groups() -> bool:
-    """Fewer key-value heads than query heads have to be announced, since torch 2.12."""
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _one_document(

@@ -57,7 +57,9 @@ class Linear(nn.Module):
         """W x + bias, and what the adapter adds. With tensor-parallel ranks: this one's features, or its part of a
         sum.
         """
-        if self._scale and self.frozen is None and (self.dropout is None or not self.training):
+        drops = self.dropout is not None and self.training
+        # A compiler fuses the plain formula itself, and that of torch 2.11 loses the gradients of such a Function.
+        if self._scale and self.frozen is None and not drops and not torch.compiler.is_compiling():
             assert self.weight is not None
             flat: Tensor = _Adapted.apply(  # type: ignore[no-untyped-call]
                 hidden.flatten(0, -2), self.weight, bias, self.lora_A.weight, self.lora_B.weight, self._scale
@@ -67,7 +69,8 @@ class Linear(nn.Module):
         if not self._scale:
             return output
         flat_TI = hidden.flatten(0, -2)
-        if self.dropout is not None and self.training:
+        if drops:
+            assert self.dropout is not None
             low = self.dropout.low(flat_TI, self.lora_A.weight)
         else:
             low = products.linear(flat_TI, self.lora_A.weight, None)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sft.model.anatomy import Anatomy
-from sft.model.attention import bounds_of
+from sft.model.attention import Documents, documents_of
 from sft.model.dropout import Keys
 
 
@@ -44,9 +44,8 @@ class Row:
     """What all blocks of a stage need to know of a packed row."""
 
     positions_RT: Tensor
-    document_lengths: list[int]
+    documents: Documents
     rotations: dict[str | None, Any]  # cosines and sines, for each kind of layer
-    bounds: Tensor | None = None  # of the documents, where attention takes them all at once
     keys_T: Tensor | None = None  # of the tokens' documents, where something is dropped
 
 
@@ -60,14 +59,13 @@ class Rotary(nn.Module):
         self._rotary = (copy.deepcopy(rotary),)  # in a tuple: not a submodule, so that no cast reaches it
         self._kinds = tuple(dict.fromkeys(kinds))
 
-    def forward(self, positions_RT: Tensor, hidden_RTE: Tensor) -> Row:
+    def forward(self, positions_RT: Tensor, hidden_RTE: Tensor, lengths: Sequence[int]) -> Row:
         rotary, rotations = self._rotary[0], {}
         if rotary is not None:
             rotary.to(hidden_RTE.device)
             for kind in self._kinds:
                 rotations[kind] = rotary(hidden_RTE, positions_RT, *([kind] if kind else []))
-        lengths = lengths_of(positions_RT)
-        return Row(positions_RT, lengths, rotations, bounds_of(lengths, hidden_RTE))
+        return Row(positions_RT, documents_of(lengths, hidden_RTE), rotations)
 
 
 class Block(nn.Module):
@@ -78,7 +76,8 @@ class Block(nn.Module):
         self.layer = layer
         self.kind = kind
         self.keys: Keys | None = None
-        self._accepts = frozenset(inspect.signature(layer.forward).parameters)
+        # Falcon's attention knows no documents: it is given a mask.
+        self.needs_mask = "alibi" in inspect.signature(layer.forward).parameters
 
     def forward(self, hidden_RTE: Tensor, row: Row) -> Tensor:
         if self.keys is not None:
@@ -86,10 +85,10 @@ class Block(nn.Module):
         options: dict[str, Any] = {"attention_mask": None, "position_ids": row.positions_RT, "use_cache": False}
         if self.kind in row.rotations:
             options["position_embeddings"] = row.rotations[self.kind]
-        if "alibi" in self._accepts:
-            options |= {"alibi": None, "attention_mask": block_diagonal_mask(row.document_lengths, hidden_RTE)}
+        if self.needs_mask:
+            options |= {"alibi": None, "attention_mask": block_diagonal_mask(row.documents.lengths, hidden_RTE)}
         else:
-            options |= {"document_lengths": row.document_lengths, "bounds": row.bounds}
+            options["documents"] = row.documents
         output = self.layer(hidden_RTE, **options)
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
@@ -142,12 +141,12 @@ def take_apart(model: Any, anatomy: Anatomy) -> Parts:
 
 
 def lengths_of(positions_RT: Tensor) -> list[int]:
-    """Document lengths of a packed row: positions begin at 0 in each."""
+    """Document lengths of a packed row: positions begin at 0 in each. Waits for the device."""
     starts = [*(positions_RT[0] == 0).nonzero().flatten().tolist(), positions_RT.size(1)]
     return [end - start for start, end in itertools.pairwise(starts)]
 
 
-def block_diagonal_mask(document_lengths: list[int], like: Tensor) -> Tensor:
+def block_diagonal_mask(document_lengths: Sequence[int], like: Tensor) -> Tensor:
     """mask_11TT, 0 where a token may look and the smallest number elsewhere: for attention that knows no documents."""
     blocks = [torch.ones(length, length, dtype=torch.bool, device=like.device).tril() for length in document_lengths]
     allowed = torch.block_diag(*blocks).bool()

@@ -6,7 +6,7 @@ kept_N are the places in a row whose next token is trained, targets_N those toke
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from torch.utils import checkpoint
 
 from sft.model import attention, collectives, dropout, products
 from sft.model.collectives import TensorGroup
-from sft.model.parts import Block, Parts
+from sft.model.parts import Block, Parts, lengths_of
 
 # Results that selective recomputation keeps: what is dear to compute. Norms, rotations and activations are computed
 # again.
@@ -46,9 +46,16 @@ class Stage(nn.Module):
         self.head = parts.head if layers.stop == len(parts.blocks) else None
         self.rotary = parts.rotary
         self._group, self._sequence_parallel = group, sequence_parallel and group.size > 1
-        self._run = _runner(recompute)
+        self.run = _runner(recompute)
+        self.row_lengths: Iterator[Sequence[int]] | None = None
         self.spare = nn.ParameterList()
         self.drops = False
+
+    def expect(self, row_lengths: Iterable[Sequence[int]]) -> None:
+        """The documents' lengths in each row to come, in order. A stage that is not told them reads them from the
+        positions, which waits for the device.
+        """
+        self.row_lengths = iter(row_lengths)
 
     def drop_with(self, keys: dropout.Keys) -> None:
         """Adapters in this stage have dropout: positions come with keys."""
@@ -73,9 +80,10 @@ class Stage(nn.Module):
                 hidden_RTE = collectives.split(hidden_RTE, self._group, -2)
         for parameter in self.spare:
             hidden_RTE = hidden_RTE + 0 * parameter.sum().to(hidden_RTE.dtype)
-        row = replace(self.rotary(positions_RT, hidden_RTE), keys_T=keys_T)
+        lengths = lengths_of(positions_RT) if self.row_lengths is None else next(self.row_lengths)
+        row = replace(self.rotary(positions_RT, hidden_RTE, lengths), keys_T=keys_T)
         for block in self.blocks:
-            hidden_RTE = self._run(block, hidden_RTE, row)
+            hidden_RTE = self.run(block, hidden_RTE, row)
         return hidden_RTE if self.head is not None else (hidden_RTE, given_RT)
 
     def logits(self, hidden_RTE: Tensor, kept_N: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def compare(spec: RunSpec, num_documents: int, store: Any) -> Outcome | None:
             multiple=spec.layout.tp if spec.layout.sequence_parallel else 1,
         )
         batch = feed.plan(numbers)
-        step = pipeline.step(feed.micro_batches(batch), batch.plan.num_micro_batches, 0.0)
+        step = pipeline.step(feed.micro_batches(batch), feed.row_lengths(batch), 0.0)
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, found)
     rank = processes.rank

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from sft.checkpoint import stage_adapters
@@ -18,6 +19,8 @@ from sft.checkpoint.stage import DTYPES, LoadedBase, load_stage, read_base
 from sft.engine.groups import form_groups
 from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
+from sft.model.compiled import compile_blocks
+from sft.model.stage import Stage
 from sft.objective.choose import objective_of
 from sft.spec.run import RunSpec
 from sft.verify.selfcheck import self_check
@@ -47,6 +50,7 @@ def work(spec: RunSpec, interrupt: Interrupt, store: Any) -> None:
         )
         given = AdapterFiles(Path(spec.settings.adapters.adapter)) if spec.settings.adapters.adapter else None
         built, names = load_stage(spec, base, processes, device, given)
+        _compile(spec, built.stage, base.config, device, watch)
         pipeline = Pipeline(
             built,
             processes,
@@ -78,6 +82,14 @@ def work(spec: RunSpec, interrupt: Interrupt, store: Any) -> None:
         watchdog.end()
         watch.finish(spec.result_folder)
     stop_worker()
+
+
+def _compile(spec: RunSpec, stage: Stage, config: Any, device: torch.device, watch: Watch) -> None:
+    if device.type != "cuda" or spec.settings.layout.compile == "off":
+        return
+    reason = compile_blocks(stage, config, device) if spec.layout.tp == 1 else "they are tensor-parallel"
+    if reason is not None:
+        watch.say(f"layers are not compiled, which is slower: {reason}")
 
 
 def _write_result(

@@ -21,7 +21,7 @@ def train(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
     def note(gradients: dict[str, tuple[int, Tensor]]) -> None:
         if run.pipeline.optimizer.num_steps == 0:
-            first.extend((name, offset, gradient.clone()) for name, (offset, gradient) in gradients.items())
+            first.extend((name, offset, gradient.cpu().clone()) for name, (offset, gradient) in gradients.items())
 
     run.pipeline.optimizer.on_gradients = note
     before = _masters(run)
@@ -32,9 +32,9 @@ def train(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
         "before": before,
         "after": _masters(run),
         "parts": {name: (run.built.places[name].part, run.built.places[name].shape) for name in run.built.places},
-        "weights": run.weights(),
+        "weights": {name: weight.cpu() for name, weight in run.weights().items()},
         "run": run,
-        "quantized": {name: weight.whole() for name, weight in run.built.quantized.items()},
+        "quantized": {name: weight.whole().cpu() for name, weight in run.built.quantized.items()},
     }
 
 
@@ -42,7 +42,9 @@ def _masters(run: Any) -> list[tuple[str, int, Tensor]]:
     from sft.optimizer import states
 
     found = states.pieces(run.pipeline.optimizer)
-    return [(piece.name, piece.offset, piece.numbers().clone()) for piece in found if piece.state == states.MASTER]
+    return [
+        (piece.name, piece.offset, piece.numbers().cpu().clone()) for piece in found if piece.state == states.MASTER
+    ]
 
 
 def whole(ranks: list[dict[str, Any]]) -> Trained:
@@ -85,6 +87,11 @@ def _put(wholes: dict[str, Tensor], name: str, place: tuple[Any, tuple[int, ...]
         part.put(wholes.setdefault(name, torch.full(shape, torch.nan, dtype=values.dtype)), values)
 
 
+def device() -> torch.device:
+    """What workers train on, and so what the reference is computed on."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def expected(
     case: dict[str, Any],
     ranks: list[dict[str, Any]],
@@ -106,6 +113,7 @@ def expected(
     name_of = adapters.own_name if "lora" in case else str
     if "lora" in case:
         model = adapters.with_adapters(model, case)
+    model = model.to(device())
     if in_halves:
         reference.compute_in_halves(model)
     sampler = Sampler(worker.DOCUMENTS, case.get("global_batch", worker.GLOBAL_BATCH), worker.SEED)

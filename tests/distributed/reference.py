@@ -94,9 +94,9 @@ def train(
         records.append((loss, float(norm)))
     return Trained(
         records=records,
-        gradients={own_name(name): value for name, value in first.items()},
-        updates={own_name(name): master.detach() - begin[name] for name, master in masters.items()},
-        weights={own_name(name): parameter.detach() for name, parameter in trained.items()},
+        gradients={own_name(name): value.cpu() for name, value in first.items()},
+        updates={own_name(name): (master.detach() - begin[name]).cpu() for name, master in masters.items()},
+        weights={own_name(name): parameter.detach().cpu() for name, parameter in trained.items()},
     )
 
 
@@ -105,11 +105,11 @@ def _gradients(
 ) -> tuple[float, dict[str, Tensor]]:
     weights = [plain.weights_of(reader[int(number)], loss_mask) for number in numbers]
     total = sum(float(weight.sum()) for weight in weights)
-    sums = {name: torch.zeros(parameter.shape) for name, parameter in trained.items()}
+    sums = {name: torch.zeros(parameter.shape, device=parameter.device) for name, parameter in trained.items()}
     loss_sum = 0.0
     for number, own in zip(numbers, weights, strict=True):
-        weight = own
-        ids = torch.from_numpy(reader[int(number)].ids.astype(np.int64))[None]
+        weight = own.to(model.device)
+        ids = torch.from_numpy(reader[int(number)].ids.astype(np.int64))[None].to(model.device)
         targets = ids[0, 1:]
         if kept_alone:
             kept = weight.nonzero().flatten()

@@ -71,9 +71,9 @@ class Site:
         return json.loads((self.root / "checkpoints" / run / "status.json").read_text())
 
 
-def make_site(root: Path, tokenizer: Path) -> Site:
+def make_site(root: Path, tokenizer: Path, **sizes: int) -> Site:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**_SIZES), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**{**_SIZES, **sizes}), dtype=torch.float32)
     model.save_pretrained(root / "base")
     for file in tokenizer.iterdir():
         shutil.copy(file, root / "base")

@@ -66,6 +66,7 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
     from sft.engine.groups import form_groups
     from sft.engine.pipeline import Pipeline
     from sft.model.build import build_stage
+    from sft.model.compiled import compile_blocks
     from sft.model.lora import initialise, is_adapter
     from sft.model.quantized import fill
     from sft.optimizer import ownership
@@ -95,6 +96,9 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
                 parameter.copy_(part.take(whole[name]) if part else whole[name])
     fill(built.quantized, built.places, lambda name, part: part.take(whole[name]) if part else whole[name])
     initialise(built.parameters, built.places, adapters.SEED)
+    if case.get("compile"):
+        reason = compile_blocks(built.stage, config, device)
+        assert reason is None, reason
     optimizer = case.get("optimizer", "adamw")
     settings = OptimizerSpec(
         name=optimizer.partition(",")[0],

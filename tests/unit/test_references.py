@@ -26,6 +26,7 @@ _LAYOUTS = "tests/distributed/test_layouts.py::test_a_layout_trains_as_plain_tra
 _ADAPTERS = "tests/distributed/test_adapters.py::test_adapters_train_as_with_peft"
 _DROPOUT = "tests/distributed/test_adapters.py::test_the_same_is_dropped_on_every_layout_and_with_peft"
 _UPDATES = "tests/unit/test_optimizer.py::test_updates_are_those_of_the_original"
+_COMPILED = "tests/unit/test_compiled.py::test_compiled_layers_give_the_gradients_of_transformers"
 _RATES = "tests/unit/test_references.py::test_learning_rates_are_those_of_transformers"
 _MERGED = "tests/unit/test_merge.py::test_the_merged_model_is_that_of_peft"
 _GOES_ON = "tests/distributed/test_adapter_command.py::test_training_goes_on_from_an_adapter_on_a_quantised_base"
@@ -53,6 +54,7 @@ REFERENCES: dict[str, dict[Any, Any]] = {
     "warmup_iters": {"any": _RATES},
     "dtype": {"fp32": _LAYOUTS, "bf16": _PARITY},
     "recompute": {name: axis("recompute", name) for name in ("none", "selective", "full")},
+    "compile": {"off": _LAYOUTS, "auto": _COMPILED},
     "label_smoothing": {"any": _LAYOUTS},
     "loss_mask": {0.0: axis("loss_mask", 0.0), 0.5: axis("loss_mask", 0.5)},
     "sequence_parallel": {value: axis("sequence_parallel", value) for value in (True, False)},

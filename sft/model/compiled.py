@@ -1,0 +1,75 @@
+"""Layers compiled by torch.compile: fewer and larger kernels, the same numbers up to rounding.
+
+Blocks are compiled, not the whole stage: all blocks of a kind share one graph, whatever documents a row holds. Before
+training, one block is run compiled and not compiled on a made-up row; where compiling fails, or gives something else,
+the stage runs as it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sft.model import attention
+from sft.model.parts import Block, Rotary
+from sft.model.stage import Stage
+
+_LENGTHS = (37, 91)
+_CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}  # of a tensor's size
+_GRAPHS = 32  # for kinds of layers, with and without gradients; more than torch keeps by default
+
+
+def compile_blocks(stage: Stage, config: Any, device: torch.device, backend: Any = "inductor") -> str | None:
+    """Compile the blocks of `stage`, whose weights are there. Returns None, or why they stay as they are."""
+    blocks = [block for block in stage.blocks if isinstance(block, Block)]
+    if not blocks:
+        return None
+    if blocks[0].needs_mask or not attention.runs_together(config):
+        return "its attention computes a row's documents one by one, and would be compiled for each number of them"
+    _keep_graphs()
+    as_written = stage.run
+    try:
+        expected = _trained_on_a_row(as_written, blocks[0], stage.rotary, config.hidden_size, device)
+        stage.run = torch.compile(as_written, dynamic=True, fullgraph=True, backend=backend)
+        found = _trained_on_a_row(stage.run, blocks[0], stage.rotary, config.hidden_size, device)
+        reason = _difference(found, expected)
+    except Exception as error:  # of whatever kind: Dynamo's, Inductor's, a C compiler's that is not there
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if reason is not None:
+        stage.run = as_written
+    return reason
+
+
+def _keep_graphs() -> None:
+    """torch stops compiling after 8 graphs of one function: fewer than some models have kinds of layers."""
+    limits: Any = torch._dynamo.config
+    limits.cache_size_limit = max(limits.cache_size_limit, _GRAPHS)
+
+
+def _trained_on_a_row(run: Any, block: Block, rotary: Rotary, hidden_size: int, device: torch.device) -> list[Tensor]:
+    """A block's output and gradients on a row of two documents."""
+    weights = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    dtype = next(parameter.dtype for parameter in block.parameters() if parameter.is_floating_point())
+    generator = torch.Generator(device).manual_seed(0)
+    hidden_RTE = torch.randn(1, sum(_LENGTHS), hidden_size, generator=generator, device=device).to(dtype)
+    seed_RTE = torch.randn(hidden_RTE.shape, generator=generator, device=device).to(dtype)
+    hidden_RTE.requires_grad_()
+    positions_RT = torch.cat([torch.arange(length, device=device) for length in _LENGTHS])[None]
+    with torch.enable_grad():
+        output_RTE = run(block, hidden_RTE, rotary(positions_RT, hidden_RTE, _LENGTHS))
+        gradients = torch.autograd.grad(output_RTE, [hidden_RTE, *weights], seed_RTE, allow_unused=True)
+    return [output_RTE.detach(), *(gradient for gradient in gradients if gradient is not None)]
+
+
+def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
+    """What is said of compiled results that are not the same up to rounding."""
+    if len(found) != len(expected):
+        return "compiled layers have other gradients"
+    for one, other in zip(found, expected, strict=True):
+        size, distance = float(other.double().norm()), float((one.double() - other.double()).norm())
+        if not distance <= _CLOSE[other.dtype] * size:
+            return f"compiled layers compute something else, off by {distance / max(size, 1e-30):.1e} of its size"
+    return None
