@@ -72,13 +72,18 @@ def results_of(result: list[Any] | Died) -> list[Any]:
     return result
 
 
+def python_path() -> str:
+    """For processes that are to find this repository, and what these tests themselves found."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
 def _start(world: int, cases: list[dict[str, Any]], out: Path, case_seconds: float) -> str:
     """What the workers wrote, with the stacks of those that hung."""
     out.mkdir(parents=True)
     (out / "cases.json").write_text(json.dumps(cases))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
     command += ["-m", "tests.distributed.worker", str(out / "cases.json"), str(out), str(case_seconds)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONPATH": python_path()}
     with (out / "output.txt").open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:

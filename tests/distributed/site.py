@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.demo import make_rows
+from tests.distributed.launch import python_path
 
 _SIZES = {
     "hidden_size": 48,
@@ -59,8 +60,7 @@ class Site:
         return self.sft(*fixed, "--lr", "1e-3", "--seq", "256", *arguments, env=env)
 
     def environment(self, further: dict[str, str] | None = None) -> dict[str, str]:
-        here = str(Path(__file__).resolve().parent.parent.parent)
-        return {**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **(further or {})}
+        return {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", "COLUMNS": "160", **(further or {})}
 
     def metrics(self, run: str) -> list[dict]:
         return [
