@@ -8,16 +8,23 @@ from torch import Tensor
 from sft.model.collectives import TensorGroup
 from sft.model.stage import Stage
 from sft.objective.interface import Head, Labels, Objective
+from sft.objective.likelihood import Likelihood, negative_log_likelihood
 
 
 class MicroBatchLoss:
     """In training the loss; while validating, the objective's sums are added up as well."""
 
     def __init__(
-        self, objective: Objective, stage: Stage, vocabulary_size: int, group: TensorGroup, tokens_at_once: int
+        self,
+        objective: Objective,
+        stage: Stage,
+        vocabulary_size: int,
+        group: TensorGroup,
+        tokens_at_once: int,
+        likelihood: Likelihood = negative_log_likelihood,
     ) -> None:
         self._objective, self._stage, self._vocabulary_size, self._group = objective, stage, vocabulary_size, group
-        self.tokens_at_once = tokens_at_once
+        self.tokens_at_once, self._likelihood = tokens_at_once, likelihood
         self.sums = torch.zeros(objective.num_sums, dtype=torch.float64)
         self.losses: list[Tensor] = []  # of the micro-batches since it was cleared, to name one that is not finite
 
@@ -43,4 +50,5 @@ class MicroBatchLoss:
             vocabulary_size=self._vocabulary_size,
             group=self._group,
             tokens_at_once=self.tokens_at_once,
+            likelihood=self._likelihood,
         )

@@ -25,6 +25,7 @@ from sft.engine.sending import sent
 from sft.model.build import BuiltStage
 from sft.model.quantized import widen_norms
 from sft.objective.interface import Objective
+from sft.objective.likelihood import Likelihood, negative_log_likelihood
 from sft.optimizer.sharded import Groups, ShardedOptimizer, Trained
 
 NEVER = 10**9
@@ -67,12 +68,15 @@ class Pipeline:
         device: torch.device,
         vocabulary_size: int,
         is_interrupted: Callable[[], bool] = lambda: False,
+        likelihood: Likelihood = negative_log_likelihood,
     ) -> None:
         self.built, self.processes, self.device = built, processes, device
         self._is_interrupted = is_interrupted
         self.should_stop = False  # a signal has reached some process; the same on every one, after a step
         self.objective = objective
-        self.loss = MicroBatchLoss(objective, built.stage, vocabulary_size, processes.tensor, tokens_at_once)
+        self.loss = MicroBatchLoss(
+            objective, built.stage, vocabulary_size, processes.tensor, tokens_at_once, likelihood
+        )
         with processes.communicators.lent():
             module = _OneStagePipeline(built.stage, processes, self.loss)
         self.optimizer = ShardedOptimizer(

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from sft.model.collectives import TensorGroup
-from sft.objective.likelihood import most_likely, negative_log_likelihood
+from sft.objective.likelihood import Likelihood, most_likely, negative_log_likelihood
 
 
 class Labels(NamedTuple):
@@ -41,10 +41,11 @@ class Head:
     vocabulary_size: int
     group: TensorGroup
     tokens_at_once: int  # logits of so many tokens are in memory
+    likelihood: Likelihood = negative_log_likelihood
 
     def nll(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
         """Negative log-likelihoods, in float32."""
-        return negative_log_likelihood(logits_NV, targets_N, self.vocabulary_size, self.group)
+        return self.likelihood(logits_NV, targets_N, self.vocabulary_size, self.group)
 
     def most_likely(self, logits_NV: Tensor) -> Tensor:
         return most_likely(logits_NV, self.vocabulary_size, self.group)

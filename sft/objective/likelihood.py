@@ -18,6 +18,8 @@ from torch.autograd import Function
 
 from sft.model.collectives import TensorGroup
 
+Likelihood = Callable[[Tensor, Tensor, int, TensorGroup], Tensor]  # as `negative_log_likelihood`
+
 
 class _VocabularyParallel(Function):
     """Negative log-likelihood of each token, from this rank's logits."""

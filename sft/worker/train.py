@@ -22,6 +22,8 @@ from sft.engine.start import start_worker, stop_worker
 from sft.model.compiled import compile_blocks
 from sft.model.stage import Stage
 from sft.objective.choose import objective_of
+from sft.objective.compiled import compiled_likelihood
+from sft.objective.likelihood import Likelihood, negative_log_likelihood
 from sft.spec.run import RunSpec
 from sft.verify.selfcheck import self_check
 from sft.worker.ending import Interrupt
@@ -50,7 +52,7 @@ def work(spec: RunSpec, interrupt: Interrupt, store: Any) -> None:
         )
         given = AdapterFiles(Path(spec.settings.adapters.adapter)) if spec.settings.adapters.adapter else None
         built, names = load_stage(spec, base, processes, device, given)
-        _compile(spec, built.stage, base.config, device, watch)
+        likelihood = _compile(spec, built.stage, base.config, device, watch)
         pipeline = Pipeline(
             built,
             processes,
@@ -61,6 +63,7 @@ def work(spec: RunSpec, interrupt: Interrupt, store: Any) -> None:
             device=device,
             vocabulary_size=base.config.vocab_size,
             is_interrupted=lambda: interrupt.is_asked,
+            likelihood=likelihood,
         )
         peers = peers_of(dist.new_group(backend="gloo") if device.type == "cuda" else None)
         start = go_on(spec, pipeline, peers, watch.say, watch.warn)
@@ -84,12 +87,22 @@ def work(spec: RunSpec, interrupt: Interrupt, store: Any) -> None:
     stop_worker()
 
 
-def _compile(spec: RunSpec, stage: Stage, config: Any, device: torch.device, watch: Watch) -> None:
+def _compile(spec: RunSpec, stage: Stage, config: Any, device: torch.device, watch: Watch) -> Likelihood:
+    """Layers and loss, on GPUs. Returns the likelihood to use."""
     if device.type != "cuda" or spec.settings.layout.compile == "off":
-        return
-    reason = compile_blocks(stage, config, device) if spec.layout.tp == 1 else "they are tensor-parallel"
+        return negative_log_likelihood
+    if spec.layout.tp > 1:
+        watch.say("layers are not compiled, which is slower: they are tensor-parallel")
+        return negative_log_likelihood
+    reason = compile_blocks(stage, config, device)
     if reason is not None:
         watch.say(f"layers are not compiled, which is slower: {reason}")
+    if stage.head is None:
+        return negative_log_likelihood
+    likelihood, reason = compiled_likelihood(config.vocab_size, DTYPES[spec.dtype], device)
+    if reason is not None:
+        watch.say(f"the loss is not compiled, which is slower: {reason}")
+    return likelihood
 
 
 def _write_result(

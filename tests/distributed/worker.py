@@ -69,6 +69,8 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
     from sft.model.compiled import compile_blocks
     from sft.model.lora import initialise, is_adapter
     from sft.model.quantized import fill
+    from sft.objective.compiled import compiled_likelihood
+    from sft.objective.likelihood import negative_log_likelihood
     from sft.optimizer import ownership
     from tests.distributed import adapters, reference
 
@@ -96,9 +98,11 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
                 parameter.copy_(part.take(whole[name]) if part else whole[name])
     fill(built.quantized, built.places, lambda name, part: part.take(whole[name]) if part else whole[name])
     initialise(built.parameters, built.places, adapters.SEED)
+    likelihood = negative_log_likelihood
     if case.get("compile"):
         reason = compile_blocks(built.stage, config, device)
-        assert reason is None, reason
+        likelihood, other_reason = compiled_likelihood(config.vocab_size, dtype, device)
+        assert (reason, other_reason) == (None, None)
     optimizer = case.get("optimizer", "adamw")
     settings = OptimizerSpec(
         name=optimizer.partition(",")[0],
@@ -121,6 +125,7 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
         clip=plain.CLIP,
         device=device,
         vocabulary_size=config.vocab_size,
+        likelihood=likelihood,
     )
     reader: Any = MemoryReader(DOCUMENTS, config.vocab_size, SEQ)
     feed = Feed(

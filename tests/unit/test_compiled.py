@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from itertools import accumulate
 
 import pytest
@@ -15,10 +16,15 @@ from sft.model.build import build_stage
 from sft.model.collectives import SingleRank
 from sft.model.compiled import compile_blocks
 from sft.model.lora import LoraSettings, initialise
+from sft.objective.compiled import compiled_likelihood
+from sft.objective.likelihood import negative_log_likelihood
 from tests.models import tiny_config
 
-# Dynamo's own, about what it traces.
-pytestmark = pytest.mark.filterwarnings("ignore:.*grad attribute of a Tensor that is not a leaf:UserWarning")
+# Dynamo's and Inductor's own.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*grad attribute of a Tensor that is not a leaf:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
+]
 CPU = torch.device("cpu")
 TOGETHER = ("llama", "mistral-window", "gemma3", "gpt-neox", "opt", "qwen2", "qwen3", "phi3")
 _ADAPTERS = LoraSettings(rank=4, alpha=8.0)
@@ -212,3 +218,38 @@ def test_attention_document_by_document_is_not_compiled(family):
     config = tiny_config(family)
     reason = compile_blocks(_stage(config).stage, config, CPU, _Counting())
     assert "documents one by one" in str(reason)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="Inductor needs a C++ compiler on a CPU")
+def test_inductor_computes_what_is_written():
+    config = tiny_config("llama")
+    built, written = _stage(config), _stage(config)
+    assert compile_blocks(built.stage, config, CPU) is None
+    for lengths in ([30, 20, 14], [11, 7]):
+        _train(built.stage, lengths)
+        _train(written.stage, lengths)
+    for name, parameter in written.parameters.items():
+        torch.testing.assert_close(built.parameters[name].grad, parameter.grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_loss_is_that_of_torch(dtype):
+    likelihood, reason = compiled_likelihood(131, dtype, CPU, "aot_eager")
+    assert reason is None
+    torch.manual_seed(0)
+    logits, targets = torch.randn(40, 131).to(dtype).requires_grad_(), torch.randint(0, 131, (40,))
+    found = likelihood(logits, targets, 131, SingleRank())
+    expected = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(one.sum(), logits)[0] for one in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_loss_that_cannot_be_compiled_is_computed_as_it_was_written():
+    def broken(module, example):
+        raise OSError("no C compiler")
+
+    likelihood, reason = compiled_likelihood(131, torch.float32, CPU, broken)
+    assert likelihood is negative_log_likelihood
+    assert "no C compiler" in str(reason)
