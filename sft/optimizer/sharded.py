@@ -25,7 +25,7 @@ from sft.optimizer.algorithms import make_algorithms
 from sft.optimizer.exchange import OnItsWay, Replicas, begin_reduction, gather_weights
 from sft.optimizer.norm import square_sum
 from sft.optimizer.ownership import Parcel, num_rows_of, parcels
-from sft.optimizer.shards import make_shards
+from sft.optimizer.shards import make_shards, publish
 from sft.optimizer.sums import GradientSums
 
 
@@ -131,8 +131,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
 
     def publish(self) -> None:
         """A collective call: the model computes with the owners' weights from now on."""
-        for shard in self.shards:
-            shard.publish()
+        publish(self.shards)
         for parcel in self._parcels:
             gather_weights(parcel, self._parameters, self._groups.replicas)
 

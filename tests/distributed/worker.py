@@ -102,7 +102,7 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
     if case.get("compile"):
         reason = compile_blocks(built.stage, config, device)
         likelihood, other_reason = compiled_likelihood(config.vocab_size, dtype, device)
-        assert (reason, other_reason) == (None, None)
+        assert reason is None and other_reason is None, (reason, other_reason)  # noqa: PT018
     optimizer = case.get("optimizer", "adamw")
     settings = OptimizerSpec(
         name=optimizer.partition(",")[0],

@@ -23,7 +23,7 @@ from sft.optimizer.algorithms import make_algorithms, nvidia_fused_adam
 from sft.optimizer.norm import square_sum
 from sft.optimizer.ownership import num_rows_of, parcels, split_rows
 from sft.optimizer.sharded import Groups, ShardedOptimizer, Trained
-from sft.optimizer.shards import make_shards
+from sft.optimizer.shards import make_shards, publish
 from sft.optimizer.sums import GradientSums
 from tests.threads import run_together
 from tokenize_data.errors import UserError
@@ -123,7 +123,7 @@ def test_float32_weights_have_no_second_copy_and_bfloat16_ones_a_master():
         assert (shard.weights.dtype, shard.offset, shard.is_master) == (torch.float32, 8, not is_same)
         with torch.no_grad():
             shard.weights.fill_(1.001)
-        shard.publish()
+        publish([shard])
         assert parameter[2:].eq(torch.tensor(1.001).to(dtype)).all()
 
 

@@ -26,6 +26,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from sft.engine.start import prepare_environment
 from sft.model import stage, tensor_parallel
 from sft.model.build import make_on_meta
+from sft.optimizer.shards import copy_all
 from tests.models import FAMILIES, tiny_config
 
 
@@ -200,8 +201,16 @@ def test_names_in_torch():
     assert getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     assert getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
     assert callable(torch.nn.utils.clip_grads_with_norm_)
+    assert float(torch.nn.utils.get_total_norm([torch.full((3,), 2.0), torch.ones(4)], foreach=True)) == 4.0
     assert callable(checkpoint.create_selective_checkpoint_contexts)
     assert all(isinstance(operation, torch._ops.OpOverload) for operation in stage._KEPT_OPERATIONS)
+
+
+def test_many_tensors_are_copied_at_once_into_another_format():
+    """optimizer.shards"""
+    targets = [torch.zeros(2, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.bfloat16)]
+    copy_all(targets, [torch.full((2,), 1.001), torch.full((3,), 2.0)])
+    assert [target.tolist() for target in targets] == [[1.0, 1.0], [2.0, 2.0, 2.0]]
 
 
 def _on_meta(family):
