@@ -273,6 +273,7 @@ def profiled(iteration: Callable[[], None]) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     events = found.key_averages()
     kernels = [event for event in events if event.self_device_time_total > 0 and event.self_cpu_time_total == 0]
+    kernels = [event for event in kernels if "#" not in event.key]  # ranges, such as an optimizer's step
     kernels.sort(key=lambda event: -event.self_device_time_total)
     calls = {event.key: event.count for event in events}
     waits = {key: count for key, count in calls.items() if "Synchronize" in key or key.startswith("cudaMemcpy")}
