@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 
+from sft.spec.versions import stranger
 from tokenize_data.errors import OneLineParser, exit_code_of
 
 COMMANDS = {
@@ -42,6 +43,8 @@ def entry(argv: list[str] | None = None) -> int:
     # Threads that wait sleep. Spinning, they take ten times as long where another process wants the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     argv = sys.argv[1:] if argv is None else argv
+    if (warning := stranger()) is not None:
+        print(f"sft: warning: {warning}", file=sys.stderr)
     if not argv or argv[0] in ("-h", "--help"):
         make_parser().print_help()
         return 0 if argv else 2

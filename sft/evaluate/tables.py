@@ -97,7 +97,7 @@ def write_xlsx(summary: Mapping[str, Any], path: Path) -> None:
         from openpyxl import Workbook
         from openpyxl.styles import Font
     except ImportError as error:
-        raise UserError("comparison.xlsx needs openpyxl: pip install 'sft[evaluate]'") from error
+        raise UserError("comparison.xlsx needs openpyxl: pip install 'megasft[evaluate]'") from error
     book: Any = Workbook()
     sheet = book.active
     sheet.title = "scores"

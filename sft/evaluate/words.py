@@ -20,7 +20,7 @@ ROUGES = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rougeL", "rougeLsum
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)
 _FEW = 20_000  # up to so many take ten seconds: starting processes hardly pays
-_MISSING = "scores need rouge-score and sacrebleu: pip install 'sft[evaluate]'"
+_MISSING = "scores need rouge-score and sacrebleu: pip install 'megasft[evaluate]'"
 
 Pair = tuple[str, Sequence[str]]  # an answer and its references
 

@@ -150,7 +150,7 @@ def _from_gguf(file: Path) -> Path:
             return kept
         missing = [name for name in _GGUF_PACKAGES if importlib.util.find_spec(name) is None]
         if missing:
-            raise UserError(f"{file} is a GGUF file, which needs {' and '.join(missing)}: pip install 'sft[gguf]'")
+            raise UserError(f"{file} is a GGUF file, which needs {' and '.join(missing)}: pip install 'megasft[gguf]'")
         cache.mkdir(parents=True, exist_ok=True)
         waits = f"{file.name} is being converted by %s: waiting for it"
         with lock.exclusive(kept.with_suffix(".lock"), lambda holder: logger.info(waits, holder)):

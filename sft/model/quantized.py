@@ -142,7 +142,7 @@ def _library() -> Any:
             import bitsandbytes.functional
     except ImportError as error:
         raise UserError(
-            "--load_in_4bit needs bitsandbytes: pip install 'sft[quantized]', or use --weight_only_8bit"
+            "--load_in_4bit needs bitsandbytes: pip install 'megasft[quantized]', or use --weight_only_8bit"
         ) from error
     return bitsandbytes.functional
 

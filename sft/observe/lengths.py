@@ -49,7 +49,7 @@ def write_chart(lengths: np.ndarray, trained: np.ndarray, seq: int, file: Path) 
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("--chart needs matplotlib: pip install 'sft[plots]'") from error
+        raise UserError("--chart needs matplotlib: pip install 'megasft[plots]'") from error
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = (("tokens a document", lengths, "#4c72b0"), ("trained tokens a document", trained, "#55a868"))
     for axes, (title, values, colour) in zip(figure.subplots(1, 2), panels, strict=True):

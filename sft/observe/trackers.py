@@ -152,7 +152,7 @@ def _tensorboard(folder: Path, start: int, warn: Callable[[str], None]) -> Track
     except ImportError:
         warn(
             "no TensorBoard files are written, the tensorboard package is missing: pip install "
-            "'sft[tensorboard]', or --no_tensorboard"
+            "'megasft[tensorboard]', or --no_tensorboard"
         )
     except Exception as error:
         warn(f"no TensorBoard files are written: {_said(error)}")
@@ -171,7 +171,7 @@ def _module(name: str) -> Any:
 
 
 def _missing(name: str) -> UserError:
-    return UserError(f"--{name} needs the {name} package: pip install 'sft[{name}]', or leave --{name} out")
+    return UserError(f"--{name} needs the {name} package: pip install 'megasft[{name}]', or leave --{name} out")
 
 
 def _run_id(file: Path, start: int) -> str:

@@ -63,7 +63,7 @@ def _adamw8bit(
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise UserError(
-            "--optimizer adamw8bit needs bitsandbytes: pip install 'sft[quantized]', or use --optimizer adamw"
+            "--optimizer adamw8bit needs bitsandbytes: pip install 'megasft[quantized]', or use --optimizer adamw"
         ) from error
     return [AdamW8bit(_groups(spec, shards), lr=spec.lr, betas=(spec.beta1, spec.beta2), eps=spec.eps)]
 

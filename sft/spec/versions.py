@@ -1,4 +1,4 @@
-"""The versions that a run records."""
+"""The versions that a run records, and the package of another project that has our command's name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from importlib import metadata
 
 from tokenize_data import __version__
 
+_OUR_ENTRY = "sft.cli:entry"
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
 
 
@@ -18,3 +19,17 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def stranger() -> str | None:
+    """A warning where `pip install sft` was run: that installs a seismology program, whose files lie where ours do."""
+    try:
+        found = metadata.distribution("sft")
+    except metadata.PackageNotFoundError:
+        return None
+    if any(entry.value == _OUR_ENTRY for entry in found.entry_points):  # an earlier release of ours
+        return None
+    return (
+        f"the installed package `sft` {found.version} is another project's and may have overwritten files of this "
+        "one: pip uninstall sft, then pip install --force-reinstall --no-deps megasft"
+    )

@@ -117,7 +117,7 @@ class _FirstWatch(Watch):
         self.say(f"metrics   {folder / 'metrics.jsonl'}" + (f", {folder / 'loss.png'}" if drawn else ""))
         self._report()
         if not drawn:
-            self.warn("loss.png was not drawn: it needs matplotlib (pip install 'sft[plots]')")
+            self.warn("loss.png was not drawn: it needs matplotlib (pip install 'megasft[plots]')")
 
     def _report(self) -> None:
         path = self._spec.folder / "report.html"

@@ -137,7 +137,7 @@ def test_the_package_gguf_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.gguf").touch()
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find_spec(name))
-    assert refusal(str(tmp_path)) == f"{tmp_path}/a.gguf is a GGUF file, which needs gguf: pip install 'sft[gguf]'"
+    assert refusal(str(tmp_path)) == f"{tmp_path}/a.gguf is a GGUF file, which needs gguf: pip install 'megasft[gguf]'"
 
 
 def test_a_broken_gguf_file_leaves_nothing_behind(tmp_path, monkeypatch):

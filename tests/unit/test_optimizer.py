@@ -251,7 +251,7 @@ def test_the_apex_on_pypi_is_taken_for_what_it_is(monkeypatch):
 def test_8_bits_need_bitsandbytes(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    message = "--optimizer adamw8bit needs bitsandbytes: pip install 'sft[quantized]', or use --optimizer adamw"
+    message = "--optimizer adamw8bit needs bitsandbytes: pip install 'megasft[quantized]', or use --optimizer adamw"
     with pytest.raises(UserError, match=re.escape(message)):
         make_algorithms(_spec("adamw8bit"), _shards({"w": (2, 2)}), SingleRank(), CPU)
 

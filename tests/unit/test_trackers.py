@@ -116,7 +116,7 @@ def test_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
-    message = rf"^--{name} needs the {name} package: pip install 'sft\[{name}\]', or leave --{name} out$"
+    message = rf"^--{name} needs the {name} package: pip install 'megasft\[{name}\]', or leave --{name} out$"
     empty = tmp_path / "elsewhere" / name  # a folder of that name imports, but is not the package
     empty.mkdir(parents=True)
     monkeypatch.setattr(sys, "path", [str(empty.parent)])
@@ -186,7 +186,7 @@ def test_without_tensorboard_one_line_names_the_extra(tmp_path: Path, monkeypatc
     assert opened(tmp_path, warnings, tensorboard=True) == []
     assert warnings == [
         (
-            "no TensorBoard files are written, the tensorboard package is missing: pip install 'sft[tensorboard]', "
+            "no TensorBoard files are written, the tensorboard package is missing: pip install 'megasft[tensorboard]', "
             "or --no_tensorboard"
         ),
         "no TensorBoard files are written: PermissionError: [Errno 13] Permission denied",
