@@ -13,7 +13,8 @@ from sft.engine.groups import Processes
 from sft.model.build import BuiltStage, build_stage
 from sft.model.lora import is_adapter
 from sft.model.quantized import fill
-from sft.model.weights import WeightFiles, load, match_names
+from sft.model.weight_names import match_names
+from sft.model.weights import WeightFiles, load
 from sft.spec.run import RunSpec
 from tokenize_data.errors import UserError
 

@@ -17,9 +17,9 @@ from sft.config.settings import Settings
 from sft.plan.architecture import Architecture
 from sft.plan.gpus import Gpu
 from sft.plan.layout import Layout, ModelShape, choose_layout
-from sft.plan.memory import Adapters
 from sft.plan.rows import Batches
 from sft.plan.search import Question, search
+from sft.plan.stage_weights import Adapters
 from sft.resolve.base import Described
 from sft.resolve.naming import layout_of_path
 from sft.spec.base import BaseModel

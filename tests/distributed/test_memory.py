@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sft.plan.architecture import Architecture
-from sft.plan.memory import Adapters, StageMemory, Work, stage_memory
+from sft.plan.memory import StageMemory, Work, stage_memory
+from sft.plan.stage_weights import Adapters
 from sft.plan.stages import partition
 from tests.distributed.launch import Died, results_of, run_chosen
 from tests.distributed.worker import layout_of

@@ -16,7 +16,7 @@ from sft.model.collectives import SingleRank
 from sft.plan.architecture import Architecture
 from sft.plan.gpus import TABLE, find_gpu, read_gpus, recognise
 from sft.plan.layout import Layout
-from sft.plan.memory import Adapters, stage_weights
+from sft.plan.stage_weights import Adapters, stage_weights
 from sft.plan.stages import partition
 from tests.models import FAMILIES, tiny_config
 from tokenize_data.errors import UserError

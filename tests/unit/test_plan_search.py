@@ -18,10 +18,11 @@ from sft.plan.communicators import communicators
 from sft.plan.explain import explain
 from sft.plan.gpus import GB, TABLE, Gpu, find_gpu
 from sft.plan.layout import Layout, ModelShape, choose_layout
-from sft.plan.memory import Adapters, Work, stage_memory, stage_weights
+from sft.plan.memory import Work, stage_memory
 from sft.plan.rows import Batches
 from sft.plan.search import Choice, Question, best, evaluate, layout_of, nearest_that_fit, search
 from sft.plan.speed import OURS, iteration_seconds
+from sft.plan.stage_weights import Adapters, stage_weights
 from sft.plan.stages import layer_ranges
 from tokenize_data.errors import UserError
 
