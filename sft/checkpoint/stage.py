@@ -65,7 +65,7 @@ def load_stage(
         device=device,
         trust_remote_code=spec.settings.model.trust_remote_code,
         lora=stage_adapters.settings_of(spec.settings, given),
-        bits=spec.settings.adapters.bits,
+        quantisation=spec.settings.adapters.quantisation,
     )
     stage_adapters.check_vocabulary(built, int(spec.base.config["vocab_size"]), base.config.vocab_size)
     files = WeightFiles(spec.base.folder)

@@ -30,7 +30,6 @@ from sft.plan.stage_weights import Adapters, StageWeights, adapted_linears, stag
 
 _SMALL_ELEMENTS, _LEAST_ROWS, _BUNDLE_ELEMENTS = 2**16, 8, 2.0**25  # as `optimizer.ownership` has them
 _UPDATE_BYTES = {"adafactor": 16.0, "muon": 20.0}  # for each weight of the tensor that is updated, for a moment
-_QUANTISED = {4: 0.5 + 4 / 64, 8: 1.0 + 4 / 4096}  # bytes for each weight, with the scales of blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +115,8 @@ def _stale_boundaries(layout: Layout, is_last: bool) -> int:
 
 def _at_rest(weights: StageWeights, layout: Layout, work: Work) -> StageMemory:
     plain = (weights.base - weights.quantised) * work.bytes_each
-    quantised = weights.quantised * _QUANTISED[work.adapters.bits] if work.adapters and work.adapters.bits else 0.0
+    kept_in = work.adapters.quantisation if work.adapters else None
+    quantised = weights.quantised * kept_in.bytes_each if kept_in else 0.0
     return StageMemory(
         stage=0,
         moment="rest",

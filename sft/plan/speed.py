@@ -139,13 +139,13 @@ def _backward_products(
     if work.adapters is None:
         return 2 * products
     thin = 3 * sum(_adapter_product(linear, model, layout, work.adapters, clock, tokens) for linear in model.linears)
-    if not work.adapters.bits:
+    if not work.adapters.quantisation:
         return products + thin
     weights = sum(
         inputs * outputs
         for inputs, outputs in (linear.shape_on(layout.tp, model.head_size) for linear in model.linears)
     )
-    return products + thin + 2 * clock.moved(weights * (2 + 2 + work.adapters.bits / 8))
+    return products + thin + 2 * clock.moved(weights * (2 + 2 + work.adapters.quantisation.bits / 8))
 
 
 def _adapter_product(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sft.config.quantisation import Quantisation
 from sft.plan.architecture import Architecture, Linear
 from sft.plan.layout import Layout
 
@@ -14,7 +15,7 @@ class Adapters:
 
     rank: int
     targets: tuple[str, ...] = ("all-linear",)
-    bits: int | None = None  # of the frozen linear layers: 4, 8, or as they are
+    quantisation: Quantisation | None = None  # of the frozen linear layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def stage_weights(
         return StageWeights(
             base=base, quantised=0, trained=base, largest=max([*linears, *([table] if ends else [])]), ends=ends
         )
-    quantised = len(layers) * sum(linears) if adapters.bits else 0
+    quantised = len(layers) * sum(linears) if adapters.quantisation else 0
     of_layer = [
         adapters.rank * max(linear.shape_on(tp, model.head_size)) for linear in adapted_linears(model, adapters)
     ]

@@ -192,7 +192,7 @@ def batch_values(settings: Settings) -> dict[str, int | None]:
 
 def recompute_of(settings: Settings) -> str | None:
     """Who trains on a quantised base is short of memory."""
-    return settings.layout.recompute or ("full" if settings.adapters.bits else None)
+    return settings.layout.recompute or ("full" if settings.adapters.quantisation else None)
 
 
 def _order(question: Question) -> tuple[int, float]:
@@ -206,7 +206,7 @@ def _adapters(settings: Settings) -> Adapters | None:
     rank = settings.adapters.lora or (_rank_of(Path(settings.adapters.adapter)) if settings.adapters.adapter else None)
     if rank is None:
         return None
-    return Adapters(rank=rank, targets=settings.adapters.lora_targets, bits=settings.adapters.bits)
+    return Adapters(rank=rank, targets=settings.adapters.lora_targets, quantisation=settings.adapters.quantisation)
 
 
 def _rank_of(folder: Path) -> int:

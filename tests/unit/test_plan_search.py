@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft.config.quantisation import QUANTISATIONS
 from sft.optimizer import ownership
 from sft.plan import memory
 from sft.plan.answer import Data, Plan
@@ -69,7 +70,7 @@ def ask(
 )
 def test_the_search_finds_the_best_of_all(world, memory_gb, share, length, rank):
     gpu = replace(TABLE["h100-80gb"], memory_gb=memory_gb)
-    adapters = Adapters(rank=rank, bits=4) if rank else None
+    adapters = Adapters(rank=rank, quantisation=QUANTISATIONS["nf4"]) if rank else None
     question = ask(
         world=world, gpu=gpu, trained_share=share, batches=Batches.all_alike(64, length, share), adapters=adapters
     )
@@ -176,7 +177,10 @@ def test_where_no_layout_fits_a_larger_machine_is_named():
 
 
 def test_adapters_and_four_bits_make_a_large_model_fit():
-    full, lora = search(ask(LLAMA_70B, world=1)), search(ask(LLAMA_70B, world=1, adapters=Adapters(rank=16, bits=4)))
+    full, lora = (
+        search(ask(LLAMA_70B, world=1)),
+        search(ask(LLAMA_70B, world=1, adapters=Adapters(rank=16, quantisation=QUANTISATIONS["nf4"]))),
+    )
     assert not full.fitting
     assert lora.fitting
     assert lora.fitting[0].peak.weights < 45 * GB
