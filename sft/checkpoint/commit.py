@@ -23,15 +23,12 @@ import torch.distributed as dist
 from sft.checkpoint.fragments import Checkpoint
 from sft.checkpoint.manifest import FileRecord, appears, damage, fsync_folder, iteration_of, step_name, write_manifest
 from sft.checkpoint.scratch import hidden_beside, is_leftover
+from sft.spec.errors import CheckpointError
 from tokenize_data.errors import UserError, shorten
 
 LATEST = "latest"
 _PATIENCE_SECONDS = 60.0
 _log = logging.getLogger(__name__)
-
-
-class CheckpointError(UserError):
-    """A checkpoint was not written. The same on every process; the checkpoints before it are as they were."""
 
 
 @dataclass(frozen=True, kw_only=True)

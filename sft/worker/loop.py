@@ -8,14 +8,15 @@ from functools import partial
 from typing import Any
 
 from sft.checkpoint import resume
-from sft.checkpoint.commit import CheckpointError, Peers
+from sft.checkpoint.commit import Peers
 from sft.checkpoint.fragments import Checkpoint
 from sft.checkpoint.manifest import damage, step_name
 from sft.engine.feed import Batch, Feed, MicroBatch
 from sft.engine.pipeline import Pipeline
-from sft.engine.trainer import VALIDATION_DOCUMENTS, TrainingError, train, validate
+from sft.engine.trainer import VALIDATION_DOCUMENTS, train, validate
 from sft.plan.schedule import learning_rate
 from sft.spec import metrics
+from sft.spec.errors import CheckpointError, TrainingError
 from sft.spec.run import OpenData, RunSpec
 from sft.worker.ending import Interrupt, PreemptedError
 from sft.worker.saving import Saver

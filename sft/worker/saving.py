@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from sft.checkpoint import commit, resume
-from sft.checkpoint.commit import CheckpointError, Peers, PendingSave
+from sft.checkpoint.commit import Peers, PendingSave
 from sft.checkpoint.fragments import Checkpoint
 from sft.config.quantisation import FLAGS, quantisation_of
 from sft.config.settings import defaults
 from sft.engine.pipeline import Pipeline
+from sft.spec.errors import CheckpointError
 from sft.spec.run import RunSpec
 from tokenize_data.errors import UserError, shorten
 from tokenize_data.manifest import Manifest
