@@ -99,7 +99,8 @@ def loading(work: Path) -> list[str]:
 
     from sft.model.build import build_stage
     from sft.model.collectives import SingleRank
-    from sft.model.weights import WeightFiles, load, match_names
+    from sft.model.weight_names import match_names
+    from sft.model.weights import WeightFiles, load
 
     config = LlamaConfig(
         hidden_size=1024,

@@ -24,10 +24,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sft.plan.architecture import Architecture
+from sft.plan.clock import Seconds
 from sft.plan.gpus import find_gpu
 from sft.plan.layout import Layout
 from sft.plan.memory import Work
-from sft.plan.speed import Program, Seconds, iteration_seconds, model_operations
+from sft.plan.speed import Program, iteration_seconds, model_operations
 from sft.plan.stages import layer_ranges
 
 ROOT = Path(__file__).resolve().parent

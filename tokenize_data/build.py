@@ -86,7 +86,6 @@ def build(plan: Plan, folder: Path, prefix: str, say: Say) -> Manifest:
         raise
     finally:
         tally.close()
-    tokenizer, template = plan.tokenizer, plan.template
     return Manifest(
         run_name=plan.run_name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -104,16 +103,8 @@ def build(plan: Plan, folder: Path, prefix: str, say: Say) -> Manifest:
         seq=plan.seq,
         id_type=str(plan.id_type),
         batch_documents=BATCH_DOCUMENTS,
-        tokenizer={
-            "fingerprint": tokenizer.fingerprint,
-            "folder": f"{prefix}-tokenizer",
-            "added": list(tokenizer.added),
-            "vocabulary_size": tokenizer.vocabulary_size,
-            "bos": _id(tokenizer, tokenizer.special("bos_token")),
-            "adds_bos": tokenizer.adds_bos,
-            "stop_ids": _stop_ids(tokenizer, template, formats),
-        },
-        template={"name": template.name, "fingerprint": template.fingerprint()},
+        tokenizer=_tokenizer_facts(plan, formats, f"{prefix}-tokenizer"),
+        template={"name": plan.template.name, "fingerprint": plan.template.fingerprint()},
         datasets=_describe(plan, formats, tally),
         shards=shards,
         index=index,
@@ -122,6 +113,19 @@ def build(plan: Plan, folder: Path, prefix: str, say: Say) -> Manifest:
         seconds=round(time.monotonic() - begun, 2),
         fast_tokenizer=converter.encoder.is_fast,
     )
+
+
+def _tokenizer_facts(plan: Plan, formats: Sequence[str], folder: str) -> dict[str, Any]:
+    tokenizer = plan.tokenizer
+    return {
+        "fingerprint": tokenizer.fingerprint,
+        "folder": folder,
+        "added": list(tokenizer.added),
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "bos": _id(tokenizer, tokenizer.special("bos_token")),
+        "adds_bos": tokenizer.adds_bos,
+        "stop_ids": _stop_ids(tokenizer, plan.template, formats),
+    }
 
 
 def _converter(plan: Plan, formats: Sequence[str]) -> Converter:

@@ -10,7 +10,8 @@ import numpy as np
 
 from tokenize_data.convert import Choice
 from tokenize_data.errors import RowError, UserError
-from tokenize_data.records import DatasetSpec, parse_line, recognise
+from tokenize_data.json_lines import parse_line
+from tokenize_data.records import DatasetSpec, recognise
 from tokenize_data.sources import Source
 
 _NUM_ROWS_LOOKED_AT = 16

@@ -13,7 +13,8 @@ import numpy as np
 from tokenize_data.chat import ASSISTANT, ROLE_NAMES, TEMPLATE, ChatTemplate, Rendered
 from tokenize_data.encode import Encoded, Encoder
 from tokenize_data.errors import RowError
-from tokenize_data.records import RowReader, parse_line
+from tokenize_data.json_lines import parse_line
+from tokenize_data.records import RowReader
 from tokenize_data.rows import Unreadable, too_long
 from tokenize_data.sources import Chunk
 from tokenize_data.streams import MAX_LINE_BYTES

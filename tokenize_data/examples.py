@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from tokenize_data.choose import recognise_format
 from tokenize_data.errors import RowError, UserError
-from tokenize_data.records import DatasetSpec, Message, Row, RowReader, parse_line
+from tokenize_data.json_lines import Row, parse_line
+from tokenize_data.records import DatasetSpec, Message, RowReader
 from tokenize_data.rows import Unreadable
 from tokenize_data.sources import Source, open_sources
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tokenize_data.errors import RowError, UserError, shorten
+from tokenize_data.json_lines import Row, kind_of
 
 FORMATS = ("qa", "chat", "sharegpt", "alpaca", "text")
 DEFAULT_QUESTION_KEY, DEFAULT_ANSWER_KEY = "prompt", "gold"
@@ -25,7 +25,6 @@ _SHAREGPT_ROLES = {
 _ALPACA_PROMPT = "{instruction}\n\n{input}"
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
-Row = dict[str, Any]
 Message = dict[str, Any]
 
 
@@ -146,13 +145,13 @@ class RowReader:
             raise (
                 self._missing(row, key)
                 if key not in row
-                else RowError(f"'{key}' is {_kind(turns)}, not a list of messages")
+                else RowError(f"'{key}' is {kind_of(turns)}, not a list of messages")
             )
         messages = []
         for number, turn in enumerate(turns, 1):
             place = f"'{key}' message {number}"
             if not isinstance(turn, dict):
-                raise RowError(f"{place} is {_kind(turn)}, not an object with '{role_key}' and '{content_key}'")
+                raise RowError(f"{place} is {kind_of(turn)}, not an object with '{role_key}' and '{content_key}'")
             name = turn.get(role_key)
             if not isinstance(name, str) or name not in roles:
                 raise RowError(f"{place} has {role_key} {shorten(name)}: use one of {', '.join(roles)}")
@@ -193,7 +192,7 @@ class RowReader:
     def _checked(self, value: Any, what: str, may_be_empty: bool = False) -> str:
         if not isinstance(value, str):
             raise RowError(
-                f"{what} is {_kind(value)} ({shorten(value)}), not text: write it in quotes, or leave the row out"
+                f"{what} is {kind_of(value)} ({shorten(value)}), not text: write it in quotes, or leave the row out"
             )
         if not value.isascii():
             try:
@@ -221,56 +220,6 @@ class RowReader:
         if close:
             return RowError(f"no key '{key}': did you mean '{close[0]}'? The row has {has}")
         return RowError(f"no key '{key}'; the row has {has}" + (f": name the right one with --{flag}" if flag else ""))
-
-
-def _refuse_constant(name: str) -> Any:
-    raise RowError(f"has the value {name}, which is not JSON: write null or a text, or leave the row out")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-_JSON_TEXT = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_LARGE, _MOST_VALUES = 1 << 20, 500_000  # 16 MB of small values would take half a GB of memory
-
-
-def _num_values(text: str) -> int:
-    """About so many values a row has."""
-    structure = _JSON_TEXT.sub("", text)
-    return sum(map(structure.count, ",[{"))
-
-
-def parse_line(line: bytes) -> Row:
-    """A line of JSONL as a row."""
-    try:
-        text = line.decode()
-    except UnicodeDecodeError as error:
-        raise RowError(
-            f"not UTF-8: byte 0x{line[error.start]:02x} at {error.start + 1}: save the file as UTF-8"
-        ) from error
-    if "\x00" in text:
-        raise RowError(
-            f"a NUL byte at {text.index(chr(0)) + 1}: the file is damaged there, or is not text; write the row again"
-        )
-    if len(text) > _LARGE and _num_values(text) > _MOST_VALUES:
-        raise RowError(f"more than {_MOST_VALUES:,} values: a row is one flat object")
-    try:
-        row = _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
-            rest = text[error.pos :].lstrip(" ,")
-            if rest.startswith("{"):
-                raise RowError(
-                    f"two objects on one line (the second begins at character {error.pos + 1}): one object a line"
-                ) from error
-        raise RowError(
-            f"not valid JSON: {error.msg} at character {error.pos + 1} of {shorten(text.strip())}: mend the line"
-        ) from error
-    except RecursionError as error:
-        raise RowError("JSON nested too deeply: a row is one flat object") from error
-    except ValueError as error:  # an integer of more than 4,300 digits
-        raise RowError(f"not valid JSON: {shorten(error, 100)}") from error
-    if not isinstance(row, dict):
-        raise RowError(f"{_kind(row)} ({shorten(row)}), not an object: a line is {{...}} with keys and values")
-    return row
 
 
 def recognise(rows: Sequence[Row], spec: DatasetSpec) -> str:
@@ -301,10 +250,3 @@ def _join_parts(content: Any) -> Any:
         texts = [part.get("text") for part in content]
         return "".join(texts) if all(isinstance(text, str) for text in texts) else content
     return content
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true or false"
-    kinds = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object", type(None): "null"}
-    return kinds.get(type(value), type(value).__name__)

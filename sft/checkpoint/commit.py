@@ -8,11 +8,8 @@ manifests; `latest` is for people.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import re
-import secrets
 import shutil
 import socket
 import threading
@@ -25,17 +22,13 @@ import torch.distributed as dist
 
 from sft.checkpoint.fragments import Checkpoint
 from sft.checkpoint.manifest import FileRecord, appears, damage, fsync_folder, iteration_of, step_name, write_manifest
+from sft.checkpoint.scratch import hidden_beside, is_leftover
+from sft.spec.errors import CheckpointError
 from tokenize_data.errors import UserError, shorten
 
 LATEST = "latest"
 _PATIENCE_SECONDS = 60.0
-_SCRATCH = re.compile(r"\.(writing|removing|damaged)-step-\d+@(?P<host>.*)@(?P<pid>\d+)@[0-9a-f]+")
-_STALE_SECONDS = 24 * 3600.0
 _log = logging.getLogger(__name__)
-
-
-class CheckpointError(UserError):
-    """A checkpoint was not written. The same on every process; the checkpoints before it are as they were."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +130,7 @@ class PendingSave:
                 return None, None
             elif self.target.exists():
                 _log.warning("%s is damaged (%s): it is replaced", self.target, reason)
-            scratch = _hidden(self.target, "writing")
+            scratch = hidden_beside(self.target, "writing")
             scratch.mkdir()
         except OSError as error:
             return None, _one_failure(0, socket.gethostname(), _reason(error))
@@ -167,7 +160,7 @@ class PendingSave:
             write_manifest(scratch, {**self._content, "iteration": self._iteration, "files": files})
             fsync_folder(scratch)
             if self.target.exists():
-                os.rename(self.target, _hidden(self.target, "damaged"))
+                os.rename(self.target, hidden_beside(self.target, "damaged"))
             os.rename(scratch, self.target)
             fsync_folder(self.target.parent)
             _point_to(self.target)
@@ -219,53 +212,15 @@ def prune(root: Path, keep: int, best: int | None = None, in_use: Path | None = 
     whole = [folder for folder in step_folders(root) if damage(folder, verify=False) is None]
     gone = [folder for folder in whole[keep:] if iteration_of(folder) != best]
     for folder in gone:
-        hidden = _hidden(folder, "removing")  # first out of sight: half of a checkpoint is never seen
+        hidden = hidden_beside(folder, "removing")  # first out of sight: half of a checkpoint is never seen
         os.rename(folder, hidden)
         shutil.rmtree(hidden, ignore_errors=True)
     leftover = (
-        [folder for folder in root.iterdir() if folder != in_use and _is_leftover(folder)] if root.is_dir() else []
+        [folder for folder in root.iterdir() if folder != in_use and is_leftover(folder)] if root.is_dir() else []
     )
     for folder in leftover:
         shutil.rmtree(folder, ignore_errors=True)
     return gone + leftover
-
-
-def _is_leftover(folder: Path) -> bool:
-    """Of a process on this host that is no more, or of another host and untouched for a day."""
-    match = _SCRATCH.fullmatch(folder.name)
-    if match is None or folder.is_symlink():
-        return False
-    if match[1] in ("removing", "damaged"):
-        return True
-    if match["host"] == socket.gethostname():
-        return int(match["pid"]) == os.getpid() or not _is_alive(int(match["pid"]))
-    with contextlib.suppress(FileNotFoundError):
-        return abs(_now(folder) - folder.stat().st_mtime) > _STALE_SECONDS
-    return False
-
-
-def _now(folder: Path) -> float:
-    """By the clock of the file system, which may be another host's."""
-    probe = folder.parent / f".clock-{os.getpid()}"
-    probe.touch()
-    try:
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _hidden(target: Path, kind: str) -> Path:
-    return target.with_name(f".{kind}-{target.name}@{socket.gethostname()}@{os.getpid()}@{secrets.token_hex(4)}")
 
 
 def _point_to(target: Path) -> None:

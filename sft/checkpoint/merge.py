@@ -22,7 +22,8 @@ from sft.model.build import BuiltStage, build_stage, make_on_meta, renames_of
 from sft.model.collectives import SingleRank
 from sft.model.lora import LoraSettings, is_adapter
 from sft.model.stage import Stage
-from sft.model.weights import WeightFiles, load, match_names
+from sft.model.weight_names import match_names
+from sft.model.weights import WeightFiles, load
 from tokenize_data.errors import UserError
 
 _LAYERS_BYTES = 2_000_000_000  # of layers that are in memory at once while logits are compared

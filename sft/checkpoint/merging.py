@@ -13,6 +13,7 @@ import torch
 from sft.checkpoint import hf_folder
 from sft.checkpoint.adapter import AdapterFiles
 from sft.checkpoint.merge import Merge, Weighted, largest_difference, plan_merge, write_merged
+from sft.config.quantisation import quantisation_of
 from sft.spec.base import BaseModel
 from tokenize_data.errors import UserError
 from tokenize_data.reader import ShardReader
@@ -176,10 +177,8 @@ def _training_of(folder: Path) -> dict[str, Any]:
 
 
 def _bits_of(training: Mapping[str, Any]) -> int | None:
-    config = training.get("config") or {}
-    return (
-        4 if config.get("load_in_4bit") else 8 if config.get("weight_only_8bit") or config.get("load_in_8bit") else None
-    )
+    quantisation = quantisation_of(training.get("config") or {})
+    return quantisation.bits if quantisation else None
 
 
 def _check_base(folder: Path, training: Mapping[str, Any], base: BaseModel, any_base: bool) -> None:

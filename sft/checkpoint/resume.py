@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sft.checkpoint.commit import CheckpointError, Peers, PendingSave
+from sft.checkpoint.commit import Peers, PendingSave
 from sft.checkpoint.fragments import Checkpoint, Fragment, Later, write_fragments
 from sft.optimizer import states
 from sft.optimizer.eight_bits import EightBits
 from sft.optimizer.states import MASTER, Piece
+from sft.spec.errors import CheckpointError
 from tokenize_data.errors import UserError, shorten
 
 if TYPE_CHECKING:

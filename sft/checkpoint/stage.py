@@ -13,7 +13,8 @@ from sft.engine.groups import Processes
 from sft.model.build import BuiltStage, build_stage
 from sft.model.lora import is_adapter
 from sft.model.quantized import fill
-from sft.model.weights import WeightFiles, load, match_names
+from sft.model.weight_names import match_names
+from sft.model.weights import WeightFiles, load
 from sft.spec.run import RunSpec
 from tokenize_data.errors import UserError
 
@@ -64,7 +65,7 @@ def load_stage(
         device=device,
         trust_remote_code=spec.settings.model.trust_remote_code,
         lora=stage_adapters.settings_of(spec.settings, given),
-        bits=spec.settings.adapters.bits,
+        quantisation=spec.settings.adapters.quantisation,
     )
     stage_adapters.check_vocabulary(built, int(spec.base.config["vocab_size"]), base.config.vocab_size)
     files = WeightFiles(spec.base.folder)

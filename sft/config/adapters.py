@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sft.config.quantisation import QUANTISATIONS, Quantisation, quantisation_of
 from tokenize_data.errors import UserError
 from tokenize_data.settings import Group, fields_of, setting
 
@@ -24,12 +25,17 @@ class AdapterSettings(Group):
     weight_only_8bit: bool = setting(
         False, "keep the frozen base weights in 8 bits, one scale per row; activations are not quantised"
     )
+    quantise: str | None = setting(
+        None,
+        "keep the frozen base weights in this format: nf4 is --load_in_4bit, int8 is --weight_only_8bit",
+        choices=QUANTISATIONS,
+    )
     merge_at_end: bool = setting(False, "also write the merged model to hf/")
 
     @property
-    def bits(self) -> int | None:
-        """Of the frozen base; None where it is not quantised."""
-        return 4 if self.load_in_4bit else 8 if self.weight_only_8bit else None
+    def quantisation(self) -> Quantisation | None:
+        """Of the frozen base."""
+        return quantisation_of(vars(self))
 
     @property
     def alpha(self) -> float:
@@ -37,8 +43,10 @@ class AdapterSettings(Group):
         return self.lora_alpha or 2.0 * self.lora
 
     def check(self) -> None:
-        if self.load_in_4bit and self.weight_only_8bit:
-            raise UserError("--load_in_4bit and --weight_only_8bit exclude each other: use one of them")
+        formats = [f"--{name}" for name in ("load_in_4bit", "weight_only_8bit") if getattr(self, name)]
+        formats += [f"--quantise {self.quantise}"] if self.quantise else []
+        if len(formats) > 1:
+            raise UserError(f"{' and '.join(formats)} exclude each other: use one of them")
         if self.lora is None and self.adapter is None:
             self._refuse_options_of_adapters()
         elif self.adapter is not None and (self.lora_targets != ALL_LINEAR or self.lora_modules_to_save):
@@ -50,7 +58,7 @@ class AdapterSettings(Group):
             raise UserError(f"--lora_dropout {self.lora_dropout:g} drops everything: use less than 1, such as 0.05")
 
     def _refuse_options_of_adapters(self) -> None:
-        for name in ("load_in_4bit", "weight_only_8bit"):
+        for name in ("load_in_4bit", "weight_only_8bit", "quantise"):
             if getattr(self, name):
                 raise UserError(
                     f"--{name} freezes the base weights, so full fine-tuning is not possible: add --lora 16, or leave "

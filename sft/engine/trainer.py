@@ -11,14 +11,11 @@ import numpy as np
 from sft.engine.feed import Batch, Feed
 from sft.engine.pipeline import NotFiniteError, Pipeline
 from sft.plan.sampler import Sampler
+from sft.spec.errors import TrainingError
 from tokenize_data.reader import ShardReader
 
 VALIDATION_DOCUMENTS = 1024  # planned together
 _NAMED_DOCUMENTS = 10
-
-
-class TrainingError(Exception):
-    """Training cannot go on. The message is for a person: what happened, in which iteration, what to try."""
 
 
 def train(

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from sft.launcher.network import interface_towards
 from sft.spec.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR, signal_name
-from sft.spec.workers import ATTEMPT, NOTES, PASSED_ON, SHOW_STACKS
+from sft.spec.workers import ATTEMPT, LAUNCHER, NOTES, PASSED_ON, SHOW_STACKS
 
 # Memory of tensors in large pages, and kept for the next ones: page faults take a sixth of an iteration on a CPU
 # otherwise.
@@ -113,6 +113,7 @@ def _environment(place: NodeSlot, notes: Path, threads: int | None) -> dict[str,
         "MASTER_ADDR": place.address,
         "MASTER_PORT": str(place.port or free_port()),
         NOTES: str(notes),
+        LAUNCHER: str(os.getpid()),
         ATTEMPT: place.attempt or secrets.token_hex(8),
     }
     if place.nodes > 1 and (interface := interface_towards(place.address)) is not None:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 
+from sft.config.quantisation import Quantisation
 from sft.model import attention, products
 from sft.model.anatomy import Anatomy, find_anatomy
 from sft.model.collectives import TensorGroup
@@ -54,19 +55,19 @@ def build_stage(
     device: torch.device,
     trust_remote_code: bool = False,
     lora: LoraSettings | None = None,
-    bits: int | None = None,
+    quantisation: Quantisation | None = None,
 ) -> BuiltStage:
     """This rank's `layers` of the model that `config` describes, with memory on `device` that holds no weights yet.
 
-    With `lora`, adapters are trained instead of the weights; with `bits` the frozen weights of linear layers are kept
-    in so many.
+    With `lora`, adapters are trained instead of the weights; with `quantisation` the frozen weights of linear layers
+    are kept in that format.
     """
     model = make_on_meta(config, dtype, trust_remote_code)
     anatomy = find_anatomy(model)
     all_places = parallelise(model, anatomy, group, sequence_parallel)
     keys = Keys()
     adapted = adapt(model, anatomy, lora, all_places, keys, group) if lora is not None else None
-    quantized = quantize(model, anatomy, bits, device) if bits is not None else {}
+    quantized = quantize(model, anatomy, quantisation, device) if quantisation is not None else {}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     head, embedding = model.get_submodule(anatomy.head), model.get_submodule(anatomy.embedding)
     tied_name = f"{anatomy.embedding}.weight" if head.weight is embedding.weight else None

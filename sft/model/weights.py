@@ -1,15 +1,14 @@
 """Weights of a Hugging Face folder, read slice by slice: a rank touches its own share of the files and holds one tensor
 beside it.
 
-In the order of use: WeightFiles opens a folder, match_names finds each parameter in it (or says what is wrong), load
-fills the parameters.
+In the order of use: WeightFiles opens a folder, `weight_names.match_names` finds each parameter in it (or says what is
+wrong), load fills the parameters.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -25,8 +24,6 @@ from tokenize_data.errors import UserError, shorten
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 _PICKLES = ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth")
-# Buffers that older versions of transformers saved with the weights.
-_BUFFERS = (r"(^|\.)inv_freq$", r"(^|\.)attention\.(masked_)?bias$")
 _CHUNK_ELEMENTS = 16 * 2**20
 # Pages that were read stay in this process's memory for as long as their file is mapped: it is mapped anew after so
 # many bytes.
@@ -149,44 +146,9 @@ class WeightFiles:
         missing = sorted({file.name for file in files.values() if not file.is_file()})
         if missing:
             raise UserError(
-                f"{index} names {_some(missing)}, missing in {self.folder}: fetch the folder again, to its end"
+                f"{index} names {some_of(missing)}, missing in {self.folder}: fetch the folder again, to its end"
             )
         return files
-
-
-def match_names(
-    expected: Mapping[str, tuple[int, ...]],
-    files: WeightFiles,
-    *,
-    base_prefix: str,
-    tied: Mapping[str, str],
-    ignore: Sequence[str],
-    grown: Mapping[str, int],
-    renames: Sequence[tuple[str, str]] = (),
-) -> dict[str, str]:
-    """Name in the files of each parameter of the whole model. `expected` has their shapes, of those in `grown` with all
-    their rows.
-
-    `tied` maps a head to its embedding; both get the name that is there. `ignore` are patterns of tensors that may be
-    there in vain,
-    `renames` (pattern, replacement) from names in the files to those of the model.
-    """
-    found, extra = _pair(expected, files.names(), base_prefix, renames)
-    for head, embedding in tied.items():
-        spare = [name for name in extra if head in _spellings(name, base_prefix, renames)]
-        extra = [name for name in extra if name not in spare]
-        heads = [found[head]] if head in found else spare
-        if embedding in found and heads and not _look_equal(files, found[embedding], heads[0]):
-            raise UserError(
-                f"{files.folder} says that head and embedding are one, but {heads[0]} and {found[embedding]} differ: "
-                "set tie_word_embeddings to false in its config.json"
-            )
-        source = found.get(embedding) or next(iter(heads), None)
-        found |= {name: source for name in (head, embedding) if source and name in expected}
-    patterns = [re.compile(pattern) for pattern in (*_BUFFERS, *ignore)]
-    extra = [name for name in extra if not any(pattern.search(name) for pattern in patterns)]
-    _refuse_mismatches(expected, files, found, extra, grown)
-    return found
 
 
 def read_grown(files: WeightFiles, name: str, part: Slice | None, dtype: torch.dtype, rows: int) -> Tensor:
@@ -234,80 +196,6 @@ def _read_grown_into(destination: Tensor, files: WeightFiles, name: str, part: S
         destination[begin:end] = mean.to(destination)
 
 
-def _pair(
-    expected: Mapping[str, tuple[int, ...]], names: Sequence[str], base_prefix: str, renames: Sequence[tuple[str, str]]
-) -> tuple[dict[str, str], list[str]]:
-    """({model's name: files' name}, names that no parameter has). A name that fits as it stands goes before one that is
-    respelled.
-    """
-    found = {name: name for name in names if name in expected}
-    extra = []
-    for name in names:
-        if name in found:
-            continue
-        fitting = next(
-            (other for other in _spellings(name, base_prefix, renames) if other in expected and other not in found),
-            None,
-        )
-        if fitting is None:
-            extra.append(name)
-        else:
-            found[fitting] = name
-    return found, extra
-
-
-def _spellings(name: str, base_prefix: str, renames: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """What a tensor of the files may be called in the model: transformers saves a model with or without its head's
-    prefix.
-    """
-    for plain in dict.fromkeys([name, *(re.sub(pattern, replacement, name) for pattern, replacement in renames)]):
-        yield plain
-        yield f"{base_prefix}.{plain}"
-        yield plain.removeprefix(f"{base_prefix}.")
-
-
-def _look_equal(files: WeightFiles, first: str, second: str) -> bool:
-    """By a few rows: a head that was trained apart from its embedding differs in all of them."""
-    shape = files.shape(first)
-    if shape != files.shape(second):
-        return False
-    pieces = tuple((row, min(row + 16, shape[0])) for row in (0, shape[0] // 2))
-    few = Slice(dim=0, pieces=pieces)
-    return torch.equal(files.read(first, few, torch.float32), files.read(second, few, torch.float32))
-
-
-def _refuse_mismatches(
-    expected: Mapping[str, tuple[int, ...]],
-    files: WeightFiles,
-    found: Mapping[str, str],
-    extra: Sequence[str],
-    grown: Mapping[str, int],
-) -> None:
-    misshapen = []
-    for name, in_files in found.items():
-        shape, wanted = files.shape(in_files), expected[name]
-        is_shorter = name in grown and shape[1:] == wanted[1:] and 0 < shape[0] <= wanted[0] == grown[name]
-        if shape != wanted and not is_shorter:
-            misshapen.append(f"{in_files} {_sizes(shape)} instead of {_sizes(wanted)}")
-    whole_numbers = [in_files for in_files in found.values() if not files.is_floating(in_files)]
-    problems = [
-        ("missing", [f"{name} {_sizes(shape)}" for name, shape in expected.items() if name not in found]),
-        ("of another shape", misshapen),
-        ("in it but not in the model", [f"{name} {_sizes(files.shape(name))}" for name in extra]),
-        ("quantised", whole_numbers),
-    ]
-    described = [f"{kind}: {_some(names)}" for kind, names in problems if names]
-    if described:
-        remedy = (
-            "the model that it was quantised from"
-            if whole_numbers
-            else "a folder whose config.json and weights belong together"
-        )
-        raise UserError(
-            f"{files.folder} does not hold the weights of its model ({'; '.join(described)}): give {remedy}"
-        )
-
-
 def _open_file(file: Path) -> Any:
     try:
         return safe_open(file, "pt")
@@ -319,10 +207,10 @@ def _open_file(file: Path) -> Any:
         ) from error
 
 
-def _sizes(shape: tuple[int, ...]) -> str:
+def sizes_text(shape: tuple[int, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-def _some(names: Sequence[str], limit: int = 5) -> str:
+def some_of(names: Sequence[str], limit: int = 5) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -86,7 +86,7 @@ def _trained(plan: Plan) -> str:
     adapters = plan.question.adapters
     if adapters is None:
         return ""
-    bits = f", the rest in {adapters.bits} bits" if adapters.bits else ""
+    bits = f", the rest in {adapters.quantisation.bits} bits" if adapters.quantisation else ""
     return f", {rounded(plan.num_trained)} of adapters trained{bits}"
 
 

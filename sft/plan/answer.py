@@ -9,8 +9,8 @@ from sft.config.optimizer import kind_of
 from sft.plan.architecture import Architecture
 from sft.plan.communicators import communicators
 from sft.plan.gpus import GB
-from sft.plan.memory import stage_weights
 from sft.plan.search import Choice, Found, Question, reason_it_loses
+from sft.plan.stage_weights import stage_weights
 
 
 @dataclass(frozen=True, kw_only=True)

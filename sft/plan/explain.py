@@ -6,7 +6,8 @@ from sft.config.optimizer import kind_of
 from sft.plan.answer import Plan
 from sft.plan.communicators import communicators
 from sft.plan.gpus import GB
-from sft.plan.memory import kept_of, stage_weights
+from sft.plan.memory import kept_of
+from sft.plan.stage_weights import stage_weights
 from sft.plan.words import rounded, span
 
 

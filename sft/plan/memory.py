@@ -24,21 +24,12 @@ from dataclasses import dataclass, replace
 
 from sft.config.optimizer import kind_of
 from sft.plan.activations import Activations, activations_of
-from sft.plan.architecture import Architecture, Linear
+from sft.plan.architecture import Architecture
 from sft.plan.layout import Layout
+from sft.plan.stage_weights import Adapters, StageWeights, adapted_linears, stage_weights, vocabulary_weights
 
 _SMALL_ELEMENTS, _LEAST_ROWS, _BUNDLE_ELEMENTS = 2**16, 8, 2.0**25  # as `optimizer.ownership` has them
 _UPDATE_BYTES = {"adafactor": 16.0, "muon": 20.0}  # for each weight of the tensor that is updated, for a moment
-_QUANTISED = {4: 0.5 + 4 / 64, 8: 1.0 + 4 / 4096}  # bytes for each weight, with the scales of blocks
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adapters:
-    """LoRA. `targets` are names of linear layers, or all-linear."""
-
-    rank: int
-    targets: tuple[str, ...] = ("all-linear",)
-    bits: int | None = None  # of the frozen linear layers: 4, 8, or as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,63 +75,8 @@ class StageMemory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageWeights:
-    """Numbers of weights on a rank of one stage."""
-
-    base: int  # of the model
-    quantised: int  # of those, in 4 or 8 bits
-    trained: int  # with gradients and moments
-    largest: int  # of one tensor that is trained
-    ends: int  # of embedding and head, where they are trained
-
-
-def stage_weights(
-    model: Architecture, layout: Layout, stage: int, layers: range, adapters: Adapters | None
-) -> StageWeights:
-    tp, is_first, is_last = layout.tp, stage == 0, stage == layout.pp - 1
-    table = _table(model, layout)
-    base = len(layers) * model.layer_weights_on(tp)
-    base += table + model.embedding_weights - model.head_weights if is_first else 0
-    base += model.final_weights if is_last else 0
-    own_head = is_last and not (model.is_tied and is_first)
-    base += table if own_head else 0
-    linears = [
-        inputs * outputs for inputs, outputs in (linear.shape_on(tp, model.head_size) for linear in model.linears)
-    ]
-    ends = table * (is_first + own_head)
-    if adapters is None:
-        return StageWeights(
-            base=base, quantised=0, trained=base, largest=max([*linears, *([table] if ends else [])]), ends=ends
-        )
-    quantised = len(layers) * sum(linears) if adapters.bits else 0
-    of_layer = [adapters.rank * max(linear.shape_on(tp, model.head_size)) for linear in _adapted(model, adapters)]
-    trained = len(layers) * lora_weights(model, tp, adapters)
-    return StageWeights(
-        base=base + trained, quantised=quantised, trained=trained, largest=max(of_layer, default=0), ends=0
-    )
-
-
-def _table(model: Architecture, layout: Layout) -> int:
-    """Of the vocabulary, on a tensor rank."""
-    return model.vocabulary_on(layout.tp) * (model.embedding_size or model.hidden)
-
-
-def lora_weights(model: Architecture, tp: int, adapters: Adapters) -> int:
-    """Of a layer's adapters on a tensor rank: A (rank x inputs) and B (outputs x rank), of which the split side is
-    shared out.
-    """
-    return sum(adapters.rank * sum(linear.shape_on(tp, model.head_size)) for linear in _adapted(model, adapters))
-
-
-def _adapted(model: Architecture, adapters: Adapters) -> list[Linear]:
-    return [
-        linear for linear in model.linears if adapters.targets == ("all-linear",) or linear.name in adapters.targets
-    ]
-
-
 def kept_of(model: Architecture, layout: Layout, work: Work) -> Activations:
-    ranks = work.adapters.rank * len(_adapted(model, work.adapters)) if work.adapters else None
+    ranks = work.adapters.rank * len(adapted_linears(model, work.adapters)) if work.adapters else None
     return activations_of(model, layout, work.row_tokens, work.bytes_each, longest=work.longest_document, ranks=ranks)
 
 
@@ -179,7 +115,8 @@ def _stale_boundaries(layout: Layout, is_last: bool) -> int:
 
 def _at_rest(weights: StageWeights, layout: Layout, work: Work) -> StageMemory:
     plain = (weights.base - weights.quantised) * work.bytes_each
-    quantised = weights.quantised * _QUANTISED[work.adapters.bits] if work.adapters and work.adapters.bits else 0.0
+    kept_in = work.adapters.quantisation if work.adapters else None
+    quantised = weights.quantised * kept_in.bytes_each if kept_in else 0.0
     return StageMemory(
         stage=0,
         moment="rest",
@@ -251,7 +188,9 @@ def _last_moments(
     """
     shapes = (linear.shape_on(layout.tp, model.head_size) for linear in model.linears)
     largest = max(inputs * outputs for inputs, outputs in shapes) if work.adapters is None else 0
-    embedding = _table(model, layout) if is_first and work.adapters is None and work.micro_batches == 1 else 0
+    embedding = (
+        vocabulary_weights(model, layout) if is_first and work.adapters is None and work.micro_batches == 1 else 0
+    )
     layer = replace(
         rest,
         moment="first layer",
@@ -276,7 +215,7 @@ def _loss_moment(
     if at_once < trained:  # gradients of the head's weights are summed over chunks
         normed += trained * model.hidden * each
         if work.adapters is None:
-            passing = _table(model, layout) * (4 + each)
+            passing = vocabulary_weights(model, layout) * (4 + each)
     return replace(
         rest, moment="loss", gradients=_sums(weights, work) + passing, activations=held + normed, logits=logits
     )
@@ -302,7 +241,7 @@ def _bundled(model: Architecture, layout: Layout, layers: range, work: Work) -> 
     sizes = [(outputs, inputs * outputs) for inputs, outputs in shapes]  # rows, weights
     if work.adapters is not None:
         rank = work.adapters.rank
-        adapted = [linear.shape_on(layout.tp, model.head_size) for linear in _adapted(model, work.adapters)]
+        adapted = [linear.shape_on(layout.tp, model.head_size) for linear in adapted_linears(model, work.adapters)]
         sizes = [size for inputs, outputs in adapted for size in ((rank, rank * inputs), (outputs, rank * outputs))]
     is_whole = kind_of(work.optimizer, work.momentum).needs_whole_matrices
     bundled = [n for rows, n in sizes if is_whole or n < _SMALL_ELEMENTS or (rows % dp and rows < _LEAST_ROWS * dp)]

@@ -10,12 +10,14 @@ from functools import lru_cache
 
 from sft.plan.architecture import Architecture, head_cost
 from sft.plan.chunks import tokens_at_once
+from sft.plan.clock import Seconds
 from sft.plan.communicators import communicators
 from sft.plan.gpus import GB, Gpu
 from sft.plan.layout import Layout, ModelShape, choose_layout
-from sft.plan.memory import Adapters, StageMemory, Work, stage_memory
+from sft.plan.memory import StageMemory, Work, stage_memory
 from sft.plan.rows import Batches, Rows
-from sft.plan.speed import OURS, Program, Seconds, iteration_seconds, model_operations
+from sft.plan.speed import OURS, Program, iteration_seconds, model_operations
+from sft.plan.stage_weights import Adapters
 from sft.plan.stages import layer_ranges
 from tokenize_data.errors import UserError
 

@@ -9,16 +9,15 @@ how published runs of others are predicted too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from sft.plan.architecture import Architecture, Linear
+from sft.plan.clock import EXCHANGE_SECONDS, LAUNCH_SECONDS, Clock, Seconds
 from sft.plan.gpus import Gpu
 from sft.plan.layout import Layout
-from sft.plan.memory import Adapters, Work, stage_weights
+from sft.plan.memory import Work
+from sft.plan.stage_weights import Adapters, stage_weights
 
-_LAUNCH_SECONDS = 4e-6  # of a kernel
-_EXCHANGE_SECONDS = 20e-6  # of a collective, besides its bytes
-_ACROSS_NODES = 0.6  # of all network cards of a node, what a collective of tensor ranks over several nodes reaches
 _FLASH_SHARE = 0.75  # of what matrix products reach
 _FLASH_BACKWARD = 2.5  # of the forward pass's operations
 _ADAM_BYTES = 32.0  # read and written for each weight of a rank's share
@@ -61,74 +60,6 @@ OURS = Program(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seconds:
-    """Of one iteration, by part; parts add up."""
-
-    products: float = 0.0
-    attention: float = 0.0
-    memory_bound: float = 0.0
-    recompute: float = 0.0
-    head: float = 0.0
-    tensor_traffic: float = 0.0
-    pipeline_traffic: float = 0.0
-    bubble: float = 0.0
-    data_traffic: float = 0.0
-    optimizer: float = 0.0
-
-    @property
-    def total(self) -> float:
-        return float(sum(getattr(self, field.name) for field in fields(self)))
-
-    @property
-    def compute(self) -> float:
-        return self.products + self.attention + self.memory_bound + self.recompute + self.head
-
-    def times(self, factor: float) -> Seconds:
-        return Seconds(**{field.name: getattr(self, field.name) * factor for field in fields(self)})
-
-    def plus(self, other: Seconds) -> Seconds:
-        return Seconds(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
-
-
-class Clock:
-    """What a GPU takes for one thing."""
-
-    def __init__(self, gpu: Gpu, dtype: str) -> None:
-        self._gpu, self._each = gpu, 2 if dtype == "bf16" else 4
-        peak = gpu.bf16_tflops if dtype == "bf16" else gpu.fp32_tflops
-        self.rate = peak * 1e12 * gpu.matrix_efficiency
-        self.memory = gpu.memory_gbps * 1e9 * gpu.memory_efficiency
-        self.link = gpu.link_gbps * 1e9 * gpu.link_efficiency
-        self.network = gpu.network_gbps * 1e9 * gpu.network_efficiency
-
-    def product(self, rows: float, columns: float, inner: float, count: float = 1.0) -> float:
-        traffic = self._each * (rows * inner + inner * columns + rows * columns)
-        return count * (2 * rows * columns * inner / self.rate + traffic / self.memory) + _LAUNCH_SECONDS
-
-    def moved(self, num_bytes: float, launches: int = 1) -> float:
-        return num_bytes / self.memory + launches * _LAUNCH_SECONDS
-
-    def all_reduce(self, num_bytes: float, ranks: int) -> float:
-        """Over ranks next to each other; past a node, its network is the limit."""
-        if ranks == 1:
-            return 0.0
-        bandwidth = (
-            self.link
-            if ranks <= self._gpu.gpus_per_node
-            else min(self.link, self.network * self._gpu.gpus_per_node * _ACROSS_NODES)
-        )
-        return 2 * (ranks - 1) / ranks * num_bytes / bandwidth + _EXCHANGE_SECONDS
-
-    def replicas_bandwidth(self, layout: Layout) -> float:
-        """Replicas are tp ranks apart: those in one node reach others over as many of its network cards."""
-        here = max(1, min(layout.dp, self._gpu.gpus_per_node // layout.tp))
-        return self.link if here == layout.dp else min(self.link, here * self.network)
-
-    def stages_bandwidth(self, layout: Layout) -> float:
-        return self.link if layout.world <= self._gpu.gpus_per_node else self.network
-
-
 def iteration_seconds(
     model: Architecture,
     layout: Layout,
@@ -156,7 +87,7 @@ def iteration_seconds(
         * work.bytes_each
         / (layout.tp if program.sends_are_split or layout.sequence_parallel else 1)
     )
-    transfer = sent / clock.stages_bandwidth(layout) + _EXCHANGE_SECONDS
+    transfer = sent / clock.stages_bandwidth(layout) + EXCHANGE_SECONDS
     exposed = 4 * virtual_pp * transfer if layout.pp > 1 else 0.0  # an input and an output, forward and backward
     return slowest.times(work.micro_batches).plus(
         Seconds(
@@ -208,13 +139,13 @@ def _backward_products(
     if work.adapters is None:
         return 2 * products
     thin = 3 * sum(_adapter_product(linear, model, layout, work.adapters, clock, tokens) for linear in model.linears)
-    if not work.adapters.bits:
+    if not work.adapters.quantisation:
         return products + thin
     weights = sum(
         inputs * outputs
         for inputs, outputs in (linear.shape_on(layout.tp, model.head_size) for linear in model.linears)
     )
-    return products + thin + 2 * clock.moved(weights * (2 + 2 + work.adapters.bits / 8))
+    return products + thin + 2 * clock.moved(weights * (2 + 2 + work.adapters.quantisation.bits / 8))
 
 
 def _adapter_product(
@@ -232,7 +163,7 @@ def _attention(
     heads = max(model.heads // layout.tp, 1)
     if program.has_flash and not model.attention_softcap:
         operations = 2 * tokens * length * heads * model.head_size
-        forward = operations / (clock.rate * _FLASH_SHARE) + _LAUNCH_SECONDS
+        forward = operations / (clock.rate * _FLASH_SHARE) + LAUNCH_SECONDS
         return forward, _FLASH_BACKWARD * forward
     count = heads * tokens / length
     products = clock.product(length, length, model.head_size, count) + clock.product(

@@ -76,10 +76,12 @@ def description(settings: Settings) -> str | None:
     )
     if settings.adapters.adapter is not None:
         targets = f"those of {settings.adapters.adapter}"
-    bits = settings.adapters.bits
+    quantisation = settings.adapters.quantisation
     saved = (
         f"; in full: {', '.join(settings.adapters.lora_modules_to_save)}"
         if settings.adapters.lora_modules_to_save
         else ""
     )
-    return f"rank {settings.adapters.lora} on {targets}{saved}" + (f"; base in {bits} bits" if bits else "")
+    return f"rank {settings.adapters.lora} on {targets}{saved}" + (
+        f"; base in {quantisation.bits} bits" if quantisation else ""
+    )

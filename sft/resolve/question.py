@@ -17,9 +17,9 @@ from sft.config.settings import Settings
 from sft.plan.architecture import Architecture
 from sft.plan.gpus import Gpu
 from sft.plan.layout import Layout, ModelShape, choose_layout
-from sft.plan.memory import Adapters
 from sft.plan.rows import Batches
 from sft.plan.search import Question, search
+from sft.plan.stage_weights import Adapters
 from sft.resolve.base import Described
 from sft.resolve.naming import layout_of_path
 from sft.spec.base import BaseModel
@@ -192,7 +192,7 @@ def batch_values(settings: Settings) -> dict[str, int | None]:
 
 def recompute_of(settings: Settings) -> str | None:
     """Who trains on a quantised base is short of memory."""
-    return settings.layout.recompute or ("full" if settings.adapters.bits else None)
+    return settings.layout.recompute or ("full" if settings.adapters.quantisation else None)
 
 
 def _order(question: Question) -> tuple[int, float]:
@@ -206,7 +206,7 @@ def _adapters(settings: Settings) -> Adapters | None:
     rank = settings.adapters.lora or (_rank_of(Path(settings.adapters.adapter)) if settings.adapters.adapter else None)
     if rank is None:
         return None
-    return Adapters(rank=rank, targets=settings.adapters.lora_targets, bits=settings.adapters.bits)
+    return Adapters(rank=rank, targets=settings.adapters.lora_targets, quantisation=settings.adapters.quantisation)
 
 
 def _rank_of(folder: Path) -> int:

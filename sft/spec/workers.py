@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 NOTES = "SFT_NOTES"  # a folder in which workers leave why they stopped, and their stacks
+LAUNCHER = "SFT_LAUNCHER"  # its process number: workers end with it
 ATTEMPT = "SFT_ATTEMPT"  # a name of this attempt that only its processes know
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the launcher passes them on; workers save and leave
 SHOW_STACKS = signal.SIGUSR2

@@ -98,33 +98,24 @@ def compare(
         device=device,
     )
     fill(built, dict(model.named_parameters()))
-    objective = CrossEntropy(loss_mask=loss_mask)
     pipeline = Pipeline(
         built,
         processes,
         optimizer=_SETTINGS,
-        objective=objective,
+        objective=CrossEntropy(loss_mask=loss_mask),
         tokens_at_once=tokens_at_once(-(-small.vocab_size // layout.tp), False),
         clip=_CLIP,
         device=device,
         vocabulary_size=small.vocab_size,
     )
     reader: Any = SyntheticReader(_DOCUMENTS, small.vocab_size, _LONGEST)
-    feed = Feed(
-        reader,
-        capacity=2 * _LONGEST,
-        replicas=layout.dp,
-        replica=processes.replica,
-        objective=objective,
-        multiple=layout.tp if layout.sequence_parallel else 1,
-    )
+    feed = _feed(reader, layout, pipeline)
     sampler = Sampler(_DOCUMENTS, max(_GLOBAL_BATCH, 2 * layout.dp), _SEED)
     records = list(train(pipeline, feed, sampler, reader, rate=lambda _: _SETTINGS.lr, start=0, iterations=iterations))
     ours = [PlainStep(record["loss"], record["grad_norm"]) for record in records]
     batches = [sampler.documents(number) for number in range(iterations)]
-    run = plain.train(
-        model, reader, batches, loss_mask, _SETTINGS, _CLIP
-    )  # on every process: each compares its own weights
+    # On every process: each compares its own weights.
+    run = plain.train(model, reader, batches, loss_mask, _SETTINGS, _CLIP)
     worst = torch.tensor([_difference(pipeline, run, iterations)], dtype=torch.float64)
     dist.all_reduce(worst, dist.ReduceOp.MAX)
     stop_worker()
@@ -135,6 +126,17 @@ def compare(
         comparisons=[Comparison(iteration=k, theirs=a, ours=b) for k, (a, b) in pairs],
         updates=float(worst),
         dtype=dtype,
+    )
+
+
+def _feed(reader: Any, layout: Layout, pipeline: Pipeline) -> Feed:
+    return Feed(
+        reader,
+        capacity=2 * _LONGEST,
+        replicas=layout.dp,
+        replica=pipeline.processes.replica,
+        objective=pipeline.objective,
+        multiple=layout.tp if layout.sequence_parallel else 1,
     )
 
 

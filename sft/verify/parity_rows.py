@@ -20,10 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sft.checkpoint.stage import DTYPES, load_stage, read_base
+from sft.checkpoint.stage import DTYPES, LoadedBase, load_stage, read_base
 from sft.config.optimizer import OptimizerSpec
 from sft.engine.feed import Feed
-from sft.engine.groups import form_groups
+from sft.engine.groups import Processes, form_groups
 from sft.engine.pipeline import Pipeline
 from sft.engine.start import start_worker, stop_worker
 from sft.objective.cross_entropy import CrossEntropy
@@ -115,24 +115,13 @@ def compare(spec: RunSpec, num_documents: int, store: Any) -> Outcome | None:
         told: list[Any] = [(mine, scratch)]
         dist.broadcast_object_list(told, src=0)
         reference, folder = told[0]
-        built, _ = load_stage(spec, base, processes, device)
-        objective = CrossEntropy(loss_mask=spec.settings.objective.loss_mask)
-        pipeline = Pipeline(
-            built,
-            processes,
-            optimizer=_NOTHING,
-            objective=objective,
-            tokens_at_once=spec.tokens_at_once,
-            clip=0.0,
-            device=device,
-            vocabulary_size=base.config.vocab_size,
-        )
+        pipeline = _pipeline(spec, base, processes, device)
         found: dict[str, Difference] = {}
 
         def measure(gradients: Mapping[str, tuple[int, Tensor]]) -> None:
             for name, (offset, gradient) in gradients.items():
                 if pipeline.optimizer.is_first_holder(name):
-                    part = built.places[name].part
+                    part = pipeline.built.places[name].part
                     theirs, other = (_own(Path(folder) / file, name, part, offset, gradient) for file in _FILES)
                     found[name] = _difference(gradient, theirs, other)
 
@@ -142,7 +131,7 @@ def compare(spec: RunSpec, num_documents: int, store: Any) -> Outcome | None:
             capacity=spec.capacity,
             replicas=spec.layout.dp,
             replica=processes.replica,
-            objective=objective,
+            objective=pipeline.objective,
             multiple=spec.layout.tp if spec.layout.sequence_parallel else 1,
         )
         batch = feed.plan(numbers)
@@ -164,6 +153,20 @@ def compare(spec: RunSpec, num_documents: int, store: Any) -> Outcome | None:
             device=str(device),
             documents=len(numbers),
         )
+    )
+
+
+def _pipeline(spec: RunSpec, base: LoadedBase, processes: Processes, device: torch.device) -> Pipeline:
+    built, _ = load_stage(spec, base, processes, device)
+    return Pipeline(
+        built,
+        processes,
+        optimizer=_NOTHING,
+        objective=CrossEntropy(loss_mask=spec.settings.objective.loss_mask),
+        tokens_at_once=spec.tokens_at_once,
+        clip=0.0,
+        device=device,
+        vocabulary_size=base.config.vocab_size,
     )
 
 
@@ -268,10 +271,9 @@ def _joined(everyone: Sequence[Mapping[str, Difference]]) -> dict[str, Differenc
 def table(outcome: Outcome, spec: RunSpec) -> Sequence[str]:
     """Lines for a person: the parameters that differ most come first."""
     (loss, our_loss), (norm, our_norm) = outcome.losses, outcome.norms
-    formats = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
     lines = [
         (
-            f"{spec.base.entry.name}, {spec.layout}, {formats[outcome.dtype]} on {outcome.device}, "
+            f"{spec.base.entry.name}, {spec.layout}, {str(outcome.dtype).removeprefix('torch.')} on {outcome.device}, "
             f"{outcome.documents} documents"
         ),
         "",

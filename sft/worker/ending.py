@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from sft.spec.errors import CheckpointError, TrainingError
 from sft.spec.exit_codes import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER_ERROR
-from sft.spec.workers import NOTES, PASSED_ON, SHOW_STACKS, notes_folder, unblock_signals
+from sft.spec.workers import LAUNCHER, NOTES, PASSED_ON, SHOW_STACKS, notes_folder, unblock_signals
 from tokenize_data.errors import TRACEBACK, UserError
 
 _SAME_SIGNAL_SECONDS = 3.0
@@ -108,9 +109,10 @@ def _end(code: int) -> None:
 
 def reason_of(error: BaseException) -> str:
     """What stopped a run, for a person."""
-    if isinstance(error, UserError | PreemptedError) or type(error).__name__ == "TrainingError":
+    if isinstance(error, UserError | PreemptedError | TrainingError):
         return " ".join(str(error).splitlines())
-    if type(error).__name__ == "OutOfMemoryError":
+    torch = sys.modules.get("torch")  # a process that has not imported it cannot have run out of its memory
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return "out of GPU memory: use a smaller --micro_batch, --recompute full, or a larger --tp or --pp"
     where = f"{platform.node()}, process {os.getpid()}, rank {os.environ.get('RANK', '0')}"
     return f"{type(error).__name__} ({where}): {' '.join(str(error).split())[:500]}; {TRACEBACK}=1 shows where"
@@ -119,7 +121,7 @@ def reason_of(error: BaseException) -> str:
 def _code_of(error: Exception) -> int:
     if isinstance(error, PreemptedError):
         return EXIT_PREEMPTED
-    is_given = isinstance(error, UserError) and type(error).__name__ != "CheckpointError"
+    is_given = isinstance(error, UserError) and not isinstance(error, CheckpointError)
     return EXIT_USER_ERROR if is_given else EXIT_FAILED
 
 
@@ -148,7 +150,7 @@ def _end_with_launcher() -> None:
         return
     set_parent_death_signal = 1  # prctl's PR_SET_PDEATHSIG
     ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() == 1:  # it was quicker
+    if os.getppid() != int(os.environ.get(LAUNCHER, os.getppid())):  # it was quicker
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -8,14 +8,15 @@ from functools import partial
 from typing import Any
 
 from sft.checkpoint import resume
-from sft.checkpoint.commit import CheckpointError, Peers
+from sft.checkpoint.commit import Peers
 from sft.checkpoint.fragments import Checkpoint
 from sft.checkpoint.manifest import damage, step_name
 from sft.engine.feed import Batch, Feed, MicroBatch
 from sft.engine.pipeline import Pipeline
-from sft.engine.trainer import VALIDATION_DOCUMENTS, TrainingError, train, validate
+from sft.engine.trainer import VALIDATION_DOCUMENTS, train, validate
 from sft.plan.schedule import learning_rate
 from sft.spec import metrics
+from sft.spec.errors import CheckpointError, TrainingError
 from sft.spec.run import OpenData, RunSpec
 from sft.worker.ending import Interrupt, PreemptedError
 from sft.worker.saving import Saver
@@ -50,19 +51,6 @@ def iterate(
         keyed=settings.adapters.lora is not None and settings.adapters.lora_dropout > 0,
     )
     validation = _BeatingFeed(watchdog.beat, data.validation, **make_feed.keywords) if data.validation else None
-    warmup = (
-        settings.schedule.warmup_fraction
-        if settings.schedule.warmup_iters is None
-        else min(1.0, max(settings.schedule.warmup_iters - 0.5, 0.0) / spec.iterations)
-    )
-    rate = partial(
-        learning_rate,
-        iterations=spec.iterations,
-        lr=settings.schedule.lr,
-        min_lr=settings.schedule.min_lr,
-        warmup_fraction=warmup,
-        schedule=settings.schedule.schedule,
-    )
     best = _Best(settings.output.early_stopping, settings.output.early_stopping_min_delta)
     for earlier, loss in _earlier_validations(spec, peers, start):
         best.is_better(earlier, loss)
@@ -75,7 +63,7 @@ def iterate(
             make_feed(data.training),
             spec.sampler,
             data.training,
-            rate=rate,
+            rate=_rate(spec),
             start=start,
             iterations=spec.iterations,
         ):
@@ -89,6 +77,22 @@ def iterate(
         raise
     loop.finish(peers)
     return {**loop.result, "seconds": round(time.perf_counter() - began, 1)}
+
+
+def _rate(spec: RunSpec) -> Callable[[int], float]:
+    """The learning rate of each iteration."""
+    schedule = spec.settings.schedule
+    warmup = schedule.warmup_fraction
+    if schedule.warmup_iters is not None:
+        warmup = min(1.0, max(schedule.warmup_iters - 0.5, 0.0) / spec.iterations)
+    return partial(
+        learning_rate,
+        iterations=spec.iterations,
+        lr=schedule.lr,
+        min_lr=schedule.min_lr,
+        warmup_fraction=warmup,
+        schedule=schedule.schedule,
+    )
 
 
 class _BeatingFeed(Feed):

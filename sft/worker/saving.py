@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from sft.checkpoint import commit, resume
-from sft.checkpoint.commit import CheckpointError, Peers, PendingSave
+from sft.checkpoint.commit import Peers, PendingSave
 from sft.checkpoint.fragments import Checkpoint
+from sft.config.quantisation import FLAGS, quantisation_of
 from sft.config.settings import defaults
 from sft.engine.pipeline import Pipeline
+from sft.spec.errors import CheckpointError
 from sft.spec.run import RunSpec
 from tokenize_data.errors import UserError, shorten
 from tokenize_data.manifest import Manifest
@@ -33,6 +35,7 @@ _ADAPTERS = (
     "lora_modules_to_save",
     "load_in_4bit",
     "weight_only_8bit",
+    "quantise",
 )
 
 
@@ -158,9 +161,7 @@ def go_on(
     epoch = spec.sampler.epoch(iteration)
     layout = checkpoint.manifest["layout"]
     made = f"made with tp {layout['tp']} x pp {layout['pp']} x dp {layout['dp']}"
-    if layout["tp"] != spec.layout.tp and (
-        spec.settings.adapters.load_in_4bit or spec.settings.adapters.weight_only_8bit
-    ):
+    if layout["tp"] != spec.layout.tp and spec.settings.adapters.quantisation:
         warn(
             f"each process quantises its own slices: with tp {spec.layout.tp} instead of {layout['tp']} the "
             "base's values differ a little"
@@ -176,7 +177,12 @@ def check(spec: RunSpec, checkpoint: Checkpoint) -> None:
     compared += [(name, facts["config"].get(name), spec.settings.value(name)) for name in _CONFIGURED]
     known, current = defaults(), spec.asked.as_json()
     made = {"weight_only_8bit": facts["config"].get("load_in_8bit", False), **facts["config"]}  # the older name
-    compared += [(name, made.get(name, known[name]), current[name]) for name in _ADAPTERS]
+    is_same_format = quantisation_of(made) == quantisation_of(current)  # it can be asked for in two ways
+    compared += [
+        (name, made.get(name, known[name]), current[name])
+        for name in _ADAPTERS
+        if not (is_same_format and name in (*FLAGS, "quantise"))
+    ]
     for name, there, here in compared:
         if there != here:
             raise UserError(

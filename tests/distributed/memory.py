@@ -12,6 +12,7 @@ from sft.plan.chunks import tokens_at_once
 from sft.plan.sampler import Sampler
 from tests.allocations import Allocations
 from tests.distributed import plain
+from tests.quantisation import of_bits
 from tokenize_data.chat import ASSISTANT, USER
 from tokenize_data.reader import Document
 
@@ -63,7 +64,7 @@ def measure(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
             dtype=dtype,
             device=device,
             lora=LoraSettings(rank=case["rank"], alpha=16.0) if "rank" in case else None,
-            bits=case.get("bits"),
+            quantisation=of_bits(case.get("bits")),
         )
         with torch.no_grad():
             for parameter in built.parameters.values():

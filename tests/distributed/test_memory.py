@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from sft.plan.architecture import Architecture
-from sft.plan.memory import Adapters, StageMemory, Work, stage_memory
+from sft.plan.memory import StageMemory, Work, stage_memory
+from sft.plan.stage_weights import Adapters
 from sft.plan.stages import partition
 from tests.distributed.launch import Died, results_of, run_chosen
 from tests.distributed.worker import layout_of
 from tests.models import FAMILIES
+from tests.quantisation import of_bits
 
 TOLERANCE = 0.05
 SIZES = {
@@ -122,7 +124,7 @@ def predicted(case: dict[str, Any], stage: int) -> StageMemory:
         recompute=case["recompute"],
         logits_chunk_tokens=case.get("at_once"),
         dtype=_DTYPES[case["dtype"]],
-        adapters=Adapters(rank=case["rank"], bits=case.get("bits")) if "rank" in case else None,
+        adapters=Adapters(rank=case["rank"], quantisation=of_bits(case.get("bits"))) if "rank" in case else None,
     )
     return stage_memory(model, layout, stage, partition([1.0] * model.layers, layout.pp)[stage], work)
 

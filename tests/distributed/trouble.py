@@ -23,7 +23,7 @@ POISONED_RANK = 1
 
 def not_finite(case: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """One good iteration, then one with something that is not a number on one rank."""
-    from sft.engine.trainer import TrainingError
+    from sft.spec.errors import TrainingError
 
     run = prepare(case, device)
     records = run.train()

@@ -28,6 +28,7 @@ from sft.plan.stages import partition
 from tests.distributed import plain
 from tests.distributed.data import MemoryReader
 from tests.models import tiny_config
+from tests.quantisation import of_bits
 from tokenize_data.errors import UserError
 
 DOCUMENTS, SEQ, SEED = 40, 32, 7
@@ -88,7 +89,7 @@ def prepare(case: dict[str, Any], device: torch.device) -> Run:
         dtype=dtype,
         device=device,
         lora=adapters.settings_of(case) if "lora" in case else None,
-        bits=case.get("bits"),
+        quantisation=of_bits(case.get("bits")),
     )
     whole = dict(plain.make_model(config).named_parameters())
     with torch.no_grad():

@@ -128,10 +128,11 @@ def live(rank: int, port: int, case: dict[str, Any], root: str) -> None:
     os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
     import torch
 
-    from sft.checkpoint.commit import CheckpointError, find_latest, peers_of, prune
+    from sft.checkpoint.commit import find_latest, peers_of, prune
     from sft.checkpoint.resume import restore, save
     from sft.engine.start import start_worker
     from sft.engine.trainer import train
+    from sft.spec.errors import CheckpointError
     from tests.distributed import plain
     from tests.distributed.worker import prepare
 

@@ -21,10 +21,11 @@ import torch
 from safetensors.torch import load_file
 
 from sft.checkpoint import commit
-from sft.checkpoint.commit import ALONE, CheckpointError, Peers, PendingSave, find_latest, prune, step_folders
+from sft.checkpoint.commit import ALONE, Peers, PendingSave, find_latest, prune, step_folders
 from sft.checkpoint.fragments import Checkpoint, Fragment, write_fragments
 from sft.checkpoint.manifest import FileRecord, damage
 from sft.model.slices import Slice
+from sft.spec.errors import CheckpointError
 from tokenize_data.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,10 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from sft.checkpoint.commit import ALONE, CheckpointError, Peers
+from sft.checkpoint.commit import ALONE, Peers
 from sft.config.settings import Settings
-from sft.engine.trainer import TrainingError
 from sft.objective.cross_entropy import CrossEntropy
+from sft.spec.errors import CheckpointError, TrainingError
 from sft.spec.run import OpenData
 from sft.worker import loop
 from sft.worker import train as worker

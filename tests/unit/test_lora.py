@@ -25,6 +25,7 @@ from sft.model.slices import Slice
 from sft.resolve import adapters
 from sft.spec.base import BaseModel
 from tests.models import tiny_config
+from tests.quantisation import of_bits
 from tokenize_data.errors import UserError
 
 
@@ -40,7 +41,7 @@ def build(family: str = "llama", bits: int | None = None, **settings):
         dtype=torch.float32,
         device=torch.device("cpu"),
         lora=lora,
-        bits=bits,
+        quantisation=of_bits(bits),
     )
 
 
@@ -168,7 +169,7 @@ def test_a_stage_without_anything_to_train_gets_something_that_changes_nothing()
 @pytest.mark.parametrize(("bits", "most_bytes", "error"), [(4, 0.55, 0.2), (8, 1.1, 0.01)])
 def test_a_quantised_weight_is_small_and_near(bits, most_bytes, error):
     weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(0))
-    quantized = QuantizedWeight(bits, (256, 512), torch.float32, torch.device("cpu"))
+    quantized = QuantizedWeight(of_bits(bits), (256, 512), torch.float32, torch.device("cpu"))
     quantized.fill(weight)
     assert quantized.num_bytes <= most_bytes * weight.numel()
     assert float((quantized.whole() - weight).square().mean().sqrt()) < error
@@ -179,7 +180,7 @@ def test_a_quantised_weight_is_small_and_near(bits, most_bytes, error):
 
 def test_four_bits_of_rows_that_are_no_whole_blocks():
     weight = torch.randn(24, 48, generator=torch.Generator().manual_seed(0))
-    quantized = QuantizedWeight(4, (24, 48), torch.float32, torch.device("cpu"))
+    quantized = QuantizedWeight(of_bits(4), (24, 48), torch.float32, torch.device("cpu"))
     quantized.fill(weight)
     assert float((quantized.whole() - weight).abs().max()) < 0.16 * float(weight.abs().max())
 

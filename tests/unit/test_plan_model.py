@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from benchmarks import published
+from sft.config.quantisation import QUANTISATIONS
 from sft.model.build import build_stage, make_on_meta
 from sft.model.collectives import SingleRank
 from sft.plan.architecture import Architecture
 from sft.plan.gpus import TABLE, find_gpu, read_gpus, recognise
 from sft.plan.layout import Layout
-from sft.plan.memory import Adapters, stage_weights
+from sft.plan.stage_weights import Adapters, stage_weights
 from sft.plan.stages import partition
 from tests.models import FAMILIES, tiny_config
 from tokenize_data.errors import UserError
@@ -172,7 +173,7 @@ def test_each_ranks_weights_are_those_of_the_stage_that_is_built(name, tp, tmp_p
 
 def test_adapters_train_little_and_four_bits_are_counted():
     model = Architecture.of_config(REAL["Llama-2-7b"][1])
-    weights = stage_weights(model, Layout(), 0, range(32), Adapters(rank=16, bits=4))
+    weights = stage_weights(model, Layout(), 0, range(32), Adapters(rank=16, quantisation=QUANTISATIONS["nf4"]))
     assert weights.trained == 39_976_960  # as peft counts for all linear layers of Llama-2-7b with r=16
     assert weights.quantised == sum(linear.inputs * linear.outputs for linear in model.linears) * 32
     some = stage_weights(model, Layout(), 0, range(32), Adapters(rank=16, targets=("q_proj", "v_proj")))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft.config.quantisation import QUANTISATIONS
 from sft.optimizer import ownership
 from sft.plan import memory
 from sft.plan.answer import Data, Plan
@@ -18,10 +19,11 @@ from sft.plan.communicators import communicators
 from sft.plan.explain import explain
 from sft.plan.gpus import GB, TABLE, Gpu, find_gpu
 from sft.plan.layout import Layout, ModelShape, choose_layout
-from sft.plan.memory import Adapters, Work, stage_memory, stage_weights
+from sft.plan.memory import Work, stage_memory
 from sft.plan.rows import Batches
 from sft.plan.search import Choice, Question, best, evaluate, layout_of, nearest_that_fit, search
 from sft.plan.speed import OURS, iteration_seconds
+from sft.plan.stage_weights import Adapters, stage_weights
 from sft.plan.stages import layer_ranges
 from tokenize_data.errors import UserError
 
@@ -68,7 +70,7 @@ def ask(
 )
 def test_the_search_finds_the_best_of_all(world, memory_gb, share, length, rank):
     gpu = replace(TABLE["h100-80gb"], memory_gb=memory_gb)
-    adapters = Adapters(rank=rank, bits=4) if rank else None
+    adapters = Adapters(rank=rank, quantisation=QUANTISATIONS["nf4"]) if rank else None
     question = ask(
         world=world, gpu=gpu, trained_share=share, batches=Batches.all_alike(64, length, share), adapters=adapters
     )
@@ -175,7 +177,10 @@ def test_where_no_layout_fits_a_larger_machine_is_named():
 
 
 def test_adapters_and_four_bits_make_a_large_model_fit():
-    full, lora = search(ask(LLAMA_70B, world=1)), search(ask(LLAMA_70B, world=1, adapters=Adapters(rank=16, bits=4)))
+    full, lora = (
+        search(ask(LLAMA_70B, world=1)),
+        search(ask(LLAMA_70B, world=1, adapters=Adapters(rank=16, quantisation=QUANTISATIONS["nf4"]))),
+    )
     assert not full.fitting
     assert lora.fitting
     assert lora.fitting[0].peak.weights < 45 * GB

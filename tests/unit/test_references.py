@@ -66,6 +66,7 @@ REFERENCES: dict[str, dict[Any, Any]] = {
     "lora": {"any": axis("mode", "adapters")},
     "lora_modules_to_save": {"any": axis("mode", "adapters, saved")},
     "load_in_4bit": {True: axis("mode", "4 bits")},
+    "quantise": {"nf4": axis("mode", "4 bits"), "int8": axis("mode", "8 bits")},
     "weight_only_8bit": {True: axis("mode", "8 bits")},
     "lora_alpha": {"any": _ADAPTERS},
     "lora_targets": {"any": (_ADAPTERS, "llama: tp2 x dp2, head")},

@@ -20,7 +20,7 @@ from tests.conftest import pair
 from tests.unit.test_formats import texts
 from tests.unit.test_sources import rows_of
 from tokenize_data.errors import UserError
-from tokenize_data.records import parse_line
+from tokenize_data.json_lines import parse_line
 from tokenize_data.rows import Unreadable, csv_rows, json_rows
 
 TEXTS = st.text(

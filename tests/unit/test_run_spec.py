@@ -35,6 +35,7 @@ MAY_BE_NONE = {
     "warmup_iters": "warmup_fraction applies",
     "lora": "no adapters",
     "lora_alpha": "no adapters",
+    "quantise": "in the format of the model",
     "adapter": "no adapter to start from",
     "gpu_file": "no file",
     "hang_timeout": "ten usual iterations",

@@ -14,7 +14,8 @@ from transformers import LlamaConfig
 
 from sft.model.build import build_stage, make_on_meta
 from sft.model.collectives import SingleRank
-from sft.model.weights import INDEX, WeightFiles, match_names
+from sft.model.weight_names import match_names
+from sft.model.weights import INDEX, WeightFiles
 from tests.counting import bytes_read
 
 _TEN_MILLION = """

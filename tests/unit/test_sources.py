@@ -18,7 +18,7 @@ from tests.conftest import pair
 from tests.unit.test_formats import texts
 from tokenize_data import hub_data
 from tokenize_data.errors import UserError
-from tokenize_data.records import parse_line
+from tokenize_data.json_lines import parse_line
 from tokenize_data.sources import open_sources
 
 

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sft.model.slices import Slice
-from sft.model.weights import INDEX, SINGLE, WeightFiles, load, match_names, read_grown
+from sft.model.weight_names import match_names
+from sft.model.weights import INDEX, SINGLE, WeightFiles, load, read_grown
 from tokenize_data.errors import UserError
 
 TENSORS = {

@@ -1,0 +1,1 @@
+"""Formats of frozen weights, a file each, called as in `config.quantisation`: it has a `FORMAT`."""

@@ -1,0 +1,13 @@
+"""Errors that several rooms know."""
+
+from __future__ import annotations
+
+from tokenize_data.errors import UserError
+
+
+class TrainingError(Exception):
+    """Training cannot go on. The message is for a person: what happened, in which iteration, what to try."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint was not written or read: on every process alike. The checkpoints before it are as they were."""
