@@ -21,10 +21,11 @@ _TOP = """# Flags
 
 <!-- Made by `python docs/flags.py > docs/flags.md`. Change the settings, not this page. -->
 
-Every setting of a run is a flag of `sft train` and `sft plan`, and a key of a [recipe](recipes.md) under the same name. A flag wins
-over the recipe. `sft train -h` prints the same list.
+Every setting of a run is a flag of `sft train` and `sft plan`, and a key of a [recipe](recipes.md) under the same name.
+A flag wins over the recipe. `sft train -h` prints the same list.
 
-Where the default is empty, the setting is off or not needed. Where it is "automatic", it depends on the run; `sft plan` shows it.
+Where the default is empty, the setting is off or not needed. Where it is "automatic", it depends on the run: `sft plan`
+shows it.
 """
 _DEFAULT = re.compile(r" \(default: (.*)\)$")
 _TITLES = {
