@@ -16,10 +16,8 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch" / "README.md", *DOCS.glob("*.md")])
 OTHER_TRAINERS = DOCS / "coming-from.md"  # the first cell of its tables has others' flags
-OTHER_PROGRAMS = frozenset(
-    "docker git hf kill kubectl make mkdocs nvidia-smi pip pytest python python3 sbatch ssh tail tensorboard "
-    "torchrun".split()
-)
+OTHER_PROGRAMS = {"docker", "git", "hf", "kill", "kubectl", "make", "mkdocs", "nvidia-smi", "pip", "pytest", "python"}
+OTHER_PROGRAMS |= {"python3", "sbatch", "ssh", "tail", "tensorboard", "torchrun"}
 FOLDERS = "benchmarks|docs|launch|recipes|sft|tests|tokenize_data"
 SOURCE = re.compile(
     r"\b(?:benchmarks|docs|launch|recipes|sft|tests|tokenize_data)/[\w./-]+\.(?:py|md|yaml|json|sbatch|html)\b"
