@@ -6,7 +6,7 @@ import argparse
 import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sft.cli import COMMANDS
@@ -45,9 +45,9 @@ _SETTINGS_ALONE = ("train", "plan")  # the rest of their flags are the settings
 def page() -> str:
     lines = [_TOP]
     for title, group in GROUPS.items():
-        lines += [f"## {_TITLES[title]}", "", "| flag | default | meaning |", "|---|---|---|"]
+        lines += [f"## {_TITLES[title]}", "", "| flag | values | default | meaning |", "|---|---|---|---|"]
         lines += [_row(*_setting(entry.name)) for entry in fields_of(group)]
-        lines += [_row(f"`--{word}`", "", text) for word, (place, text, _) in WORDS.items() if place == title]
+        lines += [_word(word) for word, (place, *_) in WORDS.items() if place == title]
         lines.append("")
     lines += ["## Recipe", "", "| flag | default | meaning |", "|---|---|---|"]
     lines += [_row("`--config RECIPE`", "", CONFIG_TEXT), ""]
@@ -55,7 +55,7 @@ def page() -> str:
         rows = list(_own_flags(name, parser))
         if rows:
             lines += [f"## `{name}`", "", _sentence(parser.description or ""), ""]
-            lines += ["| argument | meaning |", "|---|---|", *rows, ""]
+            lines += ["| argument | values | meaning |", "|---|---|---|", *rows, ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -69,21 +69,28 @@ def command_parsers() -> dict[str, argparse.ArgumentParser]:
     return {**parsers, "tokenize_data": data_parser()}
 
 
-def _setting(name: str) -> tuple[str, str, str]:
+def _word(word: str) -> str:
+    _, text, options = WORDS[word]
+    return _row(f"`--{word}`", _values(options.get("choices", ())), "", text)
+
+
+def _setting(name: str) -> tuple[str, str, str, str]:
+    """(flag, values, default, meaning)."""
     entry, kind = FIELDS[name], plain_type(HINTS[name])
-    text = str(entry.metadata["text"])
+    text, choices = str(entry.metadata["text"]), entry.metadata.get("choices") or ()
     if entry.metadata.get("flag") is False:
-        return f"`{name}:`", "", f"{text}; in recipes only"
+        return f"`{name}:`", "", "", f"{text}; in recipes only"
     if kind is bool:
         shown = f"`--{name}`" if entry.default is False else f"`--{name}`, `--no_{name}`"
         default = {False: "off", True: "on", None: "automatic"}[entry.default]
     else:
         several = " ..." if kind is tuple else ""
-        shown, default = f"`--{name} {metavar_of(entry)}{several}`", _default(name, kind)
+        takes = name[0].upper() if choices else metavar_of(entry)
+        shown, default = f"`--{name} {takes}{several}`", _default(name, kind)
     if (said := _DEFAULT.search(text)) is not None:
         text, default = text[: said.start()], said.group(1)
     note = "; not in recipes" if entry.metadata.get("recipe") is False else ""
-    return shown, default, text + note
+    return shown, _values(choices), default, text + note
 
 
 def _default(name: str, kind: type) -> str:
@@ -102,16 +109,19 @@ def _own_flags(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in parser._actions:
         if action.dest == "help" or (alone and (set(action.option_strings) & {*known, "--config"})):
             continue
-        yield _row(f"`{_shown(action)}`", str(action.help or "").replace("%%", "%"))
+        yield _row(f"`{_shown(action)}`", _values(action.choices or ()), str(action.help or "").replace("%%", "%"))
 
 
 def _shown(action: argparse.Action) -> str:
-    value: Any = action.metavar or ("|".join(map(str, action.choices)) if action.choices else None)
-    value = " ".join(value) if isinstance(value, tuple) else value
+    metavar = action.metavar or action.dest.upper()
+    value = " ".join(metavar) if isinstance(metavar, tuple) else metavar
     if not action.option_strings:
-        return str(value or action.dest)
-    takes = action.nargs != 0
-    return f"{action.option_strings[0]} {value or action.dest.upper()}" if takes else action.option_strings[0]
+        return value
+    return f"{action.option_strings[0]} {value}" if action.nargs != 0 else action.option_strings[0]
+
+
+def _values(choices: Iterable[Any]) -> str:
+    return ", ".join(f"`{choice}`" for choice in choices)
 
 
 def _sentence(text: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
 import importlib.util
+import inspect
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -88,6 +91,15 @@ def test_targets_of_make_exist(page: Path):
     assert not set(named) - set(targets)
 
 
+def test_messages_of_the_troubleshooting_page_are_the_programs_own():
+    said = _texts(path for folder in ("sft", "tokenize_data") for path in (ROOT / folder).rglob("*.py"))
+    said += inspect.getsource(argparse)
+    rows = re.findall(r"^\| `(.+?)` \|", (DOCS / "troubleshooting.md").read_text(), re.M)
+    assert len(rows) > 60
+    pieces = [piece.strip() for row in rows for piece in row.split("...")]
+    assert [piece for piece in pieces if piece not in said] == []
+
+
 def test_what_does_not_exist_is_found(known: dict[str, set[str]]):
     wrong = [
         "sft trian x",
@@ -133,6 +145,19 @@ def unknown(pieces: list[str], known: dict[str, set[str]]) -> Iterator[str]:
             yield command
             continue
         yield from (f"{command}: {flag}" for flag in flags if flag not in known[command])
+
+
+def _texts(files: Iterable[Path]) -> str:
+    """All texts of some programs, a NUL where a value is put in."""
+    found = []
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
 
 
 def _words(piece: str) -> list[str]:
