@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import re
 import shlex
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -50,6 +51,16 @@ def known(flags: ModuleType) -> dict[str, set[str]]:
 
 def test_the_page_of_flags_is_that_of_the_settings(flags: ModuleType):
     assert (DOCS / "flags.md").read_text() == flags.page(), "run: python docs/flags.py > docs/flags.md"
+
+
+def test_the_architecture_page_has_the_rooms_and_their_order():
+    page = (DOCS / "architecture.md").read_text()
+    rooms = [path.parent.name for path in (ROOT / "sft").glob("*/__init__.py")]
+    assert [room for room in rooms if f"| `sft/{room}/` |" not in page] == []
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["name"] == "sft imports run one way")
+    (order,) = re.findall(r"^```text\n(.*?)```", page, re.M | re.S)
+    assert " ".join(order.split()) == ", ".join(layers).replace("sft.", "")
 
 
 def test_the_readme_is_short():
