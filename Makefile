@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/python -m tests.demo
 
-test: check
+test: check docs
 	$(BIN)/python -m pytest -q -n 2 tests/unit
 	$(BIN)/python -m pytest -q -m "not slow" tests/distributed tests/faults tests/fuzz
 
