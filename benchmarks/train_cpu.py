@@ -124,6 +124,8 @@ def least_seconds(workload: Workload, base: Path, work: Path, iterations: int) -
     """
     import torch
 
+    from sft.model import matmul
+
     config = json.loads((base / "config.json").read_text())
     hidden, layers, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
     keys = hidden * config.get("num_key_value_heads", config["num_attention_heads"]) // config["num_attention_heads"]
@@ -135,14 +137,13 @@ def least_seconds(workload: Workload, base: Path, work: Path, iterations: int) -
     trained = sum(sum(label >= 0 for label in one["labels"]) for one in made)
     passes = 2 if workload.lora else 3
     operations = 2 * passes * (weights * places + hidden * vocabulary * trained) + 3 * 4 * layers * hidden * pairs
-    from sft.model import products
 
     left = torch.randn(1024, 2048, dtype=getattr(torch, DTYPES[workload.dtype]))
     right = torch.randn(2048, 2048, dtype=left.dtype)
     rates = []
     for _ in range(20):
         began = time.process_time()
-        products.multiply(left, right)
+        matmul.multiply(left, right)
         rates.append(2 * 1024 * 2048 * 2048 / (time.process_time() - began))
     return operations / max(rates) / (iterations - _WARM_UP)
 

@@ -23,7 +23,7 @@ from sft.checkpoint.adapter_config import CONFIG, PREFIX, WEIGHTS, AdapterConfig
 from sft.checkpoint.fragments import Checkpoint
 from sft.engine.pipeline import Pipeline
 from sft.model.lora import A, Adapted, is_adapter
-from sft.model.tensor_parallel import Place
+from sft.model.tensor_parallel import ParameterShard
 from sft.optimizer.shards import whole_of
 from sft.optimizer.states import MASTER
 from tokenize_data.errors import UserError, shorten
@@ -131,7 +131,7 @@ def check_fits(adapter: AdapterFiles, shapes: Mapping[str, tuple[int, ...]], emb
 def load_adapter(
     adapter: AdapterFiles,
     parameters: Mapping[str, nn.Parameter],
-    places: Mapping[str, Place],
+    places: Mapping[str, ParameterShard],
     spellings: Mapping[str, str],
 ) -> None:
     """Fill this rank's parts of what is trained. `spellings` maps a name to the one that the adapter may have

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out.exists():
         raise UserError(f"{arguments.out} exists: give another --out, or remove it first")
     prepare_environment()
-    from sft.checkpoint.merging import merge_into
+    from sft.checkpoint.merge_adapters import merge_into
 
     console = Console(highlight=False, soft_wrap=True)
     base = _base(arguments)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sft.evaluate import words
+from sft.evaluate import text_metrics
 from sft.evaluate.choices import choices_of, named_choice
 
 NUM_SAMPLES = 1000
@@ -112,12 +112,14 @@ def measures(predictions: Sequence[Mapping[str, Any]], processes: int = 1) -> li
 
 
 def _of_answers(predictions: Sequence[Mapping[str, Any]], answered: Sequence[int], processes: int) -> list[Measure]:
-    pairs: list[words.Pair] = [(predictions[place]["answer"], predictions[place]["references"]) for place in answered]
+    pairs: list[text_metrics.Pair] = [
+        (predictions[place]["answer"], predictions[place]["references"]) for place in answered
+    ]
     choices = choices_of([references for _, references in pairs])
     values = {
-        "exact_match": [words.exact_match(*pair) for pair in pairs],
-        "f1": [words.token_f1(*pair) for pair in pairs],
-        **words.rouge(pairs, processes),
+        "exact_match": [text_metrics.exact_match(*pair) for pair in pairs],
+        "f1": [text_metrics.token_f1(*pair) for pair in pairs],
+        **text_metrics.rouge(pairs, processes),
         "stopped": [float(predictions[place]["finish"] == "stop") for place in answered],
     }
     if choices is not None:
@@ -130,7 +132,7 @@ def _of_answers(predictions: Sequence[Mapping[str, Any]], answered: Sequence[int
             predictions[place]["scores"][name] = value
     found = [_mean(name, row_values, answered) for name, row_values in values.items()]
     for metric in ("bleu", "chrf"):
-        counts, finish = words.corpus_sums(metric, pairs)
+        counts, finish = text_metrics.corpus_sums(metric, pairs)
         found.append(Measure(name=metric, counts=counts, finish=finish, rows=np.array(answered)))
     return found
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from sft.config.quantisation import Quantisation
-from sft.model import attention, products
+from sft.model import attention, matmul
 from sft.model.anatomy import Anatomy, find_anatomy
 from sft.model.collectives import TensorGroup
 from sft.model.dropout import Keys
@@ -23,7 +23,7 @@ from sft.model.lora import Adapted, LoraSettings, adapt
 from sft.model.parts import take_apart
 from sft.model.quantized import QuantizedWeight, quantize
 from sft.model.stage import Stage
-from sft.model.tensor_parallel import Place, parallelise
+from sft.model.tensor_parallel import ParameterShard, parallelise
 from tokenize_data.errors import UserError
 
 
@@ -33,9 +33,9 @@ class BuiltStage:
 
     stage: Stage
     parameters: dict[str, nn.Parameter]
-    places: dict[str, Place]
+    places: dict[str, ParameterShard]
     anatomy: Anatomy
-    all_places: dict[str, Place]  # of the whole model, not of this stage alone, and without adapters
+    all_places: dict[str, ParameterShard]  # of the whole model, not of this stage alone, and without adapters
     tied_name: str | None  # the parameter that is both embedding and head
     base_prefix: str
     ignored: tuple[str, ...]  # patterns of tensors in files that the model has no use for
@@ -75,7 +75,7 @@ def build_stage(
     renames = renames_of(model)
     stage = Stage(take_apart(model, anatomy), layers, group, sequence_parallel=sequence_parallel, recompute=recompute)
     parameters = _give_memory(stage, names, device)
-    products.use_in(stage)
+    matmul.use_in(stage)
     if adapted is not None:
         stage.fill_up(device)
         if adapted.settings.dropout:

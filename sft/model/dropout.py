@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from sft.model import products
+from sft.model import matmul
 from sft.model.slices import Slice
 
 KEY_BITS = 31
@@ -89,7 +89,7 @@ class _DroppedProduct(Function):
         context.dropout = dropout
         low_TR = hidden_TI.new_empty(hidden_TI.size(0), a_RI.size(0))
         for tokens, factors_CI in dropout.in_chunks(keys_T, hidden_TI.dtype):
-            low_TR[tokens] = products.multiply(factors_CI.mul_(hidden_TI[tokens]), a_RI.t())
+            low_TR[tokens] = matmul.multiply(factors_CI.mul_(hidden_TI[tokens]), a_RI.t())
         return low_TR
 
     @staticmethod
@@ -98,9 +98,9 @@ class _DroppedProduct(Function):
         gradient_TI = torch.empty_like(hidden_TI) if context.needs_input_grad[0] else None
         sum_RI = torch.zeros_like(a_RI, dtype=torch.float32)
         for tokens, factors_CI in context.dropout.in_chunks(keys_T, hidden_TI.dtype):
-            sum_RI += products.multiply(gradient_TR[tokens].t(), factors_CI * hidden_TI[tokens])
+            sum_RI += matmul.multiply(gradient_TR[tokens].t(), factors_CI * hidden_TI[tokens])
             if gradient_TI is not None:
-                torch.mul(products.multiply(gradient_TR[tokens], a_RI), factors_CI, out=gradient_TI[tokens])
+                torch.mul(matmul.multiply(gradient_TR[tokens], a_RI), factors_CI, out=gradient_TI[tokens])
         return gradient_TI, sum_RI.to(a_RI.dtype), None, None
 
 

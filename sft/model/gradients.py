@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from sft.model.collectives import TensorGroup
-from sft.model.tensor_parallel import Place
+from sft.model.tensor_parallel import ParameterShard
 
 
-def sum_partial(gradients: Mapping[str, Tensor], places: Mapping[str, Place], group: TensorGroup) -> None:
+def sum_partial(gradients: Mapping[str, Tensor], places: Mapping[str, ParameterShard], group: TensorGroup) -> None:
     """In place, all of a stage's gradients in their own shapes."""
     sum_shared(gradients, places, group)
     sum_replicas_of_parts(gradients, places, group)
 
 
-def sum_shared(gradients: Mapping[str, Tensor], places: Mapping[str, Place], group: TensorGroup) -> None:
+def sum_shared(gradients: Mapping[str, Tensor], places: Mapping[str, ParameterShard], group: TensorGroup) -> None:
     """In place, those that every rank holds, or the same stretch of them. One exchange for all."""
     names = [name for name in gradients if places[name].is_partial and not places[name].is_replica_of_part]
     if group.size == 1 or not names:
@@ -27,7 +27,9 @@ def sum_shared(gradients: Mapping[str, Tensor], places: Mapping[str, Place], gro
         gradients[name].copy_(part.view_as(gradients[name]))
 
 
-def sum_replicas_of_parts(gradients: Mapping[str, Tensor], places: Mapping[str, Place], group: TensorGroup) -> None:
+def sum_replicas_of_parts(
+    gradients: Mapping[str, Tensor], places: Mapping[str, ParameterShard], group: TensorGroup
+) -> None:
     """In place, those that only some ranks share. One exchange for each."""
     if group.size == 1:
         return

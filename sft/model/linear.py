@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from sft.model import products
+from sft.model import matmul
 
 
 class FrozenWeight(Protocol):
@@ -73,7 +73,7 @@ class Linear(nn.Module):
             assert self.dropout is not None
             low = self.dropout.low(flat_TI, self.lora_A.weight)
         else:
-            low = products.linear(flat_TI, self.lora_A.weight, None)
+            low = matmul.linear(flat_TI, self.lora_A.weight, None)
         return torch.addmm(output.flatten(0, -2), low, self.lora_B.weight.t(), alpha=self._scale).view_as(output)
 
     def _base_product(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
@@ -81,7 +81,7 @@ class Linear(nn.Module):
             output = self.frozen.product(hidden)
             return output if bias is None else output + bias
         assert self.weight is not None
-        return products.linear(hidden, self.weight, bias)
+        return matmul.linear(hidden, self.weight, bias)
 
 
 class _Adapted(Function):
@@ -99,10 +99,10 @@ class _Adapted(Function):
         b_OR: Tensor,
         scale: float,
     ) -> Tensor:
-        low_TR = products.multiply(hidden_TI, a_RI.t())
+        low_TR = matmul.multiply(hidden_TI, a_RI.t())
         context.save_for_backward(hidden_TI, weight_OI, a_RI, b_OR, low_TR)
         context.scale = scale
-        output_TO = products.linear(hidden_TI, weight_OI, bias_O)
+        output_TO = matmul.linear(hidden_TI, weight_OI, bias_O)
         # Selective recomputation keeps results of `addmm`, and has that of the weight already: this sum, with `out`, is
         # made again.
         return torch.addmm(output_TO, low_TR, b_OR.t(), alpha=scale, out=torch.empty_like(output_TO))
@@ -110,15 +110,15 @@ class _Adapted(Function):
     @staticmethod
     def backward(context: Any, gradient_TO: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
         hidden_TI, weight_OI, a_RI, b_OR, low_TR = context.saved_tensors
-        scaled_TR = products.multiply(gradient_TO, b_OR).mul_(context.scale)
+        scaled_TR = matmul.multiply(gradient_TO, b_OR).mul_(context.scale)
         gradient_TI = (
-            products.multiply(gradient_TO, weight_OI).addmm_(scaled_TR, a_RI) if context.needs_input_grad[0] else None
+            matmul.multiply(gradient_TO, weight_OI).addmm_(scaled_TR, a_RI) if context.needs_input_grad[0] else None
         )
         return (
             gradient_TI,
             None,
             None,
-            products.multiply(scaled_TR.t(), hidden_TI),
-            products.multiply(gradient_TO.t(), low_TR).mul_(context.scale),
+            matmul.multiply(scaled_TR.t(), hidden_TI),
+            matmul.multiply(gradient_TO.t(), low_TR).mul_(context.scale),
             None,
         )

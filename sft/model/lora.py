@@ -20,7 +20,7 @@ from sft.model.anatomy import Anatomy
 from sft.model.collectives import TensorGroup
 from sft.model.dropout import AdapterDropout, Keys
 from sft.model.linear import Linear
-from sft.model.tensor_parallel import Place
+from sft.model.tensor_parallel import ParameterShard
 from tokenize_data.errors import UserError
 
 ALL_LINEAR = "all-linear"
@@ -52,11 +52,16 @@ class Adapted:
     linear: tuple[str, ...]  # all linear layers
     modules: tuple[str, ...]  # those with adapters
     saved: tuple[str, ...]  # trained in full
-    places: Mapping[str, Place]  # of A and B, by name
+    places: Mapping[str, ParameterShard]  # of A and B, by name
 
 
 def adapt(
-    model: Any, anatomy: Anatomy, settings: LoraSettings, places: Mapping[str, Place], keys: Keys, group: TensorGroup
+    model: Any,
+    anatomy: Anatomy,
+    settings: LoraSettings,
+    places: Mapping[str, ParameterShard],
+    keys: Keys,
+    group: TensorGroup,
 ) -> Adapted:
     """Freeze a model (on meta, made parallel) and add adapters. `places` are those of its parameters."""
     tied = model.get_submodule(anatomy.head).weight is model.get_submodule(anatomy.embedding).weight
@@ -66,7 +71,7 @@ def adapt(
     model.requires_grad_(False)
     for name in saved:
         model.get_submodule(name).requires_grad_(True)
-    made: dict[str, Place] = {}
+    made: dict[str, ParameterShard] = {}
     for name in modules:
         layer = as_linear(model, name)
         weight, place = layer.weight, places[f"{name}.weight"]
@@ -155,7 +160,7 @@ def initial(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
-def initialise(parameters: Mapping[str, nn.Parameter], places: Mapping[str, Place], seed: int) -> None:
+def initialise(parameters: Mapping[str, nn.Parameter], places: Mapping[str, ParameterShard], seed: int) -> None:
     """Give this rank's parts of all adapters their first values."""
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -169,17 +174,17 @@ def is_adapter(name: str) -> bool:
     return name.endswith((f".{A}", f".{B}"))
 
 
-def _places(name: str, place: Place, rank: int) -> dict[str, Place]:
+def _places(name: str, place: ParameterShard, rank: int) -> dict[str, ParameterShard]:
     rows, columns = place.shape
     if place.part is None:
-        a = Place((rank, columns), None, place.is_partial)
-        b = Place((rows, rank), None, place.is_partial)
+        a = ParameterShard((rank, columns), None, place.is_partial)
+        b = ParameterShard((rows, rank), None, place.is_partial)
     elif place.part.dim == 0:
-        a = Place((rank, columns), None, True)
-        b = Place((rows, rank), place.part, place.is_partial)
+        a = ParameterShard((rank, columns), None, True)
+        b = ParameterShard((rows, rank), place.part, place.is_partial)
     else:
-        a = Place((rank, columns), place.part, False)
-        b = Place((rows, rank), None, True)
+        a = ParameterShard((rank, columns), place.part, False)
+        b = ParameterShard((rows, rank), None, True)
     return {f"{name}.{A}": a, f"{name}.{B}": b}
 
 

@@ -17,7 +17,7 @@ from sft.model.anatomy import Anatomy
 from sft.model.formats.interface import Format, Stored
 from sft.model.linear import Linear
 from sft.model.lora import as_linear
-from sft.model.tensor_parallel import Place
+from sft.model.tensor_parallel import ParameterShard
 
 
 def format_of(quantisation: Quantisation) -> Format:
@@ -89,7 +89,7 @@ def quantize(
     return made
 
 
-def fill(weights: Mapping[str, QuantizedWeight], places: Mapping[str, Place], read: Any) -> None:
+def fill(weights: Mapping[str, QuantizedWeight], places: Mapping[str, ParameterShard], read: Any) -> None:
     """`read(name, part)` gives this rank's part of a tensor. One at a time."""
     for name, weight in weights.items():
         weight.fill(read(name, places[name].part))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from sft.model import attention, collectives, dropout, products
+from sft.model import attention, collectives, dropout, matmul
 from sft.model.collectives import TensorGroup
 from sft.model.parts import Block, Parts, lengths_of
 
@@ -24,7 +24,7 @@ from sft.model.parts import Block, Parts, lengths_of
 _KEPT_OPERATIONS = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
-    *products.OPERATIONS,
+    *matmul.OPERATIONS,
     attention.TOGETHER,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,

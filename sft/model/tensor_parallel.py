@@ -70,7 +70,7 @@ _STYLES = (*_COLUMN_STYLES, *_ROW_STYLES, "replicated_with_grad_allreduce", "nor
 
 
 @dataclass(frozen=True)
-class Place:
+class ParameterShard:
     """What a rank knows of a parameter: its shape in the whole model, its own part, and how its gradient comes
     about.
     """
@@ -108,11 +108,11 @@ def layer_plan(config: Any) -> dict[str, str]:
     return plan
 
 
-def parallelise(model: Any, anatomy: Anatomy, group: TensorGroup, sequence_parallel: bool) -> dict[str, Place]:
+def parallelise(model: Any, anatomy: Anatomy, group: TensorGroup, sequence_parallel: bool) -> dict[str, ParameterShard]:
     """Make `model` (on meta) this rank's part of it. Returns the place of each parameter, by its Hugging Face name."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if group.size == 1:
-        return {name: Place(shape) for name, shape in shapes.items()}
+        return {name: ParameterShard(shape) for name, shape in shapes.items()}
     plan, partial = layer_plan(model.config), set[str]()
     parts: dict[str, Slice] = {}
     for number, layer in enumerate(model.get_submodule(anatomy.layers)):
@@ -123,7 +123,7 @@ def parallelise(model: Any, anatomy: Anatomy, group: TensorGroup, sequence_paral
     parts |= _split_vocabulary(model, anatomy, group)
     if sequence_parallel:
         partial |= {name for name in shapes if name.startswith(anatomy.final)}
-    return {name: Place(shape, parts.get(name), name in partial) for name, shape in shapes.items()}
+    return {name: ParameterShard(shape, parts.get(name), name in partial) for name, shape in shapes.items()}
 
 
 class _LayerBuilder:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sft.config.optimizer import OptimizerSpec
 from sft.model.collectives import TensorGroup
-from sft.model.tensor_parallel import Place
+from sft.model.tensor_parallel import ParameterShard
 from sft.optimizer.adafactor import Adafactor
 from sft.optimizer.muon import Muon
 from sft.optimizer.shards import Shard
@@ -77,7 +77,7 @@ def _sgd(
 def _adafactor(
     spec: OptimizerSpec, shards: Sequence[Shard], group: TensorGroup, device: Any, outside: Any
 ) -> list[torch.optim.Optimizer]:
-    places: dict[Tensor, Place] = {shard.weights: shard.place for shard in shards}
+    places: dict[Tensor, ParameterShard] = {shard.weights: shard.place for shard in shards}
     return [Adafactor(_groups(spec, shards), lr=spec.lr, places=places, group=group)]
 
 
@@ -86,7 +86,7 @@ def _muon(
 ) -> list[torch.optim.Optimizer]:
     matrices = [shard for shard in shards if shard.is_matrix and shard.name not in outside]
     rest = [shard for shard in shards if not shard.is_matrix or shard.name in outside]
-    places: dict[Tensor, Place] = {shard.weights: shard.place for shard in matrices}
+    places: dict[Tensor, ParameterShard] = {shard.weights: shard.place for shard in matrices}
     made: list[torch.optim.Optimizer] = []
     if matrices:
         made.append(Muon(_groups(spec, matrices), lr=spec.lr, places=places, group=group))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sft.config.optimizer import OptimizerSpec
 from sft.model.collectives import TensorGroup
 from sft.model.gradients import sum_replicas_of_parts, sum_shared
-from sft.model.tensor_parallel import Place
+from sft.model.tensor_parallel import ParameterShard
 from sft.optimizer.algorithms import make_algorithms
 from sft.optimizer.exchange import OnItsWay, Replicas, begin_reduction, gather_weights
 from sft.optimizer.norm import square_sum
@@ -34,7 +34,7 @@ class Trained:
     """What a process trains: its stage's parameters by their Hugging Face names."""
 
     parameters: Mapping[str, nn.Parameter]
-    places: Mapping[str, Place]
+    places: Mapping[str, ParameterShard]
     outside: Collection[str] = ()  # of the layers: embedding, head and projections next to them
     tied: str | None = None  # of them the one that is both
     is_first_stage: bool = True

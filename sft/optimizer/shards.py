@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sft.model.collectives import TensorGroup
-from sft.model.tensor_parallel import Place
+from sft.model.tensor_parallel import ParameterShard
 
 _MOST_ELEMENTS = 2**30  # bitsandbytes counts in 32 bits
 
@@ -22,7 +22,7 @@ class Shard:
 
     name: str
     parameter: nn.Parameter
-    place: Place
+    place: ParameterShard
     rows: range
     weights: nn.Parameter
 
@@ -56,7 +56,7 @@ def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
 
 
 def make_shards(
-    name: str, parameter: nn.Parameter, place: Place, rows: range, most: int = _MOST_ELEMENTS
+    name: str, parameter: nn.Parameter, place: ParameterShard, rows: range, most: int = _MOST_ELEMENTS
 ) -> list[Shard]:
     """Of all rows that this replica owns, `most` elements in each shard. None where it owns none."""
     at_once = max(1, most // max(1, parameter[:1].numel() if parameter.dim() else 1))
@@ -64,7 +64,7 @@ def make_shards(
     return [_make_shard(name, parameter, place, range(start, min(start + at_once, rows.stop))) for start in starts]
 
 
-def _make_shard(name: str, parameter: nn.Parameter, place: Place, rows: range) -> Shard:
+def _make_shard(name: str, parameter: nn.Parameter, place: ParameterShard, rows: range) -> Shard:
     own = _rows(parameter.data, rows)
     weights = nn.Parameter(own if parameter.dtype is torch.float32 else own.float())
     return Shard(name=name, parameter=parameter, place=place, rows=rows, weights=weights)
@@ -74,7 +74,7 @@ def _rows(tensor: Tensor, rows: range) -> Tensor:
     return tensor[rows.start : rows.stop] if tensor.dim() else tensor
 
 
-def whole_of(part: Tensor, place: Place, group: TensorGroup) -> Tensor:
+def whole_of(part: Tensor, place: ParameterShard, group: TensorGroup) -> Tensor:
     """A tensor of which tensor ranks hold parts, put together on each of them. Adding zeros changes no bit."""
     if place.part is None:
         return part
@@ -84,5 +84,5 @@ def whole_of(part: Tensor, place: Place, group: TensorGroup) -> Tensor:
     return group.sum(whole)
 
 
-def part_of(whole: Tensor, place: Place) -> Tensor:
+def part_of(whole: Tensor, place: ParameterShard) -> Tensor:
     return whole if place.part is None else place.part.take(whole)

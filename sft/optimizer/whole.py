@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from sft.model.collectives import TensorGroup
-from sft.model.tensor_parallel import Place
+from sft.model.tensor_parallel import ParameterShard
 
 
 class WholeTensorOptimizer(torch.optim.Optimizer):
     def __init__(
-        self, parameters: Iterable[Any], *, lr: float, places: Mapping[Tensor, Place], group: TensorGroup
+        self, parameters: Iterable[Any], *, lr: float, places: Mapping[Tensor, ParameterShard], group: TensorGroup
     ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": 0.0})
         self._places, self._group = places, group

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from sft.model.build import build_stage, without_dropout
 from sft.model.collectives import TensorGroup
 from sft.model.gradients import sum_partial
-from sft.model.tensor_parallel import Place
+from sft.model.tensor_parallel import ParameterShard
 from sft.objective.likelihood import negative_log_likelihood
 from tokenize_data.errors import UserError
 
@@ -158,7 +158,7 @@ def _trained_with(
 
 def _stage_trained_with(
     run: _Run, model: Any, documents: list[Tensor]
-) -> tuple[Tensor, dict[str, Tensor], Mapping[str, Place]]:
+) -> tuple[Tensor, dict[str, Tensor], Mapping[str, ParameterShard]]:
     built = build_stage(
         model.config,
         range(model.config.num_hidden_layers),

@@ -14,7 +14,7 @@ from sft.checkpoint.adapter import AdapterFiles, AdapterOrigins, write_adapter
 from sft.checkpoint.commit import peers_of
 from sft.checkpoint.export import Origins, export
 from sft.checkpoint.hf_folder import publish
-from sft.checkpoint.merging import merge_into
+from sft.checkpoint.merge_adapters import merge_into
 from sft.checkpoint.stage import DTYPES, LoadedBase, load_stage, read_base
 from sft.engine.groups import form_groups
 from sft.engine.pipeline import Pipeline

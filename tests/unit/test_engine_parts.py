@@ -14,7 +14,7 @@ from sft.model.build import build_stage, make_on_meta, without_dropout
 from sft.model.collectives import SingleRank
 from sft.model.gradients import sum_partial
 from sft.model.slices import Slice
-from sft.model.tensor_parallel import Place
+from sft.model.tensor_parallel import ParameterShard
 from sft.objective.cross_entropy import CrossEntropy
 from sft.objective.likelihood import most_likely, negative_log_likelihood
 from tests.models import FAMILIES, tiny_config
@@ -98,10 +98,10 @@ def test_partial_gradients_are_summed_and_replicas_of_a_part_only_among_themselv
         half = group.rank // 2
         part = Slice(dim=0, pieces=((half * 2, half * 2 + 2),), is_owner=group.rank % 2 == 0)
         places = {
-            "norm": Place((3,), None, True),
-            "whole": Place((3,)),
-            "own": Place((8, 3), Slice(dim=0, pieces=((0, 2),))),
-            "shared": Place((4, 3), part, True),
+            "norm": ParameterShard((3,), None, True),
+            "whole": ParameterShard((3,)),
+            "own": ParameterShard((8, 3), Slice(dim=0, pieces=((0, 2),))),
+            "shared": ParameterShard((4, 3), part, True),
         }
         gradients = {
             name: torch.full(part.shape_of(place.shape) if name in ("own", "shared") else (3,), float(10**group.rank))

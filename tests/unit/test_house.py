@@ -13,7 +13,7 @@ FILES = sorted(path for folder in ("sft", "tokenize_data") for path in (ROOT / f
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 300, 60
 # Too large when this rule was made; to be taken apart, not to grow.
 LARGE = {"sft/plan/architecture.py": 334, "sft/model/tensor_parallel.py": 326}
-RETIRED = ("farewell", "be_alone", "Alone", "Together")
+RETIRED = ("Place", "farewell", "be_alone", "Alone", "Together")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -17,7 +17,7 @@ from torch import nn
 from sft.config.optimizer import OPTIMIZERS, OptimizerSpec
 from sft.model.collectives import SingleRank
 from sft.model.slices import Slice
-from sft.model.tensor_parallel import Place
+from sft.model.tensor_parallel import ParameterShard
 from sft.optimizer import algorithms, states
 from sft.optimizer.algorithms import make_algorithms, nvidia_fused_adam
 from sft.optimizer.norm import square_sum
@@ -118,7 +118,7 @@ def test_float32_gradients_are_autograds_own():
 def test_float32_weights_have_no_second_copy_and_bfloat16_ones_a_master():
     for dtype, is_same in ((torch.float32, True), (torch.bfloat16, False)):
         parameter = nn.Parameter(torch.randn(6, 4).to(dtype))
-        (shard,) = make_shards("w", parameter, Place((6, 4)), range(2, 6))
+        (shard,) = make_shards("w", parameter, ParameterShard((6, 4)), range(2, 6))
         assert (shard.weights.data_ptr() == parameter[2:].data_ptr()) is is_same
         assert (shard.weights.dtype, shard.offset, shard.is_master) == (torch.float32, 8, not is_same)
         with torch.no_grad():
@@ -129,7 +129,7 @@ def test_float32_weights_have_no_second_copy_and_bfloat16_ones_a_master():
 
 def test_large_tensors_are_cut_into_shards_that_count_in_32_bits():
     parameter = nn.Parameter(torch.zeros(10, 4))
-    made = make_shards("w", parameter, Place((10, 4)), range(1, 10), most=17)
+    made = make_shards("w", parameter, ParameterShard((10, 4)), range(1, 10), most=17)
     assert [(shard.rows, shard.offset) for shard in made] == [(range(1, 5), 4), (range(5, 9), 20), (range(9, 10), 36)]
 
 
@@ -183,7 +183,7 @@ def test_tensor_ranks_update_a_matrix_as_one(name, dim):
         half = whole.size(dim) // 2
         part = Slice(dim=dim, pieces=((group.rank * half, (group.rank + 1) * half),))
         parameter = nn.Parameter(part.take(whole))
-        (shard,) = make_shards("layers.0.w", parameter, Place((8, 12), part), range(parameter.size(0)))
+        (shard,) = make_shards("layers.0.w", parameter, ParameterShard((8, 12), part), range(parameter.size(0)))
         shard.weights.grad = part.take(gradient)
         make_algorithms(_spec(name), [shard], group, CPU)[0].step()
         return parameter.detach()
@@ -212,7 +212,7 @@ def test_nothing_is_updated_where_the_caller_does_not_approve():
 
     parameter = nn.Parameter(torch.ones(4))
     optimizer = ShardedOptimizer(
-        Trained(parameters={"w": parameter}, places={"w": Place((4,))}),
+        Trained(parameters={"w": parameter}, places={"w": ParameterShard((4,))}),
         _spec("adamw"),
         Groups(tensor=SingleRank()),
         clip=1.0,
@@ -293,7 +293,7 @@ def _originals(name, parameters):
 
 
 def _sharded(parameters, name, clip=1.0):
-    places = {key: Place(tuple(parameter.shape)) for key, parameter in parameters.items()}
+    places = {key: ParameterShard(tuple(parameter.shape)) for key, parameter in parameters.items()}
     trained = Trained(parameters=parameters, places=places, outside=("head.weight",))
     return ShardedOptimizer(trained, _spec(name), Groups(tensor=SingleRank()), clip=clip, device=CPU)
 
@@ -303,7 +303,7 @@ def _shards(shapes, parameter=None):
         make_shards(
             name,
             parameter if parameter is not None else nn.Parameter(torch.zeros(shape)),
-            Place(shape),
+            ParameterShard(shape),
             range(shape[0]),
         )
         for name, shape in shapes.items()

@@ -19,7 +19,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 from transformers import AutoModelForCausalLM
 
-from sft.evaluate import scores, words
+from sft.evaluate import scores, text_metrics
 from sft.evaluate.choices import candidates, choices_of, named_choice
 from sft.evaluate.likelihood import answer_likelihoods, candidate_likelihoods
 from tests import tiny
@@ -34,7 +34,7 @@ _TEXT = (
 _WORDS = re.findall(r"\S+\s*", _TEXT)
 
 
-def made_pairs(count: int, seed: int = 1, most_words: int = 30) -> list[words.Pair]:
+def made_pairs(count: int, seed: int = 1, most_words: int = 30) -> list[text_metrics.Pair]:
     rng = random.Random(seed)
     texts = [" ".join(rng.choices(_WORDS, k=rng.randrange(0, most_words))) for _ in range(count * 3)]
     return [(texts[3 * n], [text or "x" for text in texts[3 * n + 1 : 3 * n + 2 + n % 2]]) for n in range(count)]
@@ -52,20 +52,20 @@ def made_pairs(count: int, seed: int = 1, most_words: int = 30) -> list[words.Pa
     ],
 )
 def test_exact_match_and_f1(answer: str, references: list[str], exact: float, f1: float) -> None:
-    assert words.exact_match(answer, references) == exact
-    assert words.token_f1(answer, references) == pytest.approx(f1)
+    assert text_metrics.exact_match(answer, references) == exact
+    assert text_metrics.token_f1(answer, references) == pytest.approx(f1)
 
 
 def test_rouge_bleu_and_chrf_are_the_libraries_own() -> None:
     pairs = made_pairs(60)
-    found = words.rouge(pairs)
+    found = text_metrics.rouge(pairs)
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"])
     for index, (answer, references) in enumerate(pairs):
         expected = scorer.score_multi(references, answer)
         assert {name: found[name][index] for name in found} == {name: expected[name].fmeasure for name in expected}
     streams = [[references[n] if n < len(references) else None for _, references in pairs] for n in (0, 1)]
     for metric, library in (("bleu", BLEU()), ("chrf", CHRF())):
-        counts, finish = words.corpus_sums(metric, pairs)
+        counts, finish = text_metrics.corpus_sums(metric, pairs)
         assert finish(counts.sum(0)) == library.corpus_score([answer for answer, _ in pairs], streams).score
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sft.checkpoint.merging import _bits_of
+from sft.checkpoint.merge_adapters import _bits_of
 from sft.config.flags import add_flags
 from sft.config.settings import Settings
 from sft.resolve.run import resolve

@@ -15,7 +15,7 @@ from sft.checkpoint.commit import ALONE
 from sft.checkpoint.fragments import Checkpoint, Later
 from sft.config.optimizer import OptimizerSpec
 from sft.model.collectives import SingleRank
-from sft.model.tensor_parallel import Place
+from sft.model.tensor_parallel import ParameterShard
 from sft.optimizer import states
 from sft.optimizer.sharded import Groups, ShardedOptimizer, Trained
 from sft.plan.layout import Layout
@@ -37,7 +37,7 @@ def pipeline(optimizer: str = "adamw", dtype: torch.dtype = torch.float32):
     """What saving needs of one, after an update."""
     torch.manual_seed(0)
     parameters = {name: nn.Parameter(torch.randn(shape).to(dtype)) for name, shape in SHAPES.items()}
-    places = {name: Place(shape) for name, shape in SHAPES.items()}
+    places = {name: ParameterShard(shape) for name, shape in SHAPES.items()}
     spec = OptimizerSpec(name=optimizer, lr=1e-2, beta1=0.9, beta2=0.95, eps=1e-6, weight_decay=0.1)
     made = ShardedOptimizer(
         Trained(parameters=parameters, places=places),

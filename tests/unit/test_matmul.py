@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from sft.model import products
+from sft.model import matmul
 
 
 def both(hidden, layer):
     """Outputs and gradients, of torch's layer and of ours."""
     found = []
-    for kind in (nn.Linear, products._Linear):
+    for kind in (nn.Linear, matmul._Linear):
         layer.__class__ = kind
         given = hidden.clone().requires_grad_()
         layer.zero_grad()
@@ -44,21 +44,21 @@ def test_any_stride_can_be_multiplied(transposed):
     left, right = torch.randn(200, 130), torch.randn(130, 170)
     left = left.t().contiguous().t() if transposed[0] else left
     right = right.t().contiguous().t() if transposed[1] else right
-    torch.testing.assert_close(products.multiply(left, right), left @ right, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(matmul.multiply(left, right), left @ right, rtol=1e-4, atol=1e-4)
 
 
 def test_this_torch_has_the_operation():
     """Without it training goes on as before, but slower: on some processors by half."""
-    assert products.OPERATIONS
+    assert matmul.OPERATIONS
 
 
 def test_only_float32_on_a_cpu_is_multiplied_so(monkeypatch):
     def never(*arguments):
         raise AssertionError
 
-    monkeypatch.setattr(products, "OPERATIONS", (never,))
+    monkeypatch.setattr(matmul, "OPERATIONS", (never,))
     large = torch.randn(2000, 2000)
     for tensor in (large.to(torch.bfloat16), large.double(), large.to("meta"), large[:2, :2]):
-        products.multiply(tensor, tensor)
+        matmul.multiply(tensor, tensor)
     with pytest.raises(AssertionError):
-        products.multiply(large, large)
+        matmul.multiply(large, large)

@@ -12,7 +12,7 @@ import torch
 
 from sft.checkpoint import hf_folder
 from sft.checkpoint.adapter import AdapterFiles
-from sft.checkpoint.merge import Merge, Weighted, largest_difference, plan_merge, write_merged
+from sft.checkpoint.merged_tensors import Merge, Weighted, largest_difference, plan_merge, write_merged
 from sft.config.quantisation import quantisation_of
 from sft.spec.base import BaseModel
 from tokenize_data.errors import UserError
