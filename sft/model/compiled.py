@@ -1,8 +1,8 @@
 """Layers compiled by torch.compile: fewer and larger kernels, the same numbers up to rounding.
 
 Blocks are compiled, not the whole stage: all blocks of a kind share one graph, whatever documents a row holds. Before
-training, one block is run compiled and not compiled on a made-up row; where compiling fails, or gives something else,
-the stage runs as it was written.
+training, one block of each kind is run compiled and not compiled on a made-up row; where compiling fails, or gives
+something else, the stage runs as it was written.
 """
 
 from __future__ import annotations
@@ -10,40 +10,84 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from sft.model import attention
-from sft.model.parts import Block, Rotary
+from sft.model.parts import Block, Rotary, Row
 from sft.model.stage import Stage
 
+Run = Callable[[Block, Tensor, Row], Tensor]
+
+_FAILURES = (TorchDynamoException, FailOnRecompileLimitHit)
 _LENGTHS = (37, 91)
 _CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}  # of a tensor's size
 _NOISE = 4.0  # or so many times what rounding makes of the layer as it is written
 _GRAPHS = 32  # for kinds of layers, with and without gradients; more than torch keeps by default
 
 
-def compile_blocks(stage: Stage, config: Any, device: torch.device, backend: Any = "inductor") -> str | None:
-    """Compile the blocks of `stage`, whose weights are there. Returns None, or why they stay as they are."""
+class CompiledRun:
+    """A stage's way of running a block, compiled together with the block. From the moment when a compilation fails,
+    as it was written: later rows may ask for another one, and that must not end a run.
+    """
+
+    def __init__(self, as_written: Run, backend: Any, on_failure: Callable[[str], None]) -> None:
+        self._as_written, self._on_failure, self._has_failed = as_written, on_failure, False
+        self.compiled: Run = torch.compile(as_written, dynamic=True, fullgraph=True, backend=backend)
+
+    def __call__(self, block: Block, hidden_RTE: Tensor, row: Row) -> Tensor:
+        if self._has_failed:
+            return self._as_written(block, hidden_RTE, row)
+        try:
+            return self.compiled(block, hidden_RTE, row)
+        except _FAILURES as error:
+            self._has_failed = True
+            self._on_failure(f"layers are not compiled any more, which is slower: {_said(error)}")
+            return self._as_written(block, hidden_RTE, row)
+
+
+def compile_blocks(
+    stage: Stage,
+    config: Any,
+    device: torch.device,
+    backend: Any = "inductor",
+    on_failure: Callable[[str], None] = lambda text: None,
+) -> str | None:
+    """Compile the blocks of `stage`, whose weights are there. Returns None, or why they stay as they are. `on_failure`
+    is told of a compilation that fails later.
+    """
     blocks = [block for block in stage.blocks if isinstance(block, Block)]
     if not blocks:
         return None
     if blocks[0].needs_mask or not attention.runs_together(config):
         return "its attention computes a row's documents one by one, and would be compiled for each number of them"
     _keep_graphs()
-    as_written = stage.run
-    try:
-        expected = _trained_on_a_row(as_written, blocks[0], stage.rotary, config.hidden_size, device)
-        stage.run = torch.compile(as_written, dynamic=True, fullgraph=True, backend=backend)
-        found = _trained_on_a_row(stage.run, blocks[0], stage.rotary, config.hidden_size, device)
-        reason = _difference(found, expected, lambda: _exact(as_written, blocks[0], stage.rotary, config, device))
-    except Exception as error:  # of whatever kind: Dynamo's, Inductor's, a C compiler's that is not there
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    if reason is not None:
-        stage.run = as_written
-    return reason
+    run = CompiledRun(stage.run, backend, on_failure)
+    for block in _one_of_each_kind(blocks):
+        trained = partial(_trained_on_a_row, rotary=stage.rotary, hidden_size=config.hidden_size, device=device)
+        try:
+            expected, found = trained(stage.run, block), trained(run.compiled, block)
+            reason = _difference(found, expected, partial(_exact, trained, stage.run, block))
+        except Exception as error:  # of whatever kind: Dynamo's, Inductor's, a C compiler's that is not there
+            reason = _said(error)
+        if reason is not None:
+            return reason
+    stage.run = run
+    return None
+
+
+def _one_of_each_kind(blocks: Sequence[Block]) -> list[Block]:
+    """Some models have layers with and without a window: each kind has a graph of its own."""
+    kinds = {(block.kind, getattr(block.layer, "attention_type", None), type(block.layer)): block for block in blocks}
+    return list(kinds.values())
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _keep_graphs() -> None:
@@ -53,7 +97,7 @@ def _keep_graphs() -> None:
 
 
 def _trained_on_a_row(
-    run: Any, block: Block, rotary: Rotary, hidden_size: int, device: torch.device, rounded_as: Block | None = None
+    run: Run, block: Block, *, rotary: Rotary, hidden_size: int, device: torch.device, rounded_as: Block | None = None
 ) -> list[Tensor]:
     """A block's output and gradients on a row of two documents, whose inputs have the precision of `rounded_as`."""
     weights = [parameter for parameter in block.parameters() if parameter.requires_grad]
@@ -73,9 +117,9 @@ def _format(block: Block) -> torch.dtype:
     return next(parameter.dtype for parameter in block.parameters() if parameter.is_floating_point())
 
 
-def _exact(run: Any, block: Block, rotary: Rotary, config: Any, device: torch.device) -> list[Tensor]:
+def _exact(trained: Callable[..., list[Tensor]], run: Run, block: Block) -> list[Tensor]:
     """The same by a copy of the block in float32."""
-    return _trained_on_a_row(run, copy.deepcopy(block).float(), rotary, config.hidden_size, device, block)
+    return trained(run, copy.deepcopy(block).float(), rounded_as=block)
 
 
 def _difference(

@@ -94,7 +94,7 @@ def _compile(spec: RunSpec, stage: Stage, config: Any, device: torch.device, wat
     if spec.layout.tp > 1:
         watch.say("layers are not compiled, which is slower: they are tensor-parallel")
         return negative_log_likelihood
-    reason = compile_blocks(stage, config, device)
+    reason = compile_blocks(stage, config, device, on_failure=watch.warn)
     if reason is not None:
         watch.say(f"layers are not compiled, which is slower: {reason}")
     if stage.head is None:

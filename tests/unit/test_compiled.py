@@ -200,6 +200,38 @@ def test_a_compiler_that_fails_leaves_layers_as_they_were():
     _train(built.stage, [5, 3])
 
 
+def test_a_compilation_that_fails_during_training_does_not_end_it():
+    class FailsLater(_Counting):
+        def __call__(self, module, example):
+            if self.graphs == 1:
+                raise OSError("the disk is full")
+            return super().__call__(module, example)
+
+    config, said = tiny_config("llama"), []
+    built, written = _stage(config), _stage(config)
+    assert compile_blocks(built.stage, config, CPU, FailsLater(), said.append) is None
+    for one in (built, written):
+        with torch.no_grad():  # which needs another graph
+            one.stage.expect([[5, 3]])
+            one.stage((torch.arange(8)[None] + 3, torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])))
+        _train(one.stage, [5, 3])
+    assert len(said) == 1
+    assert said[0].startswith("layers are not compiled any more, which is slower: BackendCompilerFailed: ")
+    assert "the disk is full" in said[0]
+    for name, parameter in written.parameters.items():
+        torch.testing.assert_close(built.parameters[name].grad, parameter.grad, msg=name)
+
+
+def test_every_kind_of_layer_is_tried_before_training():
+    config, backend = tiny_config("gemma3"), _Counting()
+    built = _stage(config)
+    assert compile_blocks(built.stage, config, CPU, backend) is None
+    tried = backend.graphs
+    assert tried == 2  # with a window and without
+    _train(built.stage, [30, 20])
+    assert backend.graphs == tried
+
+
 def test_a_compiler_that_computes_something_else_is_not_used():
     def wrong(module, example):
         return lambda *inputs: [output * 1.2 for output in module.forward(*inputs)]

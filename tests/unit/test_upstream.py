@@ -24,7 +24,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from sft.engine.start import prepare_environment
-from sft.model import stage, tensor_parallel
+from sft.model import compiled, stage, tensor_parallel
 from sft.model.build import make_on_meta
 from sft.optimizer.shards import copy_all
 from tests.models import FAMILIES, tiny_config
@@ -204,6 +204,17 @@ def test_names_in_torch():
     assert float(torch.nn.utils.get_total_norm([torch.full((3,), 2.0), torch.ones(4)], foreach=True)) == 4.0
     assert callable(checkpoint.create_selective_checkpoint_contexts)
     assert all(isinstance(operation, torch._ops.OpOverload) for operation in stage._KEPT_OPERATIONS)
+
+
+def test_what_a_failed_compilation_raises():
+    """model.compiled"""
+
+    def broken(module, example):
+        raise OSError
+
+    for backend, wrong in ((broken, lambda x: x + 1), ("eager", lambda x: x if x.sum() else x + 1)):
+        with pytest.raises(compiled._FAILURES):
+            torch.compile(wrong, fullgraph=True, backend=backend)(torch.ones(2))
 
 
 def test_many_tensors_are_copied_at_once_into_another_format():
