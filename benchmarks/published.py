@@ -23,7 +23,8 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sft.plan.architecture import Architecture
+from sft.families.architecture import Architecture
+from sft.families.table import architecture_of
 from sft.plan.clock import Seconds
 from sft.plan.gpus import find_gpu
 from sft.plan.layout import Layout
@@ -129,16 +130,14 @@ def _model(run: dict[str, str]) -> Architecture:
             "num_attention_heads": heads,
         }
         config |= {"model_type": "llama", "vocab_size": _NANOTRON_VOCABULARY, "tie_word_embeddings": inner < 10_000}
-        return Architecture.of_config(config)
+        return architecture_of(config)
     shape = {
         "num_hidden_layers": "layers",
         "hidden_size": "hidden",
         "num_attention_heads": "attention_heads",
         "vocab_size": "vocab",
     }
-    return Architecture.of_config(
-        {"model_type": "gpt_neox", **{name: int(run[column]) for name, column in shape.items()}}
-    )
+    return architecture_of({"model_type": "gpt_neox", **{name: int(run[column]) for name, column in shape.items()}})
 
 
 def _with_recomputation(model: Architecture, batch: int, seq: int) -> float:

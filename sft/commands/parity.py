@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_small(arguments: argparse.Namespace, world: int) -> int:
-    from sft.plan.experts import check_no_experts
+    from sft.families.experts import check_no_experts
     from sft.plan.layout import ModelShape, choose_layout
 
     config = _model_config(arguments)
@@ -179,8 +179,8 @@ def _model_config(arguments: argparse.Namespace) -> Any:
     """The configuration alone: no weights are fetched."""
     from transformers import AutoConfig
 
+    from sft.families.sizes import check_sizes
     from sft.model.base_folder import gguf_file_in, resolve
-    from sft.plan.architecture import check_sizes
     from tokenize_data.bases import find_base
     from tokenize_data.errors import UserError
     from tokenize_data.tokenizer_files import read_json

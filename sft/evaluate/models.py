@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sft.families.sizes import check_sizes
 from sft.model.base_folder import gguf_file_in, resolve
-from sft.plan.architecture import check_sizes
 from tokenize_data.chat import ChatTemplate
 from tokenize_data.errors import UserError, shorten
 from tokenize_data.prompts import ChatFormat, open_format

@@ -8,7 +8,6 @@ theirs.
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sft.families.family import Family
+from sft.families.table import family_of
 from sft.model.anatomy import Anatomy
 from sft.model.attention import Documents, documents_of
 from sft.model.dropout import Keys
@@ -71,22 +72,22 @@ class Rotary(nn.Module):
 class Block(nn.Module):
     """One decoder layer."""
 
-    def __init__(self, layer: nn.Module, kind: str | None) -> None:
+    def __init__(self, layer: nn.Module, kind: str | None, family: Family) -> None:
         super().__init__()
         self.layer = layer
         self.kind = kind
         self.keys: Keys | None = None
-        # Falcon's attention knows no documents: it is given a mask.
-        self.needs_mask = "alibi" in inspect.signature(layer.forward).parameters
+        self.needs_mask, self._options = family.takes_mask, family.layer_options
 
     def forward(self, hidden_RTE: Tensor, row: Row) -> Tensor:
         if self.keys is not None:
             self.keys.current_T = row.keys_T
         options: dict[str, Any] = {"attention_mask": None, "position_ids": row.positions_RT, "use_cache": False}
+        options |= self._options
         if self.kind in row.rotations:
             options["position_embeddings"] = row.rotations[self.kind]
         if self.needs_mask:
-            options |= {"alibi": None, "attention_mask": block_diagonal_mask(row.documents.lengths, hidden_RTE)}
+            options["attention_mask"] = block_diagonal_mask(row.documents.lengths, hidden_RTE)
         else:
             options["documents"] = row.documents
         output = self.layer(hidden_RTE, **options)
@@ -134,7 +135,8 @@ def take_apart(model: Any, anatomy: Anatomy) -> Parts:
     kinds = anatomy.layer_types if anatomy.rotary_by_type else (None,) * anatomy.num_layers
     rotary = Rotary(model.get_submodule(anatomy.rotary) if anatomy.rotary else None, kinds)
     layers = list(model.get_submodule(anatomy.layers))
-    blocks = [Block(layer, kind) for layer, kind in zip(layers, kinds, strict=True)]
+    family = family_of(model.config.model_type)
+    blocks = [Block(layer, kind, family) for layer, kind in zip(layers, kinds, strict=True)]
     final = [model.get_submodule(name) for name in anatomy.final]
     head = Head(final, model.get_submodule(anatomy.head), anatomy.logit_softcap, anatomy.logit_multiplier)
     return Parts(Embedding(model, anatomy), rotary, blocks, head)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sft.families.table import family_of
 from sft.model.anatomy import Anatomy
 from sft.model.collectives import TensorGroup
 from sft.model.parallel_layers import ColumnParallel, RowParallel, ShardedRMSNorm, enters_region, split_vocabulary
@@ -22,48 +23,6 @@ from sft.model.slices import Slice
 from tokenize_data.errors import UserError
 
 _QKV_NAMES = ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "out_proj", "o_proj", "dense")
-# Where transformers has no plan, or one that computes attention on all ranks. Names are relative to a layer.
-_OUR_PLANS: dict[str, dict[str, str]] = {
-    "opt": {
-        "self_attn.q_proj": "colwise",
-        "self_attn.k_proj": "colwise",
-        "self_attn.v_proj": "colwise",
-        "self_attn.out_proj": "rowwise",
-        "fc1": "colwise",
-        "fc2": "rowwise",
-    },
-    "falcon": {
-        "self_attention.query_key_value": "colwise",
-        "self_attention.dense": "rowwise",
-        "mlp.dense_h_to_4h": "colwise",
-        "mlp.dense_4h_to_h": "rowwise",
-    },
-    # One key-value head for all queries: its rows belong to every rank, so projections are split and attention is
-    # computed by all.
-    "falcon-multi-query": {
-        "self_attention.query_key_value": "colwise_gather_output",
-        "self_attention.dense": "rowwise_split_input",
-        "mlp.dense_h_to_4h": "colwise",
-        "mlp.dense_4h_to_h": "rowwise",
-    },
-    "phi3": {
-        "self_attn.qkv_proj": "colwise_query_key_value",
-        "self_attn.o_proj": "rowwise",
-        "mlp.gate_up_proj": "colwise_halves",
-        "mlp.down_proj": "rowwise",
-    },
-    "olmo2": {
-        "self_attn.q_proj": "colwise",
-        "self_attn.k_proj": "colwise",
-        "self_attn.v_proj": "colwise",
-        "self_attn.o_proj": "rowwise",
-        "self_attn.q_norm": "norm_over_heads",
-        "self_attn.k_norm": "norm_over_heads",
-        "mlp.gate_proj": "colwise",
-        "mlp.up_proj": "colwise",
-        "mlp.down_proj": "rowwise",
-    },
-}
 _COLUMN_STYLES = ("colwise", "colwise_gather_output", "colwise_query_key_value", "colwise_halves")
 _ROW_STYLES = ("rowwise", "rowwise_split_input")
 _STYLES = (*_COLUMN_STYLES, *_ROW_STYLES, "replicated_with_grad_allreduce", "norm_over_heads")
@@ -87,11 +46,8 @@ class ParameterShard:
 
 def layer_plan(config: Any) -> dict[str, str]:
     """{module within a layer: style}. Refuses by name what has none, or one with styles that are not understood."""
-    kind = config.model_type
-    if kind == "falcon" and config.multi_query and not config.new_decoder_architecture:
-        kind = "falcon-multi-query"
-    plan = _OUR_PLANS.get(kind)
-    if plan is None:
+    plan = dict(family_of(config.model_type).tensor_plan(config) or {})
+    if not plan:
         given = getattr(config, "base_model_tp_plan", None) or {}
         plan = {name.partition(".*.")[2]: style for name, style in given.items() if ".*." in name}
     if not plan:
@@ -233,7 +189,12 @@ class _LayerBuilder:
                 head = group.rank // copies
                 return ((head * size, (head + 1) * size),), True, group.rank % copies == 0
         if style == "colwise" and name.rpartition(".")[2] == "query_key_value":
-            _check_heads(config.num_attention_heads, _key_value_heads(config), group.size, replicate=False)
+            _check_heads(
+                config.num_attention_heads,
+                family_of(config.model_type).key_value_heads(config),
+                group.size,
+                replicate=False,
+            )
         return (_even(features, group, where),), False, True
 
     def _has_no_norm_over_heads(self) -> bool:
@@ -301,9 +262,7 @@ def _even(features: int, group: TensorGroup, where: str) -> tuple[int, int]:
 
 
 def _key_value_heads(config: Any) -> int:
-    if config.model_type == "falcon":
-        return int(config.num_kv_heads if config.new_decoder_architecture else config.num_attention_heads)
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    return family_of(config.model_type).key_value_heads(config)
 
 
 def _check_heads(heads: int, groups: int, size: int, replicate: bool) -> None:

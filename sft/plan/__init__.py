@@ -3,9 +3,8 @@ packed into rows.
 
 In reading order: layout (tensor ranks, stages, replicas), placement (on nodes), sampler (documents of an iteration),
 packing (rows, micro-batches, replicas), schedule (its learning rate), stages (layers of a pipeline), communicators (who
-talks to whom). Then what that takes: architecture (a model's weights, from config.json) and experts (what it refuses),
-gpus (what they can do), activations and memory (bytes of a rank), speed (seconds of an iteration), rows (of an
-iteration, for any layout), search (all layouts that could be, and the fastest that fits), answer, explain and words
-(what is told). Pure arithmetic: no torch, no state, no files but a user's table of GPUs; every process computes the
-same plan. Does not belong here: anything that needs a token id or a tensor.
+talks to whom). Then what that takes: gpus (what they can do), activations and memory (bytes of a rank), speed (seconds
+of an iteration), rows (of an iteration, for any layout), search (all layouts that could be, and the fastest that fits),
+answer, explain and words (what is told). Pure arithmetic: no torch, no state, no files but a user's table of GPUs;
+every process computes the same plan. Does not belong here: anything that needs a token id or a tensor.
 """

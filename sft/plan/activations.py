@@ -9,12 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sft.plan.architecture import Architecture
+from sft.families.architecture import Architecture
 from sft.plan.layout import Layout
-
-_WIDE_NORMS = ("gemma", "gemma2", "gemma3_text", "olmo2")  # their norms' results are multiplied in float32
-_FUSED_AND_CUT = ("phi3",)  # values are a view of queries, keys and values, all of which stay
-_MLP_KEPT = {"opt": 1}  # inner features: ReLU keeps its result alone, which the next layer keeps too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +43,9 @@ def activations_of(
     hidden, stretch = model.hidden * tokens, model.hidden * tokens // stretches
     logarithms = 4 * (model.heads // t) * tokens  # of the softmax
     scores, again = _scores(model, t, tokens, min(longest or tokens, tokens), each)
-    mlp = each * inner * _MLP_KEPT.get(model.kind, 4 if model.is_gated else 2)
+    mlp = each * inner * (model.kept_inner or (4 if model.is_gated else 2))
     normed = (
-        (4 if model.kind in _WIDE_NORMS else each) if ranks is None else 0
+        (4 if model.widens_norms else each) if ranks is None else 0
     )  # what a trained norm's weights are multiplied by
     low = each * (ranks or 0) * tokens
     whole = (
@@ -79,14 +75,14 @@ def _norms(model: Architecture, hidden: int, stretch: int, each: int, normed: in
 def _attention(model: Architecture, queries: int, keys: int, each: int, normed: int) -> float:
     """Queries and keys after their rotation, values, the result twice: as it comes, and as the next layer takes it."""
     kept = each * (3 * queries + 2 * keys)
-    if model.kind in _FUSED_AND_CUT:
+    if model.keeps_fused:
         kept += each * (queries + keys)
     return kept + ((4 + normed) * (queries + keys) if model.norms_heads else 0)
 
 
 def _scores(model: Architecture, t: int, tokens: int, longest: int, each: int) -> tuple[float, float]:
     """(kept, for a moment when computed again) of masks, and of scores where no fused kernel does without them."""
-    if model.kind == "falcon":  # the row as one, with a mask
+    if model.keeps_row_scores:
         pairs = float(tokens * tokens)
         return pairs * each * (max(model.heads // t, 1) + 1), pairs * 4 * max(model.heads // t, 1)
     pairs = float(tokens * longest)

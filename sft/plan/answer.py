@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sft.config.optimizer import kind_of
-from sft.plan.architecture import Architecture
+from sft.families.architecture import Architecture
 from sft.plan.communicators import communicators
 from sft.plan.gpus import GB
 from sft.plan.search import Choice, Found, Question, reason_it_loses

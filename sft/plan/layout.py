@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sft.families.table import family_of
 from tokenize_data.errors import UserError
-
-# Families whose layers fuse keys with queries, or norm over all heads: a key-value head cannot be on several ranks.
-_UNSHARED = ("phi3", "olmo2", "falcon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +90,7 @@ def _check_tensors(tp: int, shape: ModelShape) -> None:
     heads, groups = shape.heads, shape.key_value_heads
     if tp == 1 or heads is None or groups is None:
         return
-    may_share = shape.kind not in _UNSHARED
+    may_share = family_of(shape.kind).shares_key_value_heads
     fitting = [
         n for n in range(1, heads + 1) if _fits(n, heads, groups, may_share) and (shape.intermediate or 0) % n == 0
     ]

@@ -23,8 +23,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sft.config.optimizer import kind_of
+from sft.families.architecture import Architecture
 from sft.plan.activations import Activations, activations_of
-from sft.plan.architecture import Architecture
 from sft.plan.layout import Layout
 from sft.plan.stage_weights import Adapters, StageWeights, adapted_linears, stage_weights, vocabulary_weights
 

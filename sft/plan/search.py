@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from sft.plan.architecture import Architecture, head_cost
+from sft.families.architecture import Architecture
 from sft.plan.chunks import tokens_at_once
 from sft.plan.clock import Seconds
 from sft.plan.communicators import communicators
@@ -18,7 +18,7 @@ from sft.plan.memory import StageMemory, Work, stage_memory
 from sft.plan.rows import Batches, Rows
 from sft.plan.speed import OURS, Program, iteration_seconds, model_operations
 from sft.plan.stage_weights import Adapters
-from sft.plan.stages import layer_ranges
+from sft.plan.stages import head_cost, layer_ranges
 from tokenize_data.errors import UserError
 
 RECOMPUTES = ("none", "selective", "full")

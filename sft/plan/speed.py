@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sft.plan.architecture import Architecture, Linear
+from sft.families.architecture import Architecture, Linear
 from sft.plan.clock import EXCHANGE_SECONDS, LAUNCH_SECONDS, Clock, Seconds
 from sft.plan.gpus import Gpu
 from sft.plan.layout import Layout

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sft.config.quantisation import Quantisation
-from sft.plan.architecture import Architecture, Linear
+from sft.families.architecture import Architecture, Linear
 from sft.plan.layout import Layout
 
 
@@ -39,6 +39,7 @@ def stage_weights(
     base += model.final_weights if is_last else 0
     own_head = is_last and not (model.is_tied and is_first)
     base += table if own_head else 0
+    base += model.vocabulary_on(tp) if is_last and model.head_has_bias else 0
     linears = [
         inputs * outputs for inputs, outputs in (linear.shape_on(tp, model.head_size) for linear in model.linears)
     ]

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
+from sft.families.architecture import Architecture
 from tokenize_data.errors import UserError
 
 
@@ -56,3 +57,8 @@ def _cuts(sums: Sequence[float], stages: int, most: float) -> list[int] | None:
         cuts.append(end)
         start = end
     return cuts[:-1] if start == total else None
+
+
+def head_cost(model: Architecture, trained_share: float) -> float:
+    """Of the head, in layers: only trained tokens are projected to the vocabulary."""
+    return model.head_weights / model.layer_weights * trained_share

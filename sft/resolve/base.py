@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sft.config.settings import Settings
+from sft.families.sizes import check_sizes
 from sft.model.base_folder import gguf_file_in, resolve, resolve_here
-from sft.plan.architecture import check_sizes
 from sft.resolve.naming import intermediate_name
 from sft.spec.base import BaseModel
 from tokenize_data.bases import Base, find_base

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from sft.config.settings import Settings
-from sft.plan.experts import check_no_experts
+from sft.families.experts import check_no_experts
 from sft.resolve.base import tokenizer_flags
 from sft.resolve.devices import check_torch, visible_gpus
 from sft.spec.base import BaseModel

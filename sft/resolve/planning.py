@@ -14,7 +14,6 @@ import numpy as np
 
 from sft.config.settings import Settings
 from sft.plan.answer import Data, Plan
-from sft.plan.architecture import KNOWN_KINDS
 from sft.plan.gpus import GB, TABLE, Gpu, find_gpu, read_gpus
 from sft.plan.layout import Layout
 from sft.plan.rows import Batches
@@ -247,7 +246,7 @@ def _count_rows(files: tuple[str, ...]) -> tuple[int, float] | None:
 def _further_notes(settings: Settings, base: Described, question: Question, choice: Choice) -> list[str]:
     notes = []
     model = question.model
-    if model.kind not in KNOWN_KINDS:
+    if not model.is_known:
         notes.append(
             f"{model.kind} models are counted like Llama: memory and time are rougher than for the families known here"
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sft.config.settings import Settings
-from sft.plan.architecture import Architecture
+from sft.families.table import architecture_of
 from sft.plan.gpus import Gpu
 from sft.plan.layout import Layout, ModelShape, choose_layout
 from sft.plan.rows import Batches
@@ -146,7 +146,7 @@ class Case:
         settings, is_cpu, (tp, pp) = self.settings, self.gpu.name == "cpu", sizes
         global_batch = global_batch_of(settings, dp or 1)
         return Question(
-            model=Architecture.of_config(self.base.config),
+            model=architecture_of(self.base.config),
             shape=ModelShape.of_config(self.base.config),
             batches=self.pack(global_batch),
             world=self.world,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from sft.config.settings import Settings
-from sft.plan.architecture import Architecture, head_cost
+from sft.families.table import architecture_of, family_of
 from sft.plan.chunks import tokens_at_once
 from sft.plan.sampler import num_iterations
-from sft.plan.stages import layer_ranges
+from sft.plan.stages import head_cost, layer_ranges
 from sft.resolve import adapters
 from sft.resolve.base import find_base_model
 from sft.resolve.devices import visible_gpus
@@ -37,7 +37,7 @@ def resolve(settings: Settings, base: BaseModel | None = None, world: int | None
     if asked.output.early_stopping and validation is None:
         raise UserError(f"--early_stopping {asked.output.early_stopping} needs a validation set: name one with --val")
     _check_context(reader, base)
-    model = Architecture.of_config(base.config)
+    model = architecture_of(base.config)
     cost = head_cost(model, trained_share(asked, reader))
     of_tokenizer = int(reader.manifest.tokenizer["vocabulary_size"])
     vocabulary_size = max(int(base.config.get("vocab_size", 0)), of_tokenizer)
@@ -97,7 +97,7 @@ def _check_context(reader: ShardReader, base: BaseModel) -> None:
     """Learned positions end somewhere; rotary ones only get worse."""
     limit = base.config.get("max_position_embeddings")
     longest = int(reader.lengths.max())
-    if base.family == "opt" and isinstance(limit, int) and longest - 1 > limit:
+    if family_of(base.family).ends_positions and isinstance(limit, int) and longest - 1 > limit:
         raise UserError(
             f"{reader.folder} has documents of {longest:,} tokens, this model {limit:,} positions: tokenise with "
             f"--seq {limit}"

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM
 
+from sft.families.table import family_of
 from sft.model.build import build_stage, without_dropout
 from sft.model.collectives import TensorGroup
 from sft.model.gradients import sum_partial
@@ -197,10 +198,7 @@ def tiny(config: Any, least_layers: int = 2) -> Any:
         "vocab_size": 131,
         "max_position_embeddings": 64,
     }
-    if getattr(config, "word_embed_proj_dim", None) not in (None, config.hidden_size):
-        sizes["word_embed_proj_dim"] = heads * _HEAD_SIZE // 2
-    elif hasattr(config, "word_embed_proj_dim"):
-        sizes["word_embed_proj_dim"] = heads * _HEAD_SIZE
+    sizes |= family_of(config.model_type).small_sizes(config, heads * _HEAD_SIZE)
     kinds = list(getattr(config, "layer_types", None) or [])
     layers = min(config.num_hidden_layers, max([least_layers, *(kinds.index(kind) + 1 for kind in set(kinds))]))
     for name, value in sizes.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sft.plan.architecture import Architecture
+from sft.families.table import architecture_of
 from sft.plan.memory import StageMemory, Work, stage_memory
 from sft.plan.stage_weights import Adapters
 from sft.plan.stages import partition
@@ -115,7 +115,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def predicted(case: dict[str, Any], stage: int) -> StageMemory:
     kind, values = FAMILIES[case["family"]]
-    model = Architecture.of_config({"model_type": kind, **values, **case["sizes"]})
+    model = architecture_of({"model_type": kind, **values, **case["sizes"]})
     layout = layout_of(case)
     work = Work(
         row_tokens=case["places"],

@@ -5,6 +5,7 @@ are wrong.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sft.families.table import FAMILIES
 from sft.model import parallel_layers, tensor_parallel
 from sft.objective import interface as losses
 from sft.verify import selfcheck
@@ -116,8 +118,11 @@ def _bias_added_by_every_rank() -> Any:
 
 
 def _halves_cut_as_one() -> Any:
-    plan = tensor_parallel._OUR_PLANS["phi3"] | {"mlp.gate_up_proj": "colwise"}
-    return mock.patch.dict(tensor_parallel._OUR_PLANS, {"phi3": plan})
+    family = FAMILIES["phi3"]
+    wrong = replace(
+        family, tensor_plan=lambda config: {**(family.tensor_plan(config) or {}), "mlp.gate_up_proj": "colwise"}
+    )
+    return mock.patch.dict(FAMILIES, {"phi3": wrong})
 
 
 def _wrong_on_one_rank() -> Any:

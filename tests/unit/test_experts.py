@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 from sft.cli import entry
-from sft.plan.experts import has_experts
+from sft.families.experts import has_experts
 from tests.unit.test_plan_search import LLAMA_8B
 
 # What in a family's own model code is made of experts: asked of its source, so that the configuration is not its own

@@ -12,9 +12,9 @@ import torch
 
 from benchmarks import published
 from sft.config.quantisation import QUANTISATIONS
+from sft.families.table import architecture_of
 from sft.model.build import build_stage, make_on_meta
 from sft.model.collectives import SingleRank
-from sft.plan.architecture import Architecture
 from sft.plan.gpus import TABLE, find_gpu, read_gpus, recognise
 from sft.plan.layout import Layout
 from sft.plan.stage_weights import Adapters, stage_weights
@@ -138,15 +138,13 @@ def config_file(name: str, folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_weights_are_those_that_transformers_makes(name, tmp_path):
     model = make_on_meta(tiny_config(name), torch.float32)
-    assert Architecture.of_config(config_file(name, tmp_path)).num_parameters == sum(
-        p.numel() for p in model.parameters()
-    )
+    assert architecture_of(config_file(name, tmp_path)).num_parameters == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_released_models_have_the_numbers_of_weights_that_their_cards_say(name):
     count, config = REAL[name]
-    assert Architecture.of_config(config).num_parameters == count
+    assert architecture_of(config).num_parameters == count
 
 
 @pytest.mark.parametrize(
@@ -155,7 +153,7 @@ def test_released_models_have_the_numbers_of_weights_that_their_cards_say(name):
 @pytest.mark.parametrize("tp", [1, 2])
 def test_each_ranks_weights_are_those_of_the_stage_that_is_built(name, tp, tmp_path):
     config, layout = tiny_config(name), Layout(tp=tp, pp=2)
-    model = Architecture.of_config(config_file(name, tmp_path))
+    model = architecture_of(config_file(name, tmp_path))
     for stage, layers in enumerate(partition([1.0] * 4, 2)):
         built = build_stage(
             config,
@@ -172,7 +170,7 @@ def test_each_ranks_weights_are_those_of_the_stage_that_is_built(name, tp, tmp_p
 
 
 def test_adapters_train_little_and_four_bits_are_counted():
-    model = Architecture.of_config(REAL["Llama-2-7b"][1])
+    model = architecture_of(REAL["Llama-2-7b"][1])
     weights = stage_weights(model, Layout(), 0, range(32), Adapters(rank=16, quantisation=QUANTISATIONS["nf4"]))
     assert weights.trained == 39_976_960  # as peft counts for all linear layers of Llama-2-7b with r=16
     assert weights.quantised == sum(linear.inputs * linear.outputs for linear in model.linears) * 32
@@ -183,7 +181,7 @@ def test_adapters_train_little_and_four_bits_are_counted():
 
 def test_a_config_without_a_size_is_refused():
     with pytest.raises(UserError, match=r"has no num_hidden_layers above 0"):
-        Architecture.of_config({"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 10})
+        architecture_of({"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 10})
 
 
 def test_gpus_are_found_by_name_and_by_the_drivers_name():

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.config.quantisation import QUANTISATIONS
+from sft.families.table import architecture_of
 from sft.optimizer import ownership
 from sft.plan import memory
 from sft.plan.answer import Data, Plan
-from sft.plan.architecture import Architecture
 from sft.plan.communicators import communicators
 from sft.plan.explain import explain
 from sft.plan.gpus import GB, TABLE, Gpu, find_gpu
@@ -48,7 +48,7 @@ def ask(
     config: dict[str, object] = LLAMA_8B, world: int = 8, gpu: str | Gpu = "h100-80gb", **given: object
 ) -> Question:
     values: dict[str, object] = {
-        "model": Architecture.of_config(config),
+        "model": architecture_of(config),
         "shape": ModelShape.of_config(config),
         "batches": Batches.all_alike(64, 2047),
         "world": world,
@@ -204,7 +204,7 @@ def test_documents_that_make_no_rows_are_refused_by_packings_words():
 
 
 def test_time_does_what_physics_does():
-    model = Architecture.of_config(LLAMA_70B)
+    model = architecture_of(LLAMA_70B)
     gpu = find_gpu("h100-80gb")
 
     def seconds(tp: int = 1, pp: int = 1, dp: int = 1, **given: object) -> object:
@@ -229,7 +229,7 @@ def test_time_does_what_physics_does():
 
 
 def test_kinds_add_up_and_recomputation_trades_memory():
-    model, layout = Architecture.of_config(LLAMA_8B), Layout(tp=2, pp=2, sequence_parallel=True)
+    model, layout = architecture_of(LLAMA_8B), Layout(tp=2, pp=2, sequence_parallel=True)
     work = Work(row_tokens=8192, trained_share=1.0, micro_batches=8, recompute="none")
     peaks = {
         way: stage_memory(model, layout, 0, range(16), replace(work, recompute=way))
@@ -257,7 +257,7 @@ LLAMA_3B = LLAMA_8B | {
 @pytest.mark.parametrize("trained_share", [0.1, 1.0])
 def test_full_fine_tuning_of_3b_fits_one_gpu_of_80_gb(gpu, trained_share):
     choice = best(ask(LLAMA_3B, world=1, gpu=gpu, trained_share=trained_share))
-    weights = Architecture.of_config(LLAMA_3B).num_parameters
+    weights = architecture_of(LLAMA_3B).num_parameters
     assert 3.2e9 < weights < 3.3e9
     peak = choice.peak
     assert peak.weights == 2 * weights
@@ -271,7 +271,7 @@ def test_gradients_are_summed_and_sent_in_float32():
     """A reduce-scatter of four bytes for each weight, and an all-gather of two."""
     question = ask(world=8, dtype="bf16")
     choice = evaluate(question, layout_of(question, 1, 1), 1, "none")
-    sent = (4 + 2) * Architecture.of_config(LLAMA_8B).num_parameters * 7 / 8
+    sent = (4 + 2) * architecture_of(LLAMA_8B).num_parameters * 7 / 8
     gpu = question.gpu
     assert choice.seconds.data_traffic == pytest.approx(sent / (gpu.link_gbps * 1e9 * gpu.link_efficiency), rel=0.01)
 
@@ -282,7 +282,7 @@ def test_gradients_are_summed_and_sent_in_float32():
 )
 def test_every_optimizer_has_its_states(optimizer, momentum, each):
     choice = best(ask(world=8, tp=8, pp=1, optimizer=optimizer, momentum=momentum))
-    weights = stage_weights(Architecture.of_config(LLAMA_8B), choice.layout, 0, range(32), None)
+    weights = stage_weights(architecture_of(LLAMA_8B), choice.layout, 0, range(32), None)
     assert choice.peak.optimizer / weights.trained == pytest.approx(each, rel=0.01)
     assert "optimizer = (" in "\n".join(explain(_plan_of(choice, optimizer)))
 
@@ -293,7 +293,7 @@ def test_what_is_bundled_is_what_the_optimizer_bundles():
     assert memory._BUNDLE_ELEMENTS == ownership._BUNDLE_ELEMENTS
     sent = {}
     for optimizer in ("adamw", "adafactor"):  # adafactor's tensors have one owner each, and travel together
-        model, layout = Architecture.of_config(LLAMA_8B), Layout(dp=8)
+        model, layout = architecture_of(LLAMA_8B), Layout(dp=8)
         work = Work(row_tokens=2048, trained_share=1.0, micro_batches=2, recompute="full", optimizer=optimizer)
         sent[optimizer] = memory._bundled(model, layout, range(32), work)
     assert sent["adamw"] == 32 * 2 * 4096  # norms alone

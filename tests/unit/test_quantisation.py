@@ -11,11 +11,11 @@ import torch
 
 from sft.config.adapters import AdapterSettings
 from sft.config.quantisation import QUANTISATIONS, Quantisation, quantisation_of
+from sft.families.table import architecture_of
 from sft.model.build import build_stage
 from sft.model.collectives import SingleRank
 from sft.model.lora import LoraSettings
 from sft.model.quantized import fill
-from sft.plan.architecture import Architecture
 from sft.plan.layout import Layout
 from sft.plan.memory import Work, stage_memory
 from sft.plan.stage_weights import Adapters
@@ -61,7 +61,7 @@ def test_it_can_be_asked_for(signs):
 
 
 def test_it_is_planned_with_its_bytes(signs):
-    model = Architecture.of_config(tiny_config("llama").to_dict())
+    model = architecture_of(tiny_config("llama").to_dict())
     peaks = [
         stage_memory(model, Layout(), 0, range(4), _work(one)).weights for one in (signs, QUANTISATIONS["nf4"], None)
     ]

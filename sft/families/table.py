@@ -1,0 +1,30 @@
+"""All families that have a file, by `model_type`. Another family is taken for one like Llama."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from sft.families.architecture import Architecture
+from sft.families.counting import rotary
+from sft.families.experts import check_no_experts
+from sft.families.family import Family
+from sft.families.sizes import kind_of
+
+FAMILIES: dict[str, Family] = {}
+
+
+def register(*families: Family) -> None:
+    """Each file of a family calls this when it is imported, which `sft/families/__init__.py` does."""
+    FAMILIES.update({family.kind: family for family in families})
+
+
+def family_of(kind: str) -> Family:
+    return FAMILIES.get(kind) or Family(kind=kind, count=partial(rotary, is_known=False))
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """Of the model of a config.json. A family without a file is counted like Llama, and `is_known` says that."""
+    check_no_experts(config)
+    return family_of(kind_of(config)).count(config)
