@@ -18,7 +18,7 @@ from torch import Tensor
 from sft.checkpoint import hf_folder
 from sft.checkpoint.adapter import AdapterFiles, check_fits
 from sft.model.anatomy import Anatomy, find_anatomy
-from sft.model.build import BuiltStage, build_stage, make_on_meta, renames_of
+from sft.model.build import BuiltStage, build_stage, ignored_of, make_on_meta, renames_of
 from sft.model.collectives import SingleRank
 from sft.model.lora import LoraSettings, is_adapter
 from sft.model.stage import Stage
@@ -76,11 +76,7 @@ def plan_merge(
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     is_tied = model.get_submodule(anatomy.head).weight is model.get_submodule(anatomy.embedding).weight
     expected = {name: shape for name, shape in shapes.items() if not (is_tied and name == head)}
-    ignored, prefix, renames = (
-        tuple(model._keys_to_ignore_on_load_unexpected or ()),
-        model.base_model_prefix,
-        renames_of(model),
-    )
+    ignored, prefix, renames = ignored_of(model), model.base_model_prefix, renames_of(model)
     names = match_names(
         expected,
         files,

@@ -5,4 +5,4 @@ to those), table (families by `model_type`), then the families, and experts (wha
 that registers itself, and its name below. Pure facts: no torch. Does not belong here: what holds for all families.
 """
 
-from sft.families import falcon, gemma, gpt_neox, llama, mistral, olmo2, opt, phi3, qwen  # noqa: F401
+from sft.families import falcon, gemma, gpt_neox, gptj, llama, mistral, olmo2, opt, phi3, qwen  # noqa: F401

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from sft.config.quantisation import Quantisation
+from sft.families.table import family_of
 from sft.model import attention, matmul
 from sft.model.anatomy import Anatomy, find_anatomy
 from sft.model.collectives import TensorGroup
@@ -71,7 +72,7 @@ def build_stage(
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     head, embedding = model.get_submodule(anatomy.head), model.get_submodule(anatomy.embedding)
     tied_name = f"{anatomy.embedding}.weight" if head.weight is embedding.weight else None
-    ignored = tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
+    ignored = ignored_of(model)
     renames = renames_of(model)
     stage = Stage(take_apart(model, anatomy), layers, group, sequence_parallel=sequence_parallel, recompute=recompute)
     parameters = _give_memory(stage, names, device)
@@ -104,16 +105,20 @@ def make_on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool = Fals
     kind = (config.architectures or [config.model_type])[0]
     config = without_dropout(config)
     try:
-        with _parameters_on_meta():
+        with _parameters_on_meta():  # in float32: what buffers are computed from would be rounded to `dtype` otherwise
             model = AutoModelForCausalLM.from_config(
-                config, attn_implementation="eager", dtype=dtype, trust_remote_code=trust_remote_code
+                config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=trust_remote_code
             )
     except ValueError as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(
             f"{kind} is no causal language model that transformers knows ({reason}): it cannot be trained here"
         ) from error
-    model.set_attn_implementation(attention.NAME)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    if not family_of(config.model_type).takes_mask:
+        model.set_attn_implementation(attention.NAME)
     return model
 
 
@@ -147,6 +152,12 @@ def renames_of(model: Any) -> tuple[tuple[str, str], ...]:
     """Where transformers has renamed parameters since files were written: GPT-NeoX's head, for one."""
     conversions = [entry for entry in get_model_conversion_mapping(model) if type(entry).__name__ == "WeightRenaming"]
     return tuple((entry.source_patterns[0], entry.target_patterns[0]) for entry in conversions)
+
+
+def ignored_of(model: Any) -> tuple[str, ...]:
+    """Patterns of tensors in files that the model has no use for."""
+    theirs = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return (*theirs, *family_of(model.config.model_type).ignored_tensors)
 
 
 def _give_memory(stage: Stage, names: dict[int, str], device: torch.device) -> dict[str, nn.Parameter]:

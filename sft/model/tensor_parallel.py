@@ -208,7 +208,7 @@ class _LayerBuilder:
         heads, groups = config.num_attention_heads, _key_value_heads(config)
         local_heads, local_groups = heads // size, max(groups // size, 1)
         replaced = {"num_heads": local_heads, "num_kv_heads": local_groups, "num_key_value_heads": local_groups}
-        replaced["num_key_value_groups"] = local_heads // local_groups
+        replaced |= {"num_attention_heads": local_heads, "num_key_value_groups": local_heads // local_groups}
         for name, value in replaced.items():
             if hasattr(module, name):
                 setattr(module, name, value)

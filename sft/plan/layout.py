@@ -51,7 +51,7 @@ class ModelShape:
             layers=first("num_hidden_layers", "n_layer", "n_layers"),
             heads=heads,
             key_value_heads=key_value_heads,
-            intermediate=first("intermediate_size", "ffn_dim", "ffn_hidden_size"),
+            intermediate=first("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"),
         )
 
 

@@ -95,7 +95,7 @@ def _complete(asked: Settings, base: BaseModel, reader: ShardReader, chosen: Cho
 
 def _check_context(reader: ShardReader, base: BaseModel) -> None:
     """Learned positions end somewhere; rotary ones only get worse."""
-    limit = base.config.get("max_position_embeddings")
+    limit = base.config.get("max_position_embeddings", base.config.get("n_positions"))
     longest = int(reader.lengths.max())
     if family_of(base.family).ends_positions and isinstance(limit, int) and longest - 1 > limit:
         raise UserError(

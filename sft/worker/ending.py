@@ -1,4 +1,4 @@
-"""How a worker ends: by what stopped it, with one line and an exit code; saved, when a signal says so."""
+"""How a worker ends: one line and an exit code. A signal lets it save first."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from typing import IO
 from sft.spec.errors import CheckpointError, TrainingError
 from sft.spec.exit_codes import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER_ERROR
 from sft.spec.workers import LAUNCHER, NOTES, PASSED_ON, SHOW_STACKS, notes_folder, unblock_signals
+from sft.worker.peers import is_lost_peer
 from tokenize_data.errors import TRACEBACK, UserError
 
 _SAME_SIGNAL_SECONDS = 3.0
@@ -80,8 +81,8 @@ def guarded(command: str, work: Callable[[], int]) -> int:
             traceback.print_exc()
         code = _code_of(error)
         if int(os.environ["WORLD_SIZE"]) > 1:
-            leave(code, reason_of(error), is_consequence=_is_consequence(error))
-        _leave_note(code, reason_of(error), _is_consequence(error))
+            leave(code, reason_of(error), is_consequence=is_lost_peer(error))
+        _leave_note(code, reason_of(error), is_lost_peer(error))
         return code
     finally:
         if stack is not None:
@@ -123,13 +124,6 @@ def _code_of(error: Exception) -> int:
         return EXIT_PREEMPTED
     is_given = isinstance(error, UserError) and not isinstance(error, CheckpointError)
     return EXIT_USER_ERROR if is_given else EXIT_FAILED
-
-
-def _is_consequence(error: Exception) -> bool:
-    """A connection that broke says only that another process ended."""
-    text = str(error).lower()
-    words = ("connection", "socket", "gloo", "nccl", "peer")
-    return isinstance(error, RuntimeError | ConnectionError) and any(word in text for word in words)
 
 
 def _leave_note(code: int, message: str, is_consequence: bool) -> None:

@@ -37,9 +37,10 @@ AXES: dict[str, list[Any]] = {
     "split": [False, True],  # are tensors over replicas, by rows; large ones are
 }
 # What the modules of "adapters, saved" are called where they are not called as in Llama.
-_EMBEDDING = {"gpt-neox": "embed_in", "falcon": "word_embeddings", "falcon-new": "word_embeddings"}
+_EMBEDDING = {"gpt-j": "wte", "gpt-neox": "embed_in", "falcon": "word_embeddings", "falcon-new": "word_embeddings"}
 _HEAD: dict[str, str] = {}
 _NORM = {
+    "gpt-j": "ln_f",
     "gpt-neox": "final_layer_norm",
     "opt": "decoder.final_layer_norm",
     "opt-350m": "self_attn_layer_norm",

@@ -28,14 +28,18 @@ SIZES = {
     "head_dim": 16,
     "max_position_embeddings": 1024,
 }
-_RENAMED = {"opt": {"intermediate_size": "ffn_dim"}, "falcon": {"intermediate_size": "ffn_hidden_size"}}
+_RENAMED = {
+    "opt": {"intermediate_size": "ffn_dim"},
+    "falcon": {"intermediate_size": "ffn_hidden_size"},
+    "gptj": {"intermediate_size": "n_inner"},
+}
 _DTYPES = {"bfloat16": "bf16", "float32": "fp32"}
 
 
 def case(**given: Any) -> dict[str, Any]:
     family = given.get("family", "llama")
     kind, sizes = FAMILIES[family][0], dict(SIZES)
-    if kind in ("gpt_neox", "opt", "falcon"):
+    if kind in ("gpt_neox", "gptj", "opt", "falcon"):
         del sizes["head_dim"], sizes["num_key_value_heads"]
     sizes = {_RENAMED.get(kind, {}).get(name, name): value for name, value in sizes.items()}
     if kind == "opt":

@@ -1,0 +1,26 @@
+"""Whether an error only says that another process ended. Decided by its type and origin, never by its text."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+# Communication backends raise plain RuntimeErrors in C++. The innermost Python frame is then in one of these modules.
+_EXCHANGES = ("torch.distributed", "deepspeed.comm", "deepspeed.runtime.pipe.p2p", "sft.optimizer.exchange")
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """The exchange with another process failed: that process has the reason, not this one."""
+    if isinstance(error, ConnectionError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and isinstance(error, torch.distributed.DistError):
+        return True
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(modules) and any(_is_within(modules[-1], name) for name in _EXCHANGES)
+
+
+def _is_within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
