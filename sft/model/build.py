@@ -7,10 +7,10 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 
@@ -74,9 +74,9 @@ def build_stage(
     tied_name = f"{anatomy.embedding}.weight" if head.weight is embedding.weight else None
     ignored = ignored_of(model)
     renames = renames_of(model)
+    matmul.use_in(model)
     stage = Stage(take_apart(model, anatomy), layers, group, sequence_parallel=sequence_parallel, recompute=recompute)
     parameters = _give_memory(stage, names, device)
-    matmul.use_in(stage)
     if adapted is not None:
         stage.fill_up(device)
         if adapted.settings.dropout:
@@ -134,18 +134,20 @@ def without_dropout(config: Any) -> Any:
 
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Parameters registered within lose their memory at once. (`torch.device("meta")` would take the buffers' values
-    too.)
+    """Parameters that are registered meanwhile lose their memory at once. (`torch.device("meta")` would take the
+    buffers' values too.)
     """
-    register = nn.Module.register_parameter
 
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and parameter.device.type != "meta":
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> Any:
+        if parameter.device.type == "meta":
+            return None  # keep it
+        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    with mock.patch.object(nn.Module, "register_parameter", on_meta):
+    hook = register_module_parameter_registration_hook(on_meta)
+    try:
         yield
+    finally:
+        hook.remove()
 
 
 def renames_of(model: Any) -> tuple[tuple[str, str], ...]:

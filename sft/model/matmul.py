@@ -1,7 +1,7 @@
-"""Matrix products in float32 on a CPU, by oneDNN. torch has it, and uses it for other numbers alone; what it uses
-instead is half as fast on some processors. Everything else is multiplied as torch does.
+"""Matmuls in float32 on a CPU through oneDNN. torch ships it but uses it for other dtypes only, and its own float32
+kernels are half as fast on some processors. All other matmuls are torch's.
 
-The one name of torch's that is private is in `_operations`.
+The only private name of torch is in `_operations`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-_SMALLEST = 2**20  # multiplications, below which a call costs more than it saves
+_SMALLEST = 2**20  # with fewer multiplications a call costs more than it saves
 
 
 def _operations() -> tuple[Callable[..., Tensor], ...]:
@@ -43,11 +43,12 @@ def multiply(left_MK: Tensor, right_KN: Tensor) -> Tensor:
     return result
 
 
-def use_in(module: nn.Module) -> None:
-    """Let the linear layers of `module` that are torch's own multiply in this way."""
-    for part in module.modules():
-        if type(part) is nn.Linear:
-            part.__class__ = _Linear
+def use_in(model: nn.Module) -> None:
+    """Replace the model's plain linear layers by ones that multiply through oneDNN, with the same parameters."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear:
+                setattr(parent, name, _Linear(child))
 
 
 def _is_ours(left: Tensor, right: Tensor) -> bool:
@@ -58,6 +59,10 @@ def _is_ours(left: Tensor, right: Tensor) -> bool:
 
 
 class _Linear(nn.Linear):
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+
     def forward(self, hidden: Tensor) -> Tensor:
         return linear(hidden, self.weight, self.bias)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,23 +97,18 @@ def fill(weights: Mapping[str, QuantizedWeight], places: Mapping[str, ParameterS
 
 
 def widen_norms(stage: nn.Module) -> None:
-    """Frozen norms of a quantised model are computed in float32, and give what they were given. Casts of the whole
-    model come before.
+    """Compute frozen norms of a quantised model in float32; their results are cast back. Call it after casts of the
+    whole model.
     """
     for module in stage.modules():
         own = list(module.parameters(recurse=False))
-        if (
-            own
-            and all(parameter.dim() == 1 and not parameter.requires_grad for parameter in own)
-            and not isinstance(module, Linear)
-        ):
+        is_frozen_norm = own and all(parameter.dim() == 1 and not parameter.requires_grad for parameter in own)
+        if is_frozen_norm and not isinstance(module, Linear):
+            dtype = own[0].dtype
             module.float()
-            module.forward = _wide(module.forward)
+            module.register_forward_pre_hook(lambda norm, given: (given[0].float(), *given[1:]))
+            module.register_forward_hook(partial(_cast_back, dtype))
 
 
-def _wide(forward: Any) -> Any:
-    def wide(hidden: Tensor, *arguments: Any) -> Tensor:
-        output: Tensor = forward(hidden.float(), *arguments)
-        return output.to(hidden.dtype)
-
-    return wide
+def _cast_back(dtype: torch.dtype, norm: nn.Module, given: Any, output: Tensor) -> Tensor:
+    return output.to(dtype)

@@ -11,12 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GPTJConfig, GPTJForCausalLM, GPTJModel
-from transformers.models.gptj.modeling_gptj import GPTJAttention, GPTJBlock
+from transformers import AutoConfig, AutoModelForCausalLM, GPTJConfig, GPTJForCausalLM
 
 import sft.families
 from sft.families import table
@@ -27,8 +24,6 @@ from sft.model.collectives import SingleRank
 from sft.model.tensor_parallel import layer_plan
 from sft.plan.layout import Layout
 from sft.plan.stage_weights import stage_weights
-from sft.resolve.run import _check_context
-from sft.spec.base import BaseModel
 from sft.verify.selfcheck import self_check, tiny
 from tests.models import tiny_config
 from tokenize_data.errors import UserError
@@ -61,7 +56,7 @@ def register_made_up(**facts: Any) -> None:
 
 
 def test_without_a_file_such_a_family_is_refused(config):
-    with pytest.raises(UserError, match="MadeUp|made_up"):
+    with pytest.raises(UserError, match=r"MadeUp|made_up"):
         self_check(config, SingleRank(), False)
 
 
