@@ -23,12 +23,13 @@ from tokenize_data import __version__
 from tokenize_data.chat import ROLE_NAMES, ChatTemplate
 from tokenize_data.choose import choose_rows, recognise_format
 from tokenize_data.convert import Converter
+from tokenize_data.dataset import DatasetSpec
 from tokenize_data.encode import Encoder
 from tokenize_data.errors import RowError
 from tokenize_data.manifest import Manifest
 from tokenize_data.pool import ordered_map
 from tokenize_data.progress import Progress
-from tokenize_data.records import DatasetSpec, RowReader
+from tokenize_data.records import RowReader
 from tokenize_data.shards import BATCH_DOCUMENTS, FileInfo, ShardWriter
 from tokenize_data.sources import Source
 from tokenize_data.tally import Tally

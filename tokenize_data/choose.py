@@ -9,9 +9,11 @@ from itertools import islice
 import numpy as np
 
 from tokenize_data.convert import Choice
+from tokenize_data.dataset import DatasetSpec
 from tokenize_data.errors import RowError, UserError
+from tokenize_data.formats.interface import format_of
 from tokenize_data.json_lines import parse_line
-from tokenize_data.records import DatasetSpec, recognise
+from tokenize_data.records import recognise
 from tokenize_data.sources import Source
 
 _NUM_ROWS_LOOKED_AT = 16
@@ -26,16 +28,9 @@ def recognise_format(spec: DatasetSpec, group: Sequence[Source]) -> tuple[str, s
                 rows += [parse_line(row)] if isinstance(row, bytes) else []
         break
     name = recognise(rows, spec)
-    keys = {
-        "qa": f"{spec.question_key} -> {spec.answer_key}",
-        "text": spec.text_key,
-        "chat": "messages",
-        "sharegpt": "conversations",
-    }
-    if spec.prompt is not None:
-        keys["qa"] = f"{spec.prompt!r} -> {spec.answer or spec.answer_key}"
+    keys = format_of(name).keys(spec)
     given = "given" if spec.format else "recognised"
-    return name, f"{', '.join(spec.files)}: format {name} ({keys.get(name, 'instruction, input -> output')}), {given}"
+    return name, f"{', '.join(spec.files)}: format {name} ({keys}), {given}"
 
 
 def choose_rows(spec: DatasetSpec, group: Sequence[Source], seed: int) -> Iterator[Choice]:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenize_data.dataset import DatasetSpec
 from tokenize_data.errors import EXIT_OK, OneLineParser, UserError, exit_code_of
 from tokenize_data.flags import add_flags, typed_values
-from tokenize_data.records import DatasetSpec
 from tokenize_data.settings import BaseSettings, DataSettings, fields_of
 
 if TYPE_CHECKING:

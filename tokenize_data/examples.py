@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tokenize_data.choose import recognise_format
+from tokenize_data.dataset import DatasetSpec
 from tokenize_data.errors import RowError, UserError
+from tokenize_data.fields import Message
 from tokenize_data.json_lines import Row, parse_line
-from tokenize_data.records import DatasetSpec, Message, RowReader
+from tokenize_data.records import RowReader
 from tokenize_data.rows import Unreadable
 from tokenize_data.sources import Source, open_sources
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from tokenize_data.dataset import Cleaning, DatasetSpec
 from tokenize_data.errors import UserError
 from tokenize_data.recipe_file import read_recipe_file
-from tokenize_data.records import Cleaning, DatasetSpec
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "files": (list, str),

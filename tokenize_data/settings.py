@@ -11,9 +11,9 @@ import typing
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
+from tokenize_data.dataset import FORMATS, DatasetSpec
 from tokenize_data.errors import UserError
 from tokenize_data.names import check_run_name
-from tokenize_data.records import FORMATS, DatasetSpec
 
 _FACTS = {"metavar", "choices", "least", "above", "most", "flag", "recipe"}
 

@@ -17,11 +17,11 @@ from tokenize_data import lock, manifest, stale
 from tokenize_data.bases import Base
 from tokenize_data.build import Plan, build
 from tokenize_data.chat import ChatTemplate
+from tokenize_data.dataset import DatasetSpec
 from tokenize_data.encode import FastPathError
 from tokenize_data.errors import UserError
 from tokenize_data.manifest import Manifest
 from tokenize_data.names import check_run_name
-from tokenize_data.records import DatasetSpec
 from tokenize_data.sources import open_sources
 from tokenize_data.templates import choose_template
 from tokenize_data.tokenizer import BaseTokenizer, load_tokenizer

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tokenize_data.chat import ChatTemplate
+from tokenize_data.dataset import DatasetSpec
 from tokenize_data.errors import UserError
 from tokenize_data.folders import files_of
 from tokenize_data.manifest import Manifest
-from tokenize_data.records import DatasetSpec
 from tokenize_data.tokenizer import BaseTokenizer
 
 

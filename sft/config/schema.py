@@ -13,7 +13,7 @@ from typing import Any
 
 from sft.config.flags import WORDS
 from sft.config.settings import FIELDS, HINTS, RECIPE_KEYS
-from tokenize_data.records import FORMATS, Cleaning, DatasetSpec
+from tokenize_data.dataset import FORMATS, Cleaning, DatasetSpec
 from tokenize_data.settings import plain_type
 
 _TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}

@@ -14,7 +14,7 @@ from sft.config.objective import ObjectiveSettings
 from sft.config.optimizer import OptimizerSettings
 from sft.config.output import OutputSettings
 from sft.config.schedule import ScheduleSettings
-from tokenize_data.records import Cleaning, DatasetSpec
+from tokenize_data.dataset import Cleaning, DatasetSpec
 from tokenize_data.settings import DataSettings, Group, fields_of
 
 GROUPS: dict[str, type[Group]] = {

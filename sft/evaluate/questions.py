@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenize_data import manifest as manifests
+from tokenize_data.dataset import Cleaning, DatasetSpec
 from tokenize_data.errors import UserError
 from tokenize_data.recipe import read_data
-from tokenize_data.records import Cleaning, DatasetSpec
 
 _KEYS = ("format", "question_key", "answer_key", "system_key", "text_key")
 _FILLED = re.compile(r"(?<!\{)\{[^{}]+\}")

@@ -23,9 +23,9 @@ from sft.observe.lengths import bins
 from sft.spec import metrics
 from sft.spec.run_folder import read_run_toml, read_status, replace_file
 from tokenize_data import describe
+from tokenize_data.dataset import DatasetSpec
 from tokenize_data.errors import UserError
 from tokenize_data.reader import ShardReader
-from tokenize_data.records import DatasetSpec
 
 SERIES = ("loss", "val_loss", "val_accuracy", "lr", "grad_norm", "tokens_per_second", "fill")
 _MOST_POINTS, _NUM_SAMPLES, _MOST_TEXT = 1500, 12, 4000

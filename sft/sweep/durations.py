@@ -17,10 +17,10 @@ from sft.resolve.planning import make_plan
 from sft.resolve.question import global_batch_of
 from sft.resolve.speed import expected_seconds
 from tokenize_data.bases import find_base
+from tokenize_data.dataset import DatasetSpec
 from tokenize_data.errors import UserError
 from tokenize_data.manifest import dataset_folder
 from tokenize_data.reader import ShardReader
-from tokenize_data.records import DatasetSpec
 
 _START_SECONDS = 12.0  # imports, reading the model, writing it
 _BYTES_PER_TOKEN = 4.0

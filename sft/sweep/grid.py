@@ -17,11 +17,11 @@ from typing import Any
 
 from sft.config.recipe import Warn, checked, key_lines, known_keys, read_recipe
 from sft.sweep.condition import holds
+from tokenize_data.dataset import DatasetSpec
 from tokenize_data.errors import UserError, shorten
 from tokenize_data.names import check_run_name
 from tokenize_data.recipe import dataset_values
 from tokenize_data.recipe_file import merge, read_recipe_file
-from tokenize_data.records import DatasetSpec
 
 _KEYS = ("name", "base", "recipe", "axes", "constraints", "exclude", "retries", "parallel", "out", "after")
 _ALIASES = {"model": "checkpoint"}

@@ -6,10 +6,11 @@ import contextlib
 import json
 
 from tests.real_parts import smollm2_tokenizer
+from tokenize_data.dataset import FORMATS, Cleaning, DatasetSpec
 from tokenize_data.errors import RowError, UserError
 from tokenize_data.json_lines import parse_line
 from tokenize_data.prompts import open_format
-from tokenize_data.records import FORMATS, Cleaning, DatasetSpec, RowReader, recognise
+from tokenize_data.records import RowReader, recognise
 
 _ROWS = [
     {"prompt": "Is it?", "gold": "Yes."},

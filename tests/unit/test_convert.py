@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tests.conftest import pair
 from tokenize_data.convert import Choice, Converted, Converter
+from tokenize_data.dataset import DatasetSpec
 from tokenize_data.encode import Encoder
-from tokenize_data.records import DatasetSpec, RowReader
+from tokenize_data.records import RowReader
 from tokenize_data.sources import Chunk
 from tokenize_data.templates import choose_template
 from tokenize_data.tokenizer import load_tokenizer

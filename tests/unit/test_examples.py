@@ -10,9 +10,9 @@ import pytest
 
 from sft.evaluate.questions import specs_for, system_message
 from tests.conftest import Workbench
+from tokenize_data.dataset import Cleaning, DatasetSpec
 from tokenize_data.errors import UserError
 from tokenize_data.examples import Example, read_examples
-from tokenize_data.records import Cleaning, DatasetSpec
 
 
 def read(tmp_path: Path, *rows: Any, answers_needed: bool = False, **spec: Any) -> list[Example]:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import zstandard
 from tokenizers import Tokenizer
 
+import tokenize_data
 from tests.conftest import pair
+from tokenize_data.dataset import DatasetSpec
 from tokenize_data.errors import UserError
-from tokenize_data.records import DatasetSpec, RowReader, recognise
+from tokenize_data.records import RowReader, recognise
 
 CHAT = {"messages": [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes."}]}
 TWO_TURNS = {
@@ -286,3 +292,41 @@ def test_messages_with_keys_of_their_own(bench, monkeypatch):
     rows = [{"messages": [{**CHAT["messages"][0], "time": number}, CHAT["messages"][1]]} for number in range(10)]
     assert bench.tokenize("--data", bench.jsonl(rows)).code == 0
     assert [trained for _, trained in texts(bench)] == ["Yes.<|im_end|>"] * 10
+
+
+_EXAM = '''"""Exams: a question, its choices, and the number of the right one."""
+
+from tokenize_data.formats.interface import RowFormat, all_have
+
+
+def _messages(row, fields):
+    question = fields.text(row, "stem") + "".join(f"\\n{letter}. {choice}" for letter, choice in row["choices"].items())
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": fields.text(row, "right")}]
+
+
+FORMAT = RowFormat(
+    messages=_messages,
+    is_like=lambda rows, spec: all_have(rows, "stem", "choices"),
+    keys=lambda spec: "stem, choices -> right",
+)
+'''
+
+
+def test_a_new_format_is_one_file_and_one_name(bench):
+    """In a copy of the package: recognised, and forced by its flag."""
+    package = bench.root / "package" / "tokenize_data"
+    shutil.copytree(Path(tokenize_data.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(Path(tokenize_data.__file__).parents[1] / "checkpoints.toml", package.parent / "checkpoints.toml")
+    (package / "formats" / "exam.py").write_text(_EXAM)
+    table = package / "dataset.py"
+    table.write_text(table.read_text().replace('FORMATS = ("qa", ', 'FORMATS = ("exam", "qa", ', 1))
+    data = bench.jsonl([{"stem": "Is it?", "choices": {"A": "yes", "B": "no"}, "right": "A"}] * 2)
+    for run_name, flags, how in (("found", [], "recognised"), ("forced", ["--format", "exam"], "given")):
+        command = [sys.executable, "-m", "tokenize_data", "--run_name", run_name, "--data", data, "--checkpoint"]
+        command += [bench.base, "--tokenized_data_dir", bench.tokenized, "--workers", "1", *flags]
+        done = subprocess.run(command, cwd=package.parent, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        assert f"format exam (stem, choices -> right), {how}" in done.stdout
+        ((whole, trained), _) = texts(bench, run_name)
+        assert "user\nIs it?\nA. yes\nB. no<|im_end|>" in whole
+        assert trained == "A<|im_end|>"

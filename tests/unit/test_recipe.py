@@ -19,8 +19,8 @@ from sft.observe.chart import best_of, series, write_loss_chart
 from sft.spec.run_folder import to_toml
 from sft.worker import loop
 from sft.worker.loop import _Best
+from tokenize_data.dataset import Cleaning, DatasetSpec
 from tokenize_data.errors import UserError
-from tokenize_data.records import Cleaning, DatasetSpec
 
 # Eight lines, each of them nine times the one before.
 BOMB = "a: &a {first}\n" + "".join(

@@ -27,8 +27,8 @@ from sft.resolve.run import resolve
 from sft.sweep.grid import read_sweep
 from tests.models import tiny_config
 from tokenize_data.cli import entry as tokenize_entry
+from tokenize_data.dataset import Cleaning, DatasetSpec
 from tokenize_data.recipe_file import parse_yaml, read_recipe_file
-from tokenize_data.records import Cleaning, DatasetSpec
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("sweep"))

@@ -255,8 +255,8 @@ def test_the_command_gives_the_same_configuration(tmp_path: Path) -> None:
 
 
 def test_data_sets_of_a_recipe_are_written_as_one(tmp_path: Path) -> None:
+    from tokenize_data.dataset import Cleaning, DatasetSpec
     from tokenize_data.recipe import read_data
-    from tokenize_data.records import Cleaning, DatasetSpec
 
     specs = (DatasetSpec(name="a", files=("x.jsonl",), prompt="Say: {q}", weight=0.5, clean=Cleaning(lower=True)),)
     config = Settings.of(run_name="r", datasets=specs)

@@ -20,8 +20,8 @@ from tests.conftest import Workbench, pair
 from tests.unit.test_plan_command import BaseStub
 from tests.unit.test_plan_search import LLAMA_8B
 from tokenize_data.bases import Base
+from tokenize_data.dataset import Cleaning, DatasetSpec
 from tokenize_data.errors import UserError
-from tokenize_data.records import Cleaning, DatasetSpec
 
 SMALL = LLAMA_8B | {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512, "vocab_size": 999}
 # None means off, or a rule that only a running process can apply.

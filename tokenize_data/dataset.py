@@ -1,0 +1,76 @@
+"""A data set of a run: its files, how to read its rows, how much of it to take, and the names of the row formats."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tokenize_data.errors import UserError
+
+# In the order in which they are recognised. A new one is a name here and a file of that name in `formats`.
+FORMATS = ("qa", "chat", "sharegpt", "alpaca", "text")
+
+
+DEFAULT_QUESTION_KEY, DEFAULT_ANSWER_KEY = "prompt", "gold"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cleaning:
+    """What is done to a data set's own texts before a prompt template is filled."""
+
+    drop: str | None = None
+    lower: bool = False
+    strip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.drop is not None:
+            try:
+                re.compile(self.drop)
+            except re.error as error:
+                raise UserError(
+                    f"clean: drop: {self.drop!r} is not a regular expression ({error}): write a class such as "
+                    "[^a-zA-Z0-9\\s]"
+                ) from error
+
+    def __call__(self, text: str) -> str:
+        text = re.sub(self.drop, "", text) if self.drop else text
+        text = text.lower() if self.lower else text
+        return text.strip() if self.strip else text
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """One data set of a run: its files, how to read its rows, and how much of it to take."""
+
+    files: tuple[str, ...]
+    name: str = ""
+    format: str | None = None
+    question_key: str = DEFAULT_QUESTION_KEY
+    answer_key: str = DEFAULT_ANSWER_KEY
+    system_key: str | None = None
+    text_key: str = "text"
+    prompt: str | None = None
+    answer: str | None = None
+    system: str | None = None
+    weight: float = 1.0
+    samples: int | None = None
+    clean: Cleaning = Cleaning()
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise UserError(f"data set '{self.name}' has no files: give at least one")
+        if self.format is not None and self.format not in FORMATS:
+            raise UserError(f"unknown format '{self.format}': use one of {', '.join(FORMATS)}")
+        if not 0 < self.weight < float("inf"):
+            raise UserError(f"data set '{self.name}': weight {self.weight} must be above 0")
+        if self.samples is not None and self.samples < 1:
+            raise UserError(f"data set '{self.name}': samples {self.samples} must be at least 1")
+        if self.samples is not None and self.weight != 1.0:
+            raise UserError(
+                f"data set '{self.name}' has samples {self.samples} and weight {self.weight}: give one of them"
+            )
+
+    def reading(self) -> dict[str, Any]:
+        """What of this decides a row's text; a manifest keeps it."""
+        return {key: value for key, value in asdict(self).items() if key not in ("files", "name")}

@@ -1,0 +1,81 @@
+"""The texts of a row by key, checked and cleaned. Every complaint names the value and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+from tokenize_data.dataset import Cleaning, DatasetSpec
+from tokenize_data.errors import RowError, shorten
+from tokenize_data.json_lines import Row, kind_of
+
+_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+
+Message = dict[str, Any]
+
+
+class Fields:
+    """What the formats read rows of one data set with."""
+
+    def __init__(self, spec: DatasetSpec) -> None:
+        self.spec = spec
+        self._clean = spec.clean if spec.clean != Cleaning() else None
+
+    def system(self, row: Row) -> list[Message]:
+        """The data set's own system message, where it has one."""
+        spec = self.spec
+        if spec.system_key is not None:
+            return [{"role": "system", "content": self.text(row, spec.system_key, "system_key")}]
+        return [{"role": "system", "content": self.fill(spec.system, row)}] if spec.system is not None else []
+
+    def fill(self, template: str, row: Row) -> str:
+        """A prompt template with the row's fields."""
+
+        def value(match: re.Match[str]) -> str:
+            if match.group() in ("{{", "}}"):
+                return match.group()[0]
+            return self.text(row, match.group(1), may_be_empty=True)
+
+        text = _FIELD.sub(value, template)
+        if not text.strip():
+            raise RowError(f"{shorten(template)} gives an empty text: fill its fields, or leave the row out")
+        return text
+
+    def text(self, row: Row, key: str, flag: str | None = None, may_be_empty: bool = False) -> str:
+        """The text of a key. `flag` names the setting that chose the key, for messages."""
+        if key not in row:
+            raise self.missing(row, key, flag)
+        return self.checked(row[key], f"'{key}'", may_be_empty)
+
+    def checked(self, value: Any, what: str, may_be_empty: bool = False) -> str:
+        if not isinstance(value, str):
+            raise RowError(
+                f"{what} is {kind_of(value)} ({shorten(value)}), not text: write it in quotes, or leave the row out"
+            )
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                half = f"\\u{ord(value[error.start]):04x}"
+                raise RowError(
+                    f"{what} has half a character ({half}) at {error.start}: write the text as UTF-8 again"
+                ) from error
+        if "\x00" in value:
+            raise RowError(f"{what} has a NUL character at {value.index(chr(0))}: remove it")
+        if self._clean is not None:
+            value = self._clean(value)
+        if not may_be_empty and not (value and not value.isspace()):
+            cleaned = " after cleaning" if self._clean is not None else ""
+            raise RowError(f"{what} is empty{cleaned}: give it a text, or leave the row out")
+        text: str = value
+        return text
+
+    def missing(self, row: Row, key: str, flag: str | None = None) -> RowError:
+        has = ", ".join(f"'{name}'" for name in list(row)[:8]) or "no keys"
+        close = difflib.get_close_matches(key, row, n=1, cutoff=0.6)
+        if close and flag:
+            return RowError(f"no key '{key}': did you mean '{close[0]}'? Use --{flag} {close[0]}; the row has {has}")
+        if close:
+            return RowError(f"no key '{key}': did you mean '{close[0]}'? The row has {has}")
+        return RowError(f"no key '{key}'; the row has {has}" + (f": name the right one with --{flag}" if flag else ""))

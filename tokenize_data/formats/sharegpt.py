@@ -1,0 +1,21 @@
+"""ShareGPT: `conversations` with from and value."""
+
+from __future__ import annotations
+
+from tokenize_data.formats.interface import RowFormat, all_have
+from tokenize_data.formats.turns import Turns
+
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "system": "system",
+}
+
+FORMAT = RowFormat(
+    messages=Turns(key="conversations", role_key="from", content_key="value", roles=_ROLES),
+    is_like=lambda rows, spec: all_have(rows, "conversations"),
+    keys=lambda spec: "conversations",
+)
