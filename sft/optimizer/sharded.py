@@ -21,7 +21,7 @@ from sft.config.optimizer import OptimizerSpec
 from sft.model.collectives import TensorGroup
 from sft.model.gradients import sum_replicas_of_parts, sum_shared
 from sft.model.tensor_parallel import ParameterShard
-from sft.optimizer.algorithms import make_algorithms
+from sft.optimizer.algorithms.interface import Work, make_algorithms
 from sft.optimizer.exchange import OnItsWay, Replicas, begin_reduction, gather_weights
 from sft.optimizer.norm import square_sum
 from sft.optimizer.ownership import Parcel, num_rows_of, parcels
@@ -84,7 +84,9 @@ class ShardedOptimizer(torch.optim.Optimizer):
             for name, parameter in own.items()
             for shard in make_shards(name, parameter, trained.places[name], self._owned[name])
         ]
-        self.algorithms = make_algorithms(spec, self.shards, groups.tensor, device, trained.outside)
+        self.algorithms = make_algorithms(
+            Work(spec=spec, shards=self.shards, group=groups.tensor, device=device, outside=trained.outside)
+        )
 
     @property
     def names(self) -> list[str]:

@@ -14,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sft.config.optimizer import OPTIMIZERS, OptimizerSpec
+from sft.config.optimizer import OPTIMIZERS, OptimizerKind, OptimizerSpec
 from sft.model.collectives import SingleRank
 from sft.model.slices import Slice
 from sft.model.tensor_parallel import ParameterShard
-from sft.optimizer import algorithms, states
-from sft.optimizer.algorithms import make_algorithms, nvidia_fused_adam
+from sft.optimizer import states
+from sft.optimizer.algorithms import adamw
+from sft.optimizer.algorithms.adamw import nvidia_fused_adam
+from sft.optimizer.algorithms.interface import Work, decaying_groups, make_algorithms
 from sft.optimizer.norm import square_sum
 from sft.optimizer.ownership import num_rows_of, parcels, split_rows
 from sft.optimizer.sharded import Groups, ShardedOptimizer, Trained
@@ -135,7 +137,7 @@ def test_large_tensors_are_cut_into_shards_that_count_in_32_bits():
 
 def test_biases_and_norms_do_not_decay():
     shards = _shards({"layers.0.w": (4, 4), "layers.0.bias": (4,), "norm": (4,), "head.weight": (9, 4)})
-    (made,) = make_algorithms(_spec("adamw"), shards, SingleRank(), CPU)
+    (made,) = make_algorithms(_work(_spec("adamw"), shards, SingleRank(), CPU))
     decaying, others = made.param_groups
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     assert [tuple(one.shape) for one in decaying["params"]] == [(4, 4), (9, 4)]
@@ -177,7 +179,7 @@ def test_tensor_ranks_update_a_matrix_as_one(name, dim):
     alone.grad = gradient.clone()
     single = _shards({"layers.0.w": (8, 12)}, alone)
     single[0].weights.grad = gradient.clone()
-    make_algorithms(_spec(name), single, SingleRank(), CPU)[0].step()
+    make_algorithms(_work(_spec(name), single, SingleRank(), CPU))[0].step()
 
     def on_a_rank(group):
         half = whole.size(dim) // 2
@@ -185,7 +187,7 @@ def test_tensor_ranks_update_a_matrix_as_one(name, dim):
         parameter = nn.Parameter(part.take(whole))
         (shard,) = make_shards("layers.0.w", parameter, ParameterShard((8, 12), part), range(parameter.size(0)))
         shard.weights.grad = part.take(gradient)
-        make_algorithms(_spec(name), [shard], group, CPU)[0].step()
+        make_algorithms(_work(_spec(name), [shard], group, CPU))[0].step()
         return parameter.detach()
 
     found = torch.cat(run_together(2, on_a_rank), dim)
@@ -253,18 +255,26 @@ def test_8_bits_need_bitsandbytes(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     message = "--optimizer adamw8bit needs bitsandbytes: pip install 'megasft[quantized]', or use --optimizer adamw"
     with pytest.raises(UserError, match=re.escape(message)):
-        make_algorithms(_spec("adamw8bit"), _shards({"w": (2, 2)}), SingleRank(), CPU)
+        make_algorithms(_work(_spec("adamw8bit"), _shards({"w": (2, 2)}), SingleRank(), CPU))
 
 
 def test_nvidias_adam_is_used_on_a_gpu_where_it_is(monkeypatch):
     made = []
-    monkeypatch.setattr(
-        algorithms, "nvidia_fused_adam", lambda: lambda groups, **options: made.append(options) or "theirs"
-    )
-    assert make_algorithms(_spec("adamw"), _shards({"w": (2, 2)}), SingleRank(), torch.device("cuda")) == ["theirs"]
+    monkeypatch.setattr(adamw, "nvidia_fused_adam", lambda: lambda groups, **options: made.append(options) or "theirs")
+    assert make_algorithms(_work(_spec("adamw"), _shards({"w": (2, 2)}), SingleRank(), torch.device("cuda"))) == [
+        "theirs"
+    ]
     assert made == [{"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-6, "adam_w_mode": True}]
-    assert isinstance(make_algorithms(_spec("adamw"), _shards({"w": (2, 2)}), SingleRank(), CPU)[0], torch.optim.AdamW)
-    assert isinstance(make_algorithms(_spec("sgd"), _shards({"w": (2, 2)}), SingleRank(), CPU)[0], torch.optim.SGD)
+    assert isinstance(
+        make_algorithms(_work(_spec("adamw"), _shards({"w": (2, 2)}), SingleRank(), CPU))[0], torch.optim.AdamW
+    )
+    assert isinstance(
+        make_algorithms(_work(_spec("sgd"), _shards({"w": (2, 2)}), SingleRank(), CPU))[0], torch.optim.SGD
+    )
+
+
+def _work(spec, shards, group, device):
+    return Work(spec=spec, shards=shards, group=group, device=device)
 
 
 def _originals(name, parameters):
@@ -321,3 +331,30 @@ def _spec(name):
         weight_decay=0.1,
         momentum=0.9 if "momentum" in name else 0.0,
     )
+
+
+def test_a_new_optimizer_is_one_file_and_one_line(monkeypatch):
+    """Signs of gradients, with one state of a number for each weight."""
+
+    class Signs(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    state = self.state[parameter]
+                    state.setdefault("last_sign", torch.zeros_like(parameter))
+                    state["last_sign"].copy_(parameter.grad.sign())
+                    parameter.data.add_(state["last_sign"], alpha=-group["lr"])
+
+    file = types.ModuleType("sft.optimizer.algorithms.signs")
+    file.make = lambda work: [Signs(decaying_groups(work), lr=work.spec.lr)]
+    monkeypatch.setitem(sys.modules, file.__name__, file)
+    kind = OptimizerKind(matrix_bytes=4.0, other_bytes=4.0, states=("last_sign",))
+    monkeypatch.setitem(OPTIMIZERS, "signs", kind)
+    parameter = nn.Parameter(torch.zeros(3, 2))
+    optimizer = _sharded({"layers.0.w": parameter}, "signs", clip=0.0)
+    optimizer.begin(1)
+    parameter.grad = torch.tensor([[2.0, -3.0], [0.0, 5.0], [-1.0, 1.0]])
+    optimizer.step()
+    assert torch.equal(parameter.detach(), -1e-2 * torch.tensor([[1.0, -1.0], [0.0, 1.0], [-1.0, 1.0]]))
+    assert {piece.state for piece in states.pieces(optimizer)} == {states.MASTER, "last_sign"}
+    assert optimizer.spec.kind is kind  # the planner's bytes

@@ -12,10 +12,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from sft.optimizer.algorithms.interface import Work, decaying_groups
 from sft.optimizer.shards import part_of, whole_of
 from sft.optimizer.whole import WholeTensorOptimizer
 
 _DECAY_EXPONENT, _TINY, _LARGEST_RMS = -0.8, 1e-30, 1.0
+
+
+def make(work: Work) -> list[torch.optim.Optimizer]:
+    return [Adafactor(decaying_groups(work), lr=work.spec.lr, places=work.places, group=work.group)]
 
 
 class Adafactor(WholeTensorOptimizer):

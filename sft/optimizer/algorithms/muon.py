@@ -7,15 +7,33 @@ part. The update is scaled to the size of one by AdamW, so that --lr and --weigh
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from sft.optimizer.shards import part_of, whole_of
+from sft.optimizer.algorithms import adamw
+from sft.optimizer.algorithms.interface import Work, decaying_groups
+from sft.optimizer.shards import Shard, part_of, whole_of
 from sft.optimizer.whole import WholeTensorOptimizer
 
 _MOMENTUM, _TINY = 0.95, 1e-7
 _COEFFICIENTS, _STEPS = (3.4445, -4.7750, 2.0315), 5  # of the iteration of Newton and Schulz
 _LIKE_ADAMW = 0.2  # the root mean square of an update by AdamW
+
+
+def make(work: Work) -> list[torch.optim.Optimizer]:
+    """For matrices inside the layers; the rest is AdamW's."""
+    matrices = replace(work, shards=[shard for shard in work.shards if _is_ours(shard, work)])
+    rest = replace(work, shards=[shard for shard in work.shards if not _is_ours(shard, work)])
+    made: list[torch.optim.Optimizer] = []
+    if matrices.shards:
+        made.append(Muon(decaying_groups(matrices), lr=work.spec.lr, places=matrices.places, group=work.group))
+    return made + (adamw.make(rest) if rest.shards else [])
+
+
+def _is_ours(shard: Shard, work: Work) -> bool:
+    return shard.is_matrix and shard.name not in work.outside
 
 
 class Muon(WholeTensorOptimizer):

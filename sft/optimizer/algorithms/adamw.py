@@ -1,0 +1,28 @@
+"""AdamW: torch's fused one, or NVIDIA Apex's on a GPU where it is installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sft.optimizer.algorithms.interface import Work, decaying_groups
+
+
+def make(work: Work) -> list[torch.optim.Optimizer]:
+    spec, groups = work.spec, decaying_groups(work)
+    betas = (spec.beta1, spec.beta2)
+    if work.device.type == "cuda" and (fused := nvidia_fused_adam()) is not None:
+        return [fused(groups, lr=spec.lr, betas=betas, eps=spec.eps, adam_w_mode=True)]
+    return [torch.optim.AdamW(groups, lr=spec.lr, betas=betas, eps=spec.eps, fused=True)]
+
+
+def nvidia_fused_adam() -> Any:
+    """NVIDIA Apex's FusedAdam where it is installed. A package of the same name on PyPI has nothing to do with it, and
+    no such class.
+    """
+    try:
+        from apex.optimizers import FusedAdam
+    except ImportError:
+        return None
+    return FusedAdam

@@ -1,0 +1,11 @@
+"""Stochastic gradient descent, with momentum where it is asked for: torch's."""
+
+from __future__ import annotations
+
+import torch
+
+from sft.optimizer.algorithms.interface import Work, decaying_groups
+
+
+def make(work: Work) -> list[torch.optim.Optimizer]:
+    return [torch.optim.SGD(decaying_groups(work), lr=work.spec.lr, momentum=work.spec.momentum)]
