@@ -25,6 +25,10 @@ class UserError(Exception):
         )  # a row's own text may hold half characters
 
 
+class FailedError(UserError):
+    """The machine failed, not the user: a full disk, a process that was killed. One line all the same, exit code 3."""
+
+
 class RowError(UserError):
     """One row cannot be used. Raised without a place; whoever knows file and line adds it with `at`."""
 
@@ -47,7 +51,8 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def exit_code_of(program: str, main: Callable[[], int]) -> int:
-    """Run `main` as a command: a UserError becomes one line on stderr and exit code 2, a crash one line and 3.
+    """Run `main` as a command: a UserError becomes one line on stderr and exit code 2, a failure or a crash one line
+    and 3.
 
     Python's own exit code for a crash is 1, which says that a run is finished already.
     """
@@ -57,7 +62,7 @@ def exit_code_of(program: str, main: Callable[[], int]) -> int:
         return main()
     except UserError as error:
         print(f"{program}: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return EXIT_FAILED if isinstance(error, FailedError) else EXIT_USER_ERROR
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output (head, less) went away: not an error
         return EXIT_OK

@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeAlias, TypeVar
 
 from tokenize_data import guard
-from tokenize_data.errors import UserError
+from tokenize_data.errors import FailedError, UserError
 
 Pipe: TypeAlias = "Connection[Any, Any]"
 _SECONDS_FOR_A_TASK = 600  # of processor time
@@ -70,7 +70,7 @@ def _dispatch(tasks: Iterable[Any], workers: dict[Pipe, BaseProcess]) -> Iterato
                 result = connection.recv()
             except (EOFError, ConnectionError) as error:
                 workers[connection].join()
-                raise UserError(_why_it_died(workers[connection].exitcode)) from error
+                raise _why_it_died(workers[connection].exitcode) from error
             if isinstance(result, BaseException):
                 raise result
             finished[number] = result
@@ -80,15 +80,18 @@ def _dispatch(tasks: Iterable[Any], workers: dict[Pipe, BaseProcess]) -> Iterato
             due += 1
 
 
-def _why_it_died(exit_code: int | None) -> str:
+def _why_it_died(exit_code: int | None) -> UserError:
     if guard.was_stopped_by_timer(exit_code):
-        return "the template did not come to an end on one of the rows, and was stopped: use another --template"
+        return UserError(
+            "the template did not come to an end on one of the rows, and was stopped: use another --template"
+        )
     if exit_code == -signal.SIGVTALRM:
-        return (
+        return UserError(
             f"the tokenizer took more than {_SECONDS_FOR_A_TASK} s of processor time for a part of a file: use "
             "another base model"
         )
-    return "a worker process was killed, most likely for want of memory: use fewer --workers"
+    how = f" ({signal.Signals(-exit_code).name})" if exit_code is not None and -exit_code in set(signal.Signals) else ""
+    return FailedError(f"a worker process was killed{how}, probably because memory ran out: use fewer --workers")
 
 
 def _serve(work: Callable[[Any], Any], connection: Pipe, inherited: list[Pipe]) -> None:

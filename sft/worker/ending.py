@@ -16,11 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from sft.spec.errors import CheckpointError, TrainingError
+from sft.spec.errors import TrainingError
 from sft.spec.exit_codes import EXIT_FAILED, EXIT_PREEMPTED, EXIT_USER_ERROR
 from sft.spec.workers import LAUNCHER, NOTES, PASSED_ON, SHOW_STACKS, notes_folder, unblock_signals
 from sft.worker.peers import is_lost_peer
-from tokenize_data.errors import TRACEBACK, UserError
+from tokenize_data.errors import TRACEBACK, FailedError, UserError
 
 _SAME_SIGNAL_SECONDS = 3.0
 
@@ -122,7 +122,7 @@ def reason_of(error: BaseException) -> str:
 def _code_of(error: Exception) -> int:
     if isinstance(error, PreemptedError):
         return EXIT_PREEMPTED
-    is_given = isinstance(error, UserError) and not isinstance(error, CheckpointError)
+    is_given = isinstance(error, UserError) and not isinstance(error, FailedError)
     return EXIT_USER_ERROR if is_given else EXIT_FAILED
 
 

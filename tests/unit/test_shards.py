@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -13,8 +14,9 @@ from tests.conftest import pair
 from tests.counting import lines_run
 from tokenize_data import lock
 from tokenize_data.convert import Converted
-from tokenize_data.errors import UserError
+from tokenize_data.errors import FailedError, UserError
 from tokenize_data.reader import ShardReader
+from tokenize_data.records import RowReader
 from tokenize_data.shards import ShardWriter
 from tokenize_data.sources import Chunk
 
@@ -300,16 +302,28 @@ def test_a_lock_file_without_a_holder_does_not_block(tmp_path):
     assert not (tmp_path / "lock").exists()
 
 
-def test_a_killed_worker_is_an_error_not_a_missing_chunk(bench):
-    import os
-
+def test_a_killed_worker_is_an_error_not_a_missing_chunk():
     from tokenize_data.pool import ordered_map
 
     assert list(ordered_map(lambda number: number * 2, range(50), 3)) == [number * 2 for number in range(50)]
-    with pytest.raises(UserError, match="killed, most likely for want of memory"):
-        list(ordered_map(lambda number: os._exit(9) if number == 7 else number, range(20), 2))
+    with pytest.raises(FailedError, match=r"killed \(SIGKILL\), probably because memory ran out: use fewer --workers"):
+        list(ordered_map(lambda number: os.kill(os.getpid(), 9) if number == 7 else number, range(20), 2))
     with pytest.raises(ZeroDivisionError):
         list(ordered_map(lambda number: 1 // (number - 3), range(20), 2))
+
+
+def test_a_killed_worker_is_no_mistake_of_the_user(bench, monkeypatch):
+    """Exit code 3, so that a sweep or a queue may try again."""
+    parent = os.getpid()
+    read = RowReader.messages
+    monkeypatch.setattr(
+        RowReader, "messages", lambda *of: os.kill(os.getpid(), 9) if os.getpid() != parent else read(*of)
+    )
+    outcome = bench.tokenize("--data", bench.jsonl([pair()] * 400), "--workers", "2")
+    assert outcome.code == 3, outcome
+    assert outcome.err == (
+        "tokenize_data: a worker process was killed (SIGKILL), probably because memory ran out: use fewer --workers\n"
+    )
 
 
 def test_a_data_set_that_is_kept_open_outlives_its_files(bench, monkeypatch):
