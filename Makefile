@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PRODUCT := $(VENV)/.product
 STAMP := $(VENV)/.installed
+INSTALL := DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-gpu test-all check format bench docs clean
 
-demo: $(STAMP)
+demo: $(PRODUCT)  # the product alone
 	$(BIN)/python -m tests.demo
 
 test: check docs
@@ -30,16 +32,20 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(INSTALL) -e '.[bench]'
 	$(BIN)/python benchmarks/tokenize.py
 
 docs: $(STAMP)  # the manual as a site, into site/
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(INSTALL) -e '.[docs]'
 	$(BIN)/mkdocs build --strict
 
-$(STAMP): pyproject.toml constraints.txt
+$(PRODUCT): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[gguf,plots]'
+	touch $(PRODUCT)
+
+$(STAMP): $(PRODUCT)
+	$(INSTALL) -e '.[dev]'
 	touch $(STAMP)
 
 clean:

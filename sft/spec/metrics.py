@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.spec.run_folder import replace_file
-from tokenize_data.errors import UserError
+from tokenize_data.errors import FailedError, UserError
 from tokenize_data.files import append_private
 
 _MOST_ITERATIONS = 1 << 53
@@ -32,7 +32,7 @@ class MetricsFile:
             with append_private(self._path) as file:
                 file.write(line if _ends_a_line(file) else b"\n" + line)
         except OSError as error:
-            raise UserError(
+            raise FailedError(
                 f"cannot write {self._path}: {error.strerror}: check the folder and the disk, then run again to resume"
             ) from error
         return written

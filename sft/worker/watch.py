@@ -51,11 +51,11 @@ class _FirstWatch(Watch):
         earlier = run_folder.read_status(spec.folder)
         self.iteration = int(earlier["iteration"]) if earlier else 0
         self.has_started = False
+        self._is_status_old = False
 
     def start(self, iteration: int) -> None:
         spec, settings = self._spec, self._spec.settings
         self.iteration = iteration
-        self.has_started = True
         self._file.rewind(iteration)
         run_folder.replace_file(spec.folder / FILE, spec.text())
         run_folder.write_run_toml(
@@ -63,6 +63,7 @@ class _FirstWatch(Watch):
         )
         run_folder.replace_file(spec.folder / "recipe.yaml", recipe_text(spec.asked))
         self.status("running")
+        self.has_started = True
         self._progress = self._stack.enter_context(Progress(self._console, spec.iterations, iteration))
         self._trackers = open_trackers(
             spec.folder,
@@ -100,9 +101,23 @@ class _FirstWatch(Watch):
         )
 
     def status(self, state: run_folder.State, reason: str = "") -> None:
-        run_folder.write_status(
-            self._spec.folder, state=state, iteration=self.iteration, iterations=self._spec.iterations, reason=reason
-        )
+        """Write status.json. Once training has begun, a failure is a warning: the file is for programs that poll it."""
+        try:
+            run_folder.write_status(
+                self._spec.folder,
+                state=state,
+                iteration=self.iteration,
+                iterations=self._spec.iterations,
+                reason=reason,
+            )
+        except UserError as error:
+            if not self.has_started:
+                raise
+            if not self._is_status_old:
+                self._is_status_old = True
+                self.warn(f"status.json stays as it was: {error}")
+        else:
+            self._is_status_old = False
 
     def finish(self, target: Path) -> None:
         self.status("finished")
@@ -148,5 +163,6 @@ def watched(spec: RunSpec, is_first: bool) -> Iterator[Watch]:
         except BaseException as error:
             if isinstance(error, UserError) and not watch.has_started:
                 raise  # what the folder says of an earlier attempt stays
-            watch.status("failed", reason=reason_of(error))
+            with suppress(UserError):  # the first error is the reason
+                watch.status("failed", reason=reason_of(error))
             raise
