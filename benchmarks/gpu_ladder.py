@@ -36,8 +36,8 @@ from typing import Any
 
 import numpy as np
 
-from tokenize_data.chat import ASSISTANT, USER
 from tokenize_data.reader import Document
+from tokenize_data.rendered import ASSISTANT, USER
 
 _RESULTS = Path(__file__).resolve().parent / "results" / "gpu_ladder.md"
 _PACKAGES = ("torch", "deepspeed", "transformers", "trl", "liger-kernel")

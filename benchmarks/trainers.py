@@ -167,9 +167,9 @@ def _bare_loop(
 def documents(workload: Workload, work: Path, iterations: int) -> list[dict[str, list[int]]]:
     """Ids and labels in the order in which `sft` takes them."""
     from sft.plan.sampler import Sampler
-    from tokenize_data.chat import ASSISTANT
     from tokenize_data.manifest import dataset_folder
     from tokenize_data.reader import ShardReader
+    from tokenize_data.rendered import ASSISTANT
 
     reader = ShardReader(dataset_folder(work / "tokenized", workload.data))
     sampler = Sampler(len(reader), workload.documents, 0)

@@ -53,6 +53,11 @@ def mistral_tokenizer(version: str) -> Path:
     return folder
 
 
+def trl_templates() -> Path:
+    """The chat templates of public models that TRL ships, `NAME.jinja`, and its own `NAME_training.jinja`."""
+    return wheel_contents("trl==1.16.0") / "trl" / "chat_templates"
+
+
 def wheel_contents(requirement: str) -> Path:
     """The files of a wheel, without installing it: its dependencies are of no use here."""
     folder = CACHE / requirement.replace("==", "-")

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.models import tiny_config
-from tokenize_data.chat import ASSISTANT
 from tokenize_data.prompts import open_format
+from tokenize_data.rendered import ASSISTANT
 
 _TEMPLATES = Path(__file__).parents[1] / "tokenize_data" / "jinja"
 LEARNT = {

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tokenize_data import __version__
-from tokenize_data.chat import ROLE_NAMES, ChatTemplate
+from tokenize_data.chat import ChatTemplate
 from tokenize_data.choose import choose_rows, recognise_format
 from tokenize_data.convert import Converter
 from tokenize_data.dataset import DatasetSpec
@@ -30,6 +30,7 @@ from tokenize_data.manifest import Manifest
 from tokenize_data.pool import ordered_map
 from tokenize_data.progress import Progress
 from tokenize_data.records import RowReader
+from tokenize_data.rendered import ROLE_NAMES
 from tokenize_data.shards import BATCH_DOCUMENTS, FileInfo, ShardWriter
 from tokenize_data.sources import Source
 from tokenize_data.tally import Tally

@@ -9,55 +9,23 @@ rendering prefixes of that very conversation.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokenize_data import thoughts, turn_by_turn
 from tokenize_data.errors import RowError, UserError, shorten
-from tokenize_data.rendering import Message as Message  # whoever calls this module passes them
+from tokenize_data.rendered import ASSISTANT, ROLE_OF, TEMPLATE, USER, Message, Rendered, Tools, with_turns
 from tokenize_data.rendering import Renderer
+from tokenize_data.skeleton import Part, Skeleton, fill
 
-TEMPLATE, SYSTEM, USER, ASSISTANT = range(4)
-ROLE_NAMES = ("template", "system", "user", "assistant")
-_ROLE_OF = {"system": SYSTEM, "developer": SYSTEM, "user": USER, "assistant": ASSISTANT}
 _MOST_KEPT = 4096
 _PLACEHOLDER = re.compile("(\\s*)\ue000(\\d+)\ue001(\\s*)")
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """One document as text. `roles[i]` holds from `starts[i]` to `starts[i + 1]`; `splits` are where the model begins
-    to write.
-    """
-
-    text: str
-    starts: list[int]
-    roles: list[int]
-    splits: list[int]
-    num_special: int | None = None  # special tokens that the template itself wrote; None where that is not known
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A piece of a skeleton: a literal with its spans, or (message >= 0) the place of a message's content."""
-
-    literal: str = ""
-    spans: tuple[tuple[int, int], ...] = ()  # (start within the literal, role)
-    split: int | None = None  # where in the literal the model begins to write
-    message: int = -1
-    role: int = TEMPLATE
-    strip_left: bool = False
-    strip_right: bool = False
-
-
-@dataclass(frozen=True)
-class _Skeleton:
-    parts: tuple[_Part, ...] | None  # None: contents do not appear once each, in order
-    suffixes: dict[int, str]  # turn -> literal between its content and its end of turn, included
-    num_special: int = 0
 
 
 @dataclass
@@ -69,7 +37,9 @@ class ChatTemplate:
     special_tokens: dict[str, str]
     special_texts: frozenset[str]
     _renderer: Renderer = field(init=False, repr=False)
-    _skeletons: dict[tuple[Any, ...], _Skeleton] = field(init=False, default_factory=dict, repr=False)
+    closing: str = field(init=False, default="", repr=False)  # what follows a turn that has no end of its own
+    _opens_thoughts: bool = field(init=False, default=False, repr=False)  # in the generation prompt
+    _skeletons: dict[tuple[Any, ...], Skeleton] = field(init=False, default_factory=dict, repr=False)
     _plans: dict[tuple[Any, ...], list[tuple[int, frozenset[int]]]] = field(
         init=False, default_factory=dict, repr=False
     )
@@ -82,14 +52,35 @@ class ChatTemplate:
     def fingerprint(self) -> str:
         return hashlib.sha256(self.source.encode()).hexdigest()
 
-    def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
+    def render(self, messages: Sequence[Message], generation_prompt: bool = False, tools: Tools = None) -> str:
         """The text that transformers' apply_chat_template gives."""
-        return self._renderer(messages, generation_prompt)
+        return self._renderer(messages, generation_prompt, tools)
 
-    def documents(self, messages: Sequence[Message]) -> list[Rendered]:
+    def end_of_written(self, text: str, start: int) -> int | None:
+        """Where a turn that begins at `start` ends, in a text that ends with it: behind the special tokens at its end.
+        Those after white space are not the turn's: a model that has written the first ones has stopped.
+        """
+        found = [(match.start(), match.end()) for match in self._special.finditer(text, start)]
+        if not found or text[found[-1][1] :].strip():
+            return None
+        end = found[-1][1]
+        for (_, before), (after, _) in reversed(list(itertools.pairwise(found))):
+            if text[before:after].strip():
+                break
+            end = before if before < after else end
+        return end
+
+    def special_at(self, text: str, start: int) -> str:
+        """The special token that stands at `start`, or nothing."""
+        found = self._special.match(text, start)
+        return found.group() if found else ""
+
+    def documents(self, messages: Sequence[Message], tools: Tools = None) -> list[Rendered]:
         """The documents of a conversation: one, or more where the template shows a turn otherwise once it is
         history.
         """
+        if self._opens_thoughts or turn_by_turn.is_needed(messages, tools):
+            return turn_by_turn.documents(self, messages, tools)
         key = _key(messages)
         plan = self._plans.get(key)
         if plan is None:
@@ -102,8 +93,8 @@ class ChatTemplate:
     def end_of_turn(self) -> str | None:
         """The token that ends the assistant's turn, None if the template has none."""
         suffix = self._skeleton(_key(_PROBE), frozenset([1])).suffixes[1]
-        found = self._special.search(suffix)
-        return found.group() if found else None
+        found = self._special.findall(suffix)
+        return found[-1] if found else None
 
     def check(self) -> None:
         """Refuse a template that cannot be trained with, before any row is read."""
@@ -118,7 +109,17 @@ class ChatTemplate:
                     f"template '{self.name}' drops the {what}: its output for a question and an answer is "
                     f"{_readable(text)}"
                 )
-        self._plan(_PROBE, _key(_PROBE))
+        hollow = _hollow(_key(_PROBE))
+        if not self._special.search(text, text.index("\ue0001\ue001")):
+            with contextlib.suppress(RowError):  # the model stops where another question would begin
+                followed = self.render(_hollow(_key([*_PROBE, _PROBE[0]])))
+                self.closing = (
+                    self.special_at(followed, len(text.rstrip())) if followed.startswith(text.rstrip()) else ""
+                )
+        opened = thoughts.continued(self.render(hollow[:1], True), text, None)
+        self._opens_thoughts = opened is not None
+        if not self._opens_thoughts:
+            self._plan(_PROBE, _key(_PROBE))
 
     # ---- plans: which documents a sequence of roles gives
 
@@ -148,32 +149,31 @@ class ChatTemplate:
         content = re.search(f"\ue000{turn}\ue001", text)
         if content is None:
             raise RowError(f"template '{self.name}' drops the content of message {turn + 1}: use another --template")
-        found = self._special.search(text, content.end())
-        return found.end() if found else content.end()
+        return self.end_of_written(text, content.end()) or content.end()
 
     # ---- one document
 
     def _document(self, messages: Sequence[Message], trained: frozenset[int]) -> Rendered:
-        text = self.render(messages)
+        text = self._closed(messages, len(messages) - 1 in trained)
         skeleton = self._skeleton(_key(messages), trained)
-        filled = _fill(skeleton, messages)
+        filled = fill(skeleton, messages)
         if filled is not None and filled.text == text:
             return filled
         return self._by_prefixes(text, messages, trained, skeleton.suffixes)
 
-    def _skeleton(self, key: tuple[Any, ...], trained: frozenset[int]) -> _Skeleton:
+    def _skeleton(self, key: tuple[Any, ...], trained: frozenset[int]) -> Skeleton:
         found = self._skeletons.get((key, trained))
         if found is None:
             found = self._skeletons[(key, trained)] = self._build_skeleton(key, trained)
         return found
 
-    def _build_skeleton(self, key: tuple[Any, ...], trained: frozenset[int]) -> _Skeleton:
+    def _build_skeleton(self, key: tuple[Any, ...], trained: frozenset[int]) -> Skeleton:
         hollow = _hollow(key)
-        text = self.render(hollow)
+        text = self._closed(hollow, len(hollow) - 1 in trained)
         padded = {int(i): (left, right) for left, i, right in _PLACEHOLDER.findall(self.render(_hollow(key, pad=" ")))}
         plain = {int(i): (left, right) for left, i, right in _PLACEHOLDER.findall(text)}
         writes_from = {turn: len(self.render(hollow[:turn], True)) for turn in trained}
-        parts: list[_Part] = []
+        parts: list[Part] = []
         suffixes: dict[int, str] = {}
         cursor, order, previous = 0, [], -1
         for match in [*re.finditer("\ue000(\\d+)\ue001", text), None]:
@@ -182,54 +182,53 @@ class ChatTemplate:
             literal = text[cursor:end]
             spans, split, tail = [(0, TEMPLATE)], None, 0
             if previous in trained:
-                found = self._special.search(literal)
-                tail = found.end() if found else 0
+                tail = self._length_of_end(hollow[: previous + 1], literal)
                 suffixes[previous] = literal[:tail]
                 spans = [(0, ASSISTANT), (tail, TEMPLATE)]
             if index in trained:
                 split = writes_from[index] - cursor
+                split += thoughts.length_of_empty(literal[: max(split, 0)], literal[max(split, 0) :])
                 if split < tail:
-                    return _Skeleton(None, suffixes)
+                    return Skeleton(None, suffixes)
                 spans.append((split, ASSISTANT))
-            parts.append(_Part(literal=literal, spans=tuple(spans), split=split))
+            parts.append(Part(literal=literal, spans=tuple(spans), split=split))
             if match:
                 order.append(index)
-                role = _ROLE_OF.get(key[index][0], USER)
+                role = ROLE_OF.get(key[index][0], USER)
                 role = TEMPLATE if role == ASSISTANT and index not in trained else role
                 kept = padded.get(index, ("", ""))
                 sides = [len(kept[side]) == len(plain[index][side]) for side in (0, 1)]
-                parts.append(_Part(message=index, role=role, strip_left=sides[0], strip_right=sides[1]))
+                parts.append(Part(message=index, role=role, strip_left=sides[0], strip_right=sides[1]))
                 cursor = match.end()
             previous = index
         complete = len(order) == len(set(order)) and trained.issubset(order)
-        return _Skeleton(tuple(parts) if complete else None, suffixes, len(self._special.findall(text)))
+        return Skeleton(tuple(parts) if complete else None, suffixes, len(self._special.findall(text)))
+
+    def _closed(self, messages: Sequence[Message], is_trained: bool) -> str:
+        """The conversation, with the token at which the model stops where the template leaves that to the next turn."""
+        text = self.render(messages)
+        return text.rstrip() + self.closing if self.closing and is_trained else text
+
+    def _length_of_end(self, hollow: Sequence[Message], literal: str) -> int:
+        """How much of the literal behind a turn's content is the end of the turn."""
+        as_last = self._closed(hollow, True)
+        content = as_last.rfind("\ue001") + 1
+        suffix = as_last[content : self.end_of_written(as_last, content) or content]
+        if suffix and literal.startswith(suffix):
+            return len(suffix)
+        found = self._special.search(literal)
+        return found.end() if found else 0
 
     def _by_prefixes(
         self, text: str, messages: Sequence[Message], trained: frozenset[int], suffixes: dict[int, str]
     ) -> Rendered:
         turns = {turn: self._turn_by_prefix(text, messages, turn, suffixes.get(turn)) for turn in sorted(trained)}
-        marks: list[tuple[int, int, int]] = []  # (start, end, role), in order
-        cursor = 0
-        for index, message in enumerate(messages):
-            if index in turns:
-                marks.append((*turns[index], ASSISTANT))
-                cursor = turns[index][1]
-            elif message["role"] != "assistant" and (content := message["content"].strip()):
-                limit = min((start for turn, (start, _) in turns.items() if turn > index), default=len(text))
-                found = text.find(content, cursor, limit)
-                if found >= 0:
-                    cursor = found + len(content)
-                    marks.append((found, cursor, _ROLE_OF.get(message["role"], USER)))
-        starts, roles = [0], [TEMPLATE]
-        for start, end, role in marks:
-            starts += [start, end]
-            roles += [role, TEMPLATE]
-        return Rendered(text, starts, roles, [start for start, _, role in marks if role == ASSISTANT])
+        return with_turns(text, messages, turns)
 
     def _turn_by_prefix(self, text: str, messages: Sequence[Message], turn: int, suffix: str | None) -> tuple[int, int]:
         """From the end of the generation prompt to the end of turn."""
         prompt = self.render(messages[:turn], True)
-        whole = self.render(messages[: turn + 1])
+        whole = self._closed(messages[: turn + 1], True)
         end = whole.rfind(suffix) + len(suffix) if suffix else len(whole.rstrip())
         if suffix is None or not text.startswith(whole[:end]) or not whole.startswith(prompt) or not len(prompt) < end:
             raise RowError(
@@ -237,7 +236,8 @@ class ChatTemplate:
                 "it cannot be told "
                 "which tokens the model has to write; change the row, or use another --template"
             )
-        return len(prompt), end
+        start = len(prompt) + thoughts.length_of_empty(prompt, whole[len(prompt) :])
+        return start, end
 
 
 _PROBE: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
@@ -265,30 +265,3 @@ def _readable(hollow_text: str) -> str:
     return shorten(
         re.sub("\ue000(\\d+)\ue001", lambda match: f"{{message {int(match.group(1)) + 1}}}", hollow_text)[-58:], 80
     )
-
-
-def _fill(skeleton: _Skeleton, messages: Sequence[Message]) -> Rendered | None:
-    if skeleton.parts is None:
-        return None
-    texts: list[str] = []
-    starts: list[int] = []
-    roles: list[int] = []
-    splits: list[int] = []
-    length = 0
-    for part in skeleton.parts:
-        if part.message < 0:
-            piece = part.literal
-            for start, role in part.spans:
-                starts.append(length + start)
-                roles.append(role)
-            if part.split is not None:
-                splits.append(length + part.split)
-        else:
-            piece = messages[part.message]["content"]
-            piece = piece.lstrip() if part.strip_left else piece
-            piece = piece.rstrip() if part.strip_right else piece
-            starts.append(length)
-            roles.append(part.role)
-        texts.append(piece)
-        length += len(piece)
-    return Rendered("".join(texts), starts, roles, splits, skeleton.num_special)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from dataclasses import replace
@@ -75,6 +76,7 @@ def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]
     """(training, validation or None), from flags and recipe."""
     from tokenize_data.bases import find_base
     from tokenize_data.stage import Request
+    from tokenize_data.templates import template_values
 
     data, base = settings_of(arguments)
     checkpoints_file = Path(base.checkpoints_file) if base.checkpoints_file else None
@@ -84,6 +86,7 @@ def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]
         base=find_base(base.checkpoint, base.size, checkpoints_file),
         specs=(_spec(data, data.data, samples=data.samples),) if data.data else data.datasets,
         template=data.template,
+        template_values=template_values(data.chat_template_kwargs),
         seq=data.seq,
         workers=arguments.workers if arguments.workers is not None else _cores(),
         max_bad_rows=data.max_bad_rows,
@@ -114,7 +117,9 @@ def _from_recipe(file: Path, typed: dict[str, Any]) -> dict[str, Any]:
     for name, value in recipe.others.items():
         if name not in _NAMES["data"] | _NAMES["model"] or name in typed or value is None:
             continue
-        if isinstance(value, bool):
+        if isinstance(value, dict):
+            words += [f"--{name}", json.dumps(value)]
+        elif isinstance(value, bool):
             words += [f"--{name}"] if value else []
         else:
             words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
@@ -133,6 +138,8 @@ def _spec(data: DataSettings, files: tuple[str, ...], samples: int | None = None
         answer_key=data.answer_key,
         system_key=data.system_key,
         text_key=data.text_key,
+        train_on=data.train_on,
+        weight_key=data.weight_key,
         samples=samples,
     )
 

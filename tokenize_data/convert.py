@@ -10,11 +10,13 @@ from itertools import islice
 
 import numpy as np
 
-from tokenize_data.chat import ASSISTANT, ROLE_NAMES, TEMPLATE, ChatTemplate, Rendered
+from tokenize_data.chat import ChatTemplate
 from tokenize_data.encode import Encoded, Encoder
 from tokenize_data.errors import RowError
 from tokenize_data.json_lines import parse_line
+from tokenize_data.plain import without_template
 from tokenize_data.records import RowReader
+from tokenize_data.rendered import ASSISTANT, ROLE_NAMES, Rendered
 from tokenize_data.rows import Unreadable, too_long
 from tokenize_data.sources import Chunk
 from tokenize_data.streams import MAX_LINE_BYTES
@@ -64,11 +66,13 @@ class Choice:
     def copies(self, line: int) -> int:
         if self.rows is not None:
             return int(line in self.rows)
-        if self.weight == 1.0:
-            return 1
-        whole = int(self.weight)
-        fraction = np.random.default_rng((self.seed, line)).random()
-        return whole + int(fraction < self.weight - whole)
+        return 1 if self.weight == 1.0 else num_copies(self.weight, (self.seed, line))
+
+
+def num_copies(weight: float, seed: tuple[int, ...]) -> int:
+    """A whole number of copies; a fraction is the probability of one more."""
+    whole = int(weight)
+    return whole + int(np.random.default_rng(seed).random() < weight - whole)
 
 
 class Converter:
@@ -117,23 +121,31 @@ class Converter:
                 result.rejects.append(Reject(line, row.reason, row.raw))
                 continue
             try:
-                rows.append((line, row, copies, self.render(row, chunk.source)))
+                share, documents = self._read(row, chunk.source)
             except RowError as error:
                 result.rejects.append(Reject(line, str(error), row))
+                continue
+            if share != 1.0:
+                copies = num_copies(copies * share, (self._choices[chunk.source].seed, line, 1))
+            if copies:
+                rows.append((line, row, copies, documents))
+            else:
+                result.read, result.left_out = result.read - 1, result.left_out + 1
         self._encode(rows, result)
         result.rejects.sort(key=lambda reject: reject.line)
         return result
 
     def render(self, raw: bytes, source: int) -> list[Rendered]:
         """The documents of one line as text."""
-        reader = self._readers[source]
-        messages = reader.messages(parse_line(raw))
-        return [self._plain(messages[0]["content"])] if reader.is_plain_text else self._template.documents(messages)
+        return self._read(raw, source)[1]
 
-    def _plain(self, text: str) -> Rendered:
-        if not self._bos:
-            return Rendered(text + self._eos, [0], [ASSISTANT], [])
-        return Rendered(self._bos + text + self._eos, [0, len(self._bos)], [TEMPLATE, ASSISTANT], [len(self._bos)])
+    def _read(self, raw: bytes, source: int) -> tuple[float, list[Rendered]]:
+        """(the row's own weight, its documents as text)."""
+        reader, row = self._readers[source], parse_line(raw)
+        conversation = reader.conversation(row)
+        if conversation.kind != "chat":
+            return reader.share(row), [without_template(conversation, self._bos, self._eos)]
+        return reader.share(row), self._template.documents(conversation.messages, conversation.tools)
 
     def _encode(self, rows: Sequence[tuple[int, bytes, int, list[Rendered]]], result: Converted) -> None:
         encoded = iter(self.encoder.encode([document for *_, documents in rows for document in documents]))

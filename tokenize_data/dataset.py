@@ -9,7 +9,7 @@ from typing import Any
 from tokenize_data.errors import UserError
 
 # In the order in which they are recognised. A new one is a name here and a file of that name in `formats`.
-FORMATS = ("qa", "chat", "sharegpt", "alpaca", "text")
+FORMATS = ("qa", "prompt_completion", "chat", "sharegpt", "alpaca", "input_output", "text")
 
 
 DEFAULT_QUESTION_KEY, DEFAULT_ANSWER_KEY = "prompt", "gold"
@@ -55,6 +55,8 @@ class DatasetSpec:
     system: str | None = None
     weight: float = 1.0
     samples: int | None = None
+    weight_key: str | None = None
+    train_on: str = "all"
     clean: Cleaning = Cleaning()
 
     def __post_init__(self) -> None:
@@ -64,6 +66,8 @@ class DatasetSpec:
             raise UserError(f"unknown format '{self.format}': use one of {', '.join(FORMATS)}")
         if not 0 < self.weight < float("inf"):
             raise UserError(f"data set '{self.name}': weight {self.weight} must be above 0")
+        if not self.train_on.strip(" ,"):
+            raise UserError(f"data set '{self.name}': train_on is empty: use all, last, or names")
         if self.samples is not None and self.samples < 1:
             raise UserError(f"data set '{self.name}': samples {self.samples} must be at least 1")
         if self.samples is not None and self.weight != 1.0:

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 
 from tokenize_data import fast_bpe, fast_words, guard
 from tokenize_data.byte_lengths import ByteLengths
-from tokenize_data.chat import ASSISTANT, Rendered
 from tokenize_data.errors import RowError, shorten
+from tokenize_data.rendered import ASSISTANT, Rendered
 from tokenize_data.tokenizer import BaseTokenizer
 
 _ANCHORS = ("\n", "0", ".", "\x01")  # one of them does not grow together with what follows

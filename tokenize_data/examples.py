@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tokenize_data.choose import recognise_format
 from tokenize_data.dataset import DatasetSpec
 from tokenize_data.errors import RowError, UserError
-from tokenize_data.fields import Message
+from tokenize_data.fields import Conversation, Kind, Message
 from tokenize_data.json_lines import Row, parse_line
 from tokenize_data.records import RowReader
 from tokenize_data.rows import Unreadable
@@ -27,11 +28,13 @@ class Example:
     prompt: tuple[Message, ...] = ()
     references: tuple[str, ...] = ()
     text: str | None = None
+    kind: Kind = "chat"
+    tools: list[Any] | None = None
 
-    @property
-    def conversation(self) -> list[Message]:
-        """What training would see: the prompt and the first reference."""
-        return [*self.prompt, {"role": "assistant", "content": self.references[0]}]
+    def answered(self, answer: str) -> Conversation:
+        """What training would see with this answer."""
+        messages = [*self.prompt, {"role": "assistant", "content": answer}]
+        return Conversation(messages=messages, kind=self.kind, tools=self.tools)
 
     @property
     def question(self) -> str:
@@ -86,53 +89,30 @@ class _Reading:
     """The training stage's reader, with answers that may be missing, or several."""
 
     def __init__(self, spec: DatasetSpec, format_name: str) -> None:
-        self._format = format_name
         self._reader = RowReader(spec, format_name)
-        self._key = {"qa": spec.answer_key, "alpaca": "output"}.get(format_name)
-        self._is_filled = format_name == "qa" and spec.answer is not None  # the answer is a template over other fields
-        self._turns = {"chat": ("messages", "role", "content"), "sharegpt": ("conversations", "from", "value")}.get(
-            format_name
-        )
 
     def example(self, number: int, place: str, row: Row) -> Example:
-        if self._format == "text":
-            return Example(number=number, place=place, row=row, text=str(self._reader.messages(row)[0]["content"]))
-        if self._turns is not None:
-            return self._of_turns(number, place, row, *self._turns)
-        assert self._key is not None
-        given = row.get(self._key)
-        answers = (
-            [given]
-            if self._is_filled
-            else [_STAND_IN]
-            if given in (None, [])
-            else given
-            if isinstance(given, list)
-            else [given]
-        )
-        conversations = [self._reader.messages({**row, self._key: answer}) for answer in answers]
-        has_answer = self._is_filled or given not in (None, [])
-        references = tuple(str(messages[-1]["content"]) for messages in conversations) if has_answer else ()
-        return Example(number=number, place=place, row=row, prompt=tuple(conversations[0][:-1]), references=references)
+        answers = self._reader.answers(row)
+        if answers is None:
+            return self._of_last_turn(number, place, row)
+        rows = [self._reader.with_answer(row, answer) for answer in answers or [_STAND_IN]]
+        read = [self._reader.conversation(one) for one in rows if one is not None]
+        references = tuple(str(one.messages[-1]["content"]) for one in read) if answers else ()
+        return _example(number, place, row, read[0], len(read[0].messages) - 1, references)
 
-    def _of_turns(self, number: int, place: str, row: Row, key: str, role: str, content: str) -> Example:
-        turns = row.get(key)
-        is_question = (
-            isinstance(turns, list)
-            and bool(turns)
-            and isinstance(turns[-1], dict)
-            and turns[-1].get(role) in ("user", "human")
-        )
-        if is_question:
-            assert isinstance(turns, list)
-            row_with = {**row, key: [*turns, {role: "assistant", content: _STAND_IN}]}
-            return Example(number=number, place=place, row=row, prompt=tuple(self._reader.messages(row_with)[:-1]))
-        messages = self._reader.messages(row)
-        last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-        return Example(
-            number=number,
-            place=place,
-            row=row,
-            prompt=tuple(messages[:last]),
-            references=(str(messages[last]["content"]),),
-        )
+    def _of_last_turn(self, number: int, place: str, row: Row) -> Example:
+        asked = self._reader.asked(row, _STAND_IN)
+        if asked is not None:
+            return _example(number, place, row, asked, len(asked.messages) - 1, ())
+        read = self._reader.conversation(row)
+        if len(read.messages) == 1 and read.kind == "text":
+            return Example(number=number, place=place, row=row, text=str(read.messages[0]["content"]))
+        last = max(index for index, message in enumerate(read.messages) if message["role"] == "assistant")
+        return _example(number, place, row, read, last, (str(read.messages[last]["content"]),))
+
+
+def _example(number: int, place: str, row: Row, read: Conversation, last: int, references: tuple[str, ...]) -> Example:
+    prompt = tuple(read.messages[:last])
+    return Example(
+        number=number, place=place, row=row, prompt=prompt, references=references, kind=read.kind, tools=read.tools
+    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from tokenize_data.dataset import Cleaning, DatasetSpec
 from tokenize_data.errors import RowError, shorten
@@ -13,6 +14,20 @@ from tokenize_data.json_lines import Row, kind_of
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
 Message = dict[str, Any]
+
+
+Kind = Literal["chat", "text", "segments"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """What a row says. Without a template its messages are texts, one behind the other: `text` begins with BOS and ends
+    with EOS, `segments` are exactly as written.
+    """
+
+    messages: list[Message]
+    kind: Kind = "chat"
+    tools: list[Any] | None = None  # what the model may call, for the template
 
 
 class Fields:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tokenize_data.chat import ASSISTANT, TEMPLATE, ChatTemplate, Message, Rendered
+from tokenize_data.chat import ChatTemplate
 from tokenize_data.encode import Encoded as Encoded  # what `documents` returns
 from tokenize_data.encode import Encoder
 from tokenize_data.errors import RowError, UserError
+from tokenize_data.fields import Conversation, Kind
+from tokenize_data.plain import without_template
+from tokenize_data.rendered import Message, Rendered, Tools
 from tokenize_data.templates import choose_template
 from tokenize_data.tokenizer import BaseTokenizer, load_tokenizer
 
@@ -29,36 +32,36 @@ class ChatFormat:
     def description(self) -> str:
         return PLAIN if self.template is None else self.template.name
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(self, messages: Sequence[Message], kind: Kind = "chat", tools: Tools = None) -> list[int]:
         """The ids after which the model writes: those of transformers' apply_chat_template with
         add_generation_prompt.
         """
+        if kind != "chat":
+            asked = Conversation(messages=[*messages, {"role": "assistant", "content": ""}], kind=kind)
+            return self._ids(without_template(asked, self._bos, "").text)
         if self.template is None:
             return self.plain_prompt("\n\n".join(str(message["content"]) for message in messages))
-        return self._ids(self.template.render(messages, True))
+        return self._ids(self.template.render(messages, True, tools))
 
     def plain_prompt(self, text: str) -> list[int]:
         """A text to be continued."""
         return self._ids(self._bos + text)
 
-    def documents(self, messages: Sequence[Message]) -> list[Encoded]:
+    def documents(self, conversation: Conversation) -> list[Encoded]:
         """What training makes of a conversation: ids, and which of them are learnt."""
-        if self.template is None:
-            question = self._bos + "\n\n".join(str(message["content"]) for message in messages[:-1])
-            answer = str(messages[-1]["content"]) + self._eos
-            rendered = [Rendered(question + answer, [0, len(question)], [TEMPLATE, ASSISTANT], [len(question)])]
+        messages = conversation.messages
+        if conversation.kind != "chat":
+            rendered = [without_template(conversation, self._bos, self._eos)]
+        elif self.template is None:
+            question = {"role": "user", "content": "\n\n".join(str(message["content"]) for message in messages[:-1])}
+            plain = Conversation(messages=[question, messages[-1]], kind="text")
+            rendered = [without_template(plain, self._bos, self._eos)]
         else:
-            rendered = self.template.documents(messages)
+            rendered = self.template.documents(messages, conversation.tools)
         return self._encode(rendered)
 
     def plain_document(self, text: str) -> list[Encoded]:
-        bos, text = self._bos, text + self._eos
-        rendered = (
-            Rendered(bos + text, [0, len(bos)], [TEMPLATE, ASSISTANT], [len(bos)])
-            if bos
-            else Rendered(text, [0], [ASSISTANT], [])
-        )
-        return self._encode([rendered])
+        return self.documents(Conversation(messages=[{"role": "assistant", "content": text}], kind="text"))
 
     def text(self, ids: Sequence[int]) -> str:
         decoded: str = self.tokenizer.backend.decode(list(ids), skip_special_tokens=True)

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from tokenize_data import manifest as manifests
-from tokenize_data.chat import ASSISTANT
 from tokenize_data.errors import UserError
+from tokenize_data.rendered import ASSISTANT
 from tokenize_data.shards import FileInfo, as_numpy
 
 

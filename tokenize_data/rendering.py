@@ -20,8 +20,8 @@ import jinja2.sandbox
 
 from tokenize_data import guard
 from tokenize_data.errors import RowError, UserError, shorten
+from tokenize_data.rendered import Message, Tools
 
-Message = dict[str, Any]
 LIMITS = guard.Limits(seconds=5, num_bytes=1 << 30)  # for one conversation, which takes a thousandth of a second
 _MOST_WRITTEN, _MOST_TIMES = 1 << 20, 20  # characters besides the conversation's own; how often those may be written
 
@@ -38,14 +38,14 @@ class Renderer:
         self._child: guard.Child | None = None
         self._fence = guard.Fence(LIMITS)
 
-    def __call__(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+    def __call__(self, messages: Sequence[Message], generation_prompt: bool, tools: Tools = None) -> str:
         """RowError where the template refuses the conversation, UserError where it breaks a limit."""
         try:
             if os.getpid() != self._home:
-                return self._fence.call(self._render, (messages, generation_prompt))
+                return self._fence.call(self._render, (messages, generation_prompt, tools))
             if self._child is None:
                 self._child = guard.Child(self._render, LIMITS)
-            return self._child.ask((messages, generation_prompt))
+            return self._child.ask((messages, generation_prompt, tools))
         except (guard.LimitError, MemoryError) as error:
             self._child = None
             what = LIMITS.text("memory") if isinstance(error, MemoryError) else str(error)
@@ -53,11 +53,11 @@ class Renderer:
                 f"template '{self._name}' {what} on one conversation ({_roles(messages)}): use another --template"
             ) from error
 
-    def _render(self, request: tuple[Sequence[Message], bool]) -> str:
-        messages, generation_prompt = request
+    def _render(self, request: tuple[Sequence[Message], bool, Tools]) -> str:
+        messages, generation_prompt, tools = request
         try:
             text: str = self._compiled.render(
-                messages=messages, add_generation_prompt=generation_prompt, **self._variables
+                messages=messages, tools=tools, add_generation_prompt=generation_prompt, **self._variables
             )
         except (UserError, MemoryError):
             raise

@@ -58,6 +58,17 @@ class DataSettings(Group):
     system_key: str | None = setting(None, "key of the system message", metavar="K")
     text_key: str = setting("text", "key of plain text rows", metavar="K")
     template: str = setting("auto", "auto, the name of a packaged template, or a Jinja file", metavar="T")
+    chat_template_kwargs: str | None = setting(
+        None, "values for the template's own switches, as JSON: '{\"enable_thinking\": false}'", metavar="JSON"
+    )
+    train_on: str = setting(
+        "all",
+        "assistant turns that are trained: all, last, or those whose `name` is one of NAMES",
+        metavar="last|NAMES",
+    )
+    weight_key: str | None = setting(
+        None, "key of a row's weight: 2 takes it twice, 0.5 half of such rows", metavar="K"
+    )
     seq: int = setting(2048, "longest document in tokens; longer ones are cut at the right", metavar="L", least=2)
     max_bad_rows: int = setting(0, "write up to N bad rows to rejected.jsonl instead of stopping", metavar="N", least=0)
     retokenize: bool = setting(False, "rebuild the shards, and replace the old ones at the end")

@@ -9,9 +9,10 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tokenize_data import lock, manifest, stale
 from tokenize_data.bases import Base
@@ -38,6 +39,7 @@ class Request:
     base: Base
     specs: tuple[DatasetSpec, ...] = ()
     template: str = "auto"
+    template_values: Mapping[str, Any] = field(default_factory=dict)  # for switches of the template
     seq: int = 2048
     workers: int = 1
     max_bad_rows: int = 0
@@ -84,7 +86,7 @@ def ensure(request: Request, say: Say, warn: Say) -> Manifest:
 def _tokenizer_and_template(request: Request, say: Say) -> tuple[BaseTokenizer, ChatTemplate]:
     base = load_tokenizer(request.base.path)
     wanted = base.extended(request.base.add_tokens)
-    template, tokenizer = choose_template(request.template, wanted)
+    template, tokenizer = choose_template(request.template, wanted, request.template_values)
     own = tokenizer.added[len(wanted.added) :]
     if own:
         say(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from tokenize_data.errors import UserError
 from tokenize_data.folders import files_of
 from tokenize_data.manifest import Manifest
 from tokenize_data.tokenizer import BaseTokenizer
+
+_DEFAULTS = {entry.name: entry.default for entry in fields(DatasetSpec)}  # older shards were made with
 
 
 def refuse_other_tokenizer(manifest: Manifest, tokenizer: BaseTokenizer, template: ChatTemplate, folder: Path) -> None:
@@ -40,7 +43,7 @@ def differences(manifest: Manifest, specs: Sequence[DatasetSpec], seq: int) -> l
     for spec, made in zip(specs, manifest.datasets, strict=True):
         found += _file_differences(spec, made)
         for key, value in spec.reading().items():
-            before = made["reading"].get(key)
+            before = made["reading"].get(key, _DEFAULTS.get(key))
             if before != value and not (key == "format" and value is None):
                 found.append(f"{key}: made with {before!r}, asked for {value!r}")
     return found

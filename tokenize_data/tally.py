@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from tokenize_data.chat import ROLE_NAMES
 from tokenize_data.convert import Converted, Reject
 from tokenize_data.errors import RowError, UserError
 from tokenize_data.files import as_json, open_private
+from tokenize_data.rendered import ROLE_NAMES
 from tokenize_data.sources import Source
 
 

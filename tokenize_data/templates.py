@@ -6,24 +6,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from tokenize_data.chat import ChatTemplate
-from tokenize_data.errors import UserError
+from tokenize_data.errors import UserError, shorten
 from tokenize_data.tokenizer import BaseTokenizer
 from tokenize_data.tokenizer_files import read_template
 
 MEGATRON_TOKENS = ("<|im_start|>", "<|im_end|>")
 OWN = "the tokenizer's own"
+_NAME = re.compile(r"[A-Za-z_]\w*")
 _MARKER = re.compile(r"<\|[^|<>\s]+\|>|<｜[^｜<>]+｜>|<(?:start|end)_of_(?:turn|image|text)>|</?s>|<(?:bos|eos)>")
 
 
-def choose_template(choice: str, tokenizer: BaseTokenizer) -> tuple[ChatTemplate, BaseTokenizer]:
-    """The template that `--template` means for this tokenizer, and the tokenizer with the tokens that it needs."""
+def choose_template(
+    choice: str, tokenizer: BaseTokenizer, values: Mapping[str, Any] | None = None
+) -> tuple[ChatTemplate, BaseTokenizer]:
+    """The template that `--template` means for this tokenizer, and the tokenizer with the tokens that it needs.
+
+    `values` for its switches become defaults in its source: the exported model is asked as it was trained.
+    """
     name, source = _find_source(choice, tokenizer)
+    source = "".join(_default(key, value, name, source) for key, value in (values or {}).items()) + source
     if name == "megatron":
         tokenizer = tokenizer.extended(MEGATRON_TOKENS)
         if tokenizer.adds_bos:
@@ -40,6 +48,31 @@ def choose_template(choice: str, tokenizer: BaseTokenizer) -> tuple[ChatTemplate
     if more := whole.intersection(markers) - template.special_texts:  # added, but not as special tokens
         template = replace(template, special_texts=template.special_texts | more)
     return template, tokenizer
+
+
+def template_values(text: str | None) -> dict[str, Any]:
+    """The value of --chat_template_kwargs."""
+    if not text:
+        return {}
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"--chat_template_kwargs {shorten(text)} is not JSON ({shorten(error, 60)}): write an object such as "
+            "'{\"enable_thinking\": false}'"
+        ) from error
+    if not isinstance(values, dict) or not all(_NAME.fullmatch(key) for key in values):
+        raise UserError(f"--chat_template_kwargs {shorten(text)} is no object whose keys are names of variables")
+    return values
+
+
+def _default(key: str, value: Any, name: str, source: str) -> str:
+    """A line of Jinja that sets a variable where whoever renders does not."""
+    if not re.search(rf"\b{key}\b", source):
+        raise UserError(f"--chat_template_kwargs {key}: template '{name}' has no such variable: leave it out")
+    literal = {None: "none", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else None
+    literal = literal or json.dumps(value, ensure_ascii=False)
+    return f"{{%- if {key} is not defined %}}{{% set {key} = {literal} %}}{{% endif -%}}"
 
 
 def _refuse_torn(name: str, torn: Sequence[str], tokenizer: BaseTokenizer) -> None:

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print_json(reader, row: int | None) -> int:  # type: ignore[no-untyped-def]  # its type would be a slow import
-    from tokenize_data.chat import ROLE_NAMES
+    from tokenize_data.rendered import ROLE_NAMES
 
     for number in range(len(reader)) if row is None else [row]:
         document = reader[number]

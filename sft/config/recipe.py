@@ -68,6 +68,8 @@ def checked(content: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise UserError(f"{where}: unknown key '{key}': {_suggestion(key, known)}")
         if value is None:
             values[key] = None
+        elif key == "chat_template_kwargs" and isinstance(value, Mapping):
+            values[key] = json.dumps(value)
         elif key in ("datasets", "val_datasets"):
             values[key] = parse_datasets(value, f"{where}: {key}")
         elif key == "loss":

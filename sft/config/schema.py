@@ -29,6 +29,8 @@ _DATASET_TEXTS = {
     "answer": "the answer, with {key} for a row's fields",
     "system": "the system message, with {key} for a row's fields",
     "weight": "0.5 takes half of the rows, 2 each of them twice",
+    "weight_key": "key of a row's own weight, which means the same",
+    "train_on": "assistant turns that are trained: all, last, or those whose `name` is listed",
     "samples": "take so many rows, drawn by seed",
     "clean": "what is done to a row's texts",
     "drop": "a regular expression of what is removed",
@@ -62,7 +64,7 @@ def schema() -> dict[str, Any]:
         choices = {"enum": [*known["choices"], None]} if known.get("choices") else {}
         properties[entry.name] = {
             "description": known["text"],
-            **_kind(plain_type(HINTS[entry.name])),
+            **_kind(plain_type(HINTS[entry.name]), *(["object"] if name == "chat_template_kwargs" else [])),
             **limits,
             **choices,
             **default,
@@ -110,11 +112,11 @@ def _is_simple(hint: Any) -> bool:
     return isinstance(hint, types.UnionType) or hint in _TYPES
 
 
-def _kind(kind: type) -> dict[str, Any]:
+def _kind(kind: type, *further: str) -> dict[str, Any]:
     """Numbers may come from a variable, so they may be texts; null takes away what an extended recipe says."""
     if kind is tuple:
         return _either("string")
-    return {"type": sorted({_TYPES[kind], "string", "null", *(["integer"] if kind is str else [])})}
+    return {"type": sorted({_TYPES[kind], "string", "null", *(["integer"] if kind is str else []), *further})}
 
 
 def _either(kind: str) -> dict[str, Any]:

@@ -41,7 +41,9 @@ class Asker(Protocol):
 
 
 def prompt_ids(chat: ChatFormat, example: Example) -> list[int]:
-    return chat.plain_prompt(example.text) if example.text is not None else chat.prompt(list(example.prompt))
+    if example.text is not None:
+        return chat.plain_prompt(example.text)
+    return chat.prompt(example.prompt, example.kind, example.tools)
 
 
 class LocalAsker:

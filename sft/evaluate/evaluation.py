@@ -186,9 +186,7 @@ def _likelihoods(
         texts = candidates(group.rows[place], choices) if choices else None
         if choices and texts and group.rows[place].references[0].strip() in [text.strip() for text in texts]:
             example = group.rows[place]
-            answers_to = [
-                chat.documents([*example.prompt, {"role": "assistant", "content": text}])[-1] for text in texts
-            ]
+            answers_to = [chat.documents(example.answered(text))[-1] for text in texts]
             found = [part.nll for part in candidate_likelihoods(model, answers_to)]
             record |= {"likeliest": texts[found.index(min(found))].strip(), "right": example.references[0].strip()}
         store.add(record)
@@ -202,7 +200,7 @@ def _documents(chat: ChatFormat, example: Example, seq: int | None) -> list[Enco
     if example.text is not None:
         documents = chat.plain_document(example.text)
     elif example.references:
-        documents = chat.documents(example.conversation)
+        documents = chat.documents(example.answered(example.references[0]))
     else:
         return []
     cut = [document.cut(seq) if seq is not None and len(document.ids) > seq else document for document in documents]

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenize_data.chat import ASSISTANT
 from tokenize_data.prompts import Encoded
+from tokenize_data.rendered import ASSISTANT
 
 _BATCH_TOKENS = 4096
 

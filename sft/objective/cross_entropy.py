@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sft.objective.interface import BatchFacts, Head, Labels, Objective
 from sft.objective.likelihood import weighted_sum
-from tokenize_data.chat import ASSISTANT, SYSTEM, USER
+from tokenize_data.rendered import ASSISTANT, SYSTEM, USER
 
 _NUM_ROLES = 4
 _MOST_NATS = 700.0  # exp of more overflows

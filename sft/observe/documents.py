@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
 
-from tokenize_data.chat import ASSISTANT, ROLE_NAMES, TEMPLATE
 from tokenize_data.manifest import Manifest
 from tokenize_data.reader import Document, ShardReader
+from tokenize_data.rendered import ASSISTANT, ROLE_NAMES, TEMPLATE
 
 TRAINED_STYLE, MASKED_STYLE, TEMPLATE_STYLE = "bold green", "red", "dim cyan"
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from sft.config.optimizer import OptimizerSpec
-from tokenize_data.chat import ASSISTANT, TEMPLATE
 from tokenize_data.reader import Document
+from tokenize_data.rendered import ASSISTANT, TEMPLATE
 
 
 @dataclass(frozen=True)

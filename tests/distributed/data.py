@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tokenize_data.chat import ASSISTANT, SYSTEM, TEMPLATE, USER
 from tokenize_data.reader import Document
+from tokenize_data.rendered import ASSISTANT, SYSTEM, TEMPLATE, USER
 
 
 class MemoryReader:

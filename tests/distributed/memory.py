@@ -13,8 +13,8 @@ from sft.plan.sampler import Sampler
 from tests.allocations import Allocations
 from tests.distributed import plain
 from tests.quantisation import of_bits
-from tokenize_data.chat import ASSISTANT, USER
 from tokenize_data.reader import Document
+from tokenize_data.rendered import ASSISTANT, USER
 
 
 class EvenReader:

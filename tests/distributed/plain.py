@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from sft.config.optimizer import OptimizerSpec
 from sft.verify import plain
-from tokenize_data.chat import ASSISTANT, TEMPLATE
+from tokenize_data.rendered import ASSISTANT, TEMPLATE
 
 LR, BETAS, EPS, DECAY, CLIP = 3e-3, (0.9, 0.95), 1e-5, 0.1, 1.0
 _ADAMW = OptimizerSpec(name="adamw", lr=LR, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=DECAY)

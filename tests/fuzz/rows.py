@@ -30,6 +30,19 @@ _ROWS = [
     {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "日本\u0301"}]},
     {"instruction": "do", "input": "x", "output": "y"},
     {"text": "plain <|im_end|>\n"},
+    {"prompt": "q", "completion": " a"},
+    {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]},
+    {"segments": [{"label": False, "text": "q"}, {"label": True, "text": "a"}]},
+    {
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"x": 1}'}}]},
+            {"role": "tool", "content": "1"},
+            {"role": "assistant", "reasoning_content": "so", "content": "a", "weight": 1},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    },
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": '{"name": "f"}'}]},
 ]
 SEEDS = [bytes([n]) + json.dumps(row).encode() for n, row in enumerate(_ROWS)]
 SEEDS += [
@@ -65,8 +78,8 @@ def one(data: bytes) -> None:
         row = parse_line(line)
         recognise([row], DatasetSpec(files=("x",)))
         reader = RowReader(spec, spec.format or "qa")
-        messages = reader.messages(row)
-        documents = _CHAT.plain_document(messages[0]["content"]) if reader.is_plain_text else _CHAT.documents(messages)
+        conversation = reader.conversation(row)
+        documents = _CHAT.documents(conversation)
     except RowError as error:
         assert len(str(error)) < 2000, len(str(error))
         return
@@ -77,5 +90,5 @@ def one(data: bytes) -> None:
         assert sum(document.run_lengths) == len(document.ids)
         assert len(document.run_lengths) == len(document.run_roles)
     with contextlib.suppress(RowError):
-        again = _CHAT.documents(messages) if not reader.is_plain_text else documents
+        again = _CHAT.documents(conversation)
         assert [d.ids.tolist() for d in again] == [d.ids.tolist() for d in documents]

@@ -15,8 +15,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from tests.families import FAMILIES
 from tokenize_data import fast_bpe
-from tokenize_data.chat import ASSISTANT, TEMPLATE, USER, Rendered
 from tokenize_data.encode import Encoder
+from tokenize_data.rendered import ASSISTANT, TEMPLATE, USER, Rendered
 from tokenize_data.templates import choose_template
 from tokenize_data.tokenizer import BaseTokenizer, load_tokenizer
 

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, normalizers
 
 from tests.families import CORPUS, FAMILIES
 from tokenize_data import fast_bpe, fast_words
-from tokenize_data.chat import ASSISTANT, TEMPLATE, Rendered
 from tokenize_data.encode import Encoder, FastPathError
+from tokenize_data.rendered import ASSISTANT, TEMPLATE, Rendered
 from tokenize_data.templates import choose_template
 from tokenize_data.tokenizer import load_tokenizer
 

@@ -7,9 +7,9 @@ import json
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from tokenize_data.chat import ASSISTANT
 from tokenize_data.encode import Encoder
 from tokenize_data.errors import UserError
+from tokenize_data.rendered import ASSISTANT
 from tokenize_data.templates import choose_template
 from tokenize_data.tokenizer import load_tokenizer
 

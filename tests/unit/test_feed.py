@@ -11,8 +11,8 @@ import torch
 from sft.engine.feed import Feed, make_row
 from sft.objective.cross_entropy import CrossEntropy
 from tests.distributed.data import MemoryReader
-from tokenize_data.chat import ASSISTANT, SYSTEM, TEMPLATE, USER
 from tokenize_data.reader import Document
+from tokenize_data.rendered import ASSISTANT, SYSTEM, TEMPLATE, USER
 
 WEIGHTS = np.zeros(4, np.float32)
 WEIGHTS[[SYSTEM, USER, ASSISTANT]] = [0.25, 0.25, 1.0]

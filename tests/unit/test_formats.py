@@ -116,7 +116,8 @@ def test_own_keys_and_system(bench):
         ({"messages": [{"role": "usr", "content": "a"}]}, "role 'usr': use one of system"),
         ({"messages": [{"role": ["user"], "content": "a"}]}, "role ['user']: use one of system"),
         ({"messages": [{"role": "user", "content": 5}]}, "message 1: 'content' is a number"),
-        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}]}, "tool_calls"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}]}, "1 has the call {'id': 1}"),
+        ({"messages": [{"role": "user", "content": "a", "tool_calls": [{}]}]}, "only an assistant calls"),
         ({"conversations": [{"from": "bot", "value": "a"}]}, "from 'bot'"),
         ({"instruction": "a", "output": ""}, "'output' is empty"),
         ({"text": " "}, "'text' is empty"),
@@ -282,9 +283,9 @@ def test_recognition_prefers_what_the_user_names():
 
 def test_prompt_templates_know_braces_and_name_missing_fields():
     reader = RowReader(DatasetSpec(files=("x",), prompt="{{{a}}}", answer_key="b"), "qa")
-    assert reader.messages({"a": "1", "b": "2"})[0]["content"] == "{1}"
+    assert reader.conversation({"a": "1", "b": "2"}).messages[0]["content"] == "{1}"
     with pytest.raises(UserError, match="no key 'a'"):
-        reader.messages({"A1": "1", "b": "2"})
+        reader.conversation({"A1": "1", "b": "2"})
 
 
 def test_messages_with_keys_of_their_own(bench, monkeypatch):
@@ -296,16 +297,18 @@ def test_messages_with_keys_of_their_own(bench, monkeypatch):
 
 _EXAM = '''"""Exams: a question, its choices, and the number of the right one."""
 
+from tokenize_data.fields import Conversation
 from tokenize_data.formats.interface import RowFormat, all_have
 
 
-def _messages(row, fields):
+def _read(row, fields):
     question = fields.text(row, "stem") + "".join(f"\\n{letter}. {choice}" for letter, choice in row["choices"].items())
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": fields.text(row, "right")}]
+    answer = fields.text(row, "right")
+    return Conversation(messages=[{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
 
 
 FORMAT = RowFormat(
-    messages=_messages,
+    read=_read,
     is_like=lambda rows, spec: all_have(rows, "stem", "choices"),
     keys=lambda spec: "stem, choices -> right",
 )

@@ -13,9 +13,9 @@ import pytest
 from tests.conftest import pair
 from tests.unit.test_bad_input import check_refused
 from tokenize_data import encode, guard, tokenizer_files
-from tokenize_data.chat import ASSISTANT, Rendered
 from tokenize_data.encode import Encoder
 from tokenize_data.errors import RowError, UserError
+from tokenize_data.rendered import ASSISTANT, Rendered
 from tokenize_data.tokenizer import load_tokenizer
 
 

@@ -28,6 +28,8 @@ SMALL = LLAMA_8B | {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_si
 MAY_BE_NONE = {
     "samples": "all rows",
     "system_key": "no system message",
+    "weight_key": "all rows count once",
+    "chat_template_kwargs": "the template's own defaults",
     "intermediate_iter": "the released model",
     "size": "a folder has none",
     "checkpoints_file": "a folder is no entry",

@@ -24,9 +24,10 @@ from sft.evaluate.choices import candidates, choices_of, named_choice
 from sft.evaluate.likelihood import answer_likelihoods, candidate_likelihoods
 from tests import tiny
 from tests.counting import lines_run
-from tokenize_data.chat import ASSISTANT
 from tokenize_data.examples import Example
+from tokenize_data.fields import Conversation
 from tokenize_data.prompts import open_format
+from tokenize_data.rendered import ASSISTANT
 
 _TEXT = (
     "the patient was given an ACE inhibitor and blood pressure fell to 130/80 in six weeks. Is it so? Größe, naïve\n"
@@ -182,7 +183,9 @@ def _conversations() -> list[list[dict[str, str]]]:
 def test_perplexity_equals_transformers_on_the_same_ids(model_folder: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(model_folder).eval()
     chat = open_format(model_folder)
-    documents = [document for messages in _conversations() for document in chat.documents(messages)]
+    documents = [
+        document for messages in _conversations() for document in chat.documents(Conversation(messages=messages))
+    ]
     found = dict(answer_likelihoods(model, documents))
     for number, document in enumerate(documents):
         roles = np.repeat(document.run_roles, document.run_lengths)
@@ -201,14 +204,14 @@ def test_candidates_share_what_they_begin_with(model_folder: Path) -> None:
     for earlier in ([], _conversations()[0]):
         prompt = [*earlier, {"role": "user", "content": "Is it so?"}]
         documents = [
-            chat.documents([*prompt, {"role": "assistant", "content": text}])[-1]
+            chat.documents(Conversation(messages=[*prompt, {"role": "assistant", "content": text}]))[-1]
             for text in ("yes", "no", "maybe, maybe not")
         ]
         whole = [likelihood for _, likelihood in sorted(answer_likelihoods(model, documents), key=lambda pair: pair[0])]
         before = (
             [
                 likelihood
-                for document in chat.documents(earlier)
+                for document in chat.documents(Conversation(messages=earlier))
                 for _, likelihood in answer_likelihoods(model, [document])
             ]
             if earlier

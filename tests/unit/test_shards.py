@@ -315,9 +315,9 @@ def test_a_killed_worker_is_an_error_not_a_missing_chunk():
 def test_a_killed_worker_is_no_mistake_of_the_user(bench, monkeypatch):
     """Exit code 3, so that a sweep or a queue may try again."""
     parent = os.getpid()
-    read = RowReader.messages
+    read = RowReader.conversation
     monkeypatch.setattr(
-        RowReader, "messages", lambda *of: os.kill(os.getpid(), 9) if os.getpid() != parent else read(*of)
+        RowReader, "conversation", lambda *of: os.kill(os.getpid(), 9) if os.getpid() != parent else read(*of)
     )
     outcome = bench.tokenize("--data", bench.jsonl([pair()] * 400), "--workers", "2")
     assert outcome.code == 3, outcome

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.families import FAMILIES
-from tokenize_data.chat import ASSISTANT
 from tokenize_data.encode import Encoder
 from tokenize_data.errors import RowError, UserError
+from tokenize_data.rendered import ASSISTANT
 from tokenize_data.templates import choose_template, packaged_templates
 from tokenize_data.tokenizer import load_tokenizer
 
@@ -109,23 +109,21 @@ def thinking_template(family, tmp_path):
 
 
 def test_a_template_that_rewrites_history_gives_a_document_for_each_turn(family, tmp_path):
-    """As Qwen 3 does: what the model writes has a thinking block, which later turns do not show."""
+    """As Qwen 3 does: an answer has an empty thinking block, which later turns do not show, and nobody wrote."""
     documents = [marked(d) for d in thinking_template(family, tmp_path).documents([USER, ANSWER, MORE, LAST])]
     ask = "<|im_start|>user\n‹Is it?›<|im_end|>\n<|im_start|>assistant\n"
     assert documents == [
-        ask + "«<think>\n\n</think>\n\nYes.<|im_end|>»\n",
+        ask + "<think>\n\n</think>\n\n«Yes.<|im_end|>»\n",
         ask
         + "Yes.<|im_end|>\n<|im_start|>user\n‹Sure?›<|im_end|>\n<|im_start|>assistant\n"
-        + "«<think>\n\n</think>\n\nNo 1.<|im_end|>»\n",
+        + "<think>\n\n</think>\n\n«No 1.<|im_end|>»\n",
     ]
 
 
-def test_a_template_that_looks_into_contents_is_followed_row_by_row(family, tmp_path):
+def test_thoughts_that_a_template_leaves_out_are_not_lost_silently(family, tmp_path):
     template = thinking_template(family, tmp_path)
-    (document,) = template.documents([USER, {"role": "assistant", "content": "<think>why</think>\n\nYes."}])
-    assert marked(document) == (
-        "<|im_start|>user\n‹Is it?›<|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\nYes.<|im_end|>»\n"
-    )
+    with pytest.raises(RowError, match=r"thinking\.jinja' leaves out thoughts of message 2, or rewrites it: change"):
+        template.documents([USER, {"role": "assistant", "content": "<think>why</think>\n\nYes."}])
 
 
 def test_a_turn_of_weight_0_is_not_trained(family):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from tokenize_data.formats.interface import RowFormat, all_have
-from tokenize_data.formats.turns import Turns
+from tokenize_data.formats.turns import CHAT_ROLES, Turns
 
-_ROLES = ("system", "developer", "user", "assistant")
+_TURNS = Turns(key="messages", role_key="role", content_key="content", roles=CHAT_ROLES)
 
 FORMAT = RowFormat(
-    messages=Turns(key="messages", role_key="role", content_key="content", roles={role: role for role in _ROLES}),
-    is_like=lambda rows, spec: all_have(rows, "messages"),
-    keys=lambda spec: "messages",
+    read=_TURNS, asked=_TURNS.asked, is_like=lambda rows, spec: all_have(rows, "messages"), keys=lambda spec: "messages"
 )

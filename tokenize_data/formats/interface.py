@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tokenize_data.dataset import DatasetSpec
-from tokenize_data.fields import Fields, Message
+from tokenize_data.fields import Conversation, Fields
 from tokenize_data.json_lines import Row
 
 
@@ -15,10 +16,13 @@ from tokenize_data.json_lines import Row
 class RowFormat:
     """How rows of a data set become conversations."""
 
-    messages: Callable[[Row, Fields], list[Message]]
+    read: Callable[[Row, Fields], Conversation]
     is_like: Callable[[Sequence[Row], DatasetSpec], bool]  # whether rows are recognised as of this format
     keys: Callable[[DatasetSpec], str]  # which keys it reads, as shown to the user
-    is_plain_text: bool = False  # one text without roles, trained from its second token to the end
+    # For evaluation: a row with another answer, and the answers of a row, None where its last assistant message is it.
+    with_answer: Callable[[Row, DatasetSpec, str], Row] | None = None
+    answers: Callable[[Row, DatasetSpec], list[Any] | None] = lambda row, spec: None
+    asked: Callable[[Row, str], Row | None] | None = None  # a row that ends with a question, with this answer behind it
 
 
 def format_of(name: str) -> RowFormat:
@@ -29,3 +33,8 @@ def format_of(name: str) -> RowFormat:
 
 def all_have(rows: Sequence[Row], *keys: str) -> bool:
     return bool(rows) and all(key in row for row in rows for key in keys)
+
+
+def as_list(value: Any) -> list[Any]:
+    """The answers of a row in one of its fields: none, one, or several."""
+    return [] if value is None else value if isinstance(value, list) else [value]

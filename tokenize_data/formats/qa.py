@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from tokenize_data.dataset import DEFAULT_ANSWER_KEY, DEFAULT_QUESTION_KEY, DatasetSpec
-from tokenize_data.fields import Fields, Message
-from tokenize_data.formats.interface import RowFormat, all_have
+from tokenize_data.fields import Conversation, Fields
+from tokenize_data.formats.interface import RowFormat, all_have, as_list
 from tokenize_data.json_lines import Row
 
 
-def _messages(row: Row, fields: Fields) -> list[Message]:
+def _read(row: Row, fields: Fields) -> Conversation:
     spec = fields.spec
     if spec.prompt is not None:
         question = fields.fill(spec.prompt, row)
@@ -20,7 +21,8 @@ def _messages(row: Row, fields: Fields) -> list[Message]:
         answer = fields.fill(spec.answer, row)
     else:
         answer = fields.text(row, spec.answer_key, "answer_key")
-    return [*fields.system(row), {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return Conversation(messages=[*fields.system(row), *turns])
 
 
 def _is_like(rows: Sequence[Row], spec: DatasetSpec) -> bool:
@@ -34,4 +36,14 @@ def _keys(spec: DatasetSpec) -> str:
     return f"{spec.question_key} -> {spec.answer_key}"
 
 
-FORMAT = RowFormat(messages=_messages, is_like=_is_like, keys=_keys)
+def _answers(row: Row, spec: DatasetSpec) -> list[Any] | None:
+    return None if spec.answer is not None else as_list(row.get(spec.answer_key))  # a template over other fields
+
+
+FORMAT = RowFormat(
+    read=_read,
+    is_like=_is_like,
+    keys=_keys,
+    with_answer=lambda row, spec, answer: {**row, spec.answer_key: answer},
+    answers=_answers,
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenize_data.formats.interface import RowFormat, all_have
-from tokenize_data.formats.turns import Turns
+from tokenize_data.formats.turns import CALL, Turns
 
 _ROLES = {
     "human": "user",
@@ -12,10 +12,17 @@ _ROLES = {
     "assistant": "assistant",
     "chatgpt": "assistant",
     "system": "system",
+    "function_call": CALL,
+    "tool_call": CALL,
+    "observation": "tool",
+    "tool": "tool",
 }
 
+_TURNS = Turns(key="conversations", role_key="from", content_key="value", roles=_ROLES)
+
 FORMAT = RowFormat(
-    messages=Turns(key="conversations", role_key="from", content_key="value", roles=_ROLES),
+    read=_TURNS,
+    asked=_TURNS.asked,
     is_like=lambda rows, spec: all_have(rows, "conversations"),
     keys=lambda spec: "conversations",
 )
