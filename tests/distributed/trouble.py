@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sft.families.table import FAMILIES
 from sft.model import parallel_layers, tensor_parallel
-from sft.objective import interface as losses
 from sft.verify import selfcheck
 from tests.distributed.worker import Run, layout_of, prepare
 from tests.models import tiny_config
@@ -58,14 +57,15 @@ def _poison_parameter(run: Run) -> Any:
 def _poison_loss(run: Run) -> Any:
     """The loss of the second micro-batch of replica 1."""
     calls: list[int] = []
-    original = losses.negative_log_likelihood
+    loss = run.pipeline.loss
+    original = loss._likelihood
 
     def poisoned(*arguments: Any) -> Tensor:
         calls.append(1)
         result = original(*arguments)
         return result * float("inf") if run.processes.replica == 1 and len(calls) == 2 else result
 
-    return mock.patch.object(losses, "negative_log_likelihood", poisoned)
+    return mock.patch.object(loss, "_likelihood", poisoned)
 
 
 def _poison_gradient(run: Run) -> Any:

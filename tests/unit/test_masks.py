@@ -142,7 +142,9 @@ def test_calls_are_trained_and_results_are_not(bench, name):
 def test_a_template_without_tools_is_refused(bench):
     outcome = bench.tokenize("--data", bench.jsonl([FOR_TOOLS["openai"]]))
     assert outcome.code == 2
-    assert "line 1: template 'the tokenizer's own' shows the model no tools ('dose'): choose a --template" in outcome.err
+    assert (
+        "line 1: template 'the tokenizer's own' shows the model no tools ('dose'): choose a --template" in outcome.err
+    )
 
 
 def test_thoughts_are_trained_where_a_row_has_them(bench):
