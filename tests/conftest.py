@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sft.cli import entry as sft_entry
-from tests import families, real_parts
+from tests import families, real_parts, shared_tokenizer
 from tokenize_data.cli import entry as tokenize_entry
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
@@ -21,6 +21,12 @@ torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     return real_parts.smollm2_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def _loaded_once(smollm2: Path) -> Iterator[None]:
+    with shared_tokenizer.loaded_once(smollm2):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +110,7 @@ class Workbench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str], smollm2: Path) -> Workbench:
+def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str], smollm2: Path, _loaded_once: None) -> Workbench:
     return Workbench(tmp_path, capsys, smollm2)
 
 
