@@ -112,7 +112,7 @@ def trained(template: ChatTemplate, messages: list[Any], tools: Any = None) -> l
     return sorted(found, key=lambda turn: len(turn[0]))
 
 
-@pytest.mark.parametrize("name", NO_TEXT)
+@pytest.mark.parametrize("name", sorted(NO_TEXT))
 def test_refused_by_name(name):
     with pytest.raises(UserError, match=rf"template '{name}' (drops the question|refuses this conversation)"):
         template_of(name)

@@ -182,3 +182,27 @@ def test_megatron_adds_its_tokens_and_bos_where_the_tokenizer_has_one(family):
     bos = tokenizer.backend.token_to_id("<s>")
     assert encoded.ids.tolist().count(bos) == 1
     assert encoded.ids[0] == bos
+
+
+SWITCHED = (  # as SmolLM 3: thoughts stand in the content, and a switch writes an empty block into prompt and answer
+    "{%- if enable_thinking is not defined -%}{%- set enable_thinking = true -%}{%- endif -%}"
+    "{%- set opening = '<|im_start|>assistant\n' + ('' if enable_thinking else '<think>\n\n</think>\n') -%}"
+    "{%- for m in messages -%}"
+    "{%- if m.role == 'assistant' -%}{{- opening + m.content.lstrip('\n') + '<|im_end|>\n' -}}"
+    "{%- else -%}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' -}}{%- endif -%}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{- opening -}}{%- endif -%}"
+)
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_thoughts_that_a_template_knows_in_the_content_only(family, tmp_path, thinks):
+    (tmp_path / "switched.jinja").write_text(SWITCHED)
+    tokenizer = load_tokenizer(str(family("qwen")))
+    template, _ = choose_template(str(tmp_path / "switched.jinja"), tokenizer, {"enable_thinking": thinks})
+    asked = "<|im_start|>user\n‹Is it?›<|im_end|>\n<|im_start|>assistant\n"
+    (plain,) = template.documents([USER, ANSWER])
+    assert marked(plain) == asked + ("" if thinks else "<think>\n\n</think>\n") + "«Yes.<|im_end|>»\n"
+    thought = {**ANSWER, "reasoning_content": "So it seems.", "thinking": "So it seems."}
+    if thinks:
+        (document,) = template.documents([USER, thought])
+        assert marked(document) == asked + "«<think>\nSo it seems.\n</think>\n\nYes.<|im_end|>»\n"
