@@ -22,7 +22,7 @@ import numpy as np
 from tokenize_data import __version__
 from tokenize_data.chat import ChatTemplate
 from tokenize_data.choose import choose_rows, recognise_format
-from tokenize_data.convert import Converter
+from tokenize_data.convert import Choice, Converter
 from tokenize_data.dataset import DatasetSpec
 from tokenize_data.encode import Encoder
 from tokenize_data.errors import RowError
@@ -33,6 +33,7 @@ from tokenize_data.records import RowReader
 from tokenize_data.rendered import ROLE_NAMES
 from tokenize_data.shards import BATCH_DOCUMENTS, FileInfo, ShardWriter
 from tokenize_data.sources import Source
+from tokenize_data.split import Split, part_of
 from tokenize_data.tally import Tally
 from tokenize_data.tokenizer import BaseTokenizer
 
@@ -54,6 +55,8 @@ class Plan:
     max_bad_rows: int
     seed: int
     fast: bool
+    split: Split | None = None
+    is_validation: bool = False  # which side of the split
 
     @property
     def id_type(self) -> np.dtype[Any]:
@@ -108,6 +111,7 @@ def build(plan: Plan, folder: Path, prefix: str, say: Say) -> Manifest:
         tokenizer=_tokenizer_facts(plan, formats, f"{prefix}-tokenizer"),
         template={"name": plan.template.name, "fingerprint": plan.template.fingerprint()},
         datasets=_describe(plan, formats, tally),
+        split={**plan.split.facts(), "is_validation": plan.is_validation} if plan.split is not None else {},
         shards=shards,
         index=index,
         files=files,
@@ -137,7 +141,7 @@ def _converter(plan: Plan, formats: Sequence[str]) -> Converter:
     bos = tokenizer.special("bos_token")
     return Converter(
         readers=[RowReader(spec, name) for spec, name, group in pairs for _ in group],
-        choices=[choice for spec, _, group in pairs for choice in choose_rows(spec, group, plan.seed)],
+        choices=_choices(plan),
         template=plan.template,
         encoder=Encoder(tokenizer, plan.fast),
         seq=plan.seq,
@@ -148,6 +152,15 @@ def _converter(plan: Plan, formats: Sequence[str]) -> Converter:
         stop_ids=_stop_ids(tokenizer, plan.template, formats),
         special_ids=[number for number in special if number is not None],
     )
+
+
+def _choices(plan: Plan) -> list[Choice]:
+    flat = [source for group in plan.sources for source in group]
+    part = part_of(plan.split, flat, plan.is_validation) if plan.split is not None else None
+    choices: list[Choice] = []
+    for spec, group in zip(plan.specs, plan.sources, strict=True):
+        choices += choose_rows(spec, group, plan.seed, part, first=len(choices))
+    return choices
 
 
 def _prove_fast_path(converter: Converter, sources: Sequence[Source], say: Say) -> None:

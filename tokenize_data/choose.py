@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +13,10 @@ from tokenize_data.convert import Choice
 from tokenize_data.dataset import DatasetSpec
 from tokenize_data.errors import RowError, UserError
 from tokenize_data.formats.interface import format_of
-from tokenize_data.json_lines import parse_line
+from tokenize_data.json_lines import Row, parse_line
 from tokenize_data.records import recognise
 from tokenize_data.sources import Source
+from tokenize_data.split import Part
 
 _NUM_ROWS_LOOKED_AT = 16
 
@@ -33,26 +35,40 @@ def recognise_format(spec: DatasetSpec, group: Sequence[Source]) -> tuple[str, s
     return name, f"{', '.join(spec.files)}: format {name} ({keys}), {given}"
 
 
-def choose_rows(spec: DatasetSpec, group: Sequence[Source], seed: int) -> Iterator[Choice]:
-    """One choice for each file of a data set: all rows, a weight, or `samples` of them drawn by seed."""
+def choose_rows(
+    spec: DatasetSpec, group: Sequence[Source], seed: int, part: Part | None = None, first: int = 0
+) -> Iterator[Choice]:
+    """One choice for each file of a data set: all rows, a weight, or `samples` of them drawn by seed; of those on one
+    side of a split. `first` is the number of the first file among those of all data sets.
+    """
     if spec.samples is None:
-        yield from (Choice(weight=spec.weight, seed=seed + index) for index, _ in enumerate(group))
+        for index in range(len(group)):
+            yield Choice(weight=spec.weight, seed=seed + index, part=part, source=first + index)
         return
-    rows = [np.array(list(_row_numbers(source)), dtype=np.int64) for source in group]
+    rows = [np.array(list(_row_numbers(source, part, first + at)), dtype=np.int64) for at, source in enumerate(group)]
     total = sum(len(lines) for lines in rows)
     if spec.samples > total:
         raise UserError(
-            f"data set '{spec.name}' has {total:,} rows, fewer than samples {spec.samples:,}: lower samples or "
-            "leave it out"
+            f"data set '{spec.name}' has {total:,} rows{' to train' if part else ''}, fewer than samples "
+            f"{spec.samples:,}: lower samples or leave it out"
         )
     chosen = np.sort(np.random.default_rng(seed).choice(total, spec.samples, replace=False))
     at = 0
-    for lines in rows:
+    for index, lines in enumerate(rows):
         mine = chosen[(chosen >= at) & (chosen < at + len(lines))] - at
         at += len(lines)
-        yield Choice(rows=frozenset(lines[mine].tolist()))
+        yield Choice(rows=frozenset(lines[mine].tolist()), part=part, source=first + index)
 
 
-def _row_numbers(source: Source) -> Iterator[int]:
+def _row_numbers(source: Source, part: Part | None, index: int) -> Iterator[int]:
     for chunk in source.chunks(0):
-        yield from (number for number, _ in chunk.rows())
+        for number, raw in chunk.rows():
+            if part is None or part.has(index, number, _parsed(raw) if part.split.group else None):
+                yield number
+
+
+def _parsed(raw: Any) -> Row | None:
+    """A row that cannot be used is chosen like any other, and refused later."""
+    with contextlib.suppress(RowError):
+        return parse_line(raw) if isinstance(raw, bytes) else None
+    return None

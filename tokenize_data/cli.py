@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     from datetime import UTC, datetime
 
-    from tokenize_data import describe, manifest, stage
+    from tokenize_data import describe, manifest, stage, stale
 
     def say(line: str) -> None:
         print(f"{_PROGRAM}: {line}", flush=True)
@@ -59,12 +59,18 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{_PROGRAM}: warning: {line}", file=sys.stderr, flush=True)
 
     training, validation = requests_of(arguments)
+    manifests: list[manifest.Manifest] = []
     for request in (training, validation):
         if request is None:
             continue
+        if manifests and request.split is not None and manifests[0].split:
+            request = replace(request, split=replace(request.split, seed=manifests[0].split["seed"]))
         folder = manifest.dataset_folder(request.root, request.run_name)
         began = datetime.now(UTC).isoformat(timespec="seconds")
         made = stage.ensure(request, say, warn)
+        manifests.append(made)
+        if request.is_validation:
+            stale.refuse_other_files(manifests[0], made, folder)
         for line in describe.summary(made, folder, is_new=made.created >= began):
             say(line)
         for line in describe.warnings(made):
@@ -75,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
 def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]:
     """(training, validation or None), from flags and recipe."""
     from tokenize_data.bases import find_base
+    from tokenize_data.split import Split, share_of
     from tokenize_data.stage import Request
     from tokenize_data.templates import template_values
 
@@ -94,8 +101,14 @@ def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]
         seed=data.seed,
         fast=not arguments.no_fast_tokenizer,
     )
+    name = f"{data.run_name}-val"
+    wanted = share_of(data.val, data.val_group)
+    if wanted is not None:
+        training = replace(training, split=Split(wanted=wanted, seed=data.seed, group=data.val_group))
+        whole = tuple(replace(spec, samples=None, weight=1.0, weight_key=None) for spec in training.specs)
+        return training, replace(training, run_name=name, specs=whole, is_validation=True)
     specs = (_spec(data, data.val),) if data.val else data.val_datasets
-    return training, replace(training, run_name=f"{data.run_name}-val", specs=specs) if specs else None
+    return training, replace(training, run_name=name, specs=specs) if specs else None
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[DataSettings, BaseSettings]:

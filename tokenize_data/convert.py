@@ -13,12 +13,13 @@ import numpy as np
 from tokenize_data.chat import ChatTemplate
 from tokenize_data.encode import Encoded, Encoder
 from tokenize_data.errors import RowError
-from tokenize_data.json_lines import parse_line
+from tokenize_data.json_lines import Row, parse_line
 from tokenize_data.plain import without_template
 from tokenize_data.records import RowReader
 from tokenize_data.rendered import ASSISTANT, ROLE_NAMES, Rendered
 from tokenize_data.rows import Unreadable, too_long
 from tokenize_data.sources import Chunk
+from tokenize_data.split import Part
 from tokenize_data.streams import MAX_LINE_BYTES
 
 
@@ -62,8 +63,16 @@ class Choice:
     rows: frozenset[int] | None = None
     weight: float = 1.0
     seed: int = 0
+    part: Part | None = None  # of a split
+    source: int = 0
+
+    def leaves_out(self, line: int, row: Row | None) -> bool:
+        """Whether the row is on the other side of a split, which may depend on what it says."""
+        return self.part is not None and not self.part.has(self.source, line, row)
 
     def copies(self, line: int) -> int:
+        if self.part is not None and not self.part.split.group and self.leaves_out(line, None):
+            return 0
         if self.rows is not None:
             return int(line in self.rows)
         return 1 if self.weight == 1.0 else num_copies(self.weight, (self.seed, line))
@@ -121,7 +130,7 @@ class Converter:
                 result.rejects.append(Reject(line, row.reason, row.raw))
                 continue
             try:
-                share, documents = self._read(row, chunk.source)
+                share, documents = self._read(row, chunk.source, line)
             except RowError as error:
                 result.rejects.append(Reject(line, str(error), row))
                 continue
@@ -139,9 +148,12 @@ class Converter:
         """The documents of one line as text."""
         return self._read(raw, source)[1]
 
-    def _read(self, raw: bytes, source: int) -> tuple[float, list[Rendered]]:
+    def _read(self, raw: bytes, source: int, line: int | None = None) -> tuple[float, list[Rendered]]:
         """(the row's own weight, its documents as text)."""
         reader, row = self._readers[source], parse_line(raw)
+        choice = self._choices[source]
+        if line is not None and choice.part is not None and choice.part.split.group and choice.leaves_out(line, row):
+            return 0.0, []
         conversation = reader.conversation(row)
         if conversation.kind != "chat":
             return reader.share(row), [without_template(conversation, self._bos, self._eos)]

@@ -43,11 +43,12 @@ class Manifest:
     batch_documents: int
     tokenizer: dict[str, Any]  # fingerprint, folder, added, vocabulary_size, bos, stop_ids
     template: dict[str, str]  # name, fingerprint
-    datasets: list[dict[str, Any]]  # name, format, reading, rows, files with size and sha256
+    datasets: list[dict[str, Any]]  # name, format, reading, asked, files with size and sha256
     shards: list[FileInfo]
     index: FileInfo
     files: list[FileInfo]  # the tokenizer's
     versions: dict[str, str]
+    split: dict[str, Any] = field(default_factory=dict)  # val, seed, group, is_validation; empty where there is none
     seconds: float = 0.0
     fast_tokenizer: bool = False
     unknown: dict[str, Any] = field(default_factory=dict)

@@ -48,7 +48,14 @@ class DataSettings(Group):
         "training files: JSONL (.gz, .zst), JSON, CSV, Parquet, a folder or a Hub data set; needed the first time",
         metavar="FILE",
     )
-    val: tuple[str, ...] = setting((), "validation files; become the data set R-val", metavar="FILE")
+    val: tuple[str, ...] = setting(
+        (),
+        "validation files, or a share of the training data (5%, 500 rows); become the data set R-val",
+        metavar="FILE",
+    )
+    val_group: str | None = setting(
+        None, "key whose rows stay together when --val takes a share, such as patient_id", metavar="K"
+    )
     datasets: tuple[DatasetSpec, ...] = setting((), "training data sets, each with its own keys and share", flag=False)
     val_datasets: tuple[DatasetSpec, ...] = setting((), "the same for validation", flag=False)
     samples: int | None = setting(None, "use N rows of --data, drawn with --seed", metavar="N", least=1)

@@ -24,6 +24,7 @@ from tokenize_data.errors import UserError
 from tokenize_data.manifest import Manifest
 from tokenize_data.names import check_run_name
 from tokenize_data.sources import open_sources
+from tokenize_data.split import Split
 from tokenize_data.templates import choose_template
 from tokenize_data.tokenizer import BaseTokenizer, load_tokenizer
 
@@ -45,6 +46,8 @@ class Request:
     max_bad_rows: int = 0
     retokenize: bool = False
     seed: int = 1234
+    split: Split | None = None
+    is_validation: bool = False  # which side of the split
     fast: bool = True
 
     def __post_init__(self) -> None:
@@ -105,6 +108,8 @@ def _existing(
     if found is None:
         return None
     stale.refuse_other_tokenizer(found, tokenizer, template, folder)
+    if request.split is not None:
+        stale.refuse_other_split(found, request.split, request.is_validation, folder)
     say(f"using {folder}: {found.documents:,} documents made {found.created}")
     if request.specs and (lines := stale.differences(found, request.specs, request.seq)):
         warn(
@@ -129,6 +134,8 @@ def _plan(request: Request, tokenizer: BaseTokenizer, template: ChatTemplate) ->
         workers=request.workers,
         max_bad_rows=request.max_bad_rows,
         seed=request.seed,
+        split=request.split,
+        is_validation=request.is_validation,
         fast=request.fast,
     )
 

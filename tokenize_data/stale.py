@@ -14,6 +14,7 @@ from tokenize_data.dataset import DatasetSpec
 from tokenize_data.errors import UserError
 from tokenize_data.folders import files_of
 from tokenize_data.manifest import Manifest
+from tokenize_data.split import Split
 from tokenize_data.tokenizer import BaseTokenizer
 
 _DEFAULTS = {entry.name: entry.default for entry in fields(DatasetSpec)}  # older shards were made with
@@ -30,6 +31,37 @@ def refuse_other_tokenizer(manifest: Manifest, tokenizer: BaseTokenizer, templat
                 f"{folder} was made with another {what} (fingerprint {made[:16]}) than the base model's ({now[:16]}): "
                 "use --retokenize to make it anew, or another --run_name"
             )
+
+
+def refuse_other_split(manifest: Manifest, split: Split, is_validation: bool, folder: Path) -> None:
+    """Rows for validation must be those that these shards leave out."""
+    made = manifest.split
+    now = {
+        **split.facts(),
+        "is_validation": is_validation,
+        "seed": made.get("seed"),
+    }  # drawn once, whatever --seed is now
+    if made != now:
+        how = f"with --val {made['val']}" if made.get("val") else "without a split"
+        how += f" --val_group {made['group']}" if made.get("group") else ""
+        raise UserError(
+            f"{folder} was made {how}, so rows for {split.flags} may have been trained: use --retokenize to make it "
+            "anew, or another --run_name"
+        )
+
+
+def refuse_other_files(training: Manifest, validation: Manifest, folder: Path) -> None:
+    """Both sides of a split come from the same bytes."""
+    used, kept = (
+        [(file["name"], file["sha256"]) for dataset in made.datasets for file in dataset["files"]]
+        for made in (training, validation)
+    )
+    if used != kept:
+        changed = next((one[0] for one, other in zip(used, kept, strict=False) if one != other), "the list of files")
+        raise UserError(
+            f"{folder}: {changed} is not what the training data were made from, so rows for validation may have been "
+            "trained: use --retokenize to make both anew, or another --run_name"
+        )
 
 
 def differences(manifest: Manifest, specs: Sequence[DatasetSpec], seq: int) -> list[str]:

@@ -88,6 +88,7 @@ NO_ARITHMETIC = {
     "tokenized_data_dir",
     "data",
     "val",
+    "val_group",
     "datasets",
     "val_datasets",
     "samples",

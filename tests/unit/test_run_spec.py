@@ -29,6 +29,7 @@ MAY_BE_NONE = {
     "samples": "all rows",
     "system_key": "no system message",
     "weight_key": "all rows count once",
+    "val_group": "rows are drawn one by one",
     "chat_template_kwargs": "the template's own defaults",
     "intermediate_iter": "the released model",
     "size": "a folder has none",

@@ -1,0 +1,142 @@
+"""Rows of the training data that are kept for validation: drawn by seed, never trained.
+
+Each row, or each group of rows with the same value of a key, gets a number from the seed; the smallest ones are kept.
+Whether a row is kept follows from that number alone, so that processes need no list of rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tokenize_data.errors import RowError, UserError
+from tokenize_data.json_lines import Row, parse_line
+from tokenize_data.sources import Source
+
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)%|(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """What was asked for."""
+
+    wanted: str  # "5%", or a number of rows
+    seed: int
+    group: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        return {"val": self.wanted, "seed": self.seed, "group": self.group}
+
+    def num_rows(self, total: int) -> int:
+        found = _SHARE.fullmatch(self.wanted)
+        assert found is not None
+        return max(round(float(found.group(1)) / 100 * total), 1) if found.group(1) else int(found.group(2))
+
+    @property
+    def flags(self) -> str:
+        return f"--val {self.wanted}" + (f" --val_group {self.group}" if self.group else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The rows of one side of a split."""
+
+    split: Split
+    threshold: int
+    is_validation: bool
+
+    def has(self, source: int, line: int, row: Row | None) -> bool:
+        """Whether a row belongs to this side. `row` is needed where groups are kept together."""
+        if self.split.group:
+            if row is None:
+                return not self.is_validation  # it cannot be used, and is refused where it is trained
+            number = _of_group(self.split, row)
+        else:
+            number = int(_of_lines(self.split, source, [line])[0])
+        return (number <= self.threshold) == self.is_validation
+
+
+def share_of(val: Sequence[str], val_group: str | None) -> str | None:
+    """What --val asks for where it names no files: a share such as 5%, or a number of rows."""
+    asked = [value for value in val if _SHARE.fullmatch(value)]
+    if len(asked) != len(val) or len(asked) > 1:
+        if asked:
+            raise UserError(f"--val {' '.join(val)}: give files, or one share such as 5% or 500 of the training data")
+        if val_group is not None:
+            raise UserError("--val_group keeps rows together in a split of --data: give --val a share such as 5%")
+        return None
+    if not asked:
+        if val_group is not None:
+            raise UserError("--val_group keeps rows together in a split of --data: give --val a share such as 5%")
+        return None
+    (text,) = asked
+    if not 0 < float(text.removesuffix("%")) < (100 if text.endswith("%") else float("inf")):
+        raise UserError(f"--val {text}: give a share between 0% and 100%, or a number of rows")
+    return text
+
+
+def part_of(split: Split, sources: Sequence[Source], is_validation: bool) -> Part:
+    """Reads all rows once."""
+    numbers = Counter(_groups(split, sources)) if split.group else _lines(split, sources)
+    total = sum(numbers.values()) if isinstance(numbers, Counter) else len(numbers)
+    if split.group and not total:
+        raise UserError(f"no row has the key '{split.group}', which --val_group names: name another one")
+    kept = split.num_rows(total)
+    if kept >= total:
+        raise UserError(f"{split.flags} of {total:,} rows leaves nothing to train: ask for less")
+    if not isinstance(numbers, Counter):
+        threshold = int(np.partition(numbers, kept - 1)[kept - 1])
+        return Part(split=split, threshold=threshold, is_validation=is_validation)
+    if len(numbers) < 2:
+        raise UserError(f"{split.flags}: all {total:,} rows have the same '{split.group}': group them by another key")
+    count, chosen = 0, 0
+    for number in sorted(numbers)[:-1]:  # one group is left to train
+        if count and count + numbers[number] > kept:
+            break
+        chosen, count = number, count + numbers[number]
+    return Part(split=split, threshold=chosen, is_validation=is_validation)
+
+
+def _lines(split: Split, sources: Sequence[Source]) -> np.ndarray:
+    found = [
+        _of_lines(split, index, [line for chunk in source.chunks(index) for line, _ in chunk.rows()])
+        for index, source in enumerate(sources)
+    ]
+    return np.concatenate(found) if found else np.empty(0, np.uint64)
+
+
+def _groups(split: Split, sources: Sequence[Source]) -> Iterator[int]:
+    """Rows that cannot be used are refused later."""
+    for index, source in enumerate(sources):
+        for chunk in source.chunks(index):
+            for _, raw in chunk.rows():
+                try:
+                    yield _of_group(split, parse_line(raw) if isinstance(raw, bytes) else {})
+                except RowError:
+                    continue
+
+
+def _of_group(split: Split, row: Row) -> int:
+    if split.group not in row:
+        raise RowError(f"no key '{split.group}', which --val_group names: add it, or leave the row out")
+    text = json.dumps([split.seed, row[split.group]], sort_keys=True)
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def _of_lines(split: Split, source: int, lines: Sequence[int]) -> np.ndarray:
+    """A number for each line, evenly spread: the finaliser of SplitMix64."""
+    with np.errstate(over="ignore"):
+        x = np.asarray(lines, np.uint64) + np.uint64(
+            (split.seed * 0x9E3779B97F4A7C15 + source * 0xD1B54A32D192ED03) % 2**64
+        )
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+        result: np.ndarray = x ^ (x >> np.uint64(31))
+    return result
