@@ -117,6 +117,19 @@ class ShardReader:
         """Tokens that were cut off each document."""
         return self._index["cut"]
 
+    @cached_property
+    def parts(self) -> dict[str, range]:
+        """The documents of each data set, by its name. They lie one behind the other."""
+        found: dict[str, range] = {}
+        source, first = 0, 0
+        for place, dataset in enumerate(self.manifest.datasets, 1):
+            source += len(dataset["files"])
+            last = int(np.searchsorted(self._index["source"], source))
+            name = dataset.get("name") or f"data set {place}"
+            found[name if name not in found else f"{name} {place}"] = range(first, last)
+            first = last
+        return found
+
     def place(self, number: int) -> tuple[str, int]:
         """(file, line or row) that a document came from."""
         names = [file["name"] for dataset in self.manifest.datasets for file in dataset["files"]]

@@ -16,6 +16,11 @@ class OutputSettings(Group):
     id: str | None = setting(None, "repeat the same settings from scratch, under this name")
     eval_interval: int = setting(100, "iterations between validations", metavar="K", least=1)
     early_stopping: int | None = setting(None, "stop after N validations without a better loss", metavar="N", least=1)
+    early_stopping_on: str | None = setting(
+        None,
+        "the validation data set whose loss counts, of several in a recipe (default: all together)",
+        metavar="NAME",
+    )
     early_stopping_min_delta: float = setting(
         0.0, "how much lower a validation loss must be to count as better", metavar="D", least=0
     )

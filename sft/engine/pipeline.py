@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,16 +122,14 @@ class Pipeline:
             sent(micro_batches, self.device), reduce_output=None, bcast_loss=False, num_micro_batches=len(row_lengths)
         )
 
-    def figures(self) -> Mapping[str, float]:
-        """The objective's figures over all replicas, of the validation since the last call; the same on every
-        process.
-        """
+    def sums(self) -> list[float]:
+        """The objective's sums over all replicas, of the documents since the last call; the same on every process."""
         is_counted = self.processes.is_last_stage and self.processes.tensor.rank == 0
         sums = self.loss.sums if is_counted else torch.zeros_like(self.loss.sums)
         sums = sums.to(self.device)
         dist.all_reduce(sums)
         self.loss.sums = torch.zeros_like(self.loss.sums)
-        return self.objective.figures([float(number) for number in sums])
+        return [float(number) for number in sums]
 
     def rows_not_finite(self) -> list[tuple[int, int]]:
         """(replica, micro-batch) of the losses that are not a number in this iteration; the same on every process."""

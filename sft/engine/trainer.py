@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,16 +54,26 @@ def train(
         }
 
 
-def validate(pipeline: Pipeline, feed: Feed, num_documents: int) -> dict[str, float]:
-    """The exact loss over the first documents of a validation set: the same on every process and every layout."""
+def validate(pipeline: Pipeline, feed: Feed, parts: Mapping[str, range]) -> dict[str, float]:
+    """The exact figures of a validation set's documents: the same on every process and every layout. Where it has
+    several parts, each has figures of its own, such as `val_loss/NAME`.
+    """
     began = time.perf_counter()
     replicas = pipeline.processes.layout.dp
-    for first in range(0, num_documents, VALIDATION_DOCUMENTS):
-        numbers = np.arange(first, min(first + VALIDATION_DOCUMENTS, num_documents))
-        batch, micro_batches = feed.plan_for_validation(numbers, replicas)
-        pipeline.evaluate(micro_batches, feed.row_lengths(batch))
+    found: dict[str, float] = {}
+    total = [0.0] * pipeline.objective.num_sums
+    for name, part in parts.items():
+        for first in range(part.start, part.stop, VALIDATION_DOCUMENTS):
+            numbers = np.arange(first, min(first + VALIDATION_DOCUMENTS, part.stop))
+            batch, micro_batches = feed.plan_for_validation(numbers, replicas)
+            pipeline.evaluate(micro_batches, feed.row_lengths(batch))
+        sums = pipeline.sums()
+        total = [one + other for one, other in zip(total, sums, strict=True)]
+        if len(parts) > 1:
+            found |= {f"{key}/{name}": value for key, value in pipeline.objective.figures(sums).items()}
     seconds = round(time.perf_counter() - began, 4)
-    return {**pipeline.figures(), "val_documents": num_documents, "val_seconds": seconds}
+    figures = pipeline.objective.figures(total)
+    return {**figures, **found, "val_documents": sum(map(len, parts.values())), "val_seconds": seconds}
 
 
 def _not_finite(pipeline: Pipeline, batch: Batch, reader: ShardReader, iteration: int) -> str:

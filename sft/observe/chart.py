@@ -11,6 +11,7 @@ import numpy as np
 from sft.spec.metrics import number
 from tokenize_data.errors import UserError
 
+_PART, _MOST_PARTS = "val_loss/", 8  # of one validation data set of several
 _FEW = 20  # up to so many points are marked, so that a single one is seen
 _BLUE, _RED, _GREY = "#4c72b0", "#c44e52", "#8c8c8c"
 _LOWER = (("lr", "learning rate"), ("grad_norm", "gradient norm"))
@@ -33,7 +34,7 @@ def write_loss_chart(records: Sequence[Mapping[str, Any]], path: Path, mark_best
     panels = figure.subplots(1 + len(lower), 1, sharex=True, squeeze=False, height_ratios=[3, 1][: 1 + len(lower)])[
         :, 0
     ]
-    _draw_losses(panels[0], train, val)
+    _draw_losses(panels[0], train, val, parts_of(records))
     if mark_best and (best := best_of(val)) is not None:
         _mark_best(panels, best, int(max(train[0].max(initial=0), best[0])))
     for axes, (label, points) in zip(panels[1:], lower, strict=True):
@@ -59,6 +60,12 @@ def series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, 
     return np.array([iteration for iteration, _ in pairs], dtype=np.int64), np.array(values, dtype=np.float64)
 
 
+def parts_of(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The validation loss of each data set, where there are several."""
+    names = dict.fromkeys(key.removeprefix(_PART) for record in records for key in record if key.startswith(_PART))
+    return {name: series(records, f"{_PART}{name}") for name in list(names)[:_MOST_PARTS]}
+
+
 def best_of(val: tuple[np.ndarray, np.ndarray]) -> tuple[int, float] | None:
     """(iteration, loss) of the lowest validation loss, the first of equal ones."""
     if not np.isfinite(val[1]).any():
@@ -77,7 +84,12 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return np.where(finite, totals / np.maximum(counts, 1.0), np.nan)
 
 
-def _draw_losses(axes: Any, train: tuple[np.ndarray, np.ndarray], val: tuple[np.ndarray, np.ndarray]) -> None:
+def _draw_losses(
+    axes: Any,
+    train: tuple[np.ndarray, np.ndarray],
+    val: tuple[np.ndarray, np.ndarray],
+    parts: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> None:
     if len(train[0]):
         axes.plot(*train, color=_BLUE, alpha=0.35, linewidth=0.7, marker=_marker(train[1]), label="training")
         if len(train[0]) >= 100:
@@ -85,6 +97,8 @@ def _draw_losses(axes: Any, train: tuple[np.ndarray, np.ndarray], val: tuple[np.
     finite = np.isfinite(val[1])
     if finite.any():
         axes.plot(val[0][finite], val[1][finite], color=_RED, linewidth=1, marker="o", markersize=4, label="validation")
+    for style, (name, points) in zip(("--", ":", "-.") * _MOST_PARTS, parts.items(), strict=False):
+        axes.plot(*points, color=_RED, alpha=0.6, linewidth=0.9, linestyle=style, marker=".", label=name)
     axes.set_ylabel("loss")
     axes.legend(frameon=False)
 

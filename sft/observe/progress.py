@@ -77,6 +77,14 @@ class Progress:
         if "val_loss" in record:
             facts = _facts(record, ("val_loss", "val_perplexity", "val_accuracy"))
             self.say("  ".join((f"iteration {self._count(iteration)}", *facts)), style="cyan")
+            for key in record:
+                if key.startswith(_PART):
+                    name = key.removeprefix(_PART)
+                    facts = [
+                        _SHOWN[measure](_shown_number(record, f"{measure}/{name}"))
+                        for measure in ("val_loss", "val_perplexity", "val_accuracy")
+                    ]
+                    self.say("  ".join((f"  {name}", *facts)), style="cyan")
 
     def say(self, text: str, style: str = "") -> None:
         """A line of its own, above the bar."""
@@ -104,6 +112,9 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,}:{minutes % 60:02d}:{rest:02d}"
 
 
+_PART = "val_loss/"  # of one validation data set of several
+
+
 _SHOWN: dict[str, Callable[[float], str]] = {
     "loss": "loss {:.4f}".format,
     "lr": "lr {:.1e}".format,
@@ -115,10 +126,11 @@ _SHOWN: dict[str, Callable[[float], str]] = {
 }
 
 
+def _shown_number(record: Mapping[str, Any], key: str) -> float:
+    value = number(record, key)
+    return float("nan") if value is None else value
+
+
 def _facts(record: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:
     """What the record has of these. A value that is no finite number is shown as nan: it must not go unnoticed."""
-    return [
-        _SHOWN[key](value if (value := number(record, key)) is not None else float("nan"))
-        for key in keys
-        if key in record
-    ]
+    return [_SHOWN[key](_shown_number(record, key)) for key in keys if key in record]

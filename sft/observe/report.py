@@ -71,7 +71,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
         "config": config,
         "resolved": resolved,
         "versions": table.get("versions", {}),
-        "series": {key: _series(records, key) for key in SERIES},
+        "series": {key: _series(records, key) for key in (*SERIES, *_parts(records))},
         "seconds": sum(metrics.number(record, "seconds") or 0.0 for record in records),
         "tokens": _total(records, "tokens"),
         "trained_tokens": _total(records, "trained_tokens"),
@@ -122,6 +122,11 @@ def repeat_recipe(config: Mapping[str, Any]) -> str:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def _parts(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys of each validation data set's loss, where there are several."""
+    return [f"val_loss/{name}" for name in chart.parts_of(records)]
 
 
 def _series(records: Sequence[Mapping[str, Any]], key: str) -> list[list[float]] | None:

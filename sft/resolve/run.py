@@ -63,6 +63,7 @@ def _open_data(settings: Settings) -> tuple[ShardReader, ShardReader | None]:
     root, name, seq = Path(settings.data.tokenized_data_dir), settings.data.run_name, settings.data.seq
     reader = ShardReader(dataset_folder(root, name))
     validation = ShardReader(dataset_folder(root, f"{name}-val")) if settings.data.has_validation else None
+    _check_early_stopping(settings.output.early_stopping_on, validation)
     for part in (reader, validation):
         if part is not None and part.manifest.seq > seq:
             raise UserError(
@@ -70,6 +71,19 @@ def _open_data(settings: Settings) -> tuple[ShardReader, ShardReader | None]:
                 f"use --seq {part.manifest.seq}, or --retokenize"
             )
     return reader, validation
+
+
+def _check_early_stopping(part: str | None, validation: ShardReader | None) -> None:
+    if part is None:
+        return
+    names = list(validation.parts) if validation is not None else []
+    if len(names) < 2:
+        raise UserError(
+            f"--early_stopping_on {part} chooses one of several validation data sets, but there "
+            f"{'is one' if names else 'are none'}: leave it out, or list them as val_datasets: in a recipe"
+        )
+    if part not in names:
+        raise UserError(f"--early_stopping_on {part}: use one of the validation data sets {', '.join(names)}")
 
 
 def _complete(asked: Settings, base: BaseModel, reader: ShardReader, chosen: Chosen) -> Settings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -55,7 +55,8 @@ def iterate(
     for earlier, loss in _earlier_validations(spec, peers, start):
         best.is_better(earlier, loss)
     saver.best = best.iteration
-    loop = _Loop(spec, pipeline, watch, saver, watchdog, interrupt, validation, best, start)
+    parts = data.validation.parts if data.validation is not None else {}
+    loop = _Loop(spec, pipeline, watch, saver, watchdog, interrupt, validation, parts, best, start)
     began = time.perf_counter()
     try:
         for record in train(
@@ -95,6 +96,12 @@ def _rate(spec: RunSpec) -> Callable[[int], float]:
     )
 
 
+def _measure(spec: RunSpec) -> str:
+    """The validation loss that decides which model is the best."""
+    part = spec.settings.output.early_stopping_on
+    return "val_loss" if part is None else f"val_loss/{part}"
+
+
 class _BeatingFeed(Feed):
     """Tells the watchdog of each row: a long validation is progress."""
 
@@ -121,11 +128,13 @@ class _Loop:
         watchdog: Watchdog,
         interrupt: Interrupt,
         validation: Feed | None,
+        parts: Mapping[str, range],
         best: _Best,
         start: int,
     ) -> None:
         self._spec, self._pipeline, self._watch, self._saver = spec, pipeline, watch, saver
         self._watchdog, self._interrupt, self._validation, self._best = watchdog, interrupt, validation, best
+        self._parts, self._measure = parts, _measure(spec)
         self._has_left = False
         self.result: dict[str, Any] = {"iterations": start}
 
@@ -139,7 +148,7 @@ class _Loop:
         is_better = False
         if self._validation is not None and (number % settings.output.eval_interval == 0 or is_last):
             record |= self._validated()
-            is_better = best.is_better(number, record["val_loss"])
+            is_better = best.is_better(number, record[self._measure])
         self._tell(record, is_last)
         self._watchdog.beat()
         if is_better and settings.output.early_stopping:
@@ -156,7 +165,8 @@ class _Loop:
             if should_stop and not is_last:
                 self._leave(number)
         if best.is_enough:
-            waited = f"{best.patience} validations without a better loss"
+            on = spec.settings.output.early_stopping_on
+            waited = f"{best.patience} validations without a better loss{f' of {on}' if on else ''}"
             least = (
                 f" by more than {settings.output.early_stopping_min_delta:g}"
                 if settings.output.early_stopping_min_delta
@@ -192,7 +202,7 @@ class _Loop:
             self._watch.say(
                 f"the model of iteration {best.iteration:,} is exported, with the best validation loss, {best.loss:.4f}"
             )
-            self.result |= {"iterations": best.iteration, "val_loss": best.loss}
+            self.result |= {"iterations": best.iteration, self._measure: best.loss}
 
     def _validated(self) -> dict[str, float]:
         assert self._validation is not None
@@ -200,7 +210,7 @@ class _Loop:
         num_documents = self._spec.validation.documents
         worth = min(num_documents, VALIDATION_DOCUMENTS) / self._spec.settings.schedule.global_batch
         with self._watchdog.during("validating", iterations=max(1.0, worth)):
-            found = validate(self._pipeline, self._validation, num_documents)
+            found = validate(self._pipeline, self._validation, self._parts)
         self.result |= {name: value for name, value in found.items() if name not in _NO_FIGURES}
         return found
 
@@ -238,7 +248,7 @@ def _earlier_validations(spec: RunSpec, peers: Peers, start: int) -> list[tuple[
     if spec.settings.output.early_stopping and start and peers.rank == 0:
         records = metrics.read(spec.folder / "metrics.jsonl")
         pairs = [
-            (int(record["iteration"]), metrics.number(record, "val_loss"))
+            (int(record["iteration"]), metrics.number(record, _measure(spec)))
             for record in records
             if record.get("iteration", 0) <= start
         ]

@@ -167,7 +167,7 @@ def train_and_validate(case: dict[str, Any], device: torch.device) -> dict[str, 
 
     run = prepare(case, device)
     records = [(record["loss"], record["grad_norm"]) for record in run.train()]
-    validation = validate(run.pipeline, run.feed, case.get("val_documents", VALIDATION_DOCUMENTS))
+    validation = validate(run.pipeline, run.feed, {"all": range(case.get("val_documents", VALIDATION_DOCUMENTS))})
     weights = {name: (run.built.places[name].part, weight) for name, weight in run.weights().items()}
     return {"records": records, "validation": validation, "weights": weights, "run": run}
 

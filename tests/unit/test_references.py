@@ -125,6 +125,7 @@ NO_ARITHMETIC = {
     "eval_interval",
     "early_stopping",
     "early_stopping_min_delta",
+    "early_stopping_on",
     "push_to_hub",
     "hub_public",
     "tensorboard",

@@ -30,6 +30,7 @@ MAY_BE_NONE = {
     "system_key": "no system message",
     "weight_key": "all rows count once",
     "val_group": "rows are drawn one by one",
+    "early_stopping_on": "all validation data together",
     "chat_template_kwargs": "the template's own defaults",
     "intermediate_iter": "the released model",
     "size": "a folder has none",
