@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.models import tiny_config
+from tokenize_data.fields import Conversation
 from tokenize_data.prompts import open_format
 from tokenize_data.rendered import ASSISTANT
 
@@ -55,7 +56,9 @@ def tune(folder: Path, pairs: dict[str, str], steps: int = 100) -> Path:
     model: Any = AutoModelForCausalLM.from_config(config)
     rows = []
     for question, answer in pairs.items():
-        (document,) = chat.documents([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        conversation = Conversation(messages=turns)
+        (document,) = chat.documents(conversation)
         roles = [
             role for length, role in zip(document.run_lengths, document.run_roles, strict=True) for _ in range(length)
         ]
