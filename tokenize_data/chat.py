@@ -232,9 +232,9 @@ class ChatTemplate:
         end = whole.rfind(suffix) + len(suffix) if suffix else len(whole.rstrip())
         if suffix is None or not text.startswith(whole[:end]) or not whole.startswith(prompt) or not len(prompt) < end:
             raise RowError(
-                f"template '{self.name}' rewrites message {turn + 1}, {shorten(messages[turn]['content'])}, so that "
-                "it cannot be told "
-                "which tokens the model has to write; change the row, or use another --template"
+                f"template '{self.name}' rewrites message {turn + 1}, {shorten(messages[turn]['content'])}, so "
+                "the tokens that the model must write cannot be identified; change the row, or use another "
+                "--template"
             )
         start = len(prompt) + thoughts.length_of_empty(prompt, whole[len(prompt) :])
         return start, end

@@ -231,8 +231,8 @@ class Encoder:
             if kept is None:
                 joint = shorten(document.text[at - 12 : at + 12])
                 return RowError(
-                    f"the tokenizer joins the prompt's end with the answer's beginning ({joint}), and cannot be made "
-                    "to part them: "
+                    f"the tokenizer joins the prompt's end with the answer's beginning ({joint}), and cannot be split "
+                    "there: "
                     "begin the answer without white space, or use another --template"
                 )
             tokens += [token for token, _ in kept]

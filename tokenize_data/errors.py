@@ -67,7 +67,7 @@ def exit_code_of(program: str, main: Callable[[], int]) -> int:
         sys.stderr.close()  # the reader of our output (head, less) went away: not an error
         return EXIT_OK
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; nothing that was unfinished is kept", file=sys.stderr)
+        print(f"{program}: interrupted; unfinished work is discarded", file=sys.stderr)
         return 130
     except Exception as error:
         if os.environ.get(TRACEBACK):

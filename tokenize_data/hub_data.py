@@ -44,7 +44,7 @@ def files(name: str) -> list[HubFile]:
     except Exception as error:  # both libraries raise dozens of kinds
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(
-            f"{name} is no file here, and cannot be read from the Hub: {type(error).__name__}: {reason}"
+            f"{name} is not a file here, and cannot be read from the Hub: {type(error).__name__}: {reason}"
         ) from error
 
 

@@ -54,7 +54,7 @@ def parse_line(line: bytes) -> Row:
                     f"two objects on one line (the second begins at character {error.pos + 1}): one object a line"
                 ) from error
         raise RowError(
-            f"not valid JSON: {error.msg} at character {error.pos + 1} of {shorten(text.strip())}: mend the line"
+            f"not valid JSON: {error.msg} at character {error.pos + 1} of {shorten(text.strip())}: fix the line"
         ) from error
     except RecursionError as error:
         raise RowError("JSON nested too deeply: a row is one flat object") from error

@@ -131,7 +131,7 @@ def _check(manifest: Manifest) -> None:
             or Path(info.file).is_absolute()
             or ".." in Path(info.file).parts
         ):
-            raise ValueError(f"{info.file!r} is no file of it")
+            raise ValueError(f"{info.file!r} is not one of its files")
         counts |= {f"bytes of {info.file}": info.bytes, f"documents of {info.file}": info.documents}
     wrong = [f"{name} is {value!r}" for name, value in counts.items() if type(value) is not int or value < 0]
     if wrong or manifest.batch_documents < 1 or not all(info.file.isprintable() for info in manifest.all_files()):

@@ -134,6 +134,6 @@ def open_format(folder: Path, choice: str = "auto", borrowed: ChatTemplate | Non
         raise UserError(
             f"{folder} has no chat template, and its vocabulary lacks {' '.join(extended.added)} of template "
             f"'{template.name}', so it was "
-            f"not trained on them: choose a --template, or --template {PLAIN} to have it go on with the prompt's text"
+            f"not trained on them: choose a --template, or --template {PLAIN} to have it continue the prompt's text"
         )
     return ChatFormat(tokenizer=extended, template=template)

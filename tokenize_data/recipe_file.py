@@ -174,7 +174,7 @@ def _content(file: Path, flag: str) -> dict[str, Any]:
         raise UserError(f"{flag} {file}: a recipe is a mapping of keys to values, not {kind}")
     for key in content:
         if not isinstance(key, str):
-            raise UserError(f"{flag} {file}: the key {key!r} is no text: see the keys that `sft train -h` lists")
+            raise UserError(f"{flag} {file}: the key {key!r} is not text: see the keys that `sft train -h` lists")
     found: dict[str, Any] = expanded(content, str(file))
     return found
 
@@ -208,6 +208,6 @@ def _refuse_twice(node: yaml.MappingNode, where: str) -> None:
         if isinstance(key, yaml.ScalarNode) and key.value != "<<":
             if key.value in seen:
                 raise UserError(
-                    f"{where}: '{key.value}' is there twice, again in line {key.start_mark.line + 1}: keep one"
+                    f"{where}: '{key.value}' is given twice, again in line {key.start_mark.line + 1}: keep one"
                 )
             seen.add(key.value)

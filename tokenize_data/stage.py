@@ -113,7 +113,7 @@ def _existing(
     say(f"using {folder}: {found.documents:,} documents made {found.created}")
     if request.specs and (lines := stale.differences(found, request.specs, request.seq)):
         warn(
-            f"{folder} differs from what was asked for, and is used as it is (--retokenize makes it anew): "
+            f"{folder} differs from what was asked for, and is used as it is (--retokenize rebuilds it): "
             + "; ".join(lines)
         )
     return found

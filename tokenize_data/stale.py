@@ -29,7 +29,7 @@ def refuse_other_tokenizer(manifest: Manifest, tokenizer: BaseTokenizer, templat
         if made != now:
             raise UserError(
                 f"{folder} was made with another {what} (fingerprint {made[:16]}) than the base model's ({now[:16]}): "
-                "use --retokenize to make it anew, or another --run_name"
+                "use --retokenize to rebuild it, or another --run_name"
             )
 
 
@@ -45,8 +45,8 @@ def refuse_other_split(manifest: Manifest, split: Split, is_validation: bool, fo
         how = f"with --val {made['val']}" if made.get("val") else "without a split"
         how += f" --val_group {made['group']}" if made.get("group") else ""
         raise UserError(
-            f"{folder} was made {how}, so rows for {split.flags} may have been trained: use --retokenize to make it "
-            "anew, or another --run_name"
+            f"{folder} was made {how}, so rows for {split.flags} may have been trained: use --retokenize to "
+            "rebuild it, or another --run_name"
         )
 
 
@@ -60,7 +60,7 @@ def refuse_other_files(training: Manifest, validation: Manifest, folder: Path) -
         changed = next((one[0] for one, other in zip(used, kept, strict=False) if one != other), "the list of files")
         raise UserError(
             f"{folder}: {changed} is not what the training data were made from, so rows for validation may have been "
-            "trained: use --retokenize to make both anew, or another --run_name"
+            "trained: use --retokenize to rebuild both, or another --run_name"
         )
 
 

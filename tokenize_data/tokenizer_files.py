@@ -106,7 +106,7 @@ def try_once(file: Path) -> None:
         child.ask(str(file))
     except guard.LimitError as error:
         raise UserError(
-            f"{file} is no usable tokenizer: it {error}, when it was tried: use another base model"
+            f"{file} is not a usable tokenizer: it {error}, when it was tried: use another base model"
         ) from error
     finally:
         child.close()

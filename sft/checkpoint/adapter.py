@@ -57,7 +57,7 @@ class AdapterFiles:
             keys: list[str] = list(file.keys())
         except (OSError, SafetensorError) as error:
             raise UserError(
-                f"{path} is not a whole safetensors file ({shorten(error, 120)}): fetch the adapter again"
+                f"{path} is not a complete safetensors file ({shorten(error, 120)}): fetch the adapter again"
             ) from error
         self._file = file
         # With an adapter on the head PEFT stores the head as well, as what is below the adapter.

@@ -54,7 +54,7 @@ def peers_of(group: dist.ProcessGroup | None = None) -> Peers:
             dist.all_gather_object(everyone, mine, group=group)
         except RuntimeError as error:
             raise CheckpointError(
-                f"another process does not answer ({shorten(error, 120)}): see why it ended, then resume"
+                f"another process does not respond ({shorten(error, 120)}): see why it ended, then resume"
             ) from error
         return everyone
 
@@ -141,8 +141,7 @@ class PendingSave:
         try:
             if not appears(scratch, _PATIENCE_SECONDS):
                 raise UserError(
-                    f"{scratch} is not seen after {_PATIENCE_SECONDS:.0f} s, and has to be on storage that all "
-                    "hosts share"
+                    f"{scratch} is not seen after {_PATIENCE_SECONDS:.0f} s: it must be on storage that all hosts share"
                 )
             self._report["files"] = self._write(scratch)
             fsync_folder(scratch)
@@ -155,7 +154,7 @@ class PendingSave:
             for record in files:
                 if not appears(scratch / record["name"], _PATIENCE_SECONDS):
                     raise UserError(
-                        f"{record['name']} is not seen here, the folder has to be on storage that all hosts share"
+                        f"{record['name']} is not visible here: the folder must be on storage that all hosts share"
                     )
             write_manifest(scratch, {**self._content, "iteration": self._iteration, "files": files})
             fsync_folder(scratch)
@@ -187,9 +186,7 @@ def find_latest(root: Path, verify: bool = True, peers: Peers = ALONE) -> tuple[
         skipped.append(f"{name} is not used: {reason}")
     if skipped:
         some = "; ".join(skipped[:3])
-        raise UserError(
-            f"no checkpoint in {root} is whole ({some}): bring one back, or give another folder to start from zero"
-        )
+        raise UserError(f"no checkpoint in {root} is complete ({some}): restore one, or use a new folder")
     return None, []
 
 

@@ -81,7 +81,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({shorten(error, 120)}): take another checkpoint") from error
     if iteration_of(folder) not in (None, content["iteration"]):
         raise UserError(
-            f"{path} is that of iteration {content['iteration']}: the folder was mixed up, take another checkpoint"
+            f"{path} is that of iteration {content['iteration']}: the folder mixes checkpoints; use another one"
         )
     return dict(content)
 

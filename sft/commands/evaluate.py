@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return _evaluate(arguments, places, console)
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from here")
+        console.print("interrupted; run the same command to resume")
         return EXIT_INTERRUPTED
 
 

@@ -120,7 +120,7 @@ def _origins(facts: dict[str, Any]) -> Any:
     base, tokenizer = Path(facts["resolved"]["base_folder"]), Path(facts["tokenizer_folder"])
     for folder, what in ((base, "base model"), (tokenizer, "tokenised data")):
         if not folder.is_dir():
-            raise UserError(f"the {what} of this run was in {folder}, which is gone: bring it back")
+            raise UserError(f"the {what} of this run was in {folder}, which no longer exists: restore it")
     config = AutoConfig.from_pretrained(base, trust_remote_code=facts["config"].get("trust_remote_code", False))
     config.get_text_config().vocab_size = facts["vocabulary_size"]
     generation = GenerationConfig.from_pretrained(base) if (base / "generation_config.json").exists() else None

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
             return _answer_files(arguments, place, sampling, training, console)
         return _talk(arguments, place, sampling, training, console)
     except KeyboardInterrupt:
-        console.print("interrupted" + ("; the same command goes on from here" if has_files else ""))
+        console.print("interrupted" + ("; run the same command to resume" if has_files else ""))
         return EXIT_INTERRUPTED
 
 

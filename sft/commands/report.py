@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(f"report    {path}")
         return 0
     server = serve.make_server(folders, arguments.port)
-    console.print(f"http://127.0.0.1:{server.server_port}/ shows the run as it goes on; Ctrl-C ends this")
+    console.print(f"http://127.0.0.1:{server.server_port}/ shows the run live; Ctrl-C stops the server")
     try:
         server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(f"{sweep.name}: {len(sweep.trials)} trials, {sweep.parallel} at once, in {sweep.folder}")
         stopped = _run(sweep, console, arguments)
         if stopped is not None:
-            sys.stderr.write(f"sft sweep: stopped by {stopped}; the same command goes on from there\n")
+            sys.stderr.write(f"sft sweep: stopped by {stopped}; run the same command to resume\n")
             return 75
         if arguments.trial is not None:  # others of the array write their own
             return 0 if trials.state_of(sweep, sweep.trials[arguments.trial]) == "finished" else 3

@@ -99,7 +99,7 @@ class ServerAsker:
     def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
         for example, answer in in_parallel(self.client, self._answer, examples, self.workers):
             if isinstance(answer, ServerError):
-                raise UserError(f"{example.place}: {answer}; the same command goes on from here")
+                raise UserError(f"{example.place}: {answer}; run the same command to resume")
             yield answer
 
     def _answer(self, example: Example) -> Answer:

@@ -56,7 +56,7 @@ class Client:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"{self.url} is no address of a server: write it as http://localhost:8000/v1")
+            raise UserError(f"{self.url} is not a server address: write it as http://localhost:8000/v1")
         if parts.username or parts.password:
             raise UserError("the server's address holds a password: put the key into the environment instead")
         if not self.per_minute > 0:
@@ -116,7 +116,7 @@ class Client:
         except (ValueError, RecursionError):
             raise ServerError(f"{self.url}/{path}: the answer is not JSON") from None
         if not isinstance(content, dict):
-            raise ServerError(f"{self.url}/{path}: the answer is no object")
+            raise ServerError(f"{self.url}/{path}: the answer is not an object")
         return content
 
     def _body(self, response: http.client.HTTPResponse, path: str) -> bytes:
@@ -128,7 +128,7 @@ class Client:
             if size > _MOST_BYTES:
                 raise ServerError(f"{self.url}/{path}: the answer is longer than {_MOST_BYTES // 2**20} MB")
             if time.monotonic() > deadline:
-                raise ServerError(f"{self.url}/{path}: the answer is not whole after {self.timeout_seconds:g} s")
+                raise ServerError(f"{self.url}/{path}: the answer was incomplete after {self.timeout_seconds:g} s")
         return b"".join(parts)
 
     def _of_status(self, error: urllib.error.HTTPError, path: str) -> ServerError:

@@ -57,7 +57,7 @@ class LineStore:
             self._file.flush()
         except OSError as error:
             raise UserError(
-                f"{self.path} cannot be written: {error.strerror}: the same command goes on from here"
+                f"{self.path} cannot be written: {error.strerror}: run the same command to resume"
             ) from error
 
     def replace(self, records: Iterable[Record]) -> None:

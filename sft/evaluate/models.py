@@ -71,7 +71,8 @@ def find_model(given: str) -> ModelPlace:
             f"{given} is a run without a model or a checkpoint yet: wait for its first checkpoint (--save_interval)"
         )
     raise UserError(
-        f"{given} is no model: give a Hugging Face folder (config.json and *.safetensors), a run's folder, a step-... "
+        f"{given} is not a model: give a Hugging Face folder (config.json and *.safetensors), a run's folder, a "
+        "step-... "
         "or adapter folder, "
         "a .gguf file, or a Hub id"
     )
@@ -87,7 +88,7 @@ def base_of(place: ModelPlace) -> str:
             f"--compare base: {place.folder} has no training.json that names its base model: give the base's folder"
         )
     if not Path(folder).is_dir():
-        raise UserError(f"--compare base: the base model was in {folder}, which is gone: give its folder")
+        raise UserError(f"--compare base: the base model was in {folder}, which no longer exists: give its folder")
     return folder
 
 
@@ -174,7 +175,7 @@ def _adapter(folder: Path, run: Path | None) -> ModelPlace:
     try:
         base_folder = resolve(base)
     except UserError as error:
-        raise UserError(f"{folder} is an adapter of {base}, which is not to be had ({error})") from error
+        raise UserError(f"{folder} is an adapter of {base}, which cannot be found ({error})") from error
     own = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
     return ModelPlace(
         label=run.resolve().name if run is not None else folder.resolve().name,

@@ -66,9 +66,9 @@ def read_hostfile(path: Path) -> list[HostLine]:
             continue
         found = _LINE.fullmatch(line)
         if found is None or found["host"].startswith("-"):
-            raise UserError(f"{path} line {number}: {shorten(line, 60)} is no host: write lines as node1 slots=8")
+            raise UserError(f"{path} line {number}: {shorten(line, 60)} is not a host: write lines as node1 slots=8")
         if any(found["host"] == one.host for one in hosts):
-            raise UserError(f"{path} line {number}: {found['host']} is there already: one line for each host")
+            raise UserError(f"{path} line {number}: {found['host']} is listed twice: one line for each host")
         hosts.append(HostLine(host=found["host"], slots=int(found["slots"]) if found["slots"] else None))
     if not hosts:
         raise UserError(f"{path} names no host: write lines as node1 slots=8")

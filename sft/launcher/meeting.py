@@ -99,7 +99,7 @@ class Coordinator:
         """Before the decision a node only listens: one that has closed its connection, or speaks, is none."""
         for node in [node for node, line in self._lines.items() if not line.is_waiting]:
             self._lines.pop(node).close()
-            self._say(f"node {node} ({self._hosts.pop(node)}) has left again: waiting for another in its place")
+            self._say(f"node {node} ({self._hosts.pop(node)}) left: waiting for a replacement")
 
     def agree(
         self, decision: Mapping[str, Any], chosen: Sequence[int], mine: Ready, timeout_seconds: float
@@ -130,7 +130,7 @@ class Coordinator:
             ready = Ready.from_json(message.get("ready"))
         except (OSError, ValueError) as error:
             raise UserError(
-                f"node {node} ({self._hosts[node]}) went away before the start ({error}): see its output"
+                f"node {node} ({self._hosts[node]}) disconnected before the start ({error}): see its output"
             ) from error
         return replace(ready, clock_offset=ready.clock - time.time())
 
@@ -234,7 +234,8 @@ class Member:
             message = self._line.receive(timeout_seconds)
         except OSError as error:
             raise UserError(
-                f"{self._name} went away ({error}): see its output, check --addr and --port, then start this node again"
+                f"{self._name} disconnected ({error}): see its output, check --addr and --port, then start this "
+                "node again"
             ) from error
         if message.get("stop"):
             raise UserError(f"{self._name} stops: {message['stop']}")

@@ -71,7 +71,7 @@ def join(settings: Settings, start: Start) -> int:
         except UserError as error:
             if is_first:
                 raise
-            sys.stderr.write(f"sft train: no other attempt: {error}\n")
+            sys.stderr.write(f"sft train: not restarting: {error}\n")
             return EXIT_FAILED
         received = RunSpec.from_json(decision["run"], "what node 0 sent")
         spec, error_here = _spec_here(received, settings, decision)

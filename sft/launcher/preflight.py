@@ -54,7 +54,7 @@ class Ready:
             "clock_offset": float | int,
         }
         if not isinstance(content, dict) or content.keys() != kinds.keys():
-            raise ValueError("it says other things of itself than this `sft` does")
+            raise ValueError("it describes itself differently from this `sft`")
         for name, kind in kinds.items():
             if not isinstance(content[name], kind):
                 raise ValueError(f"its {name} is {shorten(content[name])}")

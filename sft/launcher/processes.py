@@ -91,8 +91,8 @@ def start(
         codes = [worker.returncode for worker in workers]
         if end is not None and end.reason is not None and any(codes):
             sys.stderr.write(
-                f"sft {command}: {end.reason}: the run has ended here too; the same command goes on from the "
-                "latest checkpoint\n"
+                f"sft {command}: {end.reason}: the run has ended here too; run the same command to resume from "
+                "the latest checkpoint\n"
             )
             return EXIT_FAILED
         return _told(command, notes, codes, stacks)

@@ -42,7 +42,7 @@ def find_anatomy(model: Any) -> Anatomy:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if embedding is None or head is None:
         raise UserError(
-            f"{kind} has no {'embedding' if embedding is None else 'head'} that can be told: it cannot be "
+            f"{kind} has no {'embedding' if embedding is None else 'head'} that can be identified: it cannot be "
             "trained here yet"
         )
     lists = [

@@ -131,7 +131,8 @@ def _from_hub(path: str, inner: str | None) -> Path:
     except Exception as error:  # many kinds: no network, a full disk, a broken proxy
         reason = f"{type(error).__name__}: {shorten(error, 160)}"
         raise UserError(
-            f"'{path}' is no folder and cannot be had from the Hub ({reason}): check the network, or give a folder"
+            f"'{path}' is not a folder and cannot be fetched from the Hub ({reason}): check the network, or give "
+            "a folder"
         ) from error
     if not folder.is_dir():
         raise UserError(

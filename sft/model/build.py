@@ -112,7 +112,7 @@ def make_on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool = Fals
     except ValueError as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"{kind} is no causal language model that transformers knows ({reason}): it cannot be trained here"
+            f"{kind} is not a causal language model that transformers knows ({reason}): it cannot be trained here"
         ) from error
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

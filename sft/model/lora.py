@@ -135,7 +135,7 @@ def choose_saved(
     for word in wanted:
         found = {name for name in with_weights if _ends_in(name, word)}
         if not found:
-            raise UserError(f"--lora_modules_to_save {word}: no module is called so; there are {_kinds(with_weights)}")
+            raise UserError(f"--lora_modules_to_save {word}: no module matches; there are {_kinds(with_weights)}")
         if both := found & set(adapted):
             raise UserError(
                 f"{min(both)} would have an adapter and be trained in full: take it out of one of "
@@ -195,7 +195,7 @@ def _ends_in(name: str, word: str) -> bool:
 def _no_target(model: Any, target: str, linear: Sequence[str]) -> str:
     other = next((name for name, _ in model.named_modules() if name and _ends_in(name, target)), None)
     kind = (
-        f"{other} is no linear layer; to train it in full, use --lora_modules_to_save {target}"
+        f"{other} is not a linear layer; to train it in full, use --lora_modules_to_save {target}"
         if other
         else "no layer is called so"
     )

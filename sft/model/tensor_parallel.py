@@ -57,10 +57,7 @@ def layer_plan(config: Any) -> dict[str, str]:
     unknown = {f"{name}: {style}" for name, style in plan.items() if style not in _STYLES}
     if unknown:
         listing = ", ".join(sorted(unknown)[:3])
-        raise UserError(
-            f"the tensor-parallel plan of {config.model_type} has styles that are not known here ({listing}): "
-            "use --tp 1"
-        )
+        raise UserError(f"the tensor-parallel plan of {config.model_type} uses unknown styles ({listing}): use --tp 1")
     return plan
 
 

@@ -146,7 +146,7 @@ class WeightFiles:
         missing = sorted({file.name for file in files.values() if not file.is_file()})
         if missing:
             raise UserError(
-                f"{index} names {some_of(missing)}, missing in {self.folder}: fetch the folder again, to its end"
+                f"{index} names {some_of(missing)}, missing in {self.folder}: fetch the folder again, completely"
             )
         return files
 
@@ -203,7 +203,7 @@ def _open_file(file: Path) -> Any:
         size = f"{file.stat().st_size} bytes" if file.is_file() else "no file"
         reason = shorten(error, 120)
         raise UserError(
-            f"{file} ({size}) is not a whole safetensors file ({reason}): fetch it again, to its end"
+            f"{file} ({size}) is not a complete safetensors file ({reason}): fetch it again, completely"
         ) from error
 
 

@@ -60,7 +60,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
     records = metrics.read(folder / "metrics.jsonl")
     status = read_status(folder)
     if not records and status is None and not table:
-        raise UserError(f"{folder} is no run's folder: it has neither run.toml nor metrics.jsonl nor status.json")
+        raise UserError(f"{folder} is not a run folder: it has neither run.toml nor metrics.jsonl nor status.json")
     config, resolved = (part if isinstance(part := table.get(name), dict) else {} for name in ("config", "resolved"))
     data = _data(resolved.get("data_folder"))
     evaluation = _evaluation(folder / "evaluation")

@@ -136,7 +136,7 @@ class _Trackio:
         try:
             self._module.init(project=_PROJECT, name=run_name, config=config, resume="allow" if start else "never")
         except Exception as error:
-            raise UserError(f"--trackio: cannot start: {_said(error)}: see to that, or leave --trackio out") from error
+            raise UserError(f"--trackio: cannot start: {_said(error)}: fix that, or leave --trackio out") from error
 
     def log(self, record: Mapping[str, Any]) -> None:
         self._module.log(scalars(record), step=int(record["iteration"]))

@@ -62,10 +62,8 @@ def choose_layout(
     tp, pp = tp or 1, pp or 1
     if world % (tp * pp):
         fitting = ", ".join(f"{count}" for count in range(1, world + 1) if world % count == 0)
-        needed = f"tp {tp} x pp {pp} = {tp * pp} processes for one copy of the model, of which {world} is no multiple"
-        raise UserError(
-            f"{needed}: start {tp * pp} or a multiple of it (--nproc_per_node, --nodes), or use a tp * pp of {fitting}"
-        )
+        needed = f"tp {tp} x pp {pp} needs a multiple of {tp * pp} processes, but {world} would start"
+        raise UserError(f"{needed}: start {tp * pp} or more (--nproc_per_node, --nodes), or use a tp * pp of {fitting}")
     dp = world // (tp * pp)
     if global_batch % dp:
         fitting = ", ".join(str(count) for count in range(1, min(global_batch, 1024) + 1) if global_batch % count == 0)

@@ -87,12 +87,12 @@ def selected(devices: Sequence[Device], listed: str | None) -> list[Device]:
 
 
 def check_torch(count: int) -> None:
-    """A torch that computes on CPUs alone would train on a machine with GPUs a hundred times as slowly."""
+    """A torch that supports CPUs only would train on a machine with GPUs a hundred times as slowly."""
     version, cuda = _torch_build()
     if count and version is not None and cuda is None:
         these = "a GPU" if count == 1 else f"{count} GPUs"
         raise UserError(
-            f"this machine has {these}, and torch {version} computes on CPUs alone: install a build for CUDA, with "
+            f"this machine has {these}, and torch {version} supports CPUs only: install a build for CUDA, with "
             "pip install torch --index-url https://download.pytorch.org/whl/cu128, or hide the GPUs with "
             "CUDA_VISIBLE_DEVICES="
         )

@@ -237,7 +237,7 @@ def _count_rows(files: tuple[str, ...]) -> tuple[int, float] | None:
                     lines, length, left = lines + block.count(b"\n"), length + len(block), left - len(block)
                 is_whole = not stream.read(1)
         except OSError as error:
-            raise UserError(f"--data {name}: {error.strerror or error}: give files that are there") from error
+            raise UserError(f"--data {name}: {error.strerror or error}: give files that exist") from error
         factor = 1.0 if is_whole else max(1.0, path.stat().st_size / max(length, 1))
         rows, size = rows + max(lines, 1) * factor, size + length * factor
     return round(rows), size / max(rows, 1)

@@ -42,7 +42,7 @@ def holds(text: str, values: Mapping[str, Any], where: str) -> bool:
         return bool(_value(ast.parse(text.strip(), mode="eval").body, values, where))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(
-            f"{where}: {text!r} is no condition ({error}): write it as samples >= 120 or loss == 'full'"
+            f"{where}: {text!r} is not a condition ({error}): write it as samples >= 120 or loss == 'full'"
         ) from error
     except (TypeError, ZeroDivisionError, OverflowError) as error:
         raise UserError(

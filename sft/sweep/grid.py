@@ -102,7 +102,7 @@ def read_sweep(
     for line in after:
         if not _words(line):
             raise UserError(
-                f"{file}: after: {shorten(line)} is no command: close its quotes, and write it as in a terminal"
+                f"{file}: after: {shorten(line)} is not a command: close its quotes, and write it as in a terminal"
             )
     return Sweep(
         name=name,
@@ -141,7 +141,7 @@ def _axes(given: Any, file: Path) -> dict[str, dict[Any, dict[str, Any]]]:
             f"{file}: axes must be a mapping, such as axes: {{loss: [completion, full], samples: [60, 120]}}"
         )
     if reserved := sorted({"trial", "state", "reason", "run"} & set(map(str, given))):
-        raise UserError(f"{file}: axes: {reserved[0]} is a column of the result table: call it otherwise")
+        raise UserError(f"{file}: axes: {reserved[0]} is a column of the result table: rename it")
     axes = {str(axis): _axis(str(axis), values, f"{file}: axes: {axis}") for axis, values in given.items()}
     count = 1
     for axis, values in axes.items():
@@ -167,7 +167,7 @@ def _axis(axis: str, values: Any, where: str) -> dict[Any, dict[str, Any]]:
             raise UserError(f"{where}: a list of values needs one of the recipe's keys as the axis: {hint}")
         named = {_label(value): {key: value} for value in values}
         if len(named) < len(values):
-            raise UserError(f"{where}: a value is there twice: keep one")
+            raise UserError(f"{where}: a value is listed twice: keep one")
     elif isinstance(values, Mapping):
         named = {}
         for label, settings in values.items():

@@ -121,7 +121,7 @@ class Runner:
             return None
         trial = self._waiting.popleft()
         if (run := run_of(trial)) is not None and not lease.is_free(run, _WAIT_SECONDS):
-            self._say(f"{trial.name}: still runs elsewhere: left alone")
+            self._say(f"{trial.name}: is still running elsewhere: skipped")
             return self._next()
         word = "goes on" if run is not None else "starts"
         self._say(f"{trial.name}: {word}")

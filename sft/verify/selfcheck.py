@@ -74,7 +74,7 @@ def self_check(
     except Exception as error:  # whatever a model's own code raises when it is called in a way that is not its own
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"{kind} cannot be taken apart into stages ({type(error).__name__}: {reason}): it cannot be trained here "
+            f"{kind} cannot be split into stages ({type(error).__name__}: {reason}): it cannot be trained here "
             "yet; "
             "use a base model of another family"
         ) from error
@@ -121,7 +121,7 @@ def _compare(run: _Run, model: Any, tolerance: float) -> float:
         in_format = "" if run.dtype is torch.float32 else f" in {str(run.dtype).removeprefix('torch.')}"
         by = f"off by {worst:.1e}" if run.dtype is torch.float32 else f"off by {worst:.1f} times what rounding explains"
         raise UserError(
-            f"{run.kind} taken apart into stages{layout} does not compute what transformers computes{in_format} "
+            f"{run.kind} split into stages{layout} does not compute what transformers computes{in_format} "
             f"({where}: {by}): "
             "it cannot be trained here yet; use a base model of another family"
             + (" or --tp 1" if run.group.size > 1 else "")

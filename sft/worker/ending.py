@@ -61,7 +61,7 @@ class Interrupt:
         self.name, self._heard_at = signal.Signals(number).name, time.monotonic()
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(
-                f"sft: {self.name}: saving after this iteration, then leaving; once more to leave at once\n"
+                f"sft: {self.name}: saving after this iteration, then stopping; send it again to stop at once\n"
             )
 
 

@@ -183,9 +183,7 @@ class _Loop:
         with self._saving():
             self._saver.save(number, self.result, is_final=True)
             if self._saver.finish():
-                self._watch.warn(
-                    f"iteration {number:,} was saved before the run ends: the same command goes on from there"
-                )
+                self._watch.warn(f"iteration {number:,} was saved before the run ends: run the same command to resume")
 
     def finish(self, peers: Peers) -> None:
         """Wait for the last checkpoint; with early stopping, the best model is the result."""
@@ -236,7 +234,7 @@ class _Loop:
                 f"a signal asked to stop after iteration {iteration:,}, which could not be saved: see the warning above"
             )
         raise PreemptedError(
-            f"stopped by a signal after iteration {iteration:,}, which is saved: the same command goes on from there"
+            f"stopped by a signal after iteration {iteration:,}, which is saved: run the same command to resume"
         )
 
 

@@ -195,7 +195,7 @@ def check(spec: RunSpec, checkpoint: Checkpoint) -> None:
         )
     if checkpoint.iteration < spec.iterations and facts["next_batch"] != next_batch(spec, checkpoint.iteration):
         raise UserError(
-            f"{checkpoint.folder} would go on with other documents than this run: numpy's permutations differ; "
+            f"{checkpoint.folder} would resume with other documents than this run: numpy's permutations differ; "
             "use its version"
         )
 

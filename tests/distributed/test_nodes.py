@@ -274,7 +274,7 @@ def test_a_lost_host_ends_the_run_on_the_other(site: Site, node: Callable, tmp_p
     code, _, err = _ended([first])[0]
     assert code == 3, err
     assert "node 1 (sfthost1) " in err
-    assert "the same command goes on from the latest checkpoint" in err
+    assert "run the same command to resume from the latest checkpoint" in err
 
 
 def _until_iteration(site: Site, run: str, iteration: int) -> None:

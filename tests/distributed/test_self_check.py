@@ -77,7 +77,7 @@ def test_a_mistake_is_refused_on_every_rank(name, results):
     where = MISTAKES[case["mistake"]][2]
     for rank in results_of(results[name]):
         assert re.fullmatch(
-            rf"\w+ taken apart into stages at tp {case['tp']} does not compute what transformers computes "
+            rf"\w+ split into stages at tp {case['tp']} does not compute what transformers computes "
             rf"\({where}: off by \d\.\de-\d\d\): it cannot be trained here yet; use a base model of another family or "
             r"--tp 1",
             rank.get("refusal", f"it passed: {rank}"),

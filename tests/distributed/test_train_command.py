@@ -176,10 +176,7 @@ def test_a_finished_run_says_where_its_model_is(site: Site, alone: str):
             ["--nproc_per_node", 5],
             "global_batch 12 is not divisible by dp 5: use dp 1, 2, 3, 4, 6, 12, or a global_batch of 5, 10, ...",
         ),
-        (
-            ["--tp", 2, "--nproc_per_node", 3],
-            "tp 2 x pp 1 = 2 processes for one copy of the model, of which 3 is no multiple",
-        ),
+        (["--tp", 2, "--nproc_per_node", 3], "tp 2 x pp 1 needs a multiple of 2 processes, but 3 would start"),
         (
             ["--no_autoaccept_iters"],
             "there is no terminal: ceil(3 epochs x 50 documents / 12) = 13 iterations; accept it with",

@@ -106,7 +106,7 @@ def _start_from_zero(run_folder: Path) -> str | None:
     try:
         return f"found {find_latest(run_folder)}"
     except UserError as error:
-        return None if "is whole (step-0000008 is not used: " in str(error) else str(error)
+        return None if "is complete (step-0000008 is not used: " in str(error) else str(error)
 
 
 def _whole_command(field: Field) -> str | None:
@@ -132,7 +132,7 @@ def _whole_command(field: Field) -> str | None:
     code, said, errors = run(site, *flags)
     return (
         None
-        if code == 2 and errors.count("\n") == 1 and "is whole (" in errors
+        if code == 2 and errors.count("\n") == 1 and "is complete (" in errors
         else f"with none whole: exit code {code}: {errors[-400:]}"
     )
 

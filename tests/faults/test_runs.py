@@ -88,7 +88,7 @@ def test_a_signal_saves_and_asks_to_be_started_again(site: Site, start: Callable
     assert status["state"] == "preempted"
     assert (site.root / "checkpoints" / _run(name) / f"step-{status['iteration']:07d}").is_dir()
     assert f"stopped by a signal after iteration {status['iteration']}, which is saved" in said
-    assert "the same command goes on from there" in said
+    assert "run the same command to resume" in said
     again = site.train("--id", name, "--iters", status["iteration"] + 2)
     assert again.returncode == 0, again.stderr
     assert f"resumed after iteration {status['iteration']}" in again.stdout

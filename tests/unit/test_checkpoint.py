@@ -242,7 +242,7 @@ def test_no_whole_checkpoint_is_an_error_and_none_is_none(tmp_path: Path) -> Non
         (save(tmp_path, iteration) / "manifest.json").unlink()
     with pytest.raises(
         UserError,
-        match=r"no checkpoint in .* is whole \(step-0000008 is not used: .*; step-0000004 .*\): bring one back",
+        match=r"no checkpoint in .* is complete \(step-0000008 is not used: .*; step-0000004 .*\): restore one",
     ):
         find_latest(tmp_path)
 

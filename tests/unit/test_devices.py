@@ -233,7 +233,7 @@ def test_a_torch_for_cpus_is_refused_on_a_machine_with_gpus(monkeypatch):
     with pytest.raises(UserError) as refused:
         check_torch(2)  # these tests run with such a torch
     assert "this machine has 2 GPUs, and torch 2." in str(refused.value)
-    assert "computes on CPUs alone: install a build for CUDA, with pip install torch --index-url" in str(refused.value)
+    assert "supports CPUs only: install a build for CUDA, with pip install torch --index-url" in str(refused.value)
     monkeypatch.setattr(devices, "_torch_build", lambda: ("2.13.0", "13.0"))
     check_torch(2)
     here(monkeypatch, found(), "3")

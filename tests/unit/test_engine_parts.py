@@ -186,7 +186,8 @@ def test_what_is_no_causal_model_is_refused_by_name():
     from transformers import CLIPConfig
 
     with pytest.raises(
-        UserError, match=r"^clip is no causal language model that transformers knows \(.+\): it cannot be trained here$"
+        UserError,
+        match=r"^clip is not a causal language model that transformers knows \(.+\): it cannot be trained here$",
     ):
         build.make_on_meta(CLIPConfig(), torch.float32)
 

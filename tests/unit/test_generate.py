@@ -167,7 +167,7 @@ def test_an_interrupt_keeps_what_is_answered(
         patch.setattr(Decoder, "write", interrupted)
         code, _, err = sft("generate", tuned, "--data", data, "--out", out)
     assert (code, len(read(out))) == (130, 2)
-    assert "the same command goes on" in err
+    assert "run the same command to resume" in err
     assert sft("generate", tuned, "--data", data, "--out", out)[0] == 0
     assert [row["answer"] for row in read(out)] == list(tiny.LEARNT.values())
 
@@ -249,7 +249,7 @@ def test_wrong_flags(arguments: list[str], message: str, tuned: Path, sft: Run) 
 
 
 def test_what_is_no_model(sft: Run, tmp_path: Path) -> None:
-    assert "is no model: give a Hugging Face folder" in sft("generate", tmp_path, "--prompt", "x")[2]
+    assert "is not a model: give a Hugging Face folder" in sft("generate", tmp_path, "--prompt", "x")[2]
     (tmp_path / "config.json").write_text("{}")
     assert "no *.safetensors: give a folder with weights" in sft("generate", tmp_path, "--prompt", "x")[2]
     run = tmp_path / "run"
@@ -298,4 +298,4 @@ def test_an_adapter_on_its_base(tuned: Path, sft: Run, tmp_path: Path) -> None:
         assert sft("generate", model, "--prompt", "Are you coming?", "--max_tokens", 6)[1].strip() == expected
     assert base_of(find_model(str(run))) == str(tuned)
     (run / "adapter" / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "./gone"}))
-    assert "is an adapter of ./gone, which is not to be had" in sft("generate", run, "--prompt", "x")[2]
+    assert "is an adapter of ./gone, which cannot be found" in sft("generate", run, "--prompt", "x")[2]

@@ -34,12 +34,12 @@ def test_deepspeed_s_format(tmp_path: Path):
         ("a slots=8\nb slots=4\n", r"different slots \(a 8, b 4\)"),
         ("a slots=8\nb\n", r"different slots \(a 8, b none\)"),
         ("a slots=0\n", "slots=0 leaves no process"),
-        ("a gpus=8\n", "line 1: 'a gpus=8' is no host"),
-        ("-oProxyCommand=evil slots=1\n", "line 1: .* is no host"),
-        ("a slots=" + "9" * 5000 + "\n", "line 1: .* is no host"),
-        ("a slots=\u0663\n", "line 1: .* is no host"),
-        ("a\0b slots=1\n", "line 1: .* is no host"),
-        ("a\x1b[2Jb\n", "line 1: .* is no host"),
+        ("a gpus=8\n", "line 1: 'a gpus=8' is not a host"),
+        ("-oProxyCommand=evil slots=1\n", "line 1: .* is not a host"),
+        ("a slots=" + "9" * 5000 + "\n", "line 1: .* is not a host"),
+        ("a slots=\u0663\n", "line 1: .* is not a host"),
+        ("a\0b slots=1\n", "line 1: .* is not a host"),
+        ("a\x1b[2Jb\n", "line 1: .* is not a host"),
     ],
 )
 def test_what_is_no_hostfile(tmp_path: Path, text: str, message: str):

@@ -41,7 +41,11 @@ FILES = {
         "gives 'zzzz' the id 4,000,000,000, above 16,777,215",
     ),
     "id below 0": ({"model": {"vocab": {"zzzz": -1}}}, {}, "cannot be read (invalid value: integer `-1`"),
-    "doubling": ({"normalizer": {"type": "Sequence", "normalizers": [DOUBLED] * 40}}, {}, "is no usable tokenizer: it"),
+    "doubling": (
+        {"normalizer": {"type": "Sequence", "normalizers": [DOUBLED] * 40}},
+        {},
+        "is not a usable tokenizer: it",
+    ),
     "panic when used": ({"post_processor": NO_POST}, {}, "PanicException: no entry found for key"),
     "panic when read": (
         {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},

@@ -35,8 +35,8 @@ def test_what_is_not_given_is_data_parallel():
     [
         (
             {"world": 6, "tp": 2, "pp": 2},
-            "tp 2 x pp 2 = 4 processes for one copy of the model, of which 6 is no multiple: start 4 or a "
-            "multiple of it (--nproc_per_node, --nodes), or use a tp * pp of 1, 2, 3, 6",
+            "tp 2 x pp 2 needs a multiple of 4 processes, but 6 would start: start 4 or more "
+            "(--nproc_per_node, --nodes), or use a tp * pp of 1, 2, 3, 6",
         ),
         (
             {"world": 3, "global_batch": 64},

@@ -182,7 +182,7 @@ def test_what_ends_the_run_comes_after_a_save(scene: Callable[..., Scene], error
     assert raised.value is error
     assert made.events == ["save 3", "finish"]
     assert made.finals == [3]
-    assert made.said == ["iteration 3 was saved before the run ends: the same command goes on from there"]
+    assert made.said == ["iteration 3 was saved before the run ends: run the same command to resume"]
 
 
 def test_a_validation_that_fails_loses_nothing(scene: Callable[..., Scene]):

@@ -81,18 +81,18 @@ def test_modules_are_trained_in_full_besides():
         (
             {"targets": ("query",)},
             "llama",
-            "--lora_targets query: no layer is called so; linear layers are q_proj, k_proj, v_proj, o_proj",
+            "--lora_targets query: no layer matches; linear layers are q_proj, k_proj, v_proj, o_proj",
         ),
         (
             {"targets": ("embed_tokens",)},
             "llama",
-            "is no linear layer; to train it in full, use --lora_modules_to_save embed_tokens",
+            "is not a linear layer; to train it in full, use --lora_modules_to_save embed_tokens",
         ),
         ({"targets": ("lm_head",)}, "llama3-tied", "use --lora_modules_to_save lm_head"),
         (
             {"modules_to_save": ("heads",)},
             "llama",
-            "--lora_modules_to_save heads: no module is called so; there are embed_tokens, q_proj",
+            "--lora_modules_to_save heads: no module matches; there are embed_tokens, q_proj",
         ),
         ({"modules_to_save": ("q_proj",)}, "llama", "would have an adapter and be trained in full"),
     ],

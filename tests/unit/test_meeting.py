@@ -169,7 +169,7 @@ def test_a_node_that_left_is_replaced(meeting: Meeting):
     leaving.shutdown(socket.SHUT_RDWR)
     meeting.guest()
     assert meeting.host.collect(LONG) == [1]
-    assert "node 1 (x) has left again: waiting for another in its place" in meeting.said
+    assert "node 1 (x) left: waiting for a replacement" in meeting.said
 
 
 def test_they_start_together_among_strangers(meeting: Meeting):
@@ -216,7 +216,7 @@ def test_a_node_that_cannot_say_that_it_is_ready(meeting: Meeting, said: bytes):
             node.shutdown(socket.SHUT_WR)
 
     thread = _later(answer)
-    with pytest.raises(UserError, match=r"^node 1 \(x\) went away before the start \(.*\): see its output$"):
+    with pytest.raises(UserError, match=r"^node 1 \(x\) disconnected before the start \(.*\): see its output$"):
         meeting.host.agree(DECISION, [1], ready(0), LONG)
     meeting.host.close()
     thread.join()
@@ -232,8 +232,8 @@ def test_what_a_node_says_of_itself_is_checked(change: dict[str, Any]):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (b"", "went away (the connection was closed)"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "went away (it sent 'HTTP/1.1 400"),
+        (b"", "disconnected (the connection was closed)"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "disconnected (it sent 'HTTP/1.1 400"),
         (b"{}\n", "sent no decision that this `sft` understands"),
         (b'{"decision": 1}\n', "sent no decision"),
         (b'{"decision": {"iters": "3"}}\n', "sent no decision"),

@@ -53,7 +53,7 @@ def test_a_mistake_in_bfloat16_alone_is_found(monkeypatch):
     monkeypatch.setattr(attention, "_one_document", wrong)
     assert self_check(tiny_config("llama"), SingleRank(), False) <= 1e-5
     message = (
-        r"llama taken apart into stages does not compute what transformers computes in bfloat16 \(.+: off by "
+        r"llama split into stages does not compute what transformers computes in bfloat16 \(.+: off by "
         r"\d+\.\d times what rounding"
     )
     with pytest.raises(UserError, match=message):
@@ -117,7 +117,7 @@ def test_a_mistake_is_found_by_the_self_check(monkeypatch):
     right = parts.Head.logits
     monkeypatch.setattr(parts.Head, "logits", lambda self, hidden: right(self, hidden) * 1.001)
     with pytest.raises(
-        UserError, match=r"llama taken apart into stages does not compute what transformers computes \(.+: off by "
+        UserError, match=r"llama split into stages does not compute what transformers computes \(.+: off by "
     ):
         self_check(tiny_config("llama"), SingleRank(), False)
 

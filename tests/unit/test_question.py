@@ -71,7 +71,7 @@ def test_every_packaged_entry_plans_or_says_what_is_too_small(packaged, capsys, 
 def test_typed_sizes_are_orders(packaged, capsys):
     code, found = plan(capsys, packaged, "--checkpoint", "llama3", "--size", "8", "--tp", "4", *on(2))
     assert code == 2
-    assert "tp 4 x pp 1 = 4 processes for one copy of the model, of which 2 is no multiple" in found
+    assert "tp 4 x pp 1 needs a multiple of 4 processes, but 2 would start" in found
     code, found = plan(capsys, packaged, "--checkpoint", "llama3", "--size", "70", "--tp", "4", *on(64))
     assert (code, found["tp"]) == (0, 4), found
     assert found["pp"] == 8  # the entry's

@@ -279,7 +279,7 @@ def test_damaged_files_are_left_out(tmp_path: Path) -> None:
     assert facts["warnings"] == ["failed after iteration 40: loss is NaN"]
 
 
-@pytest.mark.parametrize(("name", "message"), [("none", "no such folder"), ("empty", "is no run's folder")])
+@pytest.mark.parametrize(("name", "message"), [("none", "no such folder"), ("empty", "is not a run folder")])
 def test_what_is_no_run(name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert entry(["report", str(tmp_path / name)]) == 2

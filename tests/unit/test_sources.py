@@ -218,7 +218,7 @@ def test_a_name_that_the_hub_does_not_have_is_one_line(bench, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     outcome = bench.tokenize("--data", "no/such-data")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
-    assert "no/such-data is no file here, and cannot be read from the Hub" in outcome.err
+    assert "no/such-data is not a file here, and cannot be read from the Hub" in outcome.err
 
 
 # ---- names and byte-order marks

@@ -112,9 +112,9 @@ def test_the_grid(folder: Path):
         (("samples: [60, 120]", "sampels: [60]"), "did you mean 'samples'?"),
         (("loss: [completion, full]", "loss: [completion, all]"), "use completion or full"),
         (("[60, 120]", "[]"), "has no values"),
-        (("[60, 120]", "[60, 60]"), "a value is there twice"),
+        (("[60, 120]", "[60, 60]"), "a value is listed twice"),
         (("samples >= 120", "rows > 1"), "no axis or setting 'rows'"),
-        (("samples >= 120", "__import__('os')"), "is no condition"),
+        (("samples >= 120", "__import__('os')"), "is not a condition"),
         (("samples >= 120", "samples >= 'a'"), "cannot be computed"),
         (("samples: [120]", "samples: [130]"), "exclude: too dear: samples has no value 130: it has 60, 120"),
         (("model: big,", "model: {a: 1},"), "model has no value {'a': 1}"),
@@ -306,7 +306,7 @@ def test_words_of_a_command_after_a_trial_stay_words(folder: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        *((line, r"grid.yaml: after: .* is no command") for line in ("echo 'not closed", "echo \\", "", "  ")),
+        *((line, r"grid.yaml: after: .* is not a command") for line in ("echo 'not closed", "echo \\", "", "  ")),
         ("echo a\0b", r"grid.yaml: 'echo a\\x00b' has a NUL character: write the text again"),
     ],
 )

@@ -144,7 +144,7 @@ def test_what_cannot_start_is_said_before_the_training_and_the_others_are_closed
     monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "trackio", Fake(RuntimeError("no room")))  # type: ignore[arg-type]
     with pytest.raises(
-        UserError, match=r"^--trackio: cannot start: RuntimeError: no room: see to that, or leave --trackio out$"
+        UserError, match=r"^--trackio: cannot start: RuntimeError: no room: fix that, or leave --trackio out$"
     ):
         opened(tmp_path, [], wandb=True, trackio=True)
     assert wandb.finished == 1

@@ -268,14 +268,14 @@ def test_a_truncated_file_is_named(tmp_path, keep):
     root = folder_of(tmp_path / "m")
     content = (root / SINGLE).read_bytes()[:keep]
     (root / SINGLE).write_bytes(content)
-    assert f"{root / SINGLE} ({len(content)} bytes) is not a whole safetensors file" in refusal(WeightFiles, root)
+    assert f"{root / SINGLE} ({len(content)} bytes) is not a complete safetensors file" in refusal(WeightFiles, root)
 
 
 def test_a_truncated_shard_is_named(tmp_path):
     root = folder_of(tmp_path / "m", num_files=3)
     shard = root / "model-00002-of-00003.safetensors"
     shard.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    assert f"{shard} (43 bytes) is not a whole safetensors file" in refusal(match, root)
+    assert f"{shard} (43 bytes) is not a complete safetensors file" in refusal(match, root)
 
 
 def test_a_missing_shard_is_named(tmp_path):
