@@ -36,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--data", nargs="+", default=[], metavar="FILE", help="questions: JSONL, as in training; answers may be missing"
     )
     parser.add_argument(
-        "--out", type=Path, default=None, metavar="FILE", help="JSONL with the answers; gone on with where it was left"
+        "--out", type=Path, default=None, metavar="FILE", help="JSONL with the answers; resumed if it exists"
     )
     parser.add_argument(
         "--answer_field", default="answer", metavar="K", help="key of the answers in --out (default: answer)"

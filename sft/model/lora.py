@@ -197,7 +197,7 @@ def _no_target(model: Any, target: str, linear: Sequence[str]) -> str:
     kind = (
         f"{other} is not a linear layer; to train it in full, use --lora_modules_to_save {target}"
         if other
-        else "no layer is called so"
+        else "no layer matches"
     )
     return f"--lora_targets {target}: {kind}; linear layers are {_kinds(linear)}, or {ALL_LINEAR} for all but the head"
 

@@ -25,6 +25,10 @@ class MemoryReader:
     def __getitem__(self, number: int) -> Document:
         return self.documents[number]
 
+    @property
+    def parts(self) -> dict[str, range]:
+        return {"memory": range(len(self))}
+
     def place(self, number: int) -> tuple[str, int]:
         return "memory.jsonl", number + 1
 

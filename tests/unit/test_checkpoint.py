@@ -342,7 +342,7 @@ def test_storage_that_not_all_hosts_share_is_said(tmp_path: Path, monkeypatch: p
         return write_share(folder if rank == 0 else own, rank)
 
     errors = together(2, saving(tmp_path / "root", 8, on_own_disk))
-    assert all("rank-00001-of-00004.safetensors is not seen here" in str(error) for error in errors)
+    assert all("rank-00001-of-00004.safetensors is not visible here" in str(error) for error in errors)
 
 
 def test_a_full_disk_is_said_and_leaves_the_one_before(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_deepspeed_s_format(tmp_path: Path):
     ("text", "message"),
     [
         ("", "names no host: write lines as node1 slots=8"),
-        ("a slots=8\na slots=8\n", "line 2: a is there already"),
+        ("a slots=8\na slots=8\n", "line 2: a is listed twice"),
         ("a slots=8\nb slots=4\n", r"different slots \(a 8, b 4\)"),
         ("a slots=8\nb\n", r"different slots \(a 8, b none\)"),
         ("a slots=0\n", "slots=0 leaves no process"),

@@ -168,7 +168,7 @@ def test_what_failed_is_tried_again(hostile, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = hostile({"post_processor": NO_POST})
     for _ in range(2):
-        with pytest.raises(UserError, match="no usable tokenizer"):
+        with pytest.raises(UserError, match="not a usable tokenizer"):
             load_tokenizer(str(folder))
 
 

@@ -219,9 +219,9 @@ def test_a_rubric_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("localhost:8000", "no address of a server"),
+        ("localhost:8000", "not a server address"),
         ("http://me:pass@host/v1", "holds a password"),
-        ("ftp://x", "no address"),
+        ("ftp://x", "not a server address"),
     ],
 )
 def test_addresses(url: str, message: str) -> None:

@@ -82,9 +82,9 @@ class Scene:
             if number == self.signal_at:
                 self.interrupt.name = "SIGTERM"
 
-    def validate(self, pipeline: Any, feed: Any, num_documents: int) -> dict[str, float]:
+    def validate(self, pipeline: Any, feed: Any, parts: dict[str, range]) -> dict[str, float]:
         self.events.append("validate")
-        for first in range(0, num_documents, 10):
+        for first in range(0, sum(map(len, parts.values())), 10):
             batch, micro_batches = feed.plan_for_validation(np.arange(first, first + 10), 1)
             for _ in micro_batches:
                 self.now += 110

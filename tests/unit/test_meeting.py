@@ -225,7 +225,7 @@ def test_a_node_that_cannot_say_that_it_is_ready(meeting: Meeting, said: bytes):
 @pytest.mark.parametrize("change", [{"clock": "now"}, {"facts": []}, {"more": 1}, {"error": 1}, {"processes": None}])
 def test_what_a_node_says_of_itself_is_checked(change: dict[str, Any]):
     assert Ready.from_json(ready(1).as_json()) == ready(1)
-    with pytest.raises(ValueError, match=r"its |it says other things"):
+    with pytest.raises(ValueError, match=r"its |it describes itself"):
         Ready.from_json({**ready(1).as_json(), **change})
 
 
