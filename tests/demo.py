@@ -50,6 +50,7 @@ def main() -> int:
         str(FOLDER / "runs"),
     ]
     command += ["--epochs", "1", "--global_batch", "8", "--lr", "3e-4", "--min_lr", "3e-5", "--eval_interval", "10"]
+    command += ["--no_tensorboard"]  # which is not installed for this
     _say("$ " + " ".join(command))
     began = time.monotonic()
     code = subprocess.run([sys.executable, "-m", *command]).returncode

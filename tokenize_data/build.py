@@ -1,6 +1,4 @@
-"""Making one data set's files: every row of every source, in order, to shards and a manifest that is not yet
-written.
-"""
+"""Builds one data set's files: converts every row of every source, in order, to shards, and returns the manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people are told of a finished data set: a short summary, and warnings."""
+"""A short summary of a finished data set, and warnings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user can cause: one line that says what, with which values, and what to do instead."""
+"""Errors that a user can cause: one line with what happened, the values, and what to do."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Files that hold users' text: their owner alone reads them, whatever the umask. And JSON for names that are not
-UTF-8.
-"""
+"""Files with users' text: only their owner can read them, whatever the umask. And JSON for names that are not UTF-8."""
 
 from __future__ import annotations
 

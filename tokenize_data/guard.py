@@ -1,5 +1,4 @@
-"""Work on what strangers wrote, in a process that may be killed: with a limit on its processor time and one on its
-memory.
+"""Runs untrusted templates and tokenizers in a process that may be killed, with limits on processor time and memory.
 
 Processor time, not a clock's: it does not depend on what else the machine does. A function in C that does not return
 cannot be stopped from within, so the timer's signal ends the process, and whoever waits for the process says why.

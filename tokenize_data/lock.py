@@ -1,6 +1,4 @@
-"""One process makes a data set, others wait for it. The kernel lets go of the lock when its holder dies, however it
-dies.
-"""
+"""One process builds a data set while others wait. The kernel releases the lock when its holder dies."""
 
 from __future__ import annotations
 

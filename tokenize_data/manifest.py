@@ -1,5 +1,5 @@
-"""manifest.json: written last, so that what has one is complete. It names every file with size and checksum, and what
-they came from.
+"""manifest.json: written last, so its presence marks a data set as complete. It names every file with size and
+checksum, and what they came from.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run may be called: its name becomes that of folders."""
+"""Valid run names: they become names of folders."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A recipe's file as a mapping: YAML that runs nothing and stays small, `extends`, `${VAR}`. What its keys mean is
-known elsewhere.
+"""Reads a recipe as a mapping: safe YAML of limited size, `extends`, `${VAR}`. The meaning of its keys is defined
+elsewhere.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A chat template at work, which a stranger wrote: it has a sandbox, and limits on its time, its memory and its output.
+"""Renders a chat template that may be hostile: in a sandbox, with limits on time, memory and output.
 
 In the process that made it, it is compiled and rendered in a child, so that nothing it does reaches this process. In a
 worker, which was forked from that process, it is rendered there: a worker may be killed, and then its parent says why.

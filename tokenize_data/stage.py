@@ -1,6 +1,4 @@
-"""The data stage from end to end: use what is there, or make it, so that a reader only ever sees a finished data
-set.
-"""
+"""The data stage from end to end: uses existing shards or builds them. A reader only ever sees a finished data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards that are there already: do they fit what the user asks for now?"""
+"""Checks whether existing shards fit what the user asks for now."""
 
 from __future__ import annotations
 

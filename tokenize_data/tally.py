@@ -1,4 +1,4 @@
-"""Counts of a run, and its bad rows."""
+"""Counts rows and tokens, and sets bad rows aside."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A tokenizer's files, which a stranger wrote: read up to a size, checked, and tried in a process that may be killed
-before use.
+"""A tokenizer's files, which may be hostile: read up to a size limit, checked, and tried in a process that may be
+killed.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""How a checkpoint becomes visible: whole, on every process, or not at all. Which ones there are, and which are
-dropped.
+"""Commits a checkpoint on all processes or on none; lists checkpoints and removes old ones.
 
 Files are written into a hidden folder of their own; when all processes have theirs on the disk, rank 0 writes the
 manifest, renames the folder to `step-0000800` and points `latest` to it. A reader goes by the folders and their

@@ -1,5 +1,5 @@
-"""From the stages in memory to a Hugging Face folder: each stage writes its own files, one tensor at a time, no process
-sees the model.
+"""Exports the stages in memory as a Hugging Face folder. Each stage writes its own files, one tensor at a time; no
+process holds the whole model.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""manifest.json, by which a checkpoint is known to be whole: what is in it, its files with sizes and SHA-256, and its
-own SHA-256.
+"""manifest.json, which marks a checkpoint as complete: its contents, its files with sizes and SHA-256, and its own
+SHA-256.
 """
 
 from __future__ import annotations

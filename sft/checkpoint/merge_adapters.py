@@ -1,4 +1,4 @@
-"""Merging adapters into their base: which base that is, on what it is tried, what is written down."""
+"""Merges adapters into their base: finds the base, compares logits on prompts, and records the result."""
 
 from __future__ import annotations
 

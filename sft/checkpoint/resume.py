@@ -1,4 +1,4 @@
-"""Saving a pipeline's training state, and going on from it with any layout."""
+"""Saves a pipeline's training state and resumes from it on any layout."""
 
 from __future__ import annotations
 

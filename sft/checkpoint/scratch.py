@@ -1,4 +1,4 @@
-"""Hidden folders beside checkpoints: what is being written or removed, and what dead runs left of it."""
+"""Hidden folders beside checkpoints: those being written or removed, and leftovers of dead runs."""
 
 from __future__ import annotations
 

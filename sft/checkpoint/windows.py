@@ -1,4 +1,4 @@
-"""Which elements two parts of a tensor have in common, each part lying flat and maybe only a stretch of it at hand.
+"""Finds the elements that two flat parts of a tensor share, where only a stretch of a part may be available.
 
 A whole tensor that is sliced along `dim` is looked at as rows (all dimensions before `dim`) by columns (the others,
 flattened).

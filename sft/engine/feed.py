@@ -1,4 +1,4 @@
-"""From documents to what a stage takes: one packed row a micro-batch, without a token that has nothing to predict.
+"""Turns documents into stage inputs: one packed row per micro-batch, without tokens that predict nothing.
 
 A document of n tokens takes n - 1 places: each predicts the next token. kept_N are the places whose token counts in the
 loss.

@@ -1,4 +1,4 @@
-"""What DeepSpeed calls with the last stage's output: the objective's loss of a micro-batch."""
+"""The loss function that DeepSpeed calls with the last stage's output: the objective over one micro-batch."""
 
 from __future__ import annotations
 

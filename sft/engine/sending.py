@@ -1,5 +1,5 @@
-"""Micro-batches on their way to the device: copied from pinned memory, one ahead of the one that is computed, so that
-nothing waits for a copy.
+"""Copies micro-batches to the device from pinned memory, one ahead of the computation, so that nothing waits for a
+copy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Iterations and validations, as records. What is done with a record is for others to say."""
+"""Runs iterations and validations and yields a record for each. Callers decide what to do with it."""
 
 from __future__ import annotations
 

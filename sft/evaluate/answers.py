@@ -1,6 +1,4 @@
-"""Answers to a data set's questions: who is asked, and the file that they go to, which is gone on with after an
-interruption.
-"""
+"""Answers to a data set's questions: from which model, and into which file. An interrupted file is resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing answers: batches of similar length with a KV cache, rows that are done leave the batch. Greedy ids are those
+"""Generates answers in batches of similar length with a KV cache; finished rows leave the batch. Greedy ids are those
 of `generate`.
 
 Rows are padded on the left, so all of them write at the right edge. prompt_BT are ids, mask_BT says which are real.

@@ -1,5 +1,5 @@
-"""A JSONL file that grows by whole lines and goes on where it was interrupted: each object has a key by which it is
-known again.
+"""A JSONL file that grows by whole lines and resumes after an interruption: each object has a key that identifies
+it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""From a config.json to an `Architecture`: the two ways in which most families are made. What differs is changed by the
-family's own file.
+"""Turns a config.json into an `Architecture`, for the two structures that most families have. A family's own file
+changes what differs.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Mixture-of-experts models, recognised by config.json alone. They are not supported yet: neither planned as if dense,
-nor trained.
+"""Recognises mixture-of-experts models from config.json. They are not supported yet, neither in plans nor in
+training.
 """
 
 from __future__ import annotations

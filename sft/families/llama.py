@@ -1,4 +1,4 @@
-"""Llama, and what is made as it is."""
+"""Llama, and families with the same structure."""
 
 from sft.families.family import SMALL, SMALL_GROUPED, Family
 from sft.families.table import register

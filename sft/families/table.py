@@ -1,4 +1,4 @@
-"""All families that have a file, by `model_type`. Another family is taken for one like Llama."""
+"""All families that have a file, by `model_type`. Any other family is treated like Llama."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has to be the same on all nodes of a run."""
+"""What must be equal on all nodes of a run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Where node 0 lets the others in: whoever connects and says which run and which node it is. Anybody else is let go
-of.
-"""
+"""Node 0 accepts connections here: peers that name this run and their node number. All others are dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--hostfile F`: the same command on every host of a file, over ssh, from wherever this was typed."""
+"""`--hostfile F`: starts the same command on every host of a file over ssh, from any machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run at a time in a folder: whoever trains there holds its lease, and renews it while alive."""
+"""Allows one run at a time in a folder: the run holds a lease and renews it while it is alive."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Messages between the nodes of a run: JSON objects, one a line, over a connection that may turn out to be
-anybody's.
-"""
+"""Messages between the nodes of a run: one JSON object per line, over a connection that is not trusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A socket to meet at, on the one address that was named. No torch here: launchers use it too."""
+"""Opens the rendezvous socket on the given address only. No torch here: launchers use it too."""
 
 from __future__ import annotations
 

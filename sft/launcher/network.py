@@ -1,5 +1,5 @@
-"""Which network interface leads to the first node: gloo and NCCL otherwise go by the host's name, or by the first one
-that they find.
+"""Finds the network interface that reaches the first node. On their own, gloo and NCCL use the host's name or the first
+interface.
 """
 
 from __future__ import annotations

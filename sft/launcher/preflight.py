@@ -1,6 +1,4 @@
-"""What a node says of itself before the first collective, and what of it has to be the same, or good enough, on every
-node.
-"""
+"""What a node reports about itself before the first collective, and the checks that all nodes' reports must pass."""
 
 from __future__ import annotations
 

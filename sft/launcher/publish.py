@@ -1,4 +1,4 @@
-"""After training: upload the result, and what to say of a run that is already finished."""
+"""After training: uploads the result, and reports a run that has already finished."""
 
 from __future__ import annotations
 

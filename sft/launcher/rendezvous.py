@@ -1,4 +1,4 @@
-"""Where the processes of a run meet: a store at MASTER_ADDR that all can write to and wait on."""
+"""The rendezvous of a run's processes: a store at MASTER_ADDR that all of them read and write."""
 
 from __future__ import annotations
 

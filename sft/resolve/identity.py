@@ -1,5 +1,5 @@
-"""Whose folder it is: two runs can have one name, and the second must not go on with, or take for its own, what the
-first has made.
+"""Checks that a folder belongs to this run: two runs can have one name, and the second must not resume or reuse what
+the first has made.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What was asked for, from flags and recipe, on this machine."""
+"""Settings from flags and recipe, on this machine."""
 
 from __future__ import annotations
 

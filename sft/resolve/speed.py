@@ -1,4 +1,4 @@
-"""How fast this CPU is, for how long a run on it may take. What GPUs take is for the plan to say."""
+"""Measures this CPU, to estimate how long a run takes on it. For GPUs the plan estimates the time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors that several rooms know."""
+"""Errors that several packages share."""
 
 from __future__ import annotations
 

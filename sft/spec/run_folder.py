@@ -1,4 +1,4 @@
-"""The files of a run that say what it is and how it stands: run.toml and status.json. Rank 0 alone writes them."""
+"""run.toml and status.json: what a run is and how far it has come. Only rank 0 writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a launcher and the workers that it starts agree on: environment variables and signals."""
+"""The contract between a launcher and its workers: environment variables and signals."""
 
 from __future__ import annotations
 

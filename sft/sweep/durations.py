@@ -1,4 +1,4 @@
-"""How long a trial may take, before it starts. The one place that asks what `sft plan` knows."""
+"""Estimates how long a trial takes before it starts; the only place in `sweep` that uses the planner."""
 
 from __future__ import annotations
 

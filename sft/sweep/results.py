@@ -1,6 +1,4 @@
-"""What came out of a sweep: one row a trial, from what the runs themselves have written; as a table and as
-sweep.csv.
-"""
+"""A sweep's results, as a table and as sweep.csv: one row per trial, from the runs' own files."""
 
 from __future__ import annotations
 

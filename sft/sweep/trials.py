@@ -1,6 +1,4 @@
-"""What of a sweep has been done and what is next. All that is remembered lies in its folder, so a sweep goes on where
-it was.
-"""
+"""Which trials of a sweep are done and which is next. All state is in the sweep's folder, so a sweep can be resumed."""
 
 from __future__ import annotations
 

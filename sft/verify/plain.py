@@ -1,5 +1,5 @@
-"""The measure of exactness: a training loop over plain transformers, one document at a time, with nothing of our model
-or engine in it.
+"""The reference: a training loop over plain transformers, one document at a time, which uses nothing of our model or
+engine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A data set in memory with the reader's face: ragged made-up documents with roles, for comparing layouts."""
+"""A data set in memory with the reader's interface: random documents of different lengths, for comparing layouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a run saves, what it writes down with a checkpoint, and what has to be the same for going on from one."""
+"""When a run saves, what it records with a checkpoint, and what must be unchanged to resume from one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run tells the world while it runs: its files, its screen, its trackers. Only the first process speaks."""
+"""What a run reports while it trains: files, terminal, trackers. Only rank 0 reports."""
 
 from __future__ import annotations
 

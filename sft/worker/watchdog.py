@@ -1,4 +1,6 @@
-"""Ends a process that makes no progress: iterations, documents of a validation, or bytes that are read and written."""
+"""Ends a process that makes no progress. Iterations, validation documents, and bytes read or written count as
+progress.
+"""
 
 from __future__ import annotations
 
