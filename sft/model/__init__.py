@@ -1,4 +1,4 @@
-"""One Hugging Face causal LM, taken apart into what a pipeline stage needs, from its own layers.
+"""Splits a Hugging Face causal LM into pipeline stages, which use the model's own layers.
 
 In reading order: base_folder (where its files are), anatomy (where a model's parts are), attention (documents in a
 packed row do not see each other), parts (embedding, block and head as modules that a stage is made of), collectives

@@ -1,4 +1,4 @@
-"""Where the parts of a Hugging Face causal LM are: found by looking, not by a table of families."""
+"""Finds the parts of a Hugging Face causal LM by inspecting the model, without a table of families."""
 
 from __future__ import annotations
 

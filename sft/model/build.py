@@ -1,4 +1,6 @@
-"""From a configuration to this rank's stage: made on the meta device, cut to size, given memory. Weights come later."""
+"""Builds this rank's stage from a configuration: on the meta device, cut to the rank's share, then given memory.
+Weights are loaded later.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What crosses tensor-parallel ranks, forward and backward. The group itself is handed in: this folder starts no
-communication of its own.
+"""Communication between tensor-parallel ranks, forward and backward. The group is passed in; this package creates none.
 
 Inside a region (attention, MLP) every rank sees all tokens and computes its share of the features. Outside, tokens are
 either on all ranks, or, with sequence parallelism, each rank has its stretch of them. Token dimensions are -2, feature

@@ -1,4 +1,4 @@
-"""Making each rank's gradients whole: those of which several ranks hold parts are summed."""
+"""Completes each rank's gradients: sums those that several ranks hold parts of."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Linear layers and embeddings of which each tensor-parallel rank holds a part. Parameter names stay those of the
-Hugging Face model.
+"""Tensor-parallel linear layers and embeddings: each rank holds a part. Parameter names stay those of the Hugging Face
+model.
 """
 
 from __future__ import annotations

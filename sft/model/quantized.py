@@ -1,5 +1,5 @@
-"""Frozen weights in few bits. Each rank quantises its own slices; a matmul makes the weight whole for as long as it
-takes. The formats are in `formats`.
+"""Quantised frozen weights. Each rank quantises its own slices; a matmul dequantises the weight for as long as it needs
+it. The formats are in `formats`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Which parts of a model's parameters each tensor-parallel rank holds, by the plan that its configuration carries, or
-by our own.
+"""Assigns each tensor-parallel rank its parts of a model's parameters, by the plan in the model's configuration or by
+our own.
 
 Works on a model on the meta device: parameters are replaced by smaller ones, linear layers by parallel ones, nothing is
 read.

@@ -1,4 +1,4 @@
-"""Which tensor of a Hugging Face folder belongs to which parameter, whatever release of transformers wrote it."""
+"""Matches the tensors of a Hugging Face folder with parameters, whichever release of transformers wrote it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine asks of an objective, and what it gives to it."""
+"""The interface between engine and objective."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people look at: documents in colours, histograms, charts, and a run as it goes on. Takes numbers and text,
+"""Output for people: documents in colours, histograms, charts, and the progress of a run. Takes numbers and text,
 returns something to print or a file.
 
 In reading order: header (a run before it starts), progress (while it goes on), metrics (metrics.jsonl, which the others

@@ -1,4 +1,4 @@
-"""loss.png: how the loss went, with the learning rate below."""
+"""loss.png: the loss over the iterations, with the learning rate below."""
 
 from __future__ import annotations
 

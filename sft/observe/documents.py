@@ -1,4 +1,4 @@
-"""Documents as the model sees them, and what a data set consists of."""
+"""Documents as the model sees them, and statistics of a data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is, on one screen, before it starts."""
+"""The header: a summary of a run on one screen before it starts."""
 
 from __future__ import annotations
 

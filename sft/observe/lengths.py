@@ -1,4 +1,4 @@
-"""How long the documents are: in the terminal, and as a picture."""
+"""Document lengths, in the terminal and as a picture."""
 
 from __future__ import annotations
 

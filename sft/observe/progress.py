@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on: a bar on a terminal, a line now and then where there is none."""
+"""Progress of a run: a bar on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 

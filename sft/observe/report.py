@@ -1,5 +1,5 @@
-"""The page of a run: all that its folder says, in one HTML file that needs no network. Several runs are laid over each
-other.
+"""The report of a run: everything in its folder on one HTML page that needs no network. Several runs can be
+overlaid.
 """
 
 from __future__ import annotations

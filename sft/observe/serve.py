@@ -1,4 +1,4 @@
-"""The page of runs on this machine's own address, as they go on: the page asks for its figures every other second."""
+"""Serves the report of running runs on localhost; the page refreshes its figures every other second."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What replicas send each other: sums of gradients to the owners, in float32, and new weights from them, in the
-weights' own format.
+"""Exchange between replicas: float32 gradient sums to the owners, and new weights from them in the weights' own
+dtype.
 """
 
 from __future__ import annotations

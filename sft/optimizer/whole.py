@@ -1,5 +1,5 @@
-"""An optimizer that looks at whole tensors: on the replica that owns one, tensor ranks put their parts of it
-together.
+"""Base of optimizers that need whole tensors: on the replica that owns one, tensor-parallel ranks gather their
+parts.
 """
 
 from __future__ import annotations

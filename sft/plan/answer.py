@@ -1,4 +1,4 @@
-"""What a plan comes to, as one value: for the page that people read, and as plain data for programs."""
+"""The result of a plan as one value: for the page that people read, and as plain data for programs."""
 
 from __future__ import annotations
 

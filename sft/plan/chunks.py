@@ -1,4 +1,4 @@
-"""Of how many tokens logits are made at once: enough to keep the processor busy, and no more."""
+"""How many tokens' logits are computed at once: enough to keep the processor busy, and no more."""
 
 from __future__ import annotations
 

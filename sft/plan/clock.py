@@ -1,4 +1,4 @@
-"""What a GPU takes for one thing: a matmul, bytes that are moved, traffic; and the parts of an iteration."""
+"""Time for one operation on a GPU (a matmul, moved bytes, traffic), and the parts of an iteration."""
 
 from __future__ import annotations
 

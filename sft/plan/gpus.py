@@ -1,4 +1,4 @@
-"""What a GPU can do: the table that plans are made with, the user's own entries, and which kind a device is.
+"""The table of GPUs that plans use, the user's own entries, and the kind of a device.
 
 Rates are those of the data sheets (dense bf16; links and networks in one direction). `*_efficiency` is the share of a
 rate that large operations reach in practice: the only numbers here that come from measured runs, one set for all runs

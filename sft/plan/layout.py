@@ -1,4 +1,4 @@
-"""How a model and its data are spread over processes, checked before any process starts."""
+"""The layout of a model and its data over processes, checked before any process starts."""
 
 from __future__ import annotations
 

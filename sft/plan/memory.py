@@ -1,5 +1,4 @@
-"""How many bytes a rank needs at most while it trains, by kind: a model of this engine, checked against its measured
-peaks.
+"""Peak memory of a rank while it trains, by kind: a model of this engine, checked against measured peaks.
 
 T tokens in a row, w bytes of a number (2 in bf16, 4 in float32), W weights of a rank, d replicas. What is counted:
 

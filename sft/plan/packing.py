@@ -1,5 +1,5 @@
-"""How the documents of an iteration become rows: none cut, none longer than a row, as few rows as can be, balanced over
-replicas.
+"""Packs the documents of an iteration into rows: none is cut, none is longer than a row, with as few rows as possible,
+balanced over replicas.
 
 A row is what one data-parallel replica computes in one micro-batch: several documents one behind the other, at most
 `micro_batch * seq` tokens. Every replica gets the same number of rows. Packing changes nothing but speed: attention

@@ -1,5 +1,5 @@
-"""What the rows of an iteration look like for a room and a number of replicas: packed from documents' lengths, a few
-iterations of them.
+"""Statistics of an iteration's rows for a capacity and a number of replicas, from packing a few iterations' document
+lengths.
 """
 
 from __future__ import annotations

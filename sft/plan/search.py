@@ -1,6 +1,4 @@
-"""All layouts, micro-batches and recomputations that could be, those that fit, and the fastest of them; where none
-fits, the nearest.
-"""
+"""Searches all layouts, micro-batches and recompute modes for the fastest that fits; if none fits, for the nearest."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""How long an iteration takes: matrix products, attention, what is bound by memory, traffic, waiting in the pipeline,
-the optimizer.
+"""Time of an iteration: matmuls, attention, memory-bound work, traffic, pipeline bubbles, the optimizer.
 
 Physics with few constants: a product of matrices takes its operations over the GPU's rate, and its bytes over the
 memory's; everything else moves bytes. Each kind of GPU has one efficiency for each rate (`gpus`), the same for all

@@ -1,4 +1,4 @@
-"""How many weights a rank of a stage has: the model's, those of them in few bits, the trained ones."""
+"""Number of weights on a rank of a stage: the model's, the quantised ones, the trained ones."""
 
 from __future__ import annotations
 

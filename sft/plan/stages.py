@@ -1,4 +1,4 @@
-"""Which layers each pipeline stage gets: consecutive ones, so that the slowest stage is as fast as can be."""
+"""Assigns consecutive layers to pipeline stages so that the slowest stage is as fast as possible."""
 
 from __future__ import annotations
 

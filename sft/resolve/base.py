@@ -1,4 +1,4 @@
-"""The base model's facts, read without torch: its configuration, its size, and that it is there at all."""
+"""Reads the base model's facts without torch: whether it exists, its configuration, its size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPUs of this machine, found without torch: those that are there, and those that CUDA_VISIBLE_DEVICES selects."""
+"""Finds the GPUs of this machine without torch: all of them, and those that CUDA_VISIBLE_DEVICES selects."""
 
 from __future__ import annotations
 

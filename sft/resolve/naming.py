@@ -1,4 +1,4 @@
-"""The run's folder: its name says which settings differ from the defaults, so that a run is found again, and not mixed
+"""Names the run's folder after the settings that differ from the defaults, so that a run is easy to find and not mixed
 up.
 """
 

@@ -1,6 +1,4 @@
-"""From the flags to a plan: what is known of the model, the data and the machine, and the search's answer. No torch, no
-process started.
-"""
+"""Makes a plan from the settings, the model, the data and the machine. Needs no torch and starts no process."""
 
 from __future__ import annotations
 

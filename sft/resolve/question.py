@@ -1,5 +1,4 @@
-"""What the search is asked for a run: which layouts it may choose from, and the documents of an iteration that follow
-from them.
+"""The question for the planner's search: which layouts it may choose from, and the documents per iteration that follow.
 
 What was typed is an order. What an entry of checkpoints.toml or a base model's path says is a preference: used where it
 fits the processes and the GPUs at hand. `--gradient_accumulation` makes the documents of an iteration depend on the

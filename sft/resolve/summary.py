@@ -1,4 +1,4 @@
-"""What a run will do, for the header that is shown before it starts."""
+"""Collects the facts for the header that is shown before a run starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a format of frozen weights has to do."""
+"""The interface of a format of frozen weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an optimizer of a name is made from and with."""
+"""The interface of an optimizer: what it updates, with which settings."""
 
 from __future__ import annotations
 
