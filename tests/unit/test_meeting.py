@@ -138,8 +138,10 @@ def test_two_that_are_the_same_node(meeting: Meeting):
     meeting.guest()
     assert meeting.host.collect(LONG) == [1]
     second = meeting.guest()
-    _later(lambda: meeting.host.collect(1.0))
-    with pytest.raises(UserError, match=r"stops: --rank 1 is taken by .*: give each of the 2 nodes its own$"):
+    with (
+        collecting(meeting),
+        pytest.raises(UserError, match=r"stops: --rank 1 is taken by .*: give each of the 2 nodes its own$"),
+    ):
         second.decision(LONG, silent)
 
 
@@ -156,8 +158,7 @@ def test_two_that_are_the_same_node(meeting: Meeting):
 )
 def test_a_node_that_is_not_of_this_run_hears_why(meeting: Meeting, node: int, run: str, message: str):
     guest = meeting.guest(node, run)
-    _later(lambda: meeting.host.collect(1.0))
-    with pytest.raises(UserError, match=message):
+    with collecting(meeting), pytest.raises(UserError, match=message):
         guest.decision(LONG, silent)
     meeting.guest()
     assert meeting.host.collect(LONG) == [1]
@@ -339,6 +340,23 @@ def test_whatever_a_decision_is(value: Any):
         guest.decision(LONG, silent)
     ours.close()
     theirs.close()
+
+
+@contextlib.contextmanager
+def collecting(meeting: Meeting) -> Iterator[None]:
+    """Node 0 lets others in meanwhile, however late they come."""
+    is_over = threading.Event()
+
+    def collect() -> None:
+        while not is_over.wait(0.05):
+            meeting.host.collect(0)
+
+    thread = _later(collect)
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def _later(work: Callable[[], Any]) -> threading.Thread:
