@@ -18,11 +18,11 @@ _ROLES = {
     "tool": "tool",
 }
 
-_TURNS = Turns(key="conversations", role_key="from", content_key="value", roles=_ROLES)
+_TURNS = Turns(key="conversations", role_key="from", content_key="value", system_key="system", roles=_ROLES)
 
 FORMAT = RowFormat(
     read=_TURNS,
     asked=_TURNS.asked,
     is_like=lambda rows, spec: all_have(rows, "conversations"),
-    keys=lambda spec: "conversations",
+    keys=lambda spec: "conversations, with system and tools where rows have them",
 )

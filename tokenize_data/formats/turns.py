@@ -22,16 +22,19 @@ class Turns:
     key: str
     role_key: str
     content_key: str
+    system_key: str | None = None  # of a system message beside the list, which a row may have
     roles: Mapping[str, str]  # the data's name to ours; CALL is an assistant's message that is nothing but a call
 
     def __call__(self, row: Row, fields: Fields) -> Conversation:
         messages = self.turns(row, fields)
         if not any(message["role"] == "assistant" for message in messages):
             raise RowError(f"'{self.key}' has no assistant message, so nothing to learn: add one, or leave the row out")
-        system = [] if messages[0]["role"] == "system" else fields.system(row)
-        if not system and messages[0]["role"] != "system" and isinstance(row.get("system"), str) and row["system"]:
-            system = [{"role": "system", "content": fields.text(row, "system")}]
+        system = [] if messages[0]["role"] == "system" else fields.system(row) or self._beside(row, fields)
         return Conversation(messages=[*system, *messages], tools=tools_of(row))
+
+    def _beside(self, row: Row, fields: Fields) -> list[Message]:
+        key = self.system_key
+        return [{"role": "system", "content": fields.text(row, key)}] if key is not None and row.get(key) else []
 
     def asked(self, row: Row, answer: str) -> Row | None:
         """A row whose last message is the user's, with an answer behind it."""
