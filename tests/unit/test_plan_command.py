@@ -161,7 +161,7 @@ def test_what_if_shows_other_numbers_of_gpus(llama, capsys, tmp_path):
     ("flags", "message"),
     [
         (["--gpu", "h101"], r"--gpu h101 is not in the table"),
-        (["--tp", "3"], r"tp 3 x pp 1 = 3 processes"),
+        (["--tp", "3"], r"tp 3 x pp 1 needs a multiple of 3 processes"),
         (
             ["--load_in_4bit"],
             r"--load_in_4bit freezes the base weights, so full fine-tuning is not possible: add --lora 16",
