@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     training, validation = requests_of(arguments)
     manifests: list[manifest.Manifest] = []
+    is_new = False
     for request in (training, validation):
         if request is None:
             continue
@@ -75,7 +77,25 @@ def run(arguments: argparse.Namespace) -> int:
             say(line)
         for line in describe.warnings(made):
             warn(line)
+        is_new = is_new or made.created >= began
+    if is_new:
+        _check(training, validation, warn)
     return EXIT_OK
+
+
+def _check(training: Request, validation: Request | None, warn: Callable[[str], None]) -> None:
+    """The cheap checks, of data that was just made."""
+    from tokenize_data.checks.quick import quick
+    from tokenize_data.manifest import dataset_folder
+    from tokenize_data.reader import ShardReader
+
+    readers = [
+        ShardReader(dataset_folder(request.root, request.run_name)) if request is not None else None
+        for request in (training, validation)
+    ]
+    assert readers[0] is not None
+    for finding in quick(readers[0], readers[1]):
+        warn(finding.line())
 
 
 def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]:

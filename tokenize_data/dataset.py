@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from tokenize_data.errors import UserError
@@ -78,3 +79,14 @@ class DatasetSpec:
     def reading(self) -> dict[str, Any]:
         """What of this decides a row's text; a manifest keeps it."""
         return {key: value for key, value in asdict(self).items() if key not in ("files", "name")}
+
+
+def reading_of(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """How the rows of a manifest's data set were read, as arguments of a DatasetSpec. Older shards know fewer."""
+    known = {field.name for field in fields(DatasetSpec)} - {"files", "name", "weight", "samples"}
+    reading = {
+        key: value for key, value in (dataset.get("reading") or {}).items() if key in known and value is not None
+    }
+    if isinstance(reading.get("clean"), dict):
+        reading["clean"] = Cleaning(**reading["clean"])
+    return reading

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tokenize_data import manifest as manifests
-from tokenize_data.dataset import Cleaning, DatasetSpec
+from tokenize_data.dataset import DatasetSpec, reading_of
 from tokenize_data.errors import UserError
 from tokenize_data.recipe import read_data
 
@@ -38,7 +38,7 @@ def specs_for(
 
 def system_message(training: Mapping[str, Any]) -> str | None:
     """The system message that all rows were trained with, None where there was none or not always the same."""
-    found = {_reading_of(dataset).get("system") for dataset in _datasets(training)}
+    found = {reading_of(dataset).get("system") for dataset in _datasets(training)}
     (only,) = found if len(found) == 1 else (None,)
     return only if isinstance(only, str) and not _FILLED.search(only) else None
 
@@ -46,7 +46,7 @@ def system_message(training: Mapping[str, Any]) -> str | None:
 def _as_trained(training: Mapping[str, Any]) -> dict[str, Any]:
     datasets = _datasets(training)
     if len(datasets) == 1:
-        return _reading_of(datasets[0])
+        return reading_of(datasets[0])
     config = training.get("config") or {}
     return {key: config[key] for key in _KEYS if config.get(key) is not None}
 
@@ -61,16 +61,6 @@ def _datasets(training: Mapping[str, Any]) -> list[dict[str, Any]]:
     except UserError:
         return []
     return manifest.datasets if manifest is not None else []
-
-
-def _reading_of(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    known = {field.name for field in fields(DatasetSpec)} - {"files", "name", "weight", "samples"}
-    reading = {
-        key: value for key, value in (dataset.get("reading") or {}).items() if key in known and value is not None
-    }
-    if isinstance(reading.get("clean"), dict):
-        reading["clean"] = Cleaning(**reading["clean"])
-    return reading
 
 
 def _named_apart(specs: Sequence[DatasetSpec]) -> list[DatasetSpec]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -33,22 +34,25 @@ def heading(reader: ShardReader, number: int) -> Rule:
     return Rule(title, align="left", style="dim")
 
 
-def coloured(document: Document, backend: Tokenizer) -> Text:
-    """The document's text, each run of tokens in the colour of its role. Decoded as a whole, so no character is
-    broken.
-    """
-    text = Text()
+def pieces(document: Document, backend: Tokenizer) -> Iterator[tuple[str, int]]:
+    """(text, role) of each run of tokens. Decoded as a whole, so no character is broken."""
     ids = document.ids.tolist()
     decoded, at = "", 0
     for length, role in zip(document.run_lengths.tolist(), document.run_roles.tolist(), strict=True):
         at += length
         until = backend.decode(ids[:at], skip_special_tokens=False)
-        piece = (
-            until[len(decoded) :]
-            if until.startswith(decoded)
-            else backend.decode(ids[at - length : at], skip_special_tokens=False)
+        whole = until.startswith(decoded)
+        yield (
+            until[len(decoded) :] if whole else backend.decode(ids[at - length : at], skip_special_tokens=False),
+            role,
         )
         decoded = until
+
+
+def coloured(document: Document, backend: Tokenizer) -> Text:
+    """The document's text, each run of tokens in the colour of its role."""
+    text = Text()
+    for piece, role in pieces(document, backend):
         text.append(piece, TRAINED_STYLE if role == ASSISTANT else TEMPLATE_STYLE if role == TEMPLATE else MASKED_STYLE)
     return text
 

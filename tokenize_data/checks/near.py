@@ -1,0 +1,115 @@
+"""Near duplicates: questions that share most of their words in order. MinHash proposes pairs, the words decide."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from tokenize_data.checks.finding import Example, Finding, first_few, of_all
+from tokenize_data.checks.texts import Text, normal
+
+ALIKE = 0.8  # of the word triples of both
+_WORDS = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")  # no spaces there: by letter
+_WIDTH, _FEWEST_WORDS = 3, 6
+_NUM_HASHES, _NUM_BANDS = 128, 32
+_COMMON, _LEAST_COMMON = 0.2, 20  # triples in a fifth of the documents are the prompt's
+_MOST_PAIRS = 50  # looked at for each document
+
+
+def is_available() -> bool:
+    try:
+        import rensa  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def within(texts: Sequence[Text]) -> list[Finding]:
+    """Documents of one data set that are like an earlier one, and not equal to it."""
+    sets = _shingles(texts)
+    pairs = [
+        (one, two)
+        for one, two in _pairs(sets, sets)
+        if one < two and texts[one].row != texts[two].row and normal(texts[one].main) != normal(texts[two].main)
+    ]
+    like: dict[int, int] = {}
+    for one, two in sorted(pairs):
+        like.setdefault(two, one)
+    if not like:
+        return []
+    examples = [Example(texts[two].place, texts[two].document, (texts[one].place,)) for two, one in like.items()]
+    noun = "documents" if any(text.question for text in texts) else "texts"
+    text = (
+        f"{of_all(len(like), len(texts), noun)} are nearly the same as an earlier one ({ALIKE:.0%} of their words in "
+        "order): look at a few, and keep one of each kind"
+    )
+    return [Finding("near duplicates", text, first_few(examples))]
+
+
+def between(texts: Sequence[Text], others: Sequence[Text], name: str) -> list[Finding]:
+    """Rows of another file that are, or nearly are, among the trained ones."""
+    known = {normal(text.main): text for text in reversed(texts)}
+    same = [(other, known[normal(other.main)]) for other in others if normal(other.main) in known]
+    found = []
+    if same:
+        examples = [Example(other.place, None, (text.place,)) for other, text in same]
+        text = (
+            f"{of_all(len(same), len(others), f'rows of {name}')} are trained, word for word: scores on them show what "
+            "the model remembers; remove them from the training data"
+        )
+        found.append(Finding(f"trained rows in {name}", text, first_few(examples)))
+    if not is_available():
+        return found
+    taken = {other.place for other, _ in same}
+    sets = _shingles([*texts, *others])
+    like: dict[int, int] = {}
+    for two, one in sorted(_pairs(sets[len(texts) :], sets[: len(texts)])):
+        if others[two].place not in taken:
+            like.setdefault(two, one)
+    if like:
+        examples = [Example(others[two].place, None, (texts[one].place,)) for two, one in like.items()]
+        text = (
+            f"{of_all(len(like), len(others), f'rows of {name}')} are nearly the same as a trained one ({ALIKE:.0%} "
+            "of their words in order): check them"
+        )
+        found.append(Finding(f"rows like trained ones in {name}", text, first_few(examples)))
+    return found
+
+
+def _shingles(texts: Sequence[Text]) -> list[frozenset[str]]:
+    """Each text's triples of words, without those that most texts share; empty for texts that are too short."""
+    every = []
+    for text in texts:
+        words = _WORDS.findall(normal(text.main))
+        triples = zip(*(words[at:] for at in range(_WIDTH)), strict=False)
+        every.append(frozenset(map(" ".join, triples)) if len(words) >= _FEWEST_WORDS else frozenset())
+    looked_at = every[:: max(len(every) // 2000, 1)]
+    counts = Counter(triple for triples in looked_at for triple in triples)
+    least = max(_LEAST_COMMON, _COMMON * len(looked_at))
+    common = frozenset(triple for triple, count in counts.items() if count > least)
+    return [triples - common for triples in every] if common else every
+
+
+def _pairs(asking: Sequence[frozenset[str]], known: Sequence[frozenset[str]]) -> list[tuple[int, int]]:
+    """(number in `asking`, number in `known`) of what is alike."""
+    import rensa
+
+    index = rensa.RMinHashLSH(threshold=ALIKE, num_perm=_NUM_HASHES, num_bands=_NUM_BANDS)
+    index.insert_many(_hashes(rensa, known))
+    found = []
+    for one, candidates in enumerate(index.query_all(_hashes(rensa, asking))):
+        if not asking[one]:
+            continue
+        for two in sorted(candidates)[:_MOST_PAIRS]:
+            shared = len(asking[one] & known[two])
+            if shared and shared >= ALIKE * (len(asking[one]) + len(known[two]) - shared):
+                found.append((one, two))
+    return found
+
+
+def _hashes(rensa: Any, sets: Sequence[frozenset[str]]) -> Any:
+    """A text without triples gets one of its own, so that it is like no other."""
+    lists = [sorted(triples) or [f"\0{number}"] for number, triples in enumerate(sets)]
+    return rensa.RMinHash.from_token_sets(lists, _NUM_HASHES, 1)

@@ -1,0 +1,24 @@
+"""What the data stage itself warns of: checks that need neither texts nor other packages."""
+
+from __future__ import annotations
+
+from tokenize_data.checks import answers, repeats
+from tokenize_data.checks.digests import digests_of
+from tokenize_data.checks.finding import Finding
+from tokenize_data.checks.texts import backend_of
+from tokenize_data.reader import ShardReader
+
+_LEAST_SHARE = 0.01  # fewer repeats are for `sft inspect`
+
+
+def quick(training: ShardReader, validation: ShardReader | None) -> list[Finding]:
+    """Of a new data set: repeats that matter, questions that are trained and validated, answers that teach nothing."""
+    digests = digests_of(training)
+    held_out = digests_of(validation) if validation is not None else None
+    backend = backend_of(training)
+    frequent = answers.frequent(training, backend, digests, held_out)
+    found = [*answers.empty(training, backend, len(digests)), *answers.lopsided(frequent, len(digests))]
+    if validation is not None and held_out is not None:
+        found += repeats.leaks(digests, held_out, (training, validation))
+    found += [finding for finding in repeats.exact(training, digests) if finding.share >= _LEAST_SHARE]
+    return found
