@@ -23,6 +23,7 @@ COMMANDS = {
     "parity": "train a small model of a base's shape on a layout and with plain transformers, and compare",
     "inspect": "documents with trained and masked tokens in colours, lengths, the manifest",
 }
+_OF_A_RUN = ("train", "plan")  # these have the settings as flags, and may begin with a recipe
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -30,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="sft",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="sft [COMMAND] [flags]",
+        usage="sft [COMMAND] [flags]\n       sft RECIPE.yaml [flags]",
         description="A distributed fine-tuner for language models.",
         epilog=f"commands:\n{listing}\n\n`sft COMMAND -h` explains one.\n\nexample:\n"
         "  sft --checkpoint meditron --size 70 --run_name pubmedqa --data train.jsonl --val val.jsonl",
@@ -48,10 +49,14 @@ def entry(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         make_parser().print_help()
         return 0 if argv else 2
-    is_named = not argv[0].startswith("-")
+    is_named = not argv[0].startswith("-") and not _is_recipe(argv[0])
     name = make_parser().parse_args(argv[:1]).command if is_named else "train"
     flags = argv[1:] if is_named else argv
     return exit_code_of(f"sft {name}", lambda: _run(name, flags))
+
+
+def _is_recipe(word: str) -> bool:
+    return not word.startswith("-") and word.endswith((".yaml", ".yml"))
 
 
 def _run(name: str, flags: list[str]) -> int:
@@ -59,7 +64,12 @@ def _run(name: str, flags: list[str]) -> int:
     text = COMMANDS[name]
     parser = OneLineParser(prog=f"sft {name}", description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
     command.add_flags(parser)
-    arguments = parser.parse_args(flags)
+    if name in _OF_A_RUN:
+        flags = ["--config", *flags] if flags and _is_recipe(flags[0]) else flags
+        arguments, others = parser.parse_known(flags)
+        arguments.others = others  # flags of another trainer, if the recipe is of that one
+    else:
+        arguments = parser.parse(flags)
     arguments.argv = flags
     code: int = command.run(arguments)
     return code
