@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 
-from sft.spec.versions import stranger
+from sft.spec.versions import main_versions, stranger
 from tokenize_data.errors import OneLineParser, exit_code_of
 
 COMMANDS = {
@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "a Hugging Face folder from a checkpoint of a run",
     "generate": "answers of a model: to one prompt, in a chat, or to a file of questions",
     "evaluate": "scores of a model on data with answers, compared with others, rated by a judge",
+    "runs": "a table of all runs below a folder",
     "report": "one HTML page of a run, or of several; live with --watch",
     "merge": "adapters into their base: a Hugging Face folder",
     "parity": "train a small model of a base's shape on a layout and with plain transformers, and compare",
@@ -36,6 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=f"commands:\n{listing}\n\n`sft COMMAND -h` explains one.\n\nexample:\n"
         "  sft --checkpoint meditron --size 70 --run_name pubmedqa --data train.jsonl --val val.jsonl",
     )
+    parser.add_argument("--version", action="store_true", help="versions of megasft, torch, transformers, deepspeed")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", nargs="?", help="see below (default: train)")
     return parser
 
@@ -49,6 +51,9 @@ def entry(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         make_parser().print_help()
         return 0 if argv else 2
+    if argv[0] == "--version":
+        print("\n".join(f"{name} {version}" for name, version in main_versions().items()))
+        return 0
     is_named = not argv[0].startswith("-") and not _is_recipe(argv[0])
     name = make_parser().parse_args(argv[:1]).command if is_named else "train"
     flags = argv[1:] if is_named else argv
