@@ -22,6 +22,8 @@ COMMANDS = {
     "report": "one HTML page of a run, or of several; live with --watch",
     "merge": "adapters into their base: a Hugging Face folder",
     "parity": "train a small model of a base's shape on a layout and with plain transformers, and compare",
+    "doctor": "what is installed and works on this machine, with a tiny training step",
+    "login": "store tokens for the Hub and for trackers",
     "inspect": "documents with trained and masked tokens in colours, lengths, the manifest",
 }
 _OF_A_RUN = ("train", "plan")  # these have the settings as flags, and may begin with a recipe
