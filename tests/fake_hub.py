@@ -24,6 +24,7 @@ class FakeHub:
     blobs: dict[str, bytes] = field(default_factory=dict)
     tokens: set[str | None] = field(default_factory=set)
     fail_at: str | None = None  # a part of a path
+    accepted: set[str] = field(default_factory=set)  # tokens of `whoami`
     asked: list[str] = field(default_factory=list)
 
     def files(self, name: str) -> dict[str, bytes]:
@@ -54,7 +55,13 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._answer(404, {"error": "not found"})
+        if self.path != "/api/whoami-v2":
+            self._answer(404, {"error": "not found"})
+        elif (self.headers.get("Authorization") or "").removeprefix("Bearer ") in self.state.accepted:
+            role = {"displayName": "mine", "role": "write"}
+            self._answer(200, {"name": "someone", "auth": {"accessToken": role}})
+        else:
+            self._answer(401, {"error": "Invalid credentials"})
 
     def do_PUT(self) -> None:
         body = self._body()

@@ -26,7 +26,7 @@ _LISTS = ("datasets", "val_datasets")
 _MOST_WORKERS = 16
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> OneLineParser:
     parser = OneLineParser(
         prog=_PROGRAM,
         description="Tokenise question-answer files once: ids and roles in Arrow shards, which training maps.",
@@ -156,7 +156,7 @@ def _from_recipe(file: Path, typed: dict[str, Any]) -> dict[str, Any]:
             words += [f"--{name}"] if value else []
         else:
             words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    found = typed_values(make_parser().parse_args(words), _NAMES["data"] | _NAMES["model"])
+    found = typed_values(make_parser().parse(words), _NAMES["data"] | _NAMES["model"])
     return found | {
         name: specs for name, specs in zip(_LISTS, (recipe.training, recipe.validation), strict=True) if specs
     }

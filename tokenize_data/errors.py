@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 EXIT_OK = 0
@@ -43,10 +44,45 @@ def shorten(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is closest to a misspelt one, if any is close."""
+    return next(iter(difflib.get_close_matches(name.replace("-", "_"), list(known), n=1)), None)
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """A wrong flag is a line, as all that a user can cause."""
+    """A wrong flag is a line, as all that a user can cause. Switches take `=true` and `=false`."""
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        arguments, unknown = self.parse_known(argv)
+        if unknown:
+            flags = (flag.removeprefix("--") for flag in self._option_string_actions if "=" not in flag)
+            first = next((word for word in unknown if word.startswith("--")), "").partition("=")[0]
+            close = did_you_mean(first.removeprefix("--"), flags) if first else None
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{f': did you mean --{close}?' if close else ''}")
+        return arguments
+
+    def parse_known(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """(what was typed, what no flag of this parser explains)."""
+        for action in list(self._actions):
+            if action.nargs == 0 and isinstance(action.const, bool):
+                self._add_spellings(action)
+        return self.parse_known_args(list(argv))
+
+    def _add_spellings(self, action: argparse.Action) -> None:
+        for flag in action.option_strings:
+            for word, value in (("true", action.const), ("false", not action.const)):
+                for spelling in (f"{flag}={word}", f"{flag}={word.title()}"):
+                    self.add_argument(
+                        spelling,
+                        dest=action.dest,
+                        action="store_const",
+                        const=value,
+                        default=argparse.SUPPRESS,
+                        help=argparse.SUPPRESS,
+                    )
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace("ignored explicit argument", "takes no value but true or false, not")
         self.exit(EXIT_USER_ERROR, f"{self.prog}: {message}: see {self.prog} -h\n")
 
 

@@ -7,10 +7,12 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sft.config import foreign
 from sft.config.flags import WORDS
+from sft.config.foreign import typed
 from sft.config.settings import FIELDS, HINTS, RECIPE_KEYS, Settings, group_of
 from tokenize_data.errors import UserError, shorten
 from tokenize_data.recipe import dataset_values, parse_datasets
@@ -21,6 +23,7 @@ Warn = Callable[[str], None]
 # Of this start and this machine: a recipe that is handed on does not have them.
 _NOT_WRITTEN = ("rank", "hostfile", "addr", "port", "retokenize", "no_autoaccept_iters")
 _RUN_FILE = "run.json"
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _PLAIN = re.compile(r"[A-Za-z0-9_/.-]+")
 _LOSS_MASKS = {"completion": 0.0, "full": 1.0}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list of texts"}
@@ -31,16 +34,21 @@ def known_keys() -> list[str]:
     return ["extends", *RECIPE_KEYS, *WORDS]
 
 
-def read_recipe(file: Path, warn: Warn = lambda _: None) -> dict[str, Any]:
-    """The settings of a recipe and of those that it extends, by name. Another trainer's recipe is translated; run.json
-    of an earlier run gives its settings again.
+def read_recipe(file: Path, warn: Warn = lambda _: None, others: Mapping[str, Any] = _NONE) -> dict[str, Any]:
+    """The settings of a recipe and of those that it extends, by name. Another trainer's recipe is translated, with
+    `others`, flags of that trainer, on top; run.json of an earlier run gives its settings again.
     """
     if file.name == _RUN_FILE:
+        typed.refuse(others)
         return _asked_by_run(file)
 
     def own(content: dict[str, Any], path: Path) -> dict[str, Any]:
+        above = others if path == file else {}
         if foreign.is_foreign(content):
-            content = foreign.translated(content, path, warn)
+            typed.check(above)
+            content = foreign.translated(content, path, warn, above)
+        else:
+            typed.refuse(above)
         return checked(content, str(path))
 
     return read_recipe_file(file, own)
@@ -167,7 +175,10 @@ def _suggestion(key: str, known: list[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else "`sft train -h` lists all keys; they are the flags' names"
 
 
-def combined(arguments_values: Mapping[str, Any], warn: Warn) -> dict[str, Any]:
-    """What was typed, on top of the recipe that it names."""
+def combined(arguments_values: Mapping[str, Any], warn: Warn, others: Mapping[str, Any] = _NONE) -> dict[str, Any]:
+    """What was typed, on top of the recipe that it names. `others` are the flags that are another trainer's keys."""
     file = arguments_values.get("config")
-    return merge(read_recipe(Path(file), warn), arguments_values) if file else dict(arguments_values)
+    if not file:
+        typed.refuse(others)
+        return dict(arguments_values)
+    return merge(read_recipe(Path(file), warn, others), arguments_values)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tokenize_data.errors import UserError
 from tokenize_data.settings import Group, setting
 
-SCHEDULES = ("cosine", "linear", "constant")
+SCHEDULES = ("cosine", "linear", "constant", "inverse_sqrt", "polynomial", "cosine_with_restarts", "wsd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,17 @@ class ScheduleSettings(Group):
         None, "number of warm-up iterations; overrides --warmup_fraction", metavar="N", least=0
     )
     schedule: str = setting("cosine", "how the learning rate decays", choices=SCHEDULES)
+    schedule_cycles: int = setting(1, "of cosine_with_restarts: how often it falls", metavar="N", least=1)
+    schedule_power: float = setting(1.0, "of polynomial: 1 falls in a straight line, 2 faster at first", above=0)
+    decay_fraction: float = setting(
+        0.1, "of wsd: share of the iterations, the last ones, in which it falls", metavar="F", above=0, most=1
+    )
+
+    @property
+    def warmup_text(self) -> str:
+        if self.warmup_iters is not None:
+            return f"{self.warmup_iters:,} iterations"
+        return f"{self.warmup_fraction:.3g} of the iterations"
 
     def check(self) -> None:
         if self.min_lr > self.lr:

@@ -51,6 +51,7 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
         ("machine", f"{question.world:,} x {question.gpu.name}, {question.gpu.memory_gb:g} GB each"),
         ("data", _data(plan)),
         ("iterations", _iterations(plan)),
+        *([("learning rate", plan.learning_rate)] if plan.learning_rate else []),
         (
             "batch",
             f"{question.global_batch:,} documents, {rows.tokens:,.0f} tokens, {rows.micro_batches} micro-batches for "

@@ -34,6 +34,7 @@ class Plan:
     question: Question
     choice: Choice
     found: Found
+    learning_rate: str = ""  # its schedule in words
     notes: tuple[str, ...] = ()
 
     @property
@@ -105,6 +106,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "data_source": plan.data.source,
         "global_batch": question.global_batch,
         "iterations": plan.iterations,
+        "learning_rate": plan.learning_rate,
         **choice_data(plan.choice),
         "hours": None if total is None else total / 3600,
         "gpu_hours": None if total is None else total / 3600 * question.world,

@@ -6,17 +6,67 @@ from __future__ import annotations
 
 import math
 
+_TIMESCALE = 10_000  # of inverse_sqrt without warm-up, as in transformers
+
 
 def learning_rate(
-    iteration: int, iterations: int, *, lr: float, min_lr: float, warmup_fraction: float, schedule: str
+    iteration: int,
+    iterations: int,
+    *,
+    lr: float,
+    min_lr: float,
+    warmup_fraction: float,
+    schedule: str,
+    cycles: int = 1,
+    power: float = 1.0,
+    decay_fraction: float = 0.1,
 ) -> float:
-    """For `iteration`, counted from 1. Rises linearly, then falls to `min_lr` at the last iteration, or stays."""
+    """For `iteration`, counted from 1. Rises linearly, then falls to `min_lr` at the last iteration, or stays.
+    inverse_sqrt falls more slowly, and never below `min_lr`. wsd, as in transformers, rises from `min_lr`.
+    """
     assert 1 <= iteration <= iterations, (iteration, iterations)
     warmup = math.ceil(warmup_fraction * iterations)
     if iteration <= warmup:
-        return lr * iteration / warmup
+        lowest = min_lr if schedule == "wsd" else 0.0
+        return lowest + (lr - lowest) * iteration / warmup
     if schedule == "constant":
         return lr
-    progress = (iteration - warmup) / max(iterations - warmup, 1)
-    share = 1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return min_lr + (lr - min_lr) * share
+    if schedule == "inverse_sqrt":
+        timescale = warmup or _TIMESCALE
+        return max(min_lr, lr / math.sqrt((iteration + timescale - warmup) / timescale))
+    if schedule == "wsd":
+        decay = min(math.ceil(decay_fraction * iterations), iterations - warmup)
+        progress = max(0.0, (iteration - (iterations - decay)) / decay)
+    else:
+        progress = (iteration - warmup) / (iterations - warmup)
+    return min_lr + (lr - min_lr) * _share(schedule, progress, cycles, power)
+
+
+def _share(schedule: str, progress: float, cycles: int, power: float) -> float:
+    """How much of the way from min_lr to lr is left."""
+    if schedule in ("linear", "polynomial"):
+        return float((1 - progress) ** (power if schedule == "polynomial" else 1))
+    if schedule == "cosine_with_restarts" and progress < 1:
+        progress = cycles * progress % 1.0
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def in_words(
+    *,
+    lr: float,
+    min_lr: float,
+    warmup: str,
+    schedule: str,
+    cycles: int = 1,
+    power: float = 1.0,
+    decay_fraction: float = 0.1,
+) -> str:
+    """A schedule for a person: rises to 2e-05 over 10% of the iterations, then cosine to 2e-06."""
+    after = {
+        "constant": "constant",
+        "inverse_sqrt": f"inverse_sqrt, at least {min_lr:g}",
+        "polynomial": f"polynomial of power {power:g} to {min_lr:g}",
+        "cosine_with_restarts": f"cosine to {min_lr:g} in {cycles} cycle{'' if cycles == 1 else 's'}",
+        "wsd": f"constant, and cosine to {min_lr:g} over the last {decay_fraction:.3g} of the iterations",
+    }.get(schedule, f"{schedule} to {min_lr:g}")
+    return f"rises to {lr:g} over {warmup}, then {after}"

@@ -16,6 +16,7 @@ from sft.plan.gpus import GB, TABLE, Gpu, find_gpu, read_gpus
 from sft.plan.layout import Layout
 from sft.plan.rows import Batches
 from sft.plan.sampler import Sampler, num_iterations
+from sft.plan.schedule import in_words
 from sft.plan.search import RECOMPUTES, Choice, Question, best, layout_of, search
 from sft.resolve.base import Described, describe_base_model
 from sft.resolve.devices import gpu_here, visible_gpus
@@ -97,7 +98,21 @@ def make_plan(settings: Settings) -> Plan:
         question=question,
         choice=choice,
         found=found,
+        learning_rate=_learning_rate(settings),
         notes=tuple(notes),
+    )
+
+
+def _learning_rate(settings: Settings) -> str:
+    schedule = settings.schedule
+    return in_words(
+        lr=schedule.lr,
+        min_lr=schedule.min_lr,
+        warmup=schedule.warmup_text,
+        schedule=schedule.schedule,
+        cycles=schedule.schedule_cycles,
+        power=schedule.schedule_power,
+        decay_fraction=schedule.decay_fraction,
     )
 
 

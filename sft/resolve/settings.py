@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from sft.config.flags import typed_values
+from sft.config.foreign import typed
 from sft.config.recipe import combined, make_settings
 from sft.config.settings import Settings
 
@@ -19,7 +20,8 @@ def settings_of(arguments: argparse.Namespace, command: str = "train", **unless_
         if "RANK" not in os.environ:
             sys.stderr.write(f"sft {command}: warning: {line}\n")
 
-    values = {**unless_given, **combined(typed_values(arguments), warn)}
+    others = typed.values_of(getattr(arguments, "others", []))
+    values = {**unless_given, **combined(typed_values(arguments), warn, others)}
     if values.get("load_in_8bit"):
         warn(
             "--load_in_8bit is called --weight_only_8bit now: weights are kept in 8 bits, and activations are "

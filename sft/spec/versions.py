@@ -21,6 +21,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+def main_versions() -> dict[str, str]:
+    """What `sft --version` prints, without importing any of it."""
+    known = versions()
+    return {
+        "megasft": known["sft"],
+        **{name: known.get(name, "missing") for name in ("torch", "transformers", "deepspeed")},
+    }
+
+
 def stranger() -> str | None:
     """A warning where `pip install sft` was run: that installs a seismology program, whose files lie where ours do."""
     try:

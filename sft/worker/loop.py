@@ -93,6 +93,9 @@ def _rate(spec: RunSpec) -> Callable[[int], float]:
         min_lr=schedule.min_lr,
         warmup_fraction=warmup,
         schedule=schedule.schedule,
+        cycles=schedule.schedule_cycles,
+        power=schedule.schedule_power,
+        decay_fraction=schedule.decay_fraction,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from sft.model.build import build_stage
 from sft.model.collectives import SingleRank
 from sft.plan.layout import Layout, ModelShape, choose_layout
-from sft.plan.schedule import learning_rate
+from sft.plan.schedule import in_words, learning_rate
 from tests.models import FAMILIES, tiny_config
 from tokenize_data.errors import UserError
 
@@ -133,3 +133,19 @@ def test_rates_of_short_runs_and_without_warmup():
     assert rates("constant", iterations=3, warmup_fraction=1.0) == pytest.approx([1 / 3, 2 / 3, 1.0])
     with pytest.raises(AssertionError):
         learning_rate(0, 10, lr=1.0, min_lr=0.0, warmup_fraction=0.0, schedule="linear")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ("cosine", "rises to 2e-05 over 10 iterations, then cosine to 2e-06"),
+        ("constant", "rises to 2e-05 over 10 iterations, then constant"),
+        ("cosine_with_restarts", "then cosine to 2e-06 in 3 cycles"),
+        ("polynomial", "then polynomial of power 2 to 2e-06"),
+        ("inverse_sqrt", "then inverse_sqrt, at least 2e-06"),
+        ("wsd", "then constant, and cosine to 2e-06 over the last 0.1 of the iterations"),
+    ],
+)
+def test_a_schedule_in_words(schedule, said):
+    text = in_words(lr=2e-5, min_lr=2e-6, warmup="10 iterations", schedule=schedule, cycles=3, power=2.0)
+    assert text.endswith(said)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import optimization
 
+from sft.config.schedule import SCHEDULES
 from sft.config.settings import FIELDS
 from sft.plan.schedule import learning_rate
 from tests.distributed.parity_cases import AXES, IN_CI
@@ -47,7 +48,10 @@ REFERENCES: dict[str, dict[Any, Any]] = {
     "eps": {"any": _UPDATES},
     "weight_decay": {"any": _UPDATES},
     "clip": {"any": _UPDATES},
-    "schedule": {name: (_RATES, name) for name in ("cosine", "linear", "constant")},
+    "schedule": {name: (_RATES, name) for name in SCHEDULES},
+    "schedule_cycles": {"any": _RATES},
+    "schedule_power": {"any": _RATES},
+    "decay_fraction": {"any": _RATES},
     "lr": {"any": _RATES},
     "min_lr": {"any": _RATES},
     "warmup_fraction": {"any": _RATES},
@@ -168,23 +172,44 @@ def test_the_reference_is_there_and_runs_in_ci(reference):
         assert chosen[0] in getattr(module, "IN_CI", module.CASES)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-@pytest.mark.parametrize(("iterations", "fraction"), [(40, 0.1), (7, 0.5), (1, 0.0), (100, 0.03)])
-def test_learning_rates_are_those_of_transformers(schedule, iterations, fraction):
-    """Its step k is our iteration k: it begins with a rate of 0, which would train nothing."""
-    lr, min_lr = 3e-4, 0.0 if schedule == "linear" else 3e-5
+_SHAPES = {
+    "cosine_with_restarts": [{"cycles": 1}, {"cycles": 3}],
+    "polynomial": [{"power": 1.0}, {"power": 2.5}],
+    "wsd": [{"decay_fraction": 0.1}, {"decay_fraction": 0.45}, {"decay_fraction": 1.0}],
+}
+_WITHOUT_A_LEAST = ("linear", "inverse_sqrt", "cosine_with_restarts")  # in transformers
+
+
+def their_rates(schedule, iterations, warmup, lr, min_lr, shape):
+    """One for each iteration. Its step k is our iteration k: it begins with a rate of 0, which would train nothing."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
-    warmup = -(-int(fraction * 1000) * iterations // 1000)
-    make = {
-        "cosine": lambda: optimization.get_cosine_with_min_lr_schedule_with_warmup(
-            optimizer, warmup, iterations, min_lr=min_lr
-        ),
-        "linear": lambda: optimization.get_linear_schedule_with_warmup(optimizer, warmup, iterations),
-        "constant": lambda: optimization.get_constant_schedule_with_warmup(optimizer, warmup),
-    }[schedule]
-    theirs = make()
-    for iteration in range(1, iterations + 1):
+    decay = min(-(-int(shape.get("decay_fraction", 0) * 1000) * iterations // 1000), iterations - warmup)
+    name, further = {
+        "cosine": ("cosine_with_min_lr", {"min_lr": min_lr}),
+        "constant": ("constant_with_warmup", {}),
+        "polynomial": ("polynomial", {"lr_end": min_lr, **shape}),
+        "cosine_with_restarts": ("cosine_with_restarts", {"num_cycles": shape.get("cycles")}),
+        "wsd": ("warmup_stable_decay", {"num_decay_steps": decay, "min_lr_ratio": min_lr / lr}),
+    }.get(schedule, (schedule, {}))
+    theirs = optimization.get_scheduler(name, optimizer, warmup, iterations, scheduler_specific_kwargs=further)
+    for _ in range(iterations):
         optimizer.step()
         theirs.step()
-        found = learning_rate(iteration, iterations, lr=lr, min_lr=min_lr, warmup_fraction=fraction, schedule=schedule)
-        assert found == pytest.approx(theirs.get_last_lr()[0], rel=1e-9, abs=1e-15)
+        yield theirs.get_last_lr()[0]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("iterations", "fraction"), [(40, 0.1), (7, 0.5), (1, 0.0), (100, 0.03)])
+def test_learning_rates_are_those_of_transformers(schedule, iterations, fraction):
+    lr = 3e-4
+    warmup = -(-int(fraction * 1000) * iterations // 1000)
+    for shape in _SHAPES.get(schedule, [{}]):
+        for min_lr in (0.0,) if schedule in _WITHOUT_A_LEAST else (0.0, 3e-5):
+            found = [
+                learning_rate(
+                    number, iterations, lr=lr, min_lr=min_lr, warmup_fraction=fraction, schedule=schedule, **shape
+                )
+                for number in range(1, iterations + 1)
+            ]
+            theirs = list(their_rates(schedule, iterations, warmup, lr, min_lr, shape))
+            assert found == pytest.approx(theirs, rel=1e-9, abs=1e-15), (shape, min_lr)

@@ -2,7 +2,8 @@
 word.
 
 In reading order: rules (what can be said of a key), shared (keys that both kinds have), trl (alignment-handbook, TRL),
-flat (the config.yml of notebook-style trainers, with TRL's keys besides), data (their data sets). Does not belong here:
+flat (the config.yml of notebook-style trainers, with TRL's keys besides), data (their data sets), typed (their keys as
+flags). Does not belong here:
 this project's own keys, which are `recipe`'s.
 """
 
@@ -10,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sft.config.foreign import flat, trl
-from sft.config.foreign.rules import Kind, Line, Trainer, own_keys, said_of
+from sft.config.foreign.rules import NO_EFFECT, Kind, Line, Trainer, own_keys, said_of
 from tokenize_data.errors import UserError
 from tokenize_data.recipe_file import RIVALS
 
 TRAINERS: tuple[Trainer, ...] = (trl.TRAINER, flat.TRAINER)
 _MOST_SHOWN = 6
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 __all__ = ["Kind", "Line", "is_foreign", "lines_of", "refusal", "translated"]
 
@@ -52,14 +55,23 @@ def lines_of(content: Mapping[str, Any], file: Path) -> list[Line]:
     return lines
 
 
-def translated(content: dict[str, Any], file: Path, warn: Callable[[str], None]) -> dict[str, Any]:
-    """This project's recipe for it. What is refused is one error that names all of it."""
-    lines = lines_of(content, file)
+def translated(
+    content: dict[str, Any], file: Path, warn: Callable[[str], None], typed: Mapping[str, Any] = _NOTHING
+) -> dict[str, Any]:
+    """This project's recipe for it. What is refused is one error that names all of it. `typed` are keys of that trainer
+    that were given as flags: they win over the recipe's.
+    """
+    lines = lines_of({key: value for key, value in content.items() if key not in typed} | dict(typed), file)
     if (reason := refusal(lines)) is not None:
         raise UserError(f"{file}: {reason}")
+    idle = [line for line in lines if line.kind is Kind.WARNED and line.comment.startswith(NO_EFFECT)]
     for line in lines:
-        if line.kind is Kind.WARNED:
-            warn(f"{file}: {line.key}: {line.shown}: {line.comment}")
+        if line.kind is Kind.WARNED and (line not in idle or len(idle) == 1):
+            where = f"--{line.key}" if line.key in typed else f"{file}: {line.key}"
+            warn(f"{where}: {line.shown}: {line.comment}")
+    if len(idle) > 1:
+        names = ", ".join(line.key for line in idle)
+        warn(f"{file}: {len(idle)} keys have no effect here: {names}: `sft convert-recipe {file}` says why")
     values: dict[str, Any] = {}
     for line in lines:
         values |= line.ours

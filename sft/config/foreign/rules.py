@@ -40,6 +40,7 @@ class Line:
         return shorten(masked_value(self.value, self.key))
 
 
+NO_EFFECT = "no effect"  # how the comment of a key begins that changes nothing here
 Rule = Callable[[str, Any, Mapping[str, Any]], Line]  # the key, its value, the whole recipe
 
 
