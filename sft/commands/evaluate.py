@@ -195,7 +195,7 @@ def _write(summary: dict[str, Any], evaluated: list[Evaluated], folder: Path, co
     from sft.evaluate import evaluation, tables
     from sft.evaluate.lines import write_json, write_text
 
-    console.print(tables.terminal(summary))
+    console.print(tables.terminal(summary), soft_wrap=False)  # as wide as the terminal
     evaluation.write_predictions(evaluated, folder / "predictions.jsonl")
     write_json(folder / "scores.json", summary)
     written = ["scores.json", "predictions.jsonl"]

@@ -9,7 +9,11 @@ from typing import Any
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "adapter_dir", type=Path, nargs="+", metavar="ADAPTER_DIR", help="adapters in PEFT's format, one or several"
+        "adapter_dir",
+        type=Path,
+        nargs="+",
+        metavar="ADAPTER_DIR",
+        help="adapters in PEFT's format, or runs that have trained one; one or several",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to")
     parser.add_argument(
@@ -52,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.out.exists():
         raise UserError(f"{arguments.out} exists: give another --out, or remove it first")
+    arguments.adapter_dir = [_of_run(folder) for folder in arguments.adapter_dir]
     prepare_environment()
     from sft.checkpoint.merge_adapters import merge_into
 
@@ -74,6 +79,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
     console.print(f"model: {arguments.out}")
     return 0
+
+
+def _of_run(folder: Path) -> Path:
+    """A run's adapter, where the folder is a run's."""
+    inner = folder / "adapter"
+    return inner if inner.is_dir() and not (folder / "adapter_config.json").exists() else folder
 
 
 def _base(arguments: argparse.Namespace) -> Any:

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from tokenize_data.names import check_run_name
 from tokenize_data.settings import Group, setting
 
+KEEP_BEST = 1_000_000  # an early_stopping that keeps the best model and never stops
+
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSettings(Group):
     save_checkpoint_dir: str = setting("checkpoints", "root folder of the output", metavar="D")
     save_interval: int = setting(800, "iterations between checkpoints", metavar="K", least=1)
+    save_each_epoch: bool = setting(False, "a checkpoint after each epoch, in place of --save_interval")
     keep: int = setting(2, "checkpoints to keep, besides the best one", metavar="N", least=1)
     id: str | None = setting(None, "repeat the same settings from scratch, under this name")
     eval_interval: int = setting(100, "iterations between validations", metavar="K", least=1)
+    eval_each_epoch: bool = setting(False, "validate after each epoch, in place of --eval_interval")
     early_stopping: int | None = setting(None, "stop after N validations without a better loss", metavar="N", least=1)
     early_stopping_on: str | None = setting(
         None,

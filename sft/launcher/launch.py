@@ -25,7 +25,7 @@ from sft.resolve.data_stage import tokenise
 from sft.resolve.devices import visible_gpus
 from sft.resolve.identity import refuse_another
 from sft.resolve.run import resolve
-from sft.resolve.summary import facts_of, placement_warning
+from sft.resolve.summary import early_stopping_warning, facts_of, placement_warning
 from sft.spec import run as run_file
 from sft.spec.exit_codes import EXIT_FAILED, EXIT_OK
 from sft.spec.run import RunSpec
@@ -65,8 +65,9 @@ def _decide(settings: Settings) -> RunSpec | int:
     _compare_documents(spec)
     facts = facts_of(spec)
     header(Console(highlight=False), facts)
-    if (warning := placement_warning(spec)) is not None:
-        sys.stderr.write(f"sft train: warning: {warning}\n")
+    for warning in (placement_warning(spec), early_stopping_warning(spec)):
+        if warning is not None:
+            sys.stderr.write(f"sft train: warning: {warning}\n")
     if not settings.schedule.no_autoaccept_iters:
         return spec
     accepted = _ask(iterations_text(facts), spec.iterations)

@@ -89,6 +89,7 @@ def _check_early_stopping(part: str | None, validation: ShardReader | None) -> N
 def _complete(asked: Settings, base: BaseModel, reader: ShardReader, chosen: Chosen) -> Settings:
     """The settings with every choice made. What is None now is off."""
     schedule, layout = asked.schedule, chosen.layout
+    epoch = num_iterations(len(reader), 1.0, schedule.global_batch)
     formats = {data_set["format"] for data_set in reader.manifest.datasets}
     return asked.replace(
         size=asked.model.size or (DEFAULT_SIZE if base.is_entry else None),
@@ -96,6 +97,8 @@ def _complete(asked: Settings, base: BaseModel, reader: ShardReader, chosen: Cho
         format=asked.data.format or (formats.pop() if len(formats) == 1 else None),
         dtype=asked.model.dtype or ("bf16" if visible_gpus() else "fp32"),
         iters=schedule.iters or num_iterations(len(reader), schedule.epochs, schedule.global_batch),
+        eval_interval=epoch if asked.output.eval_each_epoch else asked.output.eval_interval,
+        save_interval=epoch if asked.output.save_each_epoch else asked.output.save_interval,
         lora_alpha=None if asked.adapters.lora is None else asked.adapters.alpha,
         tp=layout.tp,
         pp=layout.pp,

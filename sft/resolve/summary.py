@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sft.config.output import KEEP_BEST
 from sft.observe.header import Facts
 from sft.plan.layout import ModelShape
 from sft.plan.packing import plan_batch
@@ -68,6 +69,22 @@ def placement_warning(spec: RunSpec) -> str | None:
         return None
     return placement_of(spec).warning(
         layers=shape.layers, hidden=hidden, row_tokens=spec.capacity, bytes_per_value=2 if spec.dtype == "bf16" else 4
+    )
+
+
+def early_stopping_warning(spec: RunSpec) -> str | None:
+    """Where a run ends before it can have waited long enough."""
+    output = spec.settings.output
+    patience = output.early_stopping
+    if patience is None or patience >= KEEP_BEST:
+        return None
+    earlier = (spec.iterations - 1) // output.eval_interval  # the last validation comes at the end in any case
+    if patience < earlier:
+        return None
+    times = f"{earlier} validation{'' if earlier == 1 else 's'} before its end"
+    return (
+        f"--early_stopping {patience} cannot stop this run, which has {times} ({spec.iterations:,} iterations, one "
+        f"every {output.eval_interval:,}): lower one of them; the best model is kept all the same"
     )
 
 

@@ -124,17 +124,10 @@ def test_adapters_with_trl_s_names():
         found.layout.recompute,
         found.objective.loss_mask,
         found.optimizer.optimizer,
-        found.output.save_interval,
-    ) == ("none", 0.0, "adamw", 50)
+        found.output.save_each_epoch,
+    ) == ("none", 0.0, "adamw", True)
     assert (found.output.push_to_hub, found.output.tensorboard, found.data.run_name) == (None, False, "gemma-adapters")
-    assert warned.keys() == {
-        "packing",
-        "save_strategy",
-        "save_steps",
-        "logging_first_step",
-        "logging_dir",
-        "hub_model_id",
-    }
+    assert warned.keys() == {"packing", "logging_first_step", "logging_dir", "hub_model_id"}
 
 
 def test_flat_files():
@@ -360,3 +353,15 @@ def test_schedules(tmp_path, text, expected):
     (tmp_path / "r.yaml").write_text(f"model_name_or_path: m\n{text}\n")
     found = make_settings(read_recipe(tmp_path / "r.yaml"))
     assert {name: found.value(name) for name in expected} == pytest.approx(expected)
+
+
+def test_once_an_epoch(tmp_path):
+    text = "model_name_or_path: m\nevaluation_strategy: epoch\nsave_strategy: epoch\nsave_steps: 7\neval_steps: 9\n"
+    (tmp_path / "r.yaml").write_text(
+        f"{text}load_best_model_at_end: true\nearly_stopping_patience: 3\nearly_stopping_threshold: 0.01\n"
+    )
+    warnings: list[str] = []
+    output = make_settings(read_recipe(tmp_path / "r.yaml", warnings.append)).output
+    assert (output.eval_each_epoch, output.save_each_epoch) == (True, True)
+    assert (output.early_stopping, output.early_stopping_min_delta) == (3, 0.01)
+    assert warnings == []

@@ -199,3 +199,11 @@ def test_what_cannot_be_merged_is_said_with_the_remedy(
         assert message in " ".join(capsys.readouterr().err.split()), message
         assert not (tmp_path / "m").exists()
     assert merge(trained, "--any_base", "--base", base, "--out", tmp_path / "m") == 0
+
+
+def test_the_folder_of_a_run_is_merged_too(base: Path, adapter: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copytree(adapter, run / "adapter")
+    assert entry(["merge", str(run), "--out", str(tmp_path / "out"), "--base", str(base)]) == 0
+    assert (tmp_path / "out" / "config.json").exists()

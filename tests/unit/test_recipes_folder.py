@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from sft.config import schema
 from sft.config.flags import add_flags, typed_values
 from sft.config.recipe import combined, make_settings
+from sft.config.schedule import SCHEDULES
 from sft.config.settings import RECIPE_KEYS, Settings
 from sft.resolve import data_stage
 from sft.resolve.base import find_base_model
@@ -172,7 +173,7 @@ def test_the_schema_is_that_of_the_dataclasses():
     assert set(found["$defs"]["dataset"]["properties"]["clean"]["properties"]) == {
         entry.name for entry in fields(Cleaning)
     }
-    assert found["properties"]["schedule"]["enum"] == ["cosine", "linear", "constant", None]
+    assert found["properties"]["schedule"]["enum"] == [*SCHEDULES, None]
     assert found["properties"]["warmup_fraction"]["maximum"] == 1
 
 
@@ -223,7 +224,7 @@ def test_the_schema_refuses_what_the_recipe_reader_refuses():
     wrong = {"run_name": "r", "lr": -1.0, "schedule": "cosin", "datasets": [{}], "lernrate": 1, "iters": 1.5}
     assert complaints(wrong, found, found["$defs"]) == [
         "lr: -1.0 <= 0",
-        "schedule: cosin not in ['cosine', 'linear', 'constant', None]",
+        f"schedule: cosin not in {[*SCHEDULES, None]}",
         "datasets: no files",
         "lernrate",
         "iters: 1.5 is no ['integer', 'null', 'string']",

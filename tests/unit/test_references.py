@@ -124,6 +124,8 @@ NO_ARITHMETIC = {
     "max_restarts",
     "save_checkpoint_dir",
     "save_interval",
+    "save_each_epoch",
+    "eval_each_epoch",
     "keep",
     "id",
     "eval_interval",

@@ -15,6 +15,7 @@ from sft.config.recipe import combined, make_settings, read_recipe
 from sft.config.settings import Settings
 from sft.resolve.local import local_copy
 from sft.resolve.run import resolve
+from sft.resolve.summary import early_stopping_warning
 from sft.spec.run import RunSpec
 from tests.conftest import Workbench, pair
 from tests.unit.test_plan_command import BaseStub
@@ -90,6 +91,29 @@ def test_no_choice_is_left_open(settings, given):
         "fp32",
     )
     assert spec.asked.schedule.iters is None  # what the user asked for stays known
+
+
+def test_once_an_epoch_is_a_number_of_iterations(settings):
+    spec = spec_of(settings.replace(eval_each_epoch=True, save_each_epoch=True, global_batch=32, epochs=2.0))
+    output = spec.settings.output
+    assert (output.eval_interval, output.save_interval) == (3, 3)  # 80 documents
+
+
+@pytest.mark.parametrize(
+    ("patience", "interval", "said"),
+    [
+        (3, 2, None),
+        (4, 2, "--early_stopping 4 cannot stop this run, which has 4 validations before its end (10 iterations, one"),
+        (1, 10, "which has 0 validations before its end"),
+        (None, 10, None),
+        (1_000_000, 2, None),  # keeps the best model
+    ],
+)
+def test_early_stopping_that_cannot_happen_is_a_warning(settings, bench, patience, interval, said):
+    spec = spec_of(settings.replace(iters=10, eval_interval=interval))
+    spec = replace(spec, settings=spec.settings.replace(early_stopping=patience))
+    found = early_stopping_warning(spec)
+    assert (found is None) if said is None else (said in str(found))
 
 
 def test_written_and_read_it_is_the_same(settings, tmp_path):

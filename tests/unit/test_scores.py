@@ -19,7 +19,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 from transformers import AutoModelForCausalLM
 
-from sft.evaluate import scores, text_metrics
+from sft.evaluate import scores, tables, text_metrics
 from sft.evaluate.choices import candidates, choices_of, named_choice
 from sft.evaluate.likelihood import answer_likelihoods, candidate_likelihoods
 from tests import tiny
@@ -227,3 +227,23 @@ def test_scores_json_holds_no_nan(tmp_path: Path) -> None:
 
     write_json(tmp_path / "x.json", {"a": [float("nan"), 1.5], "b": float("inf")})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5], "b": None}
+
+
+def test_the_table_of_two_models_fits_80_columns(capsys):
+    from rich.console import Console
+
+    score = {"value": 0.6, "low": 0.55, "high": 0.65, "count": 1000}
+    names = ("exact_match", "perplexity")
+    fitted = {
+        "scores": dict.fromkeys(names, score),
+        "differences": {name: {"value": 0.02, "p": 0.03} for name in names},
+    }
+    models = [
+        {"label": "meditron-7b", "datasets": {"pubmedqa-test": {"scores": dict.fromkeys(names, score)}}},
+        {"label": "llama-7-meditron-pubmedqa", "datasets": {"pubmedqa-test": fitted}},
+    ]
+    console = Console(width=80, soft_wrap=True)
+    console.print(tables.terminal({"base": "meditron-7b", "models": models}), soft_wrap=False)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.count("0.03)") == 2

@@ -1,10 +1,9 @@
 """Recipes of other trainers, each of their keys mapped, refused by name, or warned about. None is dropped without a
 word.
 
-In reading order: rules (what can be said of a key), shared (keys that both kinds have), trl (alignment-handbook, TRL),
-flat (the config.yml of notebook-style trainers, with TRL's keys besides), data (their data sets), typed (their keys as
-flags). Does not belong here:
-this project's own keys, which are `recipe`'s.
+In reading order: rules (what can be said of a key), shared (keys that both kinds have), schedules, trl
+(alignment-handbook, TRL), flat (the config.yml of notebook-style trainers, with TRL's keys besides), data (their data
+sets), typed (their keys as flags). Does not belong here: this project's own keys, which are `recipe`'s.
 """
 
 from __future__ import annotations

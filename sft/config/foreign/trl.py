@@ -24,6 +24,7 @@ from sft.config.foreign.rules import (
     warned,
 )
 from sft.config.foreign.shared import run_name_of as run_name_of
+from sft.config.output import KEEP_BEST
 
 _LORA = {
     "lora_r": ("lora", 16),
@@ -87,9 +88,9 @@ def _evaluation(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
         if steps < 1:
             return refused("eval_steps", steps, "a share of the run: write eval_interval, a number of iterations")
         return mapped(key, value, {"eval_interval": int(steps)})
-    return warned(
-        key, value, "validated every eval_interval iterations (100 unless given) and at the end, not by epoch"
-    )
+    if value == "epoch":
+        return mapped(key, value, {"eval_each_epoch": True})
+    return refused(key, value, "use steps, epoch or no")
 
 
 def _loss_of_completions(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
@@ -101,8 +102,10 @@ def _loss_of_completions(key: str, value: Any, recipe: Mapping[str, Any]) -> Lin
 def _best(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     if not value:
         return mapped(key, value, {}, "the last model is exported, unless early_stopping is set")
+    if recipe.get("early_stopping_patience"):
+        return mapped(key, value, {}, "see early_stopping_patience")
     return mapped(
-        key, value, {"early_stopping": 1_000_000}, "keeps and exports the best model; a smaller number stops early, too"
+        key, value, {"early_stopping": KEEP_BEST}, "keeps and exports the best model; a smaller number stops early, too"
     )
 
 
@@ -225,9 +228,11 @@ RULES: dict[str, Rule] = {
     "activation_checkpointing_kwargs": shared.RULES["gradient_checkpointing_kwargs"],
     "eval_strategy": _evaluation,
     "evaluation_strategy": _evaluation,
-    "eval_steps": part_of("eval_strategy"),
+    "eval_steps": part_of("eval_strategy", "evaluation_strategy"),
     "do_eval": lambda key, value, recipe: mapped(key, value, {}, "see eval_strategy and the data sets"),
     "load_best_model_at_end": _best,
+    "early_stopping_patience": to("early_stopping", "validations without a better loss"),
+    "early_stopping_threshold": to("early_stopping_min_delta"),
     "metric_for_best_model": _metric,
     "hub_revision": off("the main branch is written"),
     "hub_model_revision": off("the main branch is written"),
