@@ -126,9 +126,7 @@ def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]
     name = f"{data.run_name}-val"
     wanted = share_of(data.val, data.val_group)
     if wanted is not None and data.append:
-        raise UserError(
-            f"--val {wanted} is drawn from all rows, so --append cannot add to it: name files with --val"
-        )
+        raise UserError(f"--val {wanted} is drawn from all rows, so --append cannot add to it: name files with --val")
     if wanted is not None:
         training = replace(training, split=Split(wanted=wanted, seed=data.seed, group=data.val_group))
         whole = tuple(replace(spec, samples=None, weight=1.0, weight_key=None) for spec in training.specs)
