@@ -143,8 +143,10 @@ def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]
         whole = tuple(replace(spec, samples=None, weight=1.0, weight_key=None) for spec in training.specs)
         return training, replace(training, run_name=name, specs=whole, is_validation=True)
     specs = (_spec(data, data.val),) if data.val else data.val_datasets
-    has_val = manifest.read(training.root / name) is not None  # without it, --append makes it
-    return training, replace(training, run_name=name, specs=specs, append=data.append and has_val) if specs else None
+    if not specs:
+        return training, None
+    is_there = data.append and manifest.read(training.root / name) is not None  # otherwise --append makes it
+    return training, replace(training, run_name=name, specs=specs, append=is_there)
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[DataSettings, BaseSettings]:
