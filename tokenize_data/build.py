@@ -7,7 +7,7 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,17 +20,18 @@ import numpy as np
 from tokenize_data import __version__
 from tokenize_data.chat import ChatTemplate
 from tokenize_data.choose import choose_rows, recognise_format
-from tokenize_data.convert import Choice, Converter
+from tokenize_data.convert import Choice, Converted, Converter
 from tokenize_data.dataset import DatasetSpec
 from tokenize_data.encode import Encoder
 from tokenize_data.errors import RowError
 from tokenize_data.manifest import Manifest
+from tokenize_data.parts import PartOf, read_facts, read_parts, write_part
 from tokenize_data.pool import ordered_map
 from tokenize_data.progress import Progress
 from tokenize_data.records import RowReader
 from tokenize_data.rendered import ROLE_NAMES
 from tokenize_data.shards import BATCH_DOCUMENTS, FileInfo, ShardWriter
-from tokenize_data.sources import Source
+from tokenize_data.sources import Chunk, Source
 from tokenize_data.split import Split, part_of
 from tokenize_data.tally import Tally
 from tokenize_data.tokenizer import BaseTokenizer
@@ -57,27 +58,78 @@ class Plan:
     is_validation: bool = False  # which side of the split
 
     @property
+    def files(self) -> list[Source]:
+        """Of all data sets, in order."""
+        return [source for group in self.sources for source in group]
+
+    @property
     def id_type(self) -> np.dtype[Any]:
         return np.dtype(np.uint16 if self.tokenizer.vocabulary_size <= 1 << 16 else np.uint32)
 
 
 def build(plan: Plan, folder: Path, prefix: str, say: Say) -> Manifest:
     """Write all files, named with `prefix`, and return the manifest that names them."""
-    begun = time.monotonic()
-    flat = [source for group in plan.sources for source in group]
-    formats = []
+    begun, formats = time.monotonic(), _formats(plan, say)
+    converter = _converter(plan, formats)
+    _prove_fast_path(converter, plan.files, say)
+    converted = ordered_map(converter, _chunks(plan), plan.workers)
+    return _write(plan, formats, converted, folder, prefix, begun, converter.encoder.is_fast)
+
+
+def build_part(plan: Plan, part: PartOf, folder: Path, say: Say) -> None:
+    """Convert one machine's share of the rows."""
+    converter = _converter(plan, _formats(plan, say))
+    _prove_fast_path(converter, plan.files, say)
+    with Progress(f"tokenising part {part.number} of {part.count}", [source.size for source in plan.files]) as progress:
+
+        def watched() -> Iterator[Converted]:
+            documents = rejected = 0
+            for converted in ordered_map(converter, part.own(_chunks(plan)), plan.workers):
+                documents, rejected = documents + len(converted.lengths), rejected + len(converted.rejects)
+                if rejected > plan.max_bad_rows:
+                    first, source = converted.rejects[0], plan.files[converted.chunk.source]
+                    raise RowError(f"{source.place(first.line)}: {first.reason} (--max_bad_rows {plan.max_bad_rows})")
+                progress.update(converted.chunk.source, converted.chunk.bytes_read, documents)
+                yield converted
+
+        write_part(part.file(folder), watched(), plan.files, converter.encoder.is_fast)
+
+
+def join_parts(plan: Plan, count: int, parts: Path, folder: Path, prefix: str, say: Say) -> Manifest:
+    """What `build` would have written, from the parts of all machines."""
+    begun, formats = time.monotonic(), _formats(plan, lambda _: None)
+    is_fast = read_facts(parts, count, plan.files)
+    say(f"joining {count:,} parts")
+    return _write(plan, formats, read_parts(parts, count, plan.id_type), folder, prefix, begun, is_fast)
+
+
+def _formats(plan: Plan, say: Say) -> list[str]:
+    found = []
     for spec, group in zip(plan.specs, plan.sources, strict=True):
         name, line = recognise_format(spec, group)
-        formats.append(name)
+        found.append(name)
         say(line)
-    converter = _converter(plan, formats)
-    _prove_fast_path(converter, flat, say)
+    return found
+
+
+def _chunks(plan: Plan) -> Iterator[Chunk]:
+    return (chunk for index, source in enumerate(plan.files) for chunk in source.chunks(index))
+
+
+def _write(
+    plan: Plan,
+    formats: Sequence[str],
+    chunks: Iterator[Converted],
+    folder: Path,
+    prefix: str,
+    begun: float,
+    is_fast: bool,
+) -> Manifest:
     writer = ShardWriter(folder, prefix, plan.id_type)
-    tally = Tally(plan.max_bad_rows, flat, folder / f"{prefix}-rejected.jsonl")
-    chunks = (chunk for index, source in enumerate(flat) for chunk in source.chunks(index))
+    tally = Tally(plan.max_bad_rows, plan.files, folder / f"{prefix}-rejected.jsonl")
     try:
-        with Progress(f"tokenising {plan.run_name}", [source.size for source in flat]) as progress:
-            for converted in ordered_map(converter, chunks, plan.workers):
+        with Progress(f"tokenising {plan.run_name}", [source.size for source in plan.files]) as progress:
+            for converted in chunks:
                 writer.add(converted)
                 tally.add(converted)
                 progress.update(converted.chunk.source, converted.chunk.bytes_read, tally.documents)
@@ -115,7 +167,7 @@ def build(plan: Plan, folder: Path, prefix: str, say: Say) -> Manifest:
         files=files,
         versions=_versions(),
         seconds=round(time.monotonic() - begun, 2),
-        fast_tokenizer=converter.encoder.is_fast,
+        fast_tokenizer=is_fast,
     )
 
 
@@ -153,8 +205,7 @@ def _converter(plan: Plan, formats: Sequence[str]) -> Converter:
 
 
 def _choices(plan: Plan) -> list[Choice]:
-    flat = [source for group in plan.sources for source in group]
-    part = part_of(plan.split, flat, plan.is_validation) if plan.split is not None else None
+    part = part_of(plan.split, plan.files, plan.is_validation) if plan.split is not None else None
     choices: list[Choice] = []
     for spec, group in zip(plan.specs, plan.sources, strict=True):
         choices += choose_rows(spec, group, plan.seed, part, first=len(choices))

@@ -43,6 +43,9 @@ def make_parser() -> OneLineParser:
         "--workers", type=int, default=None, metavar="N", help="processes (default: one for each core, at most 16)"
     )
     parser.add_argument(
+        "--part", default=None, metavar="i/N", help="make the i-th of N parts, for N machines; the last one joins them"
+    )
+    parser.add_argument(
         "--no_fast_tokenizer", action="store_true", help="never use tiktoken instead of the Hugging Face tokenizer"
     )
     return parser
@@ -61,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     training, validation = requests_of(arguments)
     manifests: list[manifest.Manifest] = []
-    is_new = False
+    is_new = is_part = False
     for request in (training, validation):
         if request is None:
             continue
@@ -70,15 +73,18 @@ def run(arguments: argparse.Namespace) -> int:
         folder = manifest.dataset_folder(request.root, request.run_name)
         began = datetime.now(UTC).isoformat(timespec="seconds")
         made = stage.ensure(request, say, warn)
+        if made is None:
+            is_part = True
+            continue
         manifests.append(made)
-        if request.is_validation:
+        if request.is_validation and not is_part:
             stale.refuse_other_files(manifests[0], made, folder)
         for line in describe.summary(made, folder, is_new=made.created >= began):
             say(line)
         for line in describe.warnings(made):
             warn(line)
         is_new = is_new or made.created >= began
-    if is_new:
+    if is_new and not is_part:
         _check(training, validation, warn)
     return EXIT_OK
 
@@ -102,11 +108,15 @@ def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]
     """(training, validation or None), from flags and recipe."""
     from tokenize_data import manifest
     from tokenize_data.bases import find_base
+    from tokenize_data.parts import PartOf
     from tokenize_data.split import Split, share_of
     from tokenize_data.stage import Request
     from tokenize_data.templates import template_values
 
     data, base = settings_of(arguments)
+    part = PartOf.parse(arguments.part) if arguments.part is not None else None
+    if part is not None and data.append:
+        raise UserError("--part makes a new data set and --append adds to one: give one of them")
     checkpoints_file = Path(base.checkpoints_file) if base.checkpoints_file else None
     training = Request(
         run_name=data.run_name,
@@ -120,6 +130,7 @@ def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]
         max_bad_rows=data.max_bad_rows,
         retokenize=data.retokenize,
         append=data.append,
+        part=part,
         seed=data.seed,
         fast=not arguments.no_fast_tokenizer,
     )
@@ -132,8 +143,10 @@ def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]
         whole = tuple(replace(spec, samples=None, weight=1.0, weight_key=None) for spec in training.specs)
         return training, replace(training, run_name=name, specs=whole, is_validation=True)
     specs = (_spec(data, data.val),) if data.val else data.val_datasets
-    has_val = manifest.read(training.root / name) is not None  # without it, --append makes it
-    return training, replace(training, run_name=name, specs=specs, append=data.append and has_val) if specs else None
+    if not specs:
+        return training, None
+    is_there = data.append and manifest.read(training.root / name) is not None  # otherwise --append makes it
+    return training, replace(training, run_name=name, specs=specs, append=is_there)
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[DataSettings, BaseSettings]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import uuid
@@ -14,14 +13,17 @@ from typing import Any
 
 from tokenize_data import append, lock, manifest, stale
 from tokenize_data.bases import Base
-from tokenize_data.build import Plan, build
+from tokenize_data.build import Plan, build, join_parts
+from tokenize_data.by_parts import has_all_parts, parts_folder
 from tokenize_data.chat import ChatTemplate
 from tokenize_data.dataset import DatasetSpec
+from tokenize_data.disk import disk_error
 from tokenize_data.encode import FastPathError
 from tokenize_data.errors import UserError
 from tokenize_data.files import open_private
 from tokenize_data.manifest import Manifest
 from tokenize_data.names import check_run_name
+from tokenize_data.parts import PartOf
 from tokenize_data.sources import Source, open_sources
 from tokenize_data.split import Split
 from tokenize_data.templates import choose_template
@@ -45,6 +47,7 @@ class Request:
     max_bad_rows: int = 0
     retokenize: bool = False
     append: bool = False
+    part: PartOf | None = None  # of several machines
     seed: int = 1234
     split: Split | None = None
     is_validation: bool = False  # which side of the split
@@ -61,8 +64,10 @@ class Request:
                 raise UserError(f"--{name} {value} must be at least {least}")
 
 
-def ensure(request: Request, say: Say, warn: Say) -> Manifest:
-    """The manifest of a data set that fits the request: found, waited for, or made."""
+def ensure(request: Request, say: Say, warn: Say) -> Manifest | None:
+    """The manifest of a data set that fits the request: found, waited for, or made. None where other machines' parts of
+    it are missing.
+    """
     folder = manifest.dataset_folder(request.root, request.run_name)
     if request.append:
         return _append(request, folder, say)
@@ -73,9 +78,26 @@ def ensure(request: Request, say: Say, warn: Say) -> Manifest:
     if not request.specs:
         raise UserError(f"{folder} has no tokenised data and no --data was given: name the JSONL files with --data")
     plan = _plan(request, tokenizer, template, tuple(tuple(open_sources(spec.files)) for spec in request.specs))
+    parts = parts_folder(request.root, plan, request.part.count) if request.part is not None else None
+    if request.part is not None and parts is not None and not _has_all_parts(plan, request.part, parts, say):
+        return None
     with _alone(request, folder, say):
         after = None if request.retokenize else _existing(request, folder, tokenizer, template, say, warn)
-        return after if after is not None else _make(plan, folder, request.retokenize, say)
+        if after is not None:
+            return after
+        made = _make(plan, folder, request, say)
+        if parts is not None:
+            shutil.rmtree(parts.parent, ignore_errors=True)
+        return made
+
+
+def _has_all_parts(plan: Plan, part: PartOf, folder: Path, say: Say) -> bool:
+    try:
+        return has_all_parts(plan, part, folder, say)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise disk_error(error, folder) from error
 
 
 @contextlib.contextmanager
@@ -90,7 +112,7 @@ def _alone(request: Request, folder: Path, say: Say) -> Iterator[None]:
     except BrokenPipeError:  # whoever read our output went away
         raise
     except OSError as error:
-        raise _disk_error(error, request.root) from error
+        raise disk_error(error, request.root) from error
 
 
 def _tokenizer_and_template(request: Request, say: Say) -> tuple[BaseTokenizer, ChatTemplate]:
@@ -148,15 +170,19 @@ def _plan(
     )
 
 
-def _make(plan: Plan, folder: Path, retokenize: bool, say: Say) -> Manifest:
+def _make(plan: Plan, folder: Path, request: Request, say: Say) -> Manifest:
     _check_folder_is_ours(folder)
     existed = folder.exists()
     folder.mkdir(exist_ok=True)
-    kept = _read_quietly(folder) if retokenize else manifest.read(folder)
+    kept = _read_quietly(folder) if request.retokenize else manifest.read(folder)
     _remove_all_but(folder, kept)
     prefix = f"part-{uuid.uuid4().hex[:8]}"
     try:
-        made = _build(plan, folder, prefix, kept, say)
+        if request.part is not None:
+            parts = parts_folder(request.root, plan, request.part.count)
+            made = join_parts(plan, request.part.count, parts, folder, prefix, say)
+        else:
+            made = _build(plan, folder, prefix, kept, say)
         _publish(folder, prefix, made)
     except BaseException:
         with contextlib.suppress(OSError, UserError):
@@ -260,19 +286,3 @@ def _remove_all_but(folder: Path, kept: Manifest | None) -> None:
         if entry.name in names or not entry.name.startswith(("part-", f".{manifest.NAME}.")):
             continue
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
-def _disk_error(error: OSError, root: Path) -> UserError:
-    place = error.filename or root
-    remedies = {
-        errno.ENOSPC: "free some space, or give another --tokenized_data_dir; nothing unfinished was left behind",
-        errno.EDQUOT: "your quota is used up: free some space, or give another --tokenized_data_dir",
-        errno.EFBIG: "the file size limit (ulimit -f) is too small: raise it, or give another --tokenized_data_dir",
-        errno.EACCES: "you may not write there: give a --tokenized_data_dir of your own",
-        errno.EROFS: "you may not write there: give a --tokenized_data_dir of your own",
-        errno.ENOTDIR: "a part of that path is a file: give another --tokenized_data_dir",
-        errno.EEXIST: "a part of that path is a file: give another --tokenized_data_dir",
-    }
-    return UserError(
-        f"cannot write {place}: {error.strerror or error}: {remedies.get(error.errno or 0, 'check the disk')}"
-    )

@@ -16,6 +16,15 @@ class ScheduleSettings(Group):
     iters: int | None = setting(None, "number of iterations; overrides --epochs", metavar="N", least=1)
     no_autoaccept_iters: bool = setting(False, "show the number of iterations and ask before starting")
     global_batch: int = setting(64, "documents per iteration", metavar="N", least=1)
+    mix: tuple[str, ...] = setting(
+        (), "shares of several data sets in an epoch, by name; the others divide the rest by size", metavar="NAME=SHARE"
+    )
+    mix_temperature: float = setting(
+        1.0, "draws data sets by size to the power of 1/T: above 1, small ones count more", metavar="T", above=0
+    )
+    order: str = setting(
+        "shuffled", "or curriculum: an epoch takes one data set after another", choices=("shuffled", "curriculum")
+    )
     gradient_accumulation: int | None = setting(
         None,
         "replaces --global_batch: A * micro_batch * dp documents per iteration; micro_batch counts as 1 unless given",

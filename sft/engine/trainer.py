@@ -29,6 +29,7 @@ def train(
     iterations: int,
 ) -> Iterator[dict[str, Any]]:
     """One record an iteration, from `start` + 1 to `iterations`."""
+    seen = sampler.seen(start) if sampler.mix else None
     for number in range(start + 1, iterations + 1):
         began = time.perf_counter()
         batch = feed.plan(sampler.documents(number - 1))
@@ -38,6 +39,7 @@ def train(
         except NotFiniteError:
             raise TrainingError(_not_finite(pipeline, batch, reader, number)) from None
         seconds = time.perf_counter() - began
+        seen = seen + sampler.count(batch.numbers) if seen is not None else None
         yield {
             "iteration": number,
             "loss": result.loss,
@@ -51,6 +53,7 @@ def train(
             "micro_batches": batch.plan.num_micro_batches,
             "fill": round(batch.plan.fill, 4),
             "balance": round(batch.plan.balance, 4),
+            **_shares(sampler, seen),
         }
 
 
@@ -74,6 +77,14 @@ def validate(pipeline: Pipeline, feed: Feed, parts: Mapping[str, range]) -> dict
     seconds = round(time.perf_counter() - began, 4)
     figures = pipeline.objective.figures(total)
     return {**figures, **found, "val_documents": sum(map(len, parts.values())), "val_seconds": seconds}
+
+
+def _shares(sampler: Sampler, seen: np.ndarray | None) -> dict[str, float]:
+    """The share of each data set in what has been trained so far."""
+    if seen is None:
+        return {}
+    names, total = [part.name for part in sampler.mix], float(seen.sum())
+    return {f"seen/{name}": round(count / total, 6) for name, count in zip(names, seen.tolist(), strict=True)}
 
 
 def _not_finite(pipeline: Pipeline, batch: Batch, reader: ShardReader, iteration: int) -> str:

@@ -1,16 +1,21 @@
-"""Which documents make an iteration: a function of (documents, global batch, seed, iteration), and of nothing else.
+"""Which documents make an iteration: a function of documents, mix, global batch, seed and iteration, of nothing else.
 
 The documents form one endless stream, a new permutation for each epoch. Iteration k takes the k-th stretch of
 `global_batch` from it, so the last batch of an epoch is filled from the next permutation, and resuming is a seek.
+
+Where data sets are mixed, each is an endless stream of its own, and an epoch takes the next stretch of each. So every
+document has its turn, also where an epoch takes only a part of a data set.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 
+from sft.plan.mixing import MixPart
 from tokenize_data.errors import UserError
 
 
@@ -26,28 +31,65 @@ def num_iterations(num_documents: int, epochs: float, global_batch: int) -> int:
 class Sampler:
     """The documents of each iteration. Keeps the last two permutations, which are all that an iteration needs."""
 
-    def __init__(self, num_documents: int, global_batch: int, seed: int) -> None:
+    def __init__(
+        self, num_documents: int, global_batch: int, seed: int, mix: Sequence[MixPart] = (), is_in_order: bool = False
+    ) -> None:
+        """`is_in_order`: an epoch goes through the data sets one after another, each of them shuffled."""
         if num_documents < 1 or global_batch < 1:
             raise UserError(f"{num_documents} documents, global_batch {global_batch}: each must be above 0")
+        assert not mix or sum(part.documents for part in mix) == num_documents
         self.num_documents, self.global_batch, self.seed = num_documents, global_batch, seed
+        self.mix, self._is_in_order = tuple(mix), is_in_order
+        self._is_plain = (not is_in_order or not mix) and all(part.is_whole for part in mix)
         self._permutation = lru_cache(maxsize=2)(self._permute)
+        self._edges = np.cumsum([0, *(part.documents for part in mix)])
 
     def documents(self, iteration: int) -> np.ndarray:
         """The document numbers of iteration `iteration`, counted from 0. A document may be there twice where epochs
         meet.
         """
-        first = iteration * self.global_batch
-        parts = []
-        while first < (iteration + 1) * self.global_batch:
-            epoch, at = divmod(first, self.num_documents)
-            part = self._permutation(epoch)[at : at + (iteration + 1) * self.global_batch - first]
-            parts.append(part)
-            first += len(part)
-        return np.concatenate(parts)
+        return self._stretch(iteration * self.global_batch, (iteration + 1) * self.global_batch)
 
     def epoch(self, iteration: int) -> float:
         """How many times the data have been seen before this iteration."""
         return iteration * self.global_batch / self.num_documents
 
+    def count(self, numbers: np.ndarray) -> np.ndarray:
+        """How many of these documents are of each data set of the mix."""
+        places = np.searchsorted(self._edges, numbers, side="right") - 1
+        counts: np.ndarray = np.bincount(places, minlength=len(self.mix))
+        return counts
+
+    def seen(self, iteration: int) -> np.ndarray:
+        """How many documents of each data set come before this iteration."""
+        epochs, rest = divmod(iteration * self.global_batch, self.num_documents)
+        before = np.array([part.per_epoch for part in self.mix], dtype=np.int64) * epochs
+        after: np.ndarray = before + self.count(self._permutation(epochs)[:rest])
+        return after
+
+    def _stretch(self, first: int, last: int) -> np.ndarray:
+        parts = []
+        while first < last:
+            epoch, at = divmod(first, self.num_documents)
+            part = self._permutation(epoch)[at : at + last - first]
+            parts.append(part)
+            first += len(part)
+        return np.concatenate(parts)
+
     def _permute(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(self.num_documents).astype(np.uint32)
+        random = np.random.default_rng((self.seed, epoch))
+        if self._is_plain:
+            return random.permutation(self.num_documents).astype(np.uint32)
+        chosen = np.concatenate([self._of_part(number, epoch) for number in range(len(self.mix))])
+        return chosen if self._is_in_order else random.permutation(chosen)
+
+    def _of_part(self, number: int, epoch: int) -> np.ndarray:
+        """The next stretch of a data set's own stream, which is a new permutation each time it has been seen."""
+        part, first = self.mix[number], int(self._edges[number])
+        at, last, found = epoch * part.per_epoch, (epoch + 1) * part.per_epoch, []
+        while at < last:
+            time, offset = divmod(at, part.documents)
+            order = np.random.default_rng((self.seed, number, time, 1)).permutation(part.documents)
+            found.append(order[offset : offset + last - at])
+            at += len(found[-1])
+        return (np.concatenate(found) + first).astype(np.uint32)

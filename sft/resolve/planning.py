@@ -20,6 +20,7 @@ from sft.plan.schedule import in_words
 from sft.plan.search import RECOMPUTES, Choice, Question, best, layout_of, search
 from sft.resolve.base import Described, describe_base_model
 from sft.resolve.devices import gpu_here, visible_gpus
+from sft.resolve.mixing import sampler_of
 from sft.resolve.question import Case, Pack, global_batch_of, recompute_of
 from sft.resolve.speed import cpu_operations_per_second
 from sft.spec.base import BaseModel
@@ -134,7 +135,7 @@ def choose(settings: Settings, base: BaseModel, reader: ShardReader, world: int)
     """
     gpus = visible_gpus()
     gpu = machine(settings) if gpus else this_cpu(max(1, world // settings.machine.nodes))
-    pack, share = _packed(reader, settings.data.seed), trained_share(settings, reader)
+    pack, share = _packed(reader, settings), trained_share(settings, reader)
     case = Case(settings=settings, base=base, world=world, gpu=gpu, pack=pack, trained_share=share)
     if gpu is None:
         layout, why_not = case.simple_layout()
@@ -181,8 +182,8 @@ def _batch_note(settings: Settings, layout: Layout) -> str:
     return f"{global_batch_of(settings, layout.dp):,} documents an iteration = {factors}"
 
 
-def _packed(reader: ShardReader, seed: int) -> Pack:
-    return lambda documents: batches_of(reader, Sampler(len(reader), documents, seed))
+def _packed(reader: ShardReader, settings: Settings) -> Pack:
+    return lambda documents: batches_of(reader, sampler_of(settings, reader, documents))
 
 
 def batches_of(reader: ShardReader, sampler: Sampler) -> Batches:
@@ -205,7 +206,7 @@ def _data(settings: Settings, notes: list[str]) -> tuple[Data, Pack, float]:
         manifest = reader.manifest
         tokens, trained = manifest.tokens - len(reader), manifest.trained_tokens
         known = Data(documents=len(reader), tokens=tokens, trained_tokens=trained, source=f"shards in {folder}")
-        return known, _packed(reader, settings.data.seed), trained_share(settings, reader)
+        return known, _packed(reader, settings), trained_share(settings, reader)
     known_number = known_documents(
         settings.data.run_name, Path(settings.model.checkpoints_file) if settings.model.checkpoints_file else None
     )

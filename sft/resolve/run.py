@@ -12,6 +12,7 @@ from sft.plan.stages import head_cost, layer_ranges
 from sft.resolve import adapters
 from sft.resolve.base import find_base_model
 from sft.resolve.devices import visible_gpus
+from sft.resolve.mixing import mix_of
 from sft.resolve.naming import DEFAULT_SIZE, run_folder
 from sft.resolve.planning import Chosen, choose, trained_share
 from sft.resolve.question import settled
@@ -55,6 +56,7 @@ def resolve(settings: Settings, base: BaseModel | None = None, world: int | None
         folder=run_folder(asked, base.family, base.is_entry),
         versions=versions(),
         seconds_per_iteration=chosen.seconds,
+        mix=mix_of(asked, reader),
         layout_note=chosen.note,
     )
 

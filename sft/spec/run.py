@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from sft.config.settings import Settings
 from sft.plan.layout import Layout
+from sft.plan.mixing import MixPart
 from sft.plan.sampler import Sampler
 from sft.spec.base import BaseModel
 from tokenize_data.bases import Base
@@ -72,6 +73,7 @@ class RunSpec:
     folder: Path
     versions: dict[str, str]
     seconds_per_iteration: float | None = None  # as planned; None where no plan knows the hardware
+    mix: tuple[MixPart, ...] = ()  # of several data sets
     layout_note: str = ""  # why the layout is not the entry's
 
     @property
@@ -97,7 +99,14 @@ class RunSpec:
 
     @property
     def sampler(self) -> Sampler:
-        return Sampler(self.data.documents, self.settings.schedule.global_batch, self.settings.data.seed)
+        schedule = self.settings.schedule
+        return Sampler(
+            self.data.documents,
+            schedule.global_batch,
+            self.settings.data.seed,
+            self.mix,
+            is_in_order=schedule.order == "curriculum",
+        )
 
     @property
     def result_folder(self) -> Path:
@@ -144,6 +153,7 @@ class RunSpec:
             "folder": str(self.folder),
             "versions": self.versions,
             "seconds_per_iteration": self.seconds_per_iteration,
+            "mix": [asdict(part) for part in self.mix],
             "layout_note": self.layout_note,
         }
 
@@ -178,6 +188,7 @@ class RunSpec:
             folder=Path(content["folder"]),
             versions=content["versions"],
             seconds_per_iteration=content["seconds_per_iteration"],
+            mix=tuple(MixPart(**part) for part in content.get("mix", ())),  # older runs have none
             layout_note=content["layout_note"],
         )
 
