@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PRODUCT := $(VENV)/.product
 STAMP := $(VENV)/.installed
-# It measures who waits for whom, so nothing else may run.
-ALONE := tests/distributed/test_bubble.py
+# They measure who waits for whom, and set up networks and queues of this machine's own: nothing else may run.
+ALONE := $(addprefix tests/distributed/test_,bubble.py nodes.py slurm.py)
 INSTALL := DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-gpu test-all check format bench docs clean
@@ -15,7 +15,7 @@ demo: $(PRODUCT)  # the product alone
 
 test: check docs
 	$(BIN)/python -m pytest -q -n 2 tests/unit
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --durations 15 --ignore $(ALONE) tests/distributed tests/faults tests/fuzz
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --durations 15 $(addprefix --ignore=,$(ALONE)) tests/distributed tests/faults tests/fuzz
 	$(BIN)/python -m pytest -q -m "not slow" $(ALONE)
 
 test-gpu: $(STAMP)  # on one GPU, in minutes
