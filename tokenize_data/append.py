@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def new_sources(
     for spec in specs:
         new = []
         for source in open_sources(spec.files):
-            before = known.get((source.size, _sha256(source.path))) if source.size in sizes else None
+            before = known.get((source.size, _sha256(source))) if source.size in sizes else None
             if before is None:
                 new.append(source)
             else:
@@ -101,6 +101,6 @@ def _union(one: list[int], other: list[int]) -> list[int]:
     return list(dict.fromkeys([*one, *other]))
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(source: Source) -> str:
+    with source.open() as file:
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()

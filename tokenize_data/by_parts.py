@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenize_data.build import Plan, build_part
 from tokenize_data.encode import FastPathError
 from tokenize_data.parts import PartOf
+from tokenize_data.sources import Source
 
 _MOST_SHOWN = 8
 Say = Callable[[str], None]
@@ -34,11 +35,15 @@ def has_all_parts(plan: Plan, part: PartOf, folder: Path, say: Say) -> bool:
     return not missing
 
 
+def _changed(source: Source) -> int | str:
+    return source.stamp if source.url is not None else source.path.stat().st_mtime_ns
+
+
 def parts_folder(root: Path, plan: Plan, count: int) -> Path:
     """Of this data set, made in this way from these files: parts of another are never mixed in."""
     split = plan.split.facts() if plan.split is not None else None
     facts = {
-        "files": [(source.name, source.size, source.path.stat().st_mtime_ns) for source in plan.files],
+        "files": [(source.name, source.size, _changed(source)) for source in plan.files],
         "specs": [spec.reading() for spec in plan.specs],
         "tokenizer": plan.tokenizer.fingerprint,
         "template": plan.template.fingerprint(),

@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -94,12 +95,22 @@ def _why_it_died(exit_code: int | None) -> UserError:
     return FailedError(f"a worker process was killed{how}, probably because memory ran out: use fewer --workers")
 
 
+def _close_other_sockets(ours: int) -> None:
+    """Connections to an object store are the parent's: it would not notice their end while we hold them too."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                if int(name) != ours and stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                    os.close(int(name))
+
+
 def _serve(work: Callable[[Any], Any], connection: Pipe, inherited: list[Pipe]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which closes our pipe
     guard.may_be_killed()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a library prints before it panics; errors go through the pipe
     for other in inherited:
         other.close()
+    _close_other_sockets(connection.fileno())
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone: so are we
         while True:
             task = connection.recv()

@@ -9,12 +9,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import merge
-from io import BufferedReader
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-from tokenize_data import folders, hub_data
+from tokenize_data import folders, hub_data, remote
 from tokenize_data.errors import UserError, shorten
 from tokenize_data.folders import kind_of
 from tokenize_data.rows import Row, Unreadable, arrow_rows, csv_rows, json_rows, too_long
@@ -57,7 +56,9 @@ class Source:
     sha256: str = ""
     mtime_ns: int = 0
     ctime_ns: int = 0
-    is_remote: bool = False  # `path` is where it was fetched to
+    is_remote: bool = False  # `path` is where it was fetched to, or it has a `url`
+    url: str | None = None
+    stamp: str = ""  # of a url: changes when the file does
 
     @property
     def unit(self) -> str:
@@ -68,15 +69,27 @@ class Source:
 
     def chunks(self, index: int) -> Iterator[Chunk]:
         """The file's rows; `index` is what the chunks call it."""
-        with open(self.path, "rb") as file:
-            begun = _identity(file)
+        with self.open() as file:
+            begun = self._identity(file)
             if self.kind in ("parquet", "arrow"):
                 yield from _columns(self, index, file)
             else:
                 yield from _text(self, index, file)
-            if _identity(file)[:2] != begun[:2]:
+            if self._identity(file)[:2] != begun[:2]:
                 raise UserError(f"{self.name} was changed while it was read: start again when it is finished")
-            self.size, self.mtime_ns, self.ctime_ns = begun
+            if self.url is None:
+                self.size, self.mtime_ns, self.ctime_ns = (int(fact) for fact in begun)
+
+    def open(self) -> BinaryIO:
+        return self.path.open("rb") if self.url is None else remote.open_file(self.url)
+
+    def _identity(self, file: BinaryIO) -> tuple[int | str, ...]:
+        """Size, and what else changes with the content."""
+        if self.url is not None:
+            now = remote.describe(self.url)
+            return now.size, now.stamp
+        status = os.fstat(file.fileno())
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 # ---- which files
@@ -91,6 +104,8 @@ def open_sources(names: Sequence[str]) -> list[Source]:
 
 
 def _open(name: str) -> list[Source]:
+    if remote.is_url(name):
+        return [_open_url(file) for file in remote.files(name)]
     path = Path(name).expanduser()
     if path.is_dir():
         return [_open_file(str(file), file) for file in folders.files_of(name, path)]
@@ -109,6 +124,13 @@ def _open(name: str) -> list[Source]:
     )
 
 
+def _open_url(file: remote.RemoteFile) -> Source:
+    path = Path(file.url.partition("?")[0])
+    kind = kind_of(path) or "jsonl"
+    source = Source(file.url, path, kind, file.size, is_remote=True, url=file.url, stamp=file.stamp)
+    return _checked(source)
+
+
 def _open_file(name: str, path: Path, is_remote: bool = False) -> Source:
     if not path.is_file():
         raise UserError(f"{name} is not a regular file: give a JSONL file")
@@ -117,27 +139,26 @@ def _open_file(name: str, path: Path, is_remote: bool = False) -> Source:
         path.open("rb").close()
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror}: check its permissions") from error
-    kind = kind_of(path) or "jsonl"
+    source = Source(name, path, kind_of(path) or "jsonl", size, is_remote=is_remote)
     if is_remote and kind_of(path) is None:
         raise UserError(f"{name} is of a kind that is not read from the Hub: fetch it, and write it as JSONL")
-    if kind in ("parquet", "arrow") and path.suffix.lower() in COMPRESSED:
-        raise UserError(f"{name} is a compressed {kind} file: decompress it first")
-    if kind == "json":  # many people's .json files hold one object a line
-        line = first_line(name, path)
-        kind = "jsonl" if line.startswith(b"{") and line.endswith(b"}") else "json"
-    return Source(name, path, kind, size, is_remote=is_remote)
+    return _checked(source)
+
+
+def _checked(source: Source) -> Source:
+    if source.kind in ("parquet", "arrow") and source.path.suffix.lower() in COMPRESSED:
+        raise UserError(f"{source.name} is a compressed {source.kind} file: decompress it first")
+    if source.kind == "json":  # many people's .json files hold one object a line
+        with source.open() as file:
+            line = first_line(source.name, source.path, file)
+        source.kind = "jsonl" if line.startswith(b"{") and line.endswith(b"}") else "json"
+    return source
 
 
 # ---- their rows
 
 
-def _identity(file: BufferedReader) -> tuple[int, int, int]:
-    """(size, mtime, ctime)."""
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _text(source: Source, index: int, file: BufferedReader) -> Iterator[Chunk]:
+def _text(source: Source, index: int, file: BinaryIO) -> Iterator[Chunk]:
     raw = Hashed(file)
     blocks = text_blocks(source.name, source.path, raw)
     if source.kind == "jsonl":
@@ -199,7 +220,7 @@ def _row_chunks(source: Source, index: int, rows: Iterator[Row], bytes_read: Cal
         raise UserError(f"{source.name} has no rows: give data with at least one row")
 
 
-def _columns(source: Source, index: int, file: BufferedReader) -> Iterator[Chunk]:
+def _columns(source: Source, index: int, file: BinaryIO) -> Iterator[Chunk]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -209,7 +230,7 @@ def _columns(source: Source, index: int, file: BufferedReader) -> Iterator[Chunk
         if twice := [column for column in names if names.count(column) > 1]:
             raise UserError(f"{source.name} has two columns named {twice[0]}: give each a name of its own")
         total = opened.metadata.num_rows if source.kind == "parquet" else 0
-        size = os.fstat(file.fileno()).st_size
+        size = source.size
         rows = arrow_rows(opened.iter_batches(_BATCH_ROWS))
         yield from _row_chunks(source, index, rows, lambda number: size * number // total if total else 0)
     except (pa.ArrowException, OSError) as error:
@@ -217,13 +238,13 @@ def _columns(source: Source, index: int, file: BufferedReader) -> Iterator[Chunk
             f"{source.name} cannot be read as {source.kind}: {shorten(error, 200)}: write it again"
         ) from error
     file.seek(0)
-    source.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    source.sha256 = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 class _ArrowFile:
     """Arrow's two formats, with what of a Parquet file is used here."""
 
-    def __init__(self, file: BufferedReader) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         import pyarrow as pa
 
         self._is_stream = file.read(6) != b"ARROW1"

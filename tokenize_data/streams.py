@@ -56,12 +56,11 @@ def text_blocks(name: str, path: Path, raw: Hashed) -> Iterator[bytes]:
         raise UserError(f"{name} is empty: give a file with at least one row")
 
 
-def first_line(name: str, path: Path) -> bytes:
+def first_line(name: str, path: Path, file: IO[bytes]) -> bytes:
     """The first line with anything on it, or the beginning of one that is very long."""
-    with path.open("rb") as file:
-        for block in text_blocks(name, path, Hashed(file)):
-            if block := block.lstrip():
-                return block.partition(b"\n")[0].rstrip()
+    for block in text_blocks(name, path, Hashed(file)):
+        if block := block.lstrip():
+            return block.partition(b"\n")[0].rstrip()
     return b""
 
 
