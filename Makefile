@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PRODUCT := $(VENV)/.product
 STAMP := $(VENV)/.installed
+# It measures who waits for whom, so nothing else may run.
+ALONE := tests/distributed/test_bubble.py
 INSTALL := DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-gpu test-all check format bench docs clean
@@ -13,7 +15,8 @@ demo: $(PRODUCT)  # the product alone
 
 test: check docs
 	$(BIN)/python -m pytest -q -n 2 tests/unit
-	$(BIN)/python -m pytest -q -m "not slow" tests/distributed tests/faults tests/fuzz
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --durations 15 --ignore $(ALONE) tests/distributed tests/faults tests/fuzz
+	$(BIN)/python -m pytest -q -m "not slow" $(ALONE)
 
 test-gpu: $(STAMP)  # on one GPU, in minutes
 	$(BIN)/python -m pytest -q -m gpu -n 8 --dist loadgroup tests/gpu

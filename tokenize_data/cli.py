@@ -100,6 +100,7 @@ def _check(training: Request, validation: Request | None, warn: Callable[[str], 
 
 def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]:
     """(training, validation or None), from flags and recipe."""
+    from tokenize_data import manifest
     from tokenize_data.bases import find_base
     from tokenize_data.split import Split, share_of
     from tokenize_data.stage import Request
@@ -118,17 +119,21 @@ def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]
         workers=arguments.workers if arguments.workers is not None else _cores(),
         max_bad_rows=data.max_bad_rows,
         retokenize=data.retokenize,
+        append=data.append,
         seed=data.seed,
         fast=not arguments.no_fast_tokenizer,
     )
     name = f"{data.run_name}-val"
     wanted = share_of(data.val, data.val_group)
+    if wanted is not None and data.append:
+        raise UserError(f"--val {wanted} is drawn from all rows, so --append cannot add to it: name files with --val")
     if wanted is not None:
         training = replace(training, split=Split(wanted=wanted, seed=data.seed, group=data.val_group))
         whole = tuple(replace(spec, samples=None, weight=1.0, weight_key=None) for spec in training.specs)
         return training, replace(training, run_name=name, specs=whole, is_validation=True)
     specs = (_spec(data, data.val),) if data.val else data.val_datasets
-    return training, replace(training, run_name=name, specs=specs) if specs else None
+    has_val = manifest.read(training.root / name) is not None  # without it, --append makes it
+    return training, replace(training, run_name=name, specs=specs, append=data.append and has_val) if specs else None
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[DataSettings, BaseSettings]:

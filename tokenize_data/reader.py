@@ -56,11 +56,21 @@ class ShardReader:
             raise UserError(
                 f"{folder} {state}: make it with tokenize_data --run_name {folder.name} --data FILES --checkpoint C"
             )
+        self._open_all(folder, manifest)
+        if verify:
+            self.verify()
+
+    @classmethod
+    def of(cls, folder: Path, manifest: manifests.Manifest) -> ShardReader:
+        """The files of a manifest that is not written yet."""
+        reader = cls.__new__(cls)
+        reader._open_all(folder, manifest)
+        return reader
+
+    def _open_all(self, folder: Path, manifest: manifests.Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         for info in manifest.all_files():
             _check_size(folder, info)
-        if verify:
-            self.verify()
         self._first = np.concatenate([[0], np.cumsum([shard.documents for shard in manifest.shards])])
         self._files: list[Any] = [None] * len(manifest.shards)
         self._batches: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
@@ -70,7 +80,7 @@ class ShardReader:
         meanwhile.
         """
         self._files = [self._open(info) for info in self.manifest.shards]
-        _ = self._index
+        _ = self.index
         return self
 
     def __len__(self) -> int:
@@ -93,7 +103,8 @@ class ShardReader:
         return (self[number] for number in range(len(self)))
 
     @cached_property
-    def _index(self) -> dict[str, np.ndarray]:
+    def index(self) -> dict[str, np.ndarray]:
+        """A column of numbers for each fact: length, trained, cut, line, source."""
         info = self.manifest.index
         batch = self._open(info).get_batch(0)
         if len(batch) != self.manifest.documents:
@@ -105,17 +116,17 @@ class ShardReader:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each document."""
-        return self._index["length"]
+        return self.index["length"]
 
     @property
     def trained(self) -> np.ndarray:
         """Trained tokens of each document."""
-        return self._index["trained"]
+        return self.index["trained"]
 
     @property
     def cut(self) -> np.ndarray:
         """Tokens that were cut off each document."""
-        return self._index["cut"]
+        return self.index["cut"]
 
     @cached_property
     def parts(self) -> dict[str, range]:
@@ -124,7 +135,7 @@ class ShardReader:
         source, first = 0, 0
         for place, dataset in enumerate(self.manifest.datasets, 1):
             source += len(dataset["files"])
-            last = int(np.searchsorted(self._index["source"], source))
+            last = int(np.searchsorted(self.index["source"], source))
             name = dataset.get("name") or f"data set {place}"
             found[name if name not in found else f"{name} {place}"] = range(first, last)
             first = last
@@ -133,7 +144,7 @@ class ShardReader:
     @property
     def rows(self) -> np.ndarray:
         """A number for the row that each document was made from: equal for copies, and for several turns of one row."""
-        found: np.ndarray = self._index["source"].astype(np.int64) << 32 | self._index["line"].astype(np.int64)
+        found: np.ndarray = self.index["source"].astype(np.int64) << 32 | self.index["line"].astype(np.int64)
         return found
 
     @cached_property
@@ -142,13 +153,13 @@ class ShardReader:
 
     def place(self, number: int) -> tuple[str, int]:
         """(file, line or row) that a document came from."""
-        source = int(self._index["source"][number])
+        source = int(self.index["source"][number])
         if source >= len(self._names):
             raise UserError(
                 f"{self.folder / manifests.NAME} has been edited: it names {len(self._names)} files: tokenise again "
                 "with --retokenize"
             )
-        return self._names[source], int(self._index["line"][number])
+        return self._names[source], int(self.index["line"][number])
 
     def place_text(self, number: int) -> str:
         """train.jsonl line 12."""

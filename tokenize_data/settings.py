@@ -79,6 +79,7 @@ class DataSettings(Group):
     seq: int = setting(2048, "longest document in tokens; longer ones are cut at the right", metavar="L", least=2)
     max_bad_rows: int = setting(0, "write up to N bad rows to rejected.jsonl instead of stopping", metavar="N", least=0)
     retokenize: bool = setting(False, "rebuild the shards, and replace the old ones at the end")
+    append: bool = setting(False, "add the new files of --data to the shards that exist, behind their rows")
     seed: int = setting(1234, "seed for the data order, samples and weights", least=0)
 
     def check(self) -> None:
@@ -86,6 +87,8 @@ class DataSettings(Group):
         for one, other in (("data", "datasets"), ("val", "val_datasets")):
             if getattr(self, one) and getattr(self, other):
                 raise UserError(f"--{one} and the recipe's {other} both name the data: give one of them")
+        if self.append and self.retokenize:
+            raise UserError("--append keeps the shards and --retokenize rebuilds them: give one of them")
         if self.samples is not None and self.datasets:
             raise UserError(
                 f"--samples {self.samples} goes with --data: here, give each of the datasets its own 'samples'"

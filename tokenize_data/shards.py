@@ -103,14 +103,8 @@ class ShardWriter:
         if self._carry is not None:
             self._write(self._carry)
         self._finish_shard()
-        name = f"{self._prefix}-index.arrow"
         columns = {key: np.concatenate(parts) for key, parts in self._index.items()}
-        batch = pa.record_batch({key: as_array(values) for key, values in columns.items()})
-        file = _HashedFile(self._folder / name)
-        with pa.ipc.new_file(file, batch.schema) as writer:
-            writer.write_batch(batch)
-        file.close()
-        return self.shards, FileInfo(name, file.bytes, file.sha256, len(batch))
+        return self.shards, write_index(self._folder, f"{self._prefix}-index.arrow", columns)
 
     def abandon(self) -> None:
         """Let go of the open file; the caller removes what was written."""
@@ -140,6 +134,16 @@ class ShardWriter:
         name = f"{self._prefix}-{len(self.shards):05d}.arrow"
         self.shards.append(FileInfo(name, self._file.bytes, self._file.sha256, self._documents))
         self._file, self._documents = None, 0
+
+
+def write_index(folder: Path, name: str, columns: dict[str, np.ndarray]) -> FileInfo:
+    """What is known of each document without opening its shard."""
+    batch = pa.record_batch({key: as_array(values) for key, values in columns.items()})
+    file = _HashedFile(folder / name)
+    with pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    file.close()
+    return FileInfo(name, file.bytes, file.sha256, len(batch))
 
 
 def as_array(values: np.ndarray) -> Any:

@@ -7,21 +7,22 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tokenize_data import lock, manifest, stale
+from tokenize_data import append, lock, manifest, stale
 from tokenize_data.bases import Base
 from tokenize_data.build import Plan, build
 from tokenize_data.chat import ChatTemplate
 from tokenize_data.dataset import DatasetSpec
 from tokenize_data.encode import FastPathError
 from tokenize_data.errors import UserError
+from tokenize_data.files import open_private
 from tokenize_data.manifest import Manifest
 from tokenize_data.names import check_run_name
-from tokenize_data.sources import open_sources
+from tokenize_data.sources import Source, open_sources
 from tokenize_data.split import Split
 from tokenize_data.templates import choose_template
 from tokenize_data.tokenizer import BaseTokenizer, load_tokenizer
@@ -43,6 +44,7 @@ class Request:
     workers: int = 1
     max_bad_rows: int = 0
     retokenize: bool = False
+    append: bool = False
     seed: int = 1234
     split: Split | None = None
     is_validation: bool = False  # which side of the split
@@ -62,22 +64,29 @@ class Request:
 def ensure(request: Request, say: Say, warn: Say) -> Manifest:
     """The manifest of a data set that fits the request: found, waited for, or made."""
     folder = manifest.dataset_folder(request.root, request.run_name)
+    if request.append:
+        return _append(request, folder, say)
     tokenizer, template = _tokenizer_and_template(request, say)
     found = None if request.retokenize else _existing(request, folder, tokenizer, template, say, warn)
     if found is not None:
         return found
     if not request.specs:
         raise UserError(f"{folder} has no tokenised data and no --data was given: name the JSONL files with --data")
-    plan = _plan(request, tokenizer, template)
+    plan = _plan(request, tokenizer, template, tuple(tuple(open_sources(spec.files)) for spec in request.specs))
+    with _alone(request, folder, say):
+        after = None if request.retokenize else _existing(request, folder, tokenizer, template, say, warn)
+        return after if after is not None else _make(plan, folder, request.retokenize, say)
+
+
+@contextlib.contextmanager
+def _alone(request: Request, folder: Path, say: Say) -> Iterator[None]:
+    """While no other process makes this data set."""
     try:
         request.root.mkdir(parents=True, exist_ok=True)
         with lock.exclusive(
             request.root / f".{request.run_name}.lock", lambda who: say(f"{who} is making {folder}: waiting for it")
         ):
-            after = None if request.retokenize else _existing(request, folder, tokenizer, template, say, warn)
-            if after is not None:
-                return after
-            return _make(plan, folder, request.retokenize, say)
+            yield
     except BrokenPipeError:  # whoever read our output went away
         raise
     except OSError as error:
@@ -120,8 +129,9 @@ def _existing(
 # ---- making a data set
 
 
-def _plan(request: Request, tokenizer: BaseTokenizer, template: ChatTemplate) -> Plan:
-    sources = tuple(tuple(open_sources(spec.files)) for spec in request.specs)
+def _plan(
+    request: Request, tokenizer: BaseTokenizer, template: ChatTemplate, sources: tuple[tuple[Source, ...], ...]
+) -> Plan:
     return Plan(
         run_name=request.run_name,
         specs=request.specs,
@@ -146,12 +156,7 @@ def _make(plan: Plan, folder: Path, retokenize: bool, say: Say) -> Manifest:
     _remove_all_but(folder, kept)
     prefix = f"part-{uuid.uuid4().hex[:8]}"
     try:
-        try:
-            made = build(plan, folder, prefix, say)
-        except FastPathError as difference:
-            say(f"the fast tokenizer differs on {str(difference)[:60]!r}: starting again without it")
-            _remove_all_but(folder, kept)
-            made = build(replace(plan, fast=False), folder, prefix, say)
+        made = _build(plan, folder, prefix, kept, say)
         _publish(folder, prefix, made)
     except BaseException:
         with contextlib.suppress(OSError, UserError):
@@ -161,6 +166,58 @@ def _make(plan: Plan, folder: Path, retokenize: bool, say: Say) -> Manifest:
         raise
     _remove_all_but(folder, made)
     return made
+
+
+def _append(request: Request, folder: Path, say: Say) -> Manifest:
+    """The data set with more rows behind those that it has."""
+    if not request.specs:
+        raise UserError("--append adds the rows of --data, and no --data was given: name the new files")
+    tokenizer, template = _tokenizer_and_template(request, say)
+    with _alone(request, folder, say):
+        found = manifest.read(folder)
+        if found is None:
+            raise UserError(f"{folder} has no tokenised data to append to: leave out --append the first time")
+        stale.refuse_other_tokenizer(found, tokenizer, template, folder)
+        append.check_can_append(found, request.seq, folder)
+        specs, sources = append.new_sources(request.specs, found, say)
+        if not specs:
+            say(f"nothing to append: using {folder} as it is, {found.documents:,} documents")
+            return found
+        _remove_all_but(folder, found)
+        prefix = f"part-{uuid.uuid4().hex[:8]}"
+        try:
+            added = _build(
+                _plan(replace(request, specs=specs), tokenizer, template, sources), folder, prefix, found, say
+            )
+            made = append.joined(found, added, folder, prefix)
+            _join_rejects(folder, prefix)
+            _publish(folder, prefix, made)
+        except BaseException:
+            with contextlib.suppress(OSError, UserError):
+                _remove_all_but(folder, found)
+            raise
+        _remove_all_but(folder, made)
+        say(f"{added.documents:,} documents appended to the {found.documents:,} of {folder}")
+        return made
+
+
+def _join_rejects(folder: Path, prefix: str) -> None:
+    """Rows that were rejected before stay on the list."""
+    before, now = folder / "rejected.jsonl", folder / f"{prefix}-rejected.jsonl"
+    if before.exists():
+        content = before.read_bytes() + (now.read_bytes() if now.exists() else b"")
+        with open_private(now) as file:
+            file.write(content)
+
+
+def _build(plan: Plan, folder: Path, prefix: str, kept: Manifest | None, say: Say) -> Manifest:
+    """With the fast tokenizer, or from the beginning without it where it fails on a row."""
+    try:
+        return build(plan, folder, prefix, say)
+    except FastPathError as difference:
+        say(f"the fast tokenizer differs on {str(difference)[:60]!r}: starting again without it")
+        _remove_all_but(folder, kept)
+        return build(replace(plan, fast=False), folder, prefix, say)
 
 
 def _publish(folder: Path, prefix: str, made: Manifest) -> None:

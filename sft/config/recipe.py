@@ -21,7 +21,7 @@ from tokenize_data.settings import plain_type
 
 Warn = Callable[[str], None]
 # Of this start and this machine: a recipe that is handed on does not have them.
-_NOT_WRITTEN = ("rank", "hostfile", "addr", "port", "retokenize", "no_autoaccept_iters")
+_NOT_WRITTEN = ("rank", "hostfile", "addr", "port", "retokenize", "append", "no_autoaccept_iters")
 _RUN_FILE = "run.json"
 _NONE: Mapping[str, Any] = MappingProxyType({})
 _PLAIN = re.compile(r"[A-Za-z0-9_/.-]+")

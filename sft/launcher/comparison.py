@@ -26,6 +26,7 @@ _MAY_DIFFER = (
     "save_checkpoint_dir",
     "no_autoaccept_iters",
     "retokenize",
+    "append",
     "hostfile",
 )
 _COMPARED_VERSIONS = ("sft", "torch", "deepspeed", "transformers")

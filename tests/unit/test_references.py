@@ -106,6 +106,7 @@ NO_ARITHMETIC = {
     "seq",
     "max_bad_rows",
     "retokenize",
+    "append",
     "epochs",
     "iters",
     "no_autoaccept_iters",
