@@ -27,6 +27,7 @@ class FailedError(Exception):
 
     It is no `UserError`, so that one `except` catches what the caller can mend, and another what can be tried again.
 
+    Example:
         try:
             run = sft.fine_tune(checkpoint="models/smollm2", run_name="orders", data=["train.jsonl"])
         except sft.FailedError as error:
@@ -42,8 +43,9 @@ class FailedError(Exception):
 class Run:
     """A run's folder, and what is in it. Every property is read from the files when it is asked for.
 
-    run = sft.load_run("checkpoints/llama-smollm2-orders")
-    print(run.status["state"], run.metrics[-1]["loss"])
+    Example:
+        run = sft.load_run("checkpoints/llama-smollm2-orders")
+        print(run.status["state"], run.metrics[-1]["loss"])
     """
 
     folder: Path
@@ -68,6 +70,7 @@ class Run:
         """The trained model, by transformers' `from_pretrained`, which gets the `options`, such as `dtype` and
         `device_map`. Of a LoRA run it is the base with the adapter, a PeftModel.
 
+        Example:
             model = run.model(dtype="bfloat16")
         """
         from transformers import AutoModelForCausalLM
@@ -85,7 +88,8 @@ class Run:
     def tokenizer(self, **options: Any) -> Any:
         """The trained model's tokenizer with its chat template, by transformers' `from_pretrained`.
 
-        ids = run.tokenizer().apply_chat_template([{"role": "user", "content": "How is it?"}])
+        Example:
+            ids = run.tokenizer().apply_chat_template([{"role": "user", "content": "How is it?"}])
         """
         from transformers import AutoTokenizer
 
@@ -95,8 +99,9 @@ class Run:
     def evaluate(self, data: Files | None = None, **settings: Any) -> dict[str, Any]:
         """What `sft evaluate` of this folder computes and writes into `scores.json`. Settings are that command's flags.
 
-        scores = run.evaluate(data=["test.jsonl"], compare="base", max_tokens=64)
-        print(scores["models"][-1]["datasets"]["test"]["scores"]["exact_match"]["value"])
+        Example:
+            scores = run.evaluate(data=["test.jsonl"], compare="base", max_tokens=64)
+            print(scores["models"][-1]["datasets"]["test"]["scores"]["exact_match"]["value"])
         """
         import warnings
 
@@ -129,6 +134,7 @@ def fine_tune(
 ) -> Run:
     """Fine-tune, as `sft train` does: on one process or many, again to resume. Settings are its flags.
 
+    Example:
         run = sft.fine_tune(checkpoint="models/smollm2", run_name="orders", data=["train.jsonl"], lr=1e-4)
 
     A run that is finished already is returned as it is. Raises `UserError` where a setting, the data or the base is
@@ -151,7 +157,8 @@ def fine_tune(
 def load_run(folder: str | Path) -> Run:
     """The run in a folder, whatever its state.
 
-    run = sft.load_run("checkpoints/llama-smollm2-orders")
+    Example:
+        run = sft.load_run("checkpoints/llama-smollm2-orders")
     """
     from sft.observe.runs import is_run
 
@@ -167,6 +174,7 @@ def tokenize(
     """Tokenise data sets once, as `tokenize_data` does, and return the manifest: `documents`, `tokens`, `rows`, ...
     `folder` is where it is, and `validation` the manifest of the validation data, or None.
 
+    Example:
         facts = sft.tokenize(run_name="orders", data=["train.jsonl"], val="5%", checkpoint="models/smollm2")
         print(facts["documents"], facts["validation"]["documents"])
     """
@@ -185,7 +193,8 @@ def tokenize(
 def plan(*, explain: bool = False, **settings: Any) -> dict[str, Any]:
     """What `sft plan --json` prints: `iterations`, `tp`, `pp`, `dp`, `memory`, ... Nothing is started.
 
-    facts = sft.plan(checkpoint="meta-llama/Llama-3.1-8B", gpu="h100-80gb", nproc_per_node=8, iters=100)
+    Example:
+        facts = sft.plan(checkpoint="meta-llama/Llama-3.1-8B", gpu="h100-80gb", nproc_per_node=8, iters=100)
     """
     with _raised():
         import json
