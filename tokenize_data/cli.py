@@ -26,8 +26,8 @@ _LISTS = ("datasets", "val_datasets")
 _MOST_WORKERS = 16
 
 
-def make_parser() -> OneLineParser:
-    parser = OneLineParser(
+def make_parser(kind: type[OneLineParser] = OneLineParser) -> OneLineParser:
+    parser = kind(
         prog=_PROGRAM,
         description="Tokenise question-answer files once: ids and roles in Arrow shards, which training maps.",
         epilog=(
@@ -201,4 +201,4 @@ def _cores() -> int:
 
 
 def entry(argv: list[str] | None = None) -> int:
-    return exit_code_of(_PROGRAM, lambda: run(make_parser().parse_args(argv)))
+    return exit_code_of(_PROGRAM, lambda: run(make_parser().parse(sys.argv[1:] if argv is None else argv)))

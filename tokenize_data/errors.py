@@ -9,12 +9,14 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 3
 TRACEBACK = "SFT_TRACEBACK"  # set by a person who wants more than a line
+ERROR_FILE = "SFT_ERROR_FILE"  # set by a program that wants to raise our error: it is left there, and not printed
 
 
 class UserError(Exception):
@@ -82,8 +84,18 @@ class OneLineParser(argparse.ArgumentParser):
                     )
 
     def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USER_ERROR, f"{self.prog}: {self.explained(message)}\n")
+
+    def explained(self, message: str) -> str:
         message = message.replace("ignored explicit argument", "takes no value but true or false, not")
-        self.exit(EXIT_USER_ERROR, f"{self.prog}: {message}: see {self.prog} -h\n")
+        return f"{message}: see {self.prog} -h"
+
+
+class RaisingParser(OneLineParser):
+    """For settings that are given in Python: what is wrong is an exception."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(self.explained(message))
 
 
 def exit_code_of(program: str, main: Callable[[], int]) -> int:
@@ -97,7 +109,7 @@ def exit_code_of(program: str, main: Callable[[], int]) -> int:
     try:
         return main()
     except UserError as error:
-        print(f"{program}: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        _tell(program, " ".join(str(error).splitlines()))
         return EXIT_FAILED if isinstance(error, FailedError) else EXIT_USER_ERROR
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output (head, less) went away: not an error
@@ -109,8 +121,12 @@ def exit_code_of(program: str, main: Callable[[], int]) -> int:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
         text = " ".join(str(error).split())[:500]
-        print(
-            f"{program}: {type(error).__name__}{f': {text}' if text else ''}; {TRACEBACK}=1 shows where",
-            file=sys.stderr,
-        )
+        _tell(program, f"{type(error).__name__}{f': {text}' if text else ''}; {TRACEBACK}=1 shows where")
         return EXIT_FAILED
+
+
+def _tell(program: str, error: str) -> None:
+    if (file := os.environ.get(ERROR_FILE)) is None:
+        print(f"{program}: {error}", file=sys.stderr)
+    else:
+        Path(file).write_text(error, encoding="utf-8", errors="backslashreplace")

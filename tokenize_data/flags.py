@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import typing
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field
@@ -43,6 +45,31 @@ def flags_of(group: Group) -> list[str]:
         else:
             words += [f"--{entry.name}", *map(str, value if isinstance(value, tuple) else (value,))]
     return words
+
+
+def words_of(values: Mapping[str, Any]) -> list[str]:
+    """A command line from Python values by name. None is not given."""
+    words: list[str] = []
+    for name, value in values.items():
+        value = plain(value)
+        if value is True:
+            words.append(f"--{name}")
+        elif isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict | bool) else value}")
+    return words
+
+
+def plain(value: Any) -> Any:
+    """In the types of a recipe: paths are texts, and numpy's numbers are Python's."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
 
 
 def default_text(entry: Field[Any], kind: type) -> str:

@@ -85,11 +85,11 @@ def _search_path() -> str:
     """With the folder that holds our packages first: the child runs this code, from whatever folder it is started."""
     import os
 
-    import sft
+    import tokenize_data  # beside `sft`
 
-    assert sft.__file__ is not None
+    assert tokenize_data.__file__ is not None
     before = os.environ.get("PYTHONPATH")
-    return os.pathsep.join([str(Path(sft.__file__).parents[1]), *([before] if before else [])])
+    return os.pathsep.join([str(Path(tokenize_data.__file__).parents[1]), *([before] if before else [])])
 
 
 def _show(console: object, finding: object) -> None:

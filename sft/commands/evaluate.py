@@ -74,6 +74,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    try:
+        evaluate(arguments)
+    except KeyboardInterrupt:
+        sys.stdout.write("interrupted; run the same command to resume\n")
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Ask, measure, write the files and show the table. Returns what scores.json holds."""
     asking.quiet()
     from rich.console import Console
 
@@ -91,16 +101,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.judge_pairwise and (arguments.judge_url is None or arguments.compare is None):
         raise UserError("--judge_pairwise needs --judge_url and --compare")
     console = Console(highlight=False, soft_wrap=True)
-    places = [find_model(given) for given in arguments.models]
-    try:
-        return _evaluate(arguments, places, console)
-    except KeyboardInterrupt:
-        console.print("interrupted; run the same command to resume")
-        return EXIT_INTERRUPTED
+    return _evaluate(arguments, [find_model(given) for given in arguments.models], console)
 
 
-def _evaluate(arguments: argparse.Namespace, places: list[ModelPlace], console: Any) -> int:
+def _evaluate(arguments: argparse.Namespace, places: list[ModelPlace], console: Any) -> dict[str, Any]:
     from sft.evaluate import evaluation
+    from sft.evaluate.lines import finite
     from sft.evaluate.models import base_of, find_model
     from sft.evaluate.questions import specs_for
     from tokenize_data.examples import read_examples
@@ -125,10 +131,11 @@ def _evaluate(arguments: argparse.Namespace, places: list[ModelPlace], console: 
     processes = len(os.sched_getaffinity(0))
     evaluated = [evaluation.measure_all(one.label, one.model, one.predictions, processes) for one in evaluated]
     facts = {"command": ["sft", "evaluate", *arguments.argv], "data": [name for spec in specs for name in spec.files]}
-    _write(evaluation.summary(evaluated, base_label, facts), evaluated, folder, console)
+    summary: dict[str, Any] = finite(evaluation.summary(evaluated, base_label, facts))
+    _write(summary, evaluated, folder, console)
     if first.run is not None and arguments.out is None:
         _refresh_report(first.run, console)
-    return 0
+    return summary
 
 
 def _refresh_report(run: Path, console: Any) -> None:

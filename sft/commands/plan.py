@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # slow imports
+    from sft.config.settings import Settings
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -64,14 +68,24 @@ def show(
         if write_scaling_chart(rows, Path(plot)):
             console.print(f"plot  {plot}")
         return 0
-    plan = make_plan(settings)
     if as_json:
-        print(json.dumps(as_data(plan) | ({"explanation": explain(plan)} if explains else {})))
+        print(json.dumps(answer(settings, explains=explains)))
         return 0
+    plan = make_plan(settings)
     show_plan(console, plan)
     if explains:
         console.print("\n".join(["", *explain(plan)]), markup=False)
     return 0
+
+
+def answer(settings: Settings, *, explains: bool = False) -> dict[str, Any]:
+    """The plan as one object, for programs."""
+    from sft.plan.answer import as_data
+    from sft.plan.explain import explain
+    from sft.resolve.planning import make_plan
+
+    plan = make_plan(settings)
+    return as_data(plan) | ({"explanation": explain(plan)} if explains else {})
 
 
 def _counts(text: str) -> list[int]:

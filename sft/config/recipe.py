@@ -70,10 +70,16 @@ def _asked_by_run(file: Path) -> dict[str, Any]:
 def checked(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The same, each value of its field's type. A null stays: it takes away what an extended recipe says."""
     known = known_keys()
-    values: dict[str, Any] = {}
-    for key, value in content.items():
+    for key in content:
         if key not in known:
             raise UserError(f"{where}: unknown key '{key}': {_suggestion(key, known)}")
+    return values_of_fields(content, where)
+
+
+def values_of_fields(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings and words by name, each value of its field's type."""
+    values: dict[str, Any] = {}
+    for key, value in content.items():
         if value is None:
             values[key] = None
         elif key == "chat_template_kwargs" and isinstance(value, Mapping):

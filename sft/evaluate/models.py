@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,7 +125,7 @@ def load_model(
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(place.folder, dtype=kind, **spread)
         if place.adapter is not None:
-            model = _with_adapter(model, place.adapter, chat)
+            model = with_adapter(model, place.adapter, chat.tokenizer.vocabulary_size).get_base_model()
         model = model if spread else model.to(device)
     except torch.OutOfMemoryError as error:
         raise UserError(
@@ -137,15 +138,17 @@ def load_model(
     return LoadedModel(place=place, model=model.eval(), format=chat, stop_ids=_stop_ids(model, chat))
 
 
-def _with_adapter(model: Any, folder: Path, chat: ChatFormat) -> Any:
+def with_adapter(model: Any, folder: Path, vocabulary_size: int) -> Any:
+    """A PeftModel: its base grows where the tokenizer has more tokens."""
     if importlib.util.find_spec("peft") is None:
         raise UserError(f"{folder} is an adapter, which needs peft: pip install peft, or merge it first (sft merge)")
     from peft import PeftModel
 
-    size = chat.tokenizer.vocabulary_size
-    if size > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(size)
-    return PeftModel.from_pretrained(model, str(folder)).get_base_model()
+    if vocabulary_size > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(vocabulary_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name (peft 0.21)
+        return PeftModel.from_pretrained(model, str(folder))
 
 
 def _stop_ids(model: Any, chat: ChatFormat) -> tuple[int, ...]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,28 +37,43 @@ def run(settings: Settings, argv: Sequence[str]) -> int:
     obey_standard_input()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return torchrun.run(settings)
-    machine, output = settings.machine, settings.output
-    if machine.hostfile is not None:
+    if settings.machine.hostfile is not None:
         return hostfile.run(settings, argv)
+    return on_this_node(settings, _decide, _start)
+
+
+def on_this_node(settings: Settings, decide: nodes.Decide, start: nodes.Start) -> int:
+    """Prepare the run with `decide`, meet the other nodes if there are any, and `start` the processes of this one."""
+    machine, output = settings.machine, settings.output
     check_trackers(wandb=output.wandb, trackio=output.trackio)
     if output.push_to_hub is not None and machine.rank == 0:
         hub.check_hub(output.push_to_hub)
     if machine.nodes > 1:
-        return nodes.coordinate(settings, _decide, _start) if machine.rank == 0 else nodes.join(settings, _start)
-    decided = _decide(settings)
+        return nodes.coordinate(settings, decide, start) if machine.rank == 0 else nodes.join(settings, start)
+    decided = decide(settings)
     if isinstance(decided, int):
         return decided
-    return _start(decided, processes.NodeSlot(per_node=decided.layout.world), None)
+    return start(decided, processes.NodeSlot(per_node=decided.layout.world), None)
 
 
 def _decide(settings: Settings) -> RunSpec | int:
     """The run, resolved and accepted, or an exit code where there is nothing to do."""
+    prepared = prepare(settings)
+    return prepared if isinstance(prepared, int) else accept(prepared)
+
+
+def prepare(settings: Settings, error_file: Path | None = None) -> RunSpec | int:
+    """The run, resolved from tokenised data, or the exit code of a data stage that failed: why, in `error_file`."""
     base = find_base_model(settings)
-    code = tokenise(settings, base)
-    if code:
+    if code := tokenise(settings, base, error_file):
         return code
     spec = resolve(settings, base)
     refuse_another(spec)
+    return spec
+
+
+def accept(spec: RunSpec) -> RunSpec | int:
+    """The run, shown, and accepted by the user where asked, or an exit code where there is nothing to do."""
     if (finished := code_if_finished(spec)) is not None:
         return finished
     _compare_documents(spec)
@@ -68,7 +82,7 @@ def _decide(settings: Settings) -> RunSpec | int:
     for warning in (placement_warning(spec), early_stopping_warning(spec)):
         if warning is not None:
             sys.stderr.write(f"sft train: warning: {warning}\n")
-    if not settings.schedule.no_autoaccept_iters:
+    if not spec.settings.schedule.no_autoaccept_iters:
         return spec
     accepted = _ask(iterations_text(facts), spec.iterations)
     return EXIT_OK if accepted is None else _with_iterations(spec, accepted)
@@ -107,17 +121,31 @@ def _ask(calculation: str, iterations: int) -> int | None:
 
 
 def _start(spec: RunSpec, slot: processes.NodeSlot, end: processes.End | None) -> int:
-    """This node's processes; a single one is this process. Only the first node holds the lease of the folder."""
-    with lease.held(spec.folder) if slot.node == 0 else contextlib.nullcontext():
-        if slot.nodes * slot.per_node == 1 and not spec.settings.machine.max_restarts:
-            processes.set_single_process_env()
-            code = work(spec)
-        else:
-            code = _start_workers(spec, slot, end)
-        return published(spec, code) if slot.node == 0 else code
+    """This node's processes; a single one is this process."""
+    if slot.nodes * slot.per_node > 1 or spec.settings.machine.max_restarts:
+        return start_workers(spec, slot, end)
+    with lease.held(spec.folder):
+        processes.set_single_process_env()
+        return published(spec, work(spec))
 
 
-def _start_workers(spec: RunSpec, slot: processes.NodeSlot, end: processes.End | None) -> int:
+def start_workers(
+    spec: RunSpec, slot: processes.NodeSlot, end: processes.End | None, tell: Callable[[str], None] | None = None
+) -> int:
+    """Each worker as a process of its own. Only the first node holds the lease of the folder. `tell` gets why they
+    ended; without it, stderr.
+    """
+    if slot.node > 0:
+        return _attempts(spec, slot, end, tell or _say)
+    with lease.held(spec.folder):
+        return published(spec, _attempts(spec, slot, end, tell or _say))
+
+
+def _say(text: str) -> None:
+    processes.say("train", text)
+
+
+def _attempts(spec: RunSpec, slot: processes.NodeSlot, end: processes.End | None, tell: Callable[[str], None]) -> int:
     restarts = spec.settings.machine.max_restarts
     threads = None if visible_gpus() else max(1, len(os.sched_getaffinity(0)) // slot.per_node)
     with tempfile.TemporaryDirectory(prefix="sft-run-") as scratch:
@@ -125,9 +153,13 @@ def _start_workers(spec: RunSpec, slot: processes.NodeSlot, end: processes.End |
         file.write_text(spec.text())
         program = ["-m", "sft.launcher.worker_process", str(file)]
         for attempt in range(restarts + 1):
+            said: list[str] = []
             stacks = spec.folder / "stacks"
-            code = processes.start("train", program, slot, stacks=stacks, threads=threads, end=end)
-            if code != EXIT_FAILED or attempt == restarts or (end is not None and end.reason is not None):
+            code = processes.start("train", program, slot, stacks=stacks, threads=threads, end=end, tell=said.append)
+            is_last = code != EXIT_FAILED or attempt == restarts or (end is not None and end.reason is not None)
+            for reason in said:
+                tell(reason) if is_last else _say(reason)
+            if is_last:
                 break
-            sys.stderr.write(f"sft train: restarting from the latest checkpoint ({attempt + 1} of {restarts})\n")
+            _say(f"restarting from the latest checkpoint ({attempt + 1} of {restarts})")
     return code

@@ -24,7 +24,7 @@ from sft.spec.run import RunSpec
 from tokenize_data.errors import UserError
 
 Decide = Callable[[Settings], RunSpec | int]
-Start = Callable[[RunSpec, processes.NodeSlot, processes.End], int]
+Start = Callable[[RunSpec, processes.NodeSlot, processes.End | None], int]
 
 
 def coordinate(settings: Settings, decide: Decide, start: Start) -> int:

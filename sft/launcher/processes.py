@@ -18,8 +18,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +70,12 @@ def start(
     stacks: Path | None = None,
     threads: int | None = None,
     end: End | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> int:
-    """Run `python <program>` as workers until all have ended; when one fails, the others end soon after. `command` is
-    for messages.
+    """Run `python <program>` as workers until all have ended; when one fails, the others end soon after. `tell` gets
+    why they ended; without it that is a line of `command` on stderr.
     """
+    tell = tell or (lambda reason: say(command, reason))
     with tempfile.TemporaryDirectory(prefix="sft-") as scratch:
         notes = Path(scratch)
         environment = _environment(place, notes, threads)
@@ -90,12 +93,16 @@ def start(
                 _keep_stacks(notes, stacks)
         codes = [worker.returncode for worker in workers]
         if end is not None and end.reason is not None and any(codes):
-            sys.stderr.write(
-                f"sft {command}: {end.reason}: the run has ended here too; run the same command to resume from "
-                "the latest checkpoint\n"
-            )
+            tell(f"{end.reason}: the run has ended here too; run the same command to resume from the latest checkpoint")
             return EXIT_FAILED
-        return _told(command, notes, codes, stacks)
+        code, reason = _how_they_ended(notes, codes, stacks)
+        if code != EXIT_OK:
+            tell(reason)
+        return code
+
+
+def say(command: str, text: str) -> None:
+    sys.stderr.write(f"sft {command}: {text}\n")
 
 
 def free_port() -> int:
@@ -120,6 +127,7 @@ def _environment(place: NodeSlot, notes: Path, threads: int | None) -> dict[str,
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
         environment.setdefault("NCCL_SOCKET_IFNAME", interface)
     environment.setdefault("GLIBC_TUNABLES", ALLOCATION)
+    environment.setdefault("OMP_WAIT_POLICY", "passive")  # as `sft.cli` sets it
     if threads is not None:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     return environment
@@ -148,7 +156,10 @@ def _held_back() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _passing_on(workers: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Signals to this process go to the workers, which decide what to do."""
+    """Signals to this process go to the workers, which decide what to do. Only a main thread hears signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def pass_on(number: int, frame: object) -> None:
         for worker in workers:
@@ -205,10 +216,10 @@ def _keep_stacks(notes: Path, stacks: Path) -> None:
             shutil.copyfile(file, stacks / f"rank-{file.stem}.txt")
 
 
-def _told(command: str, notes: Path, codes: Sequence[int], stacks: Path | None) -> int:
-    """Say why the workers stopped: what the first of them left, or, where none could, how they ended."""
+def _how_they_ended(notes: Path, codes: Sequence[int], stacks: Path | None) -> tuple[int, str]:
+    """(exit code, why the workers stopped): what the first of them left, or, where none could, how they ended."""
     if not any(codes):
-        return EXIT_OK
+        return EXIT_OK, ""
     left = [json.loads(file.read_text()) for file in sorted(notes.glob("*.json"))]
     killed = sorted({-code for code in codes if code < 0 and code != -signal.SIGKILL})
     hint = f"; where each process was: {stacks}" if stacks is not None and stacks.is_dir() else ""
@@ -218,15 +229,10 @@ def _told(command: str, notes: Path, codes: Sequence[int], stacks: Path | None) 
         first = min(left, key=lambda entry: (entry["is_consequence"], order.get(entry["code"], 1), entry["time"]))
         dead = _dead(codes)
         if first["is_consequence"] and dead:
-            sys.stderr.write(f"sft {command}: {dead}{hint}\n")
-            return EXIT_FAILED
-        sys.stderr.write(f"sft {command}: {first['message']}{hint if first['code'] == EXIT_FAILED else ''}\n")
-        return int(first["code"])
+            return EXIT_FAILED, f"{dead}{hint}"
+        return int(first["code"]), f"{first['message']}{hint if first['code'] == EXIT_FAILED else ''}"
     names = ", ".join(map(signal_name, killed)) or f"exit codes {', '.join(map(str, codes))}"
-    sys.stderr.write(
-        f"sft {command}: {_dead(codes) or f'the processes of this run ended without a word ({names})'}{hint}\n"
-    )
-    return EXIT_FAILED
+    return EXIT_FAILED, f"{_dead(codes) or f'the processes of this run ended without a word ({names})'}{hint}"
 
 
 def _dead(codes: Sequence[int]) -> str | None:

@@ -24,6 +24,11 @@ def runs_below(folder: Path) -> list[dict[str, Any]]:
     return [_row(run, folder) for run in _run_folders(folder)]
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run has left its files there."""
+    return any((folder / mark).is_file() for mark in _MARKS)
+
+
 def runs_table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("run", overflow="fold", min_width=12)

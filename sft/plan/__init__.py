@@ -8,3 +8,19 @@ of an iteration), rows (of an iteration, for any layout), search (all layouts th
 answer, explain and words (what is told). Pure arithmetic: no torch, no state, no files but a user's table of GPUs;
 every process computes the same plan. Does not belong here: anything that needs a token id or a tensor.
 """
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _Package(ModuleType):
+    """`sft.plan` is this package and, of the Python API, a function."""
+
+    def __call__(self, **settings: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = importlib.import_module("sft.api").plan(**settings)
+        return answer
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,67 @@
+"""A run that is started from Python: every worker is a process of its own, and why it ends comes back as a value."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sft.config.settings import Settings
+from sft.launcher import launch, processes
+from sft.spec.run import RunSpec
+from tokenize_data.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How `sft train` would have ended, in which folder, and why where it was not to the end."""
+
+    code: int
+    folder: Path | None
+    reason: str
+
+
+@dataclass
+class _Seen:
+    """What is seen of a run on its way."""
+
+    folder: Path | None = None
+    reasons: list[str] = field(default_factory=list)
+
+
+def fine_tune(settings: Settings) -> Ended:
+    """The run of these settings, from its data to its model."""
+    _refuse_other_launchers(settings)
+    seen = _Seen()
+
+    def decide(settings: Settings) -> RunSpec | int:
+        with tempfile.TemporaryDirectory(prefix="sft-") as scratch:
+            error_file = Path(scratch, "error")
+            prepared = launch.prepare(settings, error_file)
+            if isinstance(prepared, int):
+                seen.reasons += [error_file.read_text()] if error_file.exists() else []
+                return prepared
+        seen.folder = prepared.folder
+        return launch.accept(prepared)
+
+    def start(spec: RunSpec, slot: processes.NodeSlot, end: processes.End | None) -> int:
+        seen.folder = spec.folder
+        return launch.start_workers(spec, slot, end, seen.reasons.append)
+
+    code = launch.on_this_node(settings, decide, start)
+    reason = seen.reasons[-1] if seen.reasons else f"it ended with exit code {code}: see its output"
+    return Ended(code=code, folder=seen.folder, reason=reason)
+
+
+def _refuse_other_launchers(settings: Settings) -> None:
+    if settings.machine.hostfile is not None:
+        raise UserError(
+            f"--hostfile {settings.machine.hostfile} starts commands over ssh, which fine_tune() does not do: run "
+            "`sft --hostfile ...`, or fine_tune() on each host with nodes, rank and addr"
+        )
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        raise UserError(
+            f"fine_tune() starts its own processes, and here RANK is {os.environ['RANK']} already: start the script "
+            "with python, or give torchrun the command: torchrun -m sft ..."
+        )
