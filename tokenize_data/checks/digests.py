@@ -30,9 +30,10 @@ class Digests:
 
 def last_answer(document: Document) -> slice:
     """The tokens of the last answer."""
-    ends = np.cumsum(document.run_lengths)
-    run = int(np.flatnonzero(document.run_roles == ASSISTANT)[-1])
-    return slice(int(ends[run] - document.run_lengths[run]), int(ends[run]))
+    roles, lengths = document.run_roles.tolist(), document.run_lengths.tolist()  # a few: lists are quicker than arrays
+    run = len(roles) - 1 - roles[::-1].index(ASSISTANT)
+    start = sum(lengths[:run])
+    return slice(start, start + lengths[run])
 
 
 def digests_of(reader: ShardReader, step: Step | None = None) -> Digests:
@@ -43,7 +44,8 @@ def digests_of(reader: ShardReader, step: Step | None = None) -> Digests:
         document = reader[number]
         answer = last_answer(document)
         found[0, number] = _hash(document.ids)
-        if np.isin(document.run_roles, (USER, SYSTEM)).any():
+        roles = document.run_roles.tolist()
+        if USER in roles or SYSTEM in roles:
             found[1, number] = _hash(document.ids[: answer.start])
         found[2, number] = _hash(document.ids[answer])
         if step is not None and number % 1024 == 0:
