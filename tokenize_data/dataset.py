@@ -13,7 +13,7 @@ from tokenize_data.errors import UserError
 FORMATS = ("qa", "prompt_completion", "chat", "sharegpt", "alpaca", "input_output", "text")
 
 
-DEFAULT_QUESTION_KEY, DEFAULT_ANSWER_KEY = "prompt", "gold"
+DEFAULT_QUESTION_KEY, DEFAULT_ANSWER_KEY, DEFAULT_TEXT_KEY = "prompt", "gold", "text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class DatasetSpec:
     question_key: str = DEFAULT_QUESTION_KEY
     answer_key: str = DEFAULT_ANSWER_KEY
     system_key: str | None = None
-    text_key: str = "text"
+    text_key: str = DEFAULT_TEXT_KEY
     prompt: str | None = None
     answer: str | None = None
     system: str | None = None

@@ -245,7 +245,7 @@ def test_a_base_without_a_template_is_asked_with_the_tuned_one_s(
         (["--data", "DATA", "--judge_pairwise"], "--judge_pairwise needs --judge_url and --compare"),
         (
             ["--data", "DATA", "--answer_key", "nope"],
-            "test.jsonl line 1: no answer to compare with: the row has 'q', 'a'",
+            "test.jsonl line 1: no answer to compare with: no key 'nope'; the row has 'q', 'a'",
         ),
         (["--data", "DATA", "--question_key", "nope"], "test.jsonl line 1: no key 'nope'"),
         (["--data", "missing.jsonl"], "missing.jsonl: no such file"),
