@@ -99,6 +99,7 @@ def build(plan: Plan, folder: Path, prefix: str, say: Say) -> Manifest:
         rows=tally.rows(),
         rejected_reasons=dict(tally.reasons),
         num_cut=tally.cut,
+        num_shortened=tally.shortened,
         num_with_special_text=tally.injected,
         num_open=tally.open,
         num_double_bos=tally.double_bos,

@@ -33,7 +33,7 @@ class Manifest:
     role_tokens: dict[str, int]
     rows: dict[str, int]  # read, accepted, rejected, left_out
     rejected_reasons: dict[str, int]
-    num_cut: int
+    num_cut: int  # at the right
     num_with_special_text: int
     num_open: int  # documents whose last answer does not end with an end of turn
     num_double_bos: int
@@ -48,6 +48,7 @@ class Manifest:
     index: FileInfo
     files: list[FileInfo]  # the tokenizer's
     versions: dict[str, str]
+    num_shortened: int = 0  # documents whose question was shortened
     split: dict[str, Any] = field(default_factory=dict)  # val, seed, group, is_validation; empty where there is none
     seconds: float = 0.0
     fast_tokenizer: bool = False

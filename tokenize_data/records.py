@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tokenize_data import paths
-from tokenize_data.dataset import FORMATS, DatasetSpec
+from tokenize_data.dataset import FORMATS, RIGHT, SIDES, DatasetSpec
 from tokenize_data.errors import RowError, shorten
 from tokenize_data.fields import Conversation, Fields, Message
 from tokenize_data.formats.interface import format_of
@@ -21,6 +21,11 @@ class RowReader:
 
     def __init__(self, spec: DatasetSpec, format_name: str) -> None:
         self._spec, self._fields, self._format = spec, Fields(spec), format_of(format_name)
+
+    @property
+    def truncation(self) -> tuple[str, str]:
+        """(what is done with documents that are too long, the side of a question that is shortened)."""
+        return self._spec.truncate or RIGHT, self._spec.truncate_side or SIDES[0]
 
     def conversation(self, row: Row) -> Conversation:
         """All of a row. Assistant messages that are not trained have weight 0."""

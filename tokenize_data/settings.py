@@ -11,7 +11,7 @@ import typing
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
-from tokenize_data.dataset import FORMATS, DatasetSpec
+from tokenize_data.dataset import FORMATS, QUESTION, RIGHT, SIDES, TRUNCATIONS, DatasetSpec
 from tokenize_data.errors import UserError
 from tokenize_data.names import check_run_name
 
@@ -76,7 +76,13 @@ class DataSettings(Group):
     weight_key: str | None = setting(
         None, "key of a row's weight: 2 takes it twice, 0.5 half of such rows", metavar="K"
     )
-    seq: int = setting(2048, "longest document in tokens; longer ones are cut at the right", metavar="L", least=2)
+    seq: int = setting(2048, "longest document in tokens; for longer ones see --truncate", metavar="L", least=2)
+    truncate: str = setting(
+        RIGHT,
+        "documents longer than seq: cut at the right, with a shorter question so that the answer stays, or refused",
+        choices=TRUNCATIONS,
+    )
+    truncate_side: str = setting("end", "where --truncate question shortens a text", choices=SIDES)
     max_bad_rows: int = setting(0, "write up to N bad rows to rejected.jsonl instead of stopping", metavar="N", least=0)
     retokenize: bool = setting(False, "rebuild the shards, and replace the old ones at the end")
     seed: int = setting(1234, "seed for the data order, samples and weights", least=0)
@@ -89,6 +95,13 @@ class DataSettings(Group):
         if self.samples is not None and self.datasets:
             raise UserError(
                 f"--samples {self.samples} goes with --data: here, give each of the datasets its own 'samples'"
+            )
+
+        truncations = [self.truncate, *(spec.truncate for spec in (*self.datasets, *self.val_datasets))]
+        if self.truncate_side != "end" and QUESTION not in truncations:
+            raise UserError(
+                f"--truncate_side {self.truncate_side} is for --truncate question, not --truncate {self.truncate}: add "
+                "--truncate question, or leave it out"
             )
 
     @property

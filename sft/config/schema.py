@@ -13,7 +13,7 @@ from typing import Any
 
 from sft.config.flags import WORDS
 from sft.config.settings import FIELDS, HINTS, RECIPE_KEYS
-from tokenize_data.dataset import FORMATS, Cleaning, DatasetSpec
+from tokenize_data.dataset import FORMATS, SIDES, TRUNCATIONS, Cleaning, DatasetSpec
 from tokenize_data.settings import plain_type
 
 _TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
@@ -31,6 +31,8 @@ _DATASET_TEXTS = {
     "weight": "0.5 takes half of the rows, 2 each of them twice",
     "weight_key": "key of a row's own weight, which means the same",
     "train_on": "assistant turns that are trained: all, last, or those whose `name` is listed",
+    "truncate": "documents longer than seq (default: as the recipe's truncate)",
+    "truncate_side": "where truncate: question shortens a text (default: as the recipe's truncate_side)",
     "samples": "take so many rows, drawn by seed",
     "clean": "what is done to a row's texts",
     "drop": "a regular expression of what is removed",
@@ -91,7 +93,8 @@ def text() -> str:
 def _dataset() -> dict[str, Any]:
     inner = _of(DatasetSpec)
     inner["properties"]["files"] = {"description": _DATASET_TEXTS["files"], **_either("string")}
-    inner["properties"]["format"]["enum"] = [*FORMATS, None]
+    for name, choices in (("format", FORMATS), ("truncate", TRUNCATIONS), ("truncate_side", SIDES)):
+        inner["properties"][name]["enum"] = [*choices, None]
     inner["properties"]["clean"] = {"description": _DATASET_TEXTS["clean"], **_of(Cleaning), "type": ["object", "null"]}
     return {**inner, "required": ["files"]}
 
