@@ -24,7 +24,7 @@ def summary(manifest: Manifest, folder: Path, is_new: bool = True) -> list[str]:
         f"{manifest.num_cut:,} cut at {manifest.seq:,} tokens"
     )
     if manifest.num_shortened:
-        lines.append(f"{shortened(manifest)}, so that it fits into {manifest.seq:,} tokens with its answer")
+        lines.append(f"{shortened(manifest)}, so that they fit into {manifest.seq:,} tokens with their answers")
     return [*lines, f"written to {folder} in {manifest.seconds:.1f} s"] if is_new else lines
 
 

@@ -154,7 +154,7 @@ def _other(flag: str | None) -> str:
 
 
 def _names(row: Row) -> str:
-    return ", ".join(f"'{name}'" for name in list(row)[:_MOST_SHOWN]) or "no keys"
+    return ", ".join(shorten(name) for name in list(row)[:_MOST_SHOWN]) or "no keys"
 
 
 def _close(name: str, row: Row) -> str | None:

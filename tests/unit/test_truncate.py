@@ -8,8 +8,12 @@ from functools import partial
 import pytest
 from transformers import AutoTokenizer
 
+from sft.config.settings import Settings
 from tests.conftest import pair
 from tests.unit.test_masks import DEFAULT, TURN, masks
+from tokenize_data.dataset import DatasetSpec
+from tokenize_data.flags import flags_of
+from tokenize_data.recipe import dataset_values, parse_dataset
 from tokenize_data.truncate import limited
 
 WORDS = " ".join(f"word{number}" for number in range(400))
@@ -83,7 +87,9 @@ def test_the_document_is_that_of_transformers_with_the_shortened_question(bench,
     assert document["cut"] == len(whole) - len(document["ids"])
     assert bench.manifest()["num_shortened"] == 1
     assert bench.manifest()["num_cut"] == 0
-    assert f"1 documents with a shortened question, so that it fits into {ROOM} tokens with its answer" in outcome.out
+    assert (
+        f"1 documents with a shortened question, so that they fit into {ROOM} tokens with their answers" in outcome.out
+    )
     assert "were cut" not in outcome.err
 
 
@@ -238,6 +244,14 @@ def test_wrong_values(bench, flags, message):
 def test_a_wrong_value_of_a_data_set(bench):
     recipe = bench.write(f"datasets:\n  - {{files: [{bench.jsonl([pair()])}], truncate: left}}\n", "r.yaml")
     assert "truncate left: use one of right, question, refuse" in bench.tokenize("--config", recipe).err
+
+
+def test_the_data_stage_of_a_run_is_told(bench):
+    """`sft` starts it with these flags, and with its data sets as a recipe."""
+    spec = DatasetSpec(files=("a",), name="a", truncate="question", truncate_side="start", answer_key="a.b[0]")
+    settings = Settings.of(run_name="r", datasets=(spec,), truncate="question", truncate_side="start")
+    assert flags_of(settings.data)[2:] == ["--truncate", "question", "--truncate_side", "start"]
+    assert parse_dataset(dataset_values(spec), "datasets[0]", 0) == spec
 
 
 @pytest.mark.parametrize(
