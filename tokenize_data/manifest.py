@@ -124,7 +124,8 @@ def read(folder: Path) -> Manifest | None:
 
 def _check(manifest: Manifest) -> None:
     """Raises TypeError, KeyError or ValueError where someone has edited what readers rely on."""
-    counts = {"documents": manifest.documents, "batch_documents": manifest.batch_documents, "seq": manifest.seq}
+    names = ("documents", "batch_documents", "seq", "num_shortened")
+    counts = {name: getattr(manifest, name) for name in names}
     for info in manifest.all_files():
         texts = [info.file, info.sha256]
         if (
