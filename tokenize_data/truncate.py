@@ -85,6 +85,8 @@ def limited(text: str, limit: int, side: str) -> str:
     if side == "start":
         return limited(text[::-1], limit, "end")[::-1]
     kept = text[: max(limit, len(text) - len(text.lstrip()) + 1)]
+    if len(kept) >= len(text):
+        return text
     if not text[len(kept)].isspace():
         words = _LAST_WORD.sub("", kept)
         kept = words if words.strip() else kept

@@ -162,6 +162,7 @@ def test_each_of_several_documents_of_a_row_is_shortened_alone(bench):
             "tokens, more than --seq 60, and there is no question to shorten (--truncate question): raise --seq, "
             "or use --truncate right for this data set",
         ),
+        ({"prompt": " " * 500, "completion": WORDS}, (*QUESTION, 60), "and without the question still "),
         ({"segments": [{"label": True, "text": WORDS}]}, (*QUESTION, 60), "there is no question to shorten"),
         (
             {"prompt": "Is it?", "gold": WORDS},
@@ -177,6 +178,7 @@ def test_each_of_several_documents_of_a_row_is_shortened_alone(bench):
 )
 def test_what_cannot_be_made_to_fit_is_a_bad_row(bench, row, flags, message):
     good = {"prompt": "Is it?", "gold": "Yes."} if "prompt" in row else {**row, **dict.fromkeys(row, "Short.")}
+    good = {"prompt": "Is it?", "completion": "Yes."} if "completion" in row else good
     good = {"segments": [{"label": True, "text": "Short."}]} if "segments" in row else good
     data = bench.jsonl([good, row])
     outcome = bench.tokenize("--data", data, *flags)
@@ -260,6 +262,8 @@ def test_the_data_stage_of_a_run_is_told(bench):
         ("one two", 7, "end", "one two"),
         ("one two", 4, "end", "one"),
         ("one two", 4, "start", "two"),
+        ("   x", 1, "end", "   x"),
+        ("     ", 2, "start", "     "),
         ("one two three", 9, "end", "one two"),
         ("one two three", 11, "start", "two three"),
         ("one " + "x" * 60, 40, "end", "one " + "x" * 36),
