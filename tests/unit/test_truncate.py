@@ -6,6 +6,8 @@ import json
 from functools import partial
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from sft.config.settings import Settings
@@ -251,8 +253,8 @@ def test_a_wrong_value_of_a_data_set(bench):
 def test_the_data_stage_of_a_run_is_told(bench):
     """`sft` starts it with these flags, and with its data sets as a recipe."""
     spec = DatasetSpec(files=("a",), name="a", truncate="question", truncate_side="start", answer_key="a.b[0]")
-    settings = Settings.of(run_name="r", datasets=(spec,), truncate="question", truncate_side="start")
-    assert flags_of(settings.data)[2:] == ["--truncate", "question", "--truncate_side", "start"]
+    found = Settings.of(run_name="r", datasets=(spec,), truncate="question", truncate_side="start")
+    assert flags_of(found.data)[2:] == ["--truncate", "question", "--truncate_side", "start"]
     assert parse_dataset(dataset_values(spec), "datasets[0]", 0) == spec
 
 
@@ -273,3 +275,13 @@ def test_the_data_stage_of_a_run_is_told(bench):
 )
 def test_a_text_is_cut_at_a_side_and_never_blank(text, limit, side, kept):
     assert limited(text, limit, side) == kept
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(text=st.text(alphabet="ab .\n\u0301🙂", min_size=1, max_size=60), side=st.sampled_from(["end", "start"]))
+def test_what_is_kept_is_one_side_of_the_text_and_grows_with_the_limit(text, side):
+    found = [limited(text, limit, side) for limit in range(1, len(text) + 1)]
+    assert found[-1] == text
+    assert all(text.startswith(kept) if side == "end" else text.endswith(kept) for kept in found)
+    assert all(kept.strip() or not text.strip() for kept in found)
+    assert [len(kept) for kept in found] == sorted(len(kept) for kept in found)
