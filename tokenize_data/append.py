@@ -66,7 +66,16 @@ def joined(found: Manifest, added: Manifest, folder: Path, prefix: str) -> Manif
         for name in before
     }
     index = write_index(folder, f"{prefix}-joined-index.arrow", columns)
-    sums = ("documents", "tokens", "trained_tokens", "num_cut", "num_with_special_text", "num_open", "num_double_bos")
+    sums = (
+        "documents",
+        "tokens",
+        "trained_tokens",
+        "num_cut",
+        "num_with_special_text",
+        "num_open",
+        "num_double_bos",
+        "num_shortened",
+    )
     counts = {name: getattr(found, name) + getattr(added, name) for name in (*sums, "num_without_bos")}
     return replace(
         found,

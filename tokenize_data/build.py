@@ -151,6 +151,7 @@ def _write(
         rows=tally.rows(),
         rejected_reasons=dict(tally.reasons),
         num_cut=tally.cut,
+        num_shortened=tally.shortened,
         num_with_special_text=tally.injected,
         num_open=tally.open,
         num_double_bos=tally.double_bos,

@@ -122,7 +122,7 @@ def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]
         run_name=data.run_name,
         root=Path(data.tokenized_data_dir),
         base=find_base(base.checkpoint, base.size, checkpoints_file),
-        specs=(_spec(data, data.data, samples=data.samples),) if data.data else data.datasets,
+        specs=_truncated(data, (_spec(data, data.data, samples=data.samples),) if data.data else data.datasets),
         template=data.template,
         template_values=template_values(data.chat_template_kwargs),
         seq=data.seq,
@@ -142,7 +142,7 @@ def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]
         training = replace(training, split=Split(wanted=wanted, seed=data.seed, group=data.val_group))
         whole = tuple(replace(spec, samples=None, weight=1.0, weight_key=None) for spec in training.specs)
         return training, replace(training, run_name=name, specs=whole, is_validation=True)
-    specs = (_spec(data, data.val),) if data.val else data.val_datasets
+    specs = _truncated(data, (_spec(data, data.val),) if data.val else data.val_datasets)
     if not specs:
         return training, None
     is_there = data.append and manifest.read(training.root / name) is not None  # otherwise --append makes it
@@ -193,6 +193,10 @@ def _spec(data: DataSettings, files: tuple[str, ...], samples: int | None = None
         weight_key=data.weight_key,
         samples=samples,
     )
+
+
+def _truncated(data: DataSettings, specs: tuple[DatasetSpec, ...]) -> tuple[DatasetSpec, ...]:
+    return tuple(spec.truncated(data.truncate, data.truncate_side) for spec in specs)
 
 
 def _cores() -> int:

@@ -11,8 +11,10 @@ from itertools import islice
 import numpy as np
 
 from tokenize_data.chat import ChatTemplate
+from tokenize_data.dataset import QUESTION, REFUSE
 from tokenize_data.encode import Encoded, Encoder
 from tokenize_data.errors import RowError
+from tokenize_data.fields import Conversation
 from tokenize_data.json_lines import Row, parse_line
 from tokenize_data.plain import without_template
 from tokenize_data.records import RowReader
@@ -21,6 +23,7 @@ from tokenize_data.rows import Unreadable, too_long
 from tokenize_data.sources import Chunk
 from tokenize_data.split import Part
 from tokenize_data.streams import MAX_LINE_BYTES
+from tokenize_data.truncate import refuse_long, shortened
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Converted:
     accepted: int = 0
     left_out: int = 0
     rejects: list[Reject] = field(default_factory=list)
+    num_shortened: int = 0  # documents with a shortened question
     num_injected: int = 0  # documents with special tokens in their own texts
     num_open: int = 0  # documents whose last answer does not end with an end of turn
     num_double_bos: int = 0
@@ -76,6 +80,27 @@ class Choice:
         if self.rows is not None:
             return int(line in self.rows)
         return 1 if self.weight == 1.0 else num_copies(self.weight, (self.seed, line))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """A row that has been read."""
+
+    line: int
+    raw: bytes
+    copies: int
+    conversation: Conversation
+    documents: list[Rendered]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Document:
+    """A document within --seq."""
+
+    encoded: Encoded
+    num_cut: int  # tokens
+    is_shortened: bool  # rather than cut at the right
+    is_injected: bool  # are there special tokens in its own texts
 
 
 def num_copies(weight: float, seed: tuple[int, ...]) -> int:
@@ -117,7 +142,7 @@ class Converter:
 
     def __call__(self, chunk: Chunk) -> Converted:
         result = Converted(replace(chunk, data=b""))  # the lines need not travel back to the process that writes
-        rows: list[tuple[int, bytes, int, list[Rendered]]] = []  # line, raw, copies, documents
+        rows: list[_Row] = []
         for line, row in chunk.rows():
             copies = self._choices[chunk.source].copies(line)
             if copies == 0:
@@ -130,14 +155,14 @@ class Converter:
                 result.rejects.append(Reject(line, row.reason, row.raw))
                 continue
             try:
-                share, documents = self._read(row, chunk.source, line)
+                share, conversation, documents = self._read(row, chunk.source, line)
             except RowError as error:
                 result.rejects.append(Reject(line, str(error), row))
                 continue
             if share != 1.0:
                 copies = num_copies(copies * share, (self._choices[chunk.source].seed, line, 1))
             if copies:
-                rows.append((line, row, copies, documents))
+                rows.append(_Row(line=line, raw=row, copies=copies, conversation=conversation, documents=documents))
             else:
                 result.read, result.left_out = result.read - 1, result.left_out + 1
         self._encode(rows, result)
@@ -146,38 +171,44 @@ class Converter:
 
     def render(self, raw: bytes, source: int) -> list[Rendered]:
         """The documents of one line as text."""
-        return self._read(raw, source)[1]
+        return self._read(raw, source)[2]
 
-    def _read(self, raw: bytes, source: int, line: int | None = None) -> tuple[float, list[Rendered]]:
-        """(the row's own weight, its documents as text)."""
+    def _read(self, raw: bytes, source: int, line: int | None = None) -> tuple[float, Conversation, list[Rendered]]:
+        """(the row's own weight, what it says, its documents as text)."""
         reader, row = self._readers[source], parse_line(raw)
         choice = self._choices[source]
         if line is not None and choice.part is not None and choice.part.split.group and choice.leaves_out(line, row):
-            return 0.0, []
+            return 0.0, Conversation(messages=[]), []
         conversation = reader.conversation(row)
-        if conversation.kind != "chat":
-            return reader.share(row), [without_template(conversation, self._bos, self._eos)]
-        return reader.share(row), self._template.documents(conversation.messages, conversation.tools)
+        return reader.share(row), conversation, self._documents(conversation)
 
-    def _encode(self, rows: Sequence[tuple[int, bytes, int, list[Rendered]]], result: Converted) -> None:
-        encoded = iter(self.encoder.encode([document for *_, documents in rows for document in documents]))
+    def _documents(self, conversation: Conversation) -> list[Rendered]:
+        if conversation.kind != "chat":
+            return [without_template(conversation, self._bos, self._eos)]
+        return self._template.documents(conversation.messages, conversation.tools)
+
+    def _encode(self, rows: Sequence[_Row], result: Converted) -> None:
+        encoded = iter(self.encoder.encode([document for row in rows for document in row.documents]))
+        truncation = self._readers[result.chunk.source].truncation
         kept: list[np.ndarray] = []
-        for line, raw, copies, documents in rows:
-            own = list(islice(encoded, len(documents)))  # all of them, also where the first is refused
+        for row in rows:
+            own = list(islice(encoded, len(row.documents)))  # all of them, also where the first is refused
             try:
-                made = [self._finish(one, document) for one, document in zip(own, documents, strict=True)]
+                made = [self._finish(row, number, one, *truncation) for number, one in enumerate(own)]
             except RowError as error:
-                result.rejects.append(Reject(line, str(error), raw))
+                result.rejects.append(Reject(row.line, str(error), row.raw))
                 continue
             result.accepted += 1
-            for document, num_cut, is_injected in made * copies:
+            for finished in made * row.copies:
+                document = finished.encoded
                 self._look(document, result)
                 kept.append(document.ids)
-                result.num_injected += is_injected
+                result.num_injected += finished.is_injected
+                result.num_shortened += finished.is_shortened
                 result.lengths.append(len(document.ids))
                 result.trained.append(document.trained)
-                result.cut.append(num_cut)
-                result.lines.append(line)
+                result.cut.append(finished.num_cut)
+                result.lines.append(row.line)
                 result.runs_per_document.append(len(document.run_lengths))
                 result.run_lengths += document.run_lengths
                 result.run_roles += document.run_roles
@@ -199,21 +230,42 @@ class Converter:
             result.num_double_bos += begins and len(ids) > 1 and int(ids[1]) == self._bos_id
             result.num_without_bos += not begins and bool(self._bos)
 
-    def _finish(self, encoded: Encoded | RowError, document: Rendered) -> tuple[Encoded, int, bool]:
-        """(the document within --seq, number of tokens cut off, are there special tokens in its own texts)."""
+    def _finish(self, row: _Row, number: int, encoded: Encoded | RowError, truncate: str, side: str) -> _Document:
         if isinstance(encoded, RowError):
             raise encoded
-        length, is_injected = len(encoded.ids), False
+        document, length = row.documents[number], len(encoded.ids)
+        is_shortened = length > self._seq and truncate == QUESTION
+        if truncate == REFUSE:
+            refuse_long(length, self._seq)
+        if is_shortened:
+            document, encoded = shortened(
+                row.conversation, length, lambda conversation: self._again(conversation, row, number), self._seq, side
+            )
+        is_injected = False
         if document.num_special is not None:
             ids = encoded.ids[encoded.ids < len(self._is_special)]
             is_injected = int(self._is_special[ids].sum()) > document.num_special
-        if length > self._seq:
+        if len(encoded.ids) > self._seq:
             encoded = encoded.cut(self._seq)
         if encoded.trained == 0:
             if length > self._seq:
                 raise RowError(
                     f"{length:,} tokens, and none of the first {self._seq:,} is trained (the answer begins later): "
-                    "raise --seq, or shorten the question"
+                    "raise --seq, or shorten the question (--truncate question)"
                 )
             raise RowError(f"{length:,} tokens, and none of them is trained: add an answer, or leave the row out")
-        return encoded, length - len(encoded.ids), is_injected
+        num_cut = length - len(encoded.ids)
+        return _Document(encoded=encoded, num_cut=num_cut, is_shortened=is_shortened, is_injected=is_injected)
+
+    def _again(self, conversation: Conversation, row: _Row, number: int) -> tuple[Rendered, Encoded]:
+        """The same document of a row, of what it says in other words."""
+        documents = self._documents(conversation)
+        if len(documents) != len(row.documents):
+            raise RowError(
+                f"template '{self._template.name}' makes {len(documents)} documents of it with a shorter question, "
+                f"not {len(row.documents)}: raise --seq, or leave the row out"
+            )
+        (encoded,) = self.encoder.encode([documents[number]])
+        if isinstance(encoded, RowError):
+            raise encoded
+        return documents[number], encoded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from tokenize_data.errors import UserError
@@ -12,8 +12,10 @@ from tokenize_data.errors import UserError
 # In the order in which they are recognised. A new one is a name here and a file of that name in `formats`.
 FORMATS = ("qa", "prompt_completion", "chat", "sharegpt", "alpaca", "input_output", "text")
 
+RIGHT, QUESTION, REFUSE = TRUNCATIONS = ("right", "question", "refuse")
+SIDES = ("end", "start")
 
-DEFAULT_QUESTION_KEY, DEFAULT_ANSWER_KEY = "prompt", "gold"
+DEFAULT_QUESTION_KEY, DEFAULT_ANSWER_KEY, DEFAULT_TEXT_KEY = "prompt", "gold", "text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class DatasetSpec:
     question_key: str = DEFAULT_QUESTION_KEY
     answer_key: str = DEFAULT_ANSWER_KEY
     system_key: str | None = None
-    text_key: str = "text"
+    text_key: str = DEFAULT_TEXT_KEY
     prompt: str | None = None
     answer: str | None = None
     system: str | None = None
@@ -58,6 +60,8 @@ class DatasetSpec:
     samples: int | None = None
     weight_key: str | None = None
     train_on: str = "all"
+    truncate: str | None = None  # None: as the run does it, which is "right" where nothing else is said
+    truncate_side: str | None = None
     clean: Cleaning = Cleaning()
 
     def __post_init__(self) -> None:
@@ -65,6 +69,9 @@ class DatasetSpec:
             raise UserError(f"data set '{self.name}' has no files: give at least one")
         if self.format is not None and self.format not in FORMATS:
             raise UserError(f"unknown format '{self.format}': use one of {', '.join(FORMATS)}")
+        for name, known in (("truncate", TRUNCATIONS), ("truncate_side", SIDES)):
+            if getattr(self, name) not in (None, *known):
+                raise UserError(f"data set '{self.name}': {name} {getattr(self, name)}: use one of {', '.join(known)}")
         if not 0 < self.weight < float("inf"):
             raise UserError(f"data set '{self.name}': weight {self.weight} must be above 0")
         if not self.train_on.strip(" ,"):
@@ -75,6 +82,11 @@ class DatasetSpec:
             raise UserError(
                 f"data set '{self.name}' has samples {self.samples} and weight {self.weight}: give one of them"
             )
+
+    def truncated(self, truncate: str, side: str) -> DatasetSpec:
+        """With the run's own way of making documents fit, where this data set has none."""
+        chosen = self.truncate or truncate
+        return replace(self, truncate=chosen, truncate_side=self.truncate_side or side if chosen == QUESTION else None)
 
     def reading(self) -> dict[str, Any]:
         """What of this decides a row's text; a manifest keeps it."""

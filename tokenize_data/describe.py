@@ -23,7 +23,14 @@ def summary(manifest: Manifest, folder: Path, is_new: bool = True) -> list[str]:
         f"({share:.1%}), "
         f"{manifest.num_cut:,} cut at {manifest.seq:,} tokens"
     )
+    if manifest.num_shortened:
+        lines.append(f"{shortened(manifest)}, so that they fit into {manifest.seq:,} tokens with their answers")
     return [*lines, f"written to {folder} in {manifest.seconds:.1f} s"] if is_new else lines
+
+
+def shortened(manifest: Manifest) -> str:
+    """How many documents --truncate question shortened."""
+    return f"{manifest.num_shortened:,} documents with a shortened question"
 
 
 def warnings(manifest: Manifest) -> list[str]:
@@ -32,7 +39,7 @@ def warnings(manifest: Manifest) -> list[str]:
     if manifest.num_cut > MANY_CUT * manifest.documents:
         share = manifest.num_cut / manifest.documents
         of_all = f"{manifest.num_cut:,} of {manifest.documents:,} documents ({share:.1%})"
-        found.append(f"{of_all} were cut at {manifest.seq:,} tokens: raise --seq")
+        found.append(f"{of_all} were cut at {manifest.seq:,} tokens: raise --seq, or see --truncate")
     if manifest.num_open:
         found.append(
             f"the end of turn is not trained in {manifest.num_open:,} of {manifest.documents:,} documents: a model "

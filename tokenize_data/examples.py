@@ -67,9 +67,7 @@ def read_examples(spec: DatasetSpec, *, answers_needed: bool, limit: int | None 
         except RowError as error:
             raise error.at(place) from error
         if answers_needed and example.text is None and not example.references:
-            raise UserError(
-                f"{place}: no answer to compare with: the row has {', '.join(map(repr, example.row))}; see --answer_key"
-            )
+            raise UserError(f"{place}: no answer to compare with: {reading.why_unanswered(example.row)}")
         rows.append(example)
     if not rows:
         raise UserError(f"{', '.join(spec.files)}: no rows: give data with at least one")
@@ -90,6 +88,7 @@ class _Reading:
 
     def __init__(self, spec: DatasetSpec, format_name: str) -> None:
         self._reader = RowReader(spec, format_name)
+        self.why_unanswered = self._reader.why_unanswered
 
     def example(self, number: int, place: str, row: Row) -> Example:
         answers = self._reader.answers(row)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tokenize_data import paths
 from tokenize_data.dataset import Cleaning, DatasetSpec
 from tokenize_data.errors import RowError, shorten
 from tokenize_data.json_lines import Row, kind_of
@@ -50,7 +50,7 @@ class Fields:
         def value(match: re.Match[str]) -> str:
             if match.group() in ("{{", "}}"):
                 return match.group()[0]
-            return self.text(row, match.group(1), may_be_empty=True)
+            return self.text(row, match.group(1), paths.TEMPLATE, may_be_empty=True)
 
         text = _FIELD.sub(value, template)
         if not text.strip():
@@ -58,10 +58,11 @@ class Fields:
         return text
 
     def text(self, row: Row, key: str, flag: str | None = None, may_be_empty: bool = False) -> str:
-        """The text of a key. `flag` names the setting that chose the key, for messages."""
-        if key not in row:
-            raise self.missing(row, key, flag)
-        return self.checked(row[key], f"'{key}'", may_be_empty)
+        """The text at a key, which may be a path. `flag` names the setting that chose the key, for messages."""
+        value = paths.find(row, key, flag)
+        if (error := paths.parts_of(value, key, flag)) is not None:
+            raise error
+        return self.checked(value, f"'{key}'", may_be_empty)
 
     def checked(self, value: Any, what: str, may_be_empty: bool = False) -> str:
         if not isinstance(value, str):
@@ -85,12 +86,3 @@ class Fields:
             raise RowError(f"{what} is empty{cleaned}: give it a text, or leave the row out")
         text: str = value
         return text
-
-    def missing(self, row: Row, key: str, flag: str | None = None) -> RowError:
-        has = ", ".join(f"'{name}'" for name in list(row)[:8]) or "no keys"
-        close = difflib.get_close_matches(key, row, n=1, cutoff=0.6)
-        if close and flag:
-            return RowError(f"no key '{key}': did you mean '{close[0]}'? Use --{flag} {close[0]}; the row has {has}")
-        if close:
-            return RowError(f"no key '{key}': did you mean '{close[0]}'? The row has {has}")
-        return RowError(f"no key '{key}'; the row has {has}" + (f": name the right one with --{flag}" if flag else ""))

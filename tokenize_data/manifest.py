@@ -33,7 +33,7 @@ class Manifest:
     role_tokens: dict[str, int]
     rows: dict[str, int]  # read, accepted, rejected, left_out
     rejected_reasons: dict[str, int]
-    num_cut: int
+    num_cut: int  # at the right
     num_with_special_text: int
     num_open: int  # documents whose last answer does not end with an end of turn
     num_double_bos: int
@@ -48,6 +48,7 @@ class Manifest:
     index: FileInfo
     files: list[FileInfo]  # the tokenizer's
     versions: dict[str, str]
+    num_shortened: int = 0  # documents whose question was shortened
     split: dict[str, Any] = field(default_factory=dict)  # val, seed, group, is_validation; empty where there is none
     seconds: float = 0.0
     fast_tokenizer: bool = False
@@ -123,7 +124,8 @@ def read(folder: Path) -> Manifest | None:
 
 def _check(manifest: Manifest) -> None:
     """Raises TypeError, KeyError or ValueError where someone has edited what readers rely on."""
-    counts = {"documents": manifest.documents, "batch_documents": manifest.batch_documents, "seq": manifest.seq}
+    names = ("documents", "batch_documents", "seq", "num_shortened")
+    counts = {name: getattr(manifest, name) for name in names}
     for info in manifest.all_files():
         texts = [info.file, info.sha256]
         if (

@@ -23,7 +23,16 @@ from tokenize_data.sources import Chunk, Source
 
 _PART = re.compile(r"(\d{1,6})/(\d{1,6})")
 _LISTS = ("lengths", "trained", "cut", "lines", "runs_per_document", "run_lengths", "run_roles", "num_role_tokens")
-_COUNTS = ("read", "accepted", "left_out", "num_injected", "num_open", "num_double_bos", "num_without_bos")
+_COUNTS = (
+    "read",
+    "accepted",
+    "left_out",
+    "num_injected",
+    "num_open",
+    "num_double_bos",
+    "num_without_bos",
+    "num_shortened",
+)
 _FACTS = ("size", "sha256", "mtime_ns", "ctime_ns")
 
 

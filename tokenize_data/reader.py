@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from tokenize_data import manifest as manifests
+from tokenize_data.dataset import QUESTION
 from tokenize_data.errors import UserError
 from tokenize_data.rendered import ASSISTANT
 from tokenize_data.shards import FileInfo, as_numpy
@@ -125,8 +126,19 @@ class ShardReader:
 
     @property
     def cut(self) -> np.ndarray:
-        """Tokens that were cut off each document."""
+        """Tokens that were cut off each document, or taken out of its question."""
         return self.index["cut"]
+
+    @cached_property
+    def cut_at_right(self) -> np.ndarray:
+        """Tokens that were cut off each document, which may be those of its answer."""
+        if not self.manifest.num_shortened:
+            return self.cut
+        datasets = self.manifest.datasets
+        shortens = [(dataset.get("reading") or {}).get("truncate") == QUESTION for dataset in datasets]
+        of_source = np.repeat(shortens, [len(dataset["files"]) for dataset in datasets])
+        found: np.ndarray = np.where(of_source.take(self.index["source"], mode="clip"), 0, self.cut)
+        return found
 
     @cached_property
     def parts(self) -> dict[str, range]:

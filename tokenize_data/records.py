@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from tokenize_data.dataset import FORMATS, DatasetSpec
+from tokenize_data import paths
+from tokenize_data.dataset import FORMATS, RIGHT, SIDES, DatasetSpec
 from tokenize_data.errors import RowError, shorten
 from tokenize_data.fields import Conversation, Fields, Message
 from tokenize_data.formats.interface import format_of
@@ -21,6 +22,11 @@ class RowReader:
     def __init__(self, spec: DatasetSpec, format_name: str) -> None:
         self._spec, self._fields, self._format = spec, Fields(spec), format_of(format_name)
 
+    @property
+    def truncation(self) -> tuple[str, str]:
+        """(what is done with documents that are too long, the side of a question that is shortened)."""
+        return self._spec.truncate or RIGHT, self._spec.truncate_side or SIDES[0]
+
     def conversation(self, row: Row) -> Conversation:
         """All of a row. Assistant messages that are not trained have weight 0."""
         read = self._format.read(row, self._fields)
@@ -31,7 +37,7 @@ class RowReader:
         key = self._spec.weight_key
         if key is None:
             return 1.0
-        value = row.get(key)
+        value = paths.find(row, key, "weight_key")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _MOST_COPIES:
             raise RowError(
                 f"'{key}' is {shorten(value)}, not a weight: write a number from 0 to {_MOST_COPIES}, or leave out "
@@ -42,6 +48,14 @@ class RowReader:
     def answers(self, row: Row) -> list[Any] | None:
         """What evaluation compares with; None where it is the last assistant message."""
         return self._format.answers(row, self._spec)
+
+    def why_unanswered(self, row: Row) -> str:
+        """What keeps a row without an answer from being one to learn from."""
+        try:
+            self.conversation(row)
+        except RowError as error:
+            return str(error)
+        return f"the row has {', '.join(map(repr, row))}; see --answer_key"
 
     def asked(self, row: Row, stand_in: str) -> Conversation | None:
         """A row that ends with a question, answered by `stand_in`; None for other rows."""

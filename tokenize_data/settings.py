@@ -11,7 +11,7 @@ import typing
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
-from tokenize_data.dataset import FORMATS, DatasetSpec
+from tokenize_data.dataset import FORMATS, QUESTION, RIGHT, SIDES, TRUNCATIONS, DatasetSpec
 from tokenize_data.errors import UserError
 from tokenize_data.names import check_run_name
 
@@ -60,8 +60,8 @@ class DataSettings(Group):
     val_datasets: tuple[DatasetSpec, ...] = setting((), "the same for validation", flag=False)
     samples: int | None = setting(None, "use N rows of --data, drawn with --seed", metavar="N", least=1)
     format: str | None = setting(None, "format of the rows (default: detected from the first rows)", choices=FORMATS)
-    question_key: str = setting("prompt", "key of the question", metavar="K")
-    answer_key: str = setting("gold", "key of the answer", metavar="K")
+    question_key: str = setting("prompt", "key of the question, or a path: question.text", metavar="K")
+    answer_key: str = setting("gold", "key of the answer, or a path: answers.text[0]", metavar="K")
     system_key: str | None = setting(None, "key of the system message", metavar="K")
     text_key: str = setting("text", "key of plain text rows", metavar="K")
     template: str = setting("auto", "auto, the name of a packaged template, or a Jinja file", metavar="T")
@@ -76,7 +76,13 @@ class DataSettings(Group):
     weight_key: str | None = setting(
         None, "key of a row's weight: 2 takes it twice, 0.5 half of such rows", metavar="K"
     )
-    seq: int = setting(2048, "longest document in tokens; longer ones are cut at the right", metavar="L", least=2)
+    seq: int = setting(2048, "longest document in tokens; for longer ones see --truncate", metavar="L", least=2)
+    truncate: str = setting(
+        RIGHT,
+        "documents longer than seq: cut at the right, with a shorter question so that the answer stays, or refused",
+        choices=TRUNCATIONS,
+    )
+    truncate_side: str = setting("end", "where --truncate question shortens a text", choices=SIDES)
     max_bad_rows: int = setting(0, "write up to N bad rows to rejected.jsonl instead of stopping", metavar="N", least=0)
     retokenize: bool = setting(False, "rebuild the shards, and replace the old ones at the end")
     append: bool = setting(False, "add the new files of --data to the shards that exist, behind their rows")
@@ -92,6 +98,13 @@ class DataSettings(Group):
         if self.samples is not None and self.datasets:
             raise UserError(
                 f"--samples {self.samples} goes with --data: here, give each of the datasets its own 'samples'"
+            )
+
+        truncations = [self.truncate, *(spec.truncate for spec in (*self.datasets, *self.val_datasets))]
+        if self.truncate_side != "end" and QUESTION not in truncations:
+            raise UserError(
+                f"--truncate_side {self.truncate_side} is for --truncate question, not --truncate {self.truncate}: add "
+                "--truncate question, or leave it out"
             )
 
     @property

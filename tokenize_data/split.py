@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tokenize_data import paths
 from tokenize_data.errors import RowError, UserError
 from tokenize_data.json_lines import Row, parse_line
 from tokenize_data.sources import Source
@@ -87,7 +88,7 @@ def part_of(split: Split, sources: Sequence[Source], is_validation: bool) -> Par
     numbers = Counter(_groups(split, sources)) if split.group else _lines(split, sources)
     total = sum(numbers.values()) if isinstance(numbers, Counter) else len(numbers)
     if split.group and not total:
-        raise UserError(f"no row has the key '{split.group}', which --val_group names: name another one")
+        raise UserError(f"no row has the key '{split.group}', which --val_group names{_why(split, sources)}")
     kept = split.num_rows(total)
     if kept >= total:
         raise UserError(f"{split.flags} of {total:,} rows leaves nothing to train: ask for less")
@@ -123,10 +124,21 @@ def _groups(split: Split, sources: Sequence[Source]) -> Iterator[int]:
                     continue
 
 
+def _why(split: Split, sources: Sequence[Source]) -> str:
+    """What the first row has in place of the key."""
+    for index, source in enumerate(sources):
+        for chunk in source.chunks(index):
+            for line, raw in chunk.rows():
+                try:
+                    _of_group(split, parse_line(raw) if isinstance(raw, bytes) else {})
+                except RowError as error:
+                    return f": {source.place(line)}: {error}"
+    return ": name another one"
+
+
 def _of_group(split: Split, row: Row) -> int:
-    if split.group not in row:
-        raise RowError(f"no key '{split.group}', which --val_group names: add it, or leave the row out")
-    text = json.dumps([split.seed, row[split.group]], sort_keys=True)
+    assert split.group is not None
+    text = json.dumps([split.seed, paths.find(row, split.group, "val_group")], sort_keys=True)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 

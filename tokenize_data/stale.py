@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from tokenize_data.chat import ChatTemplate
-from tokenize_data.dataset import DatasetSpec
+from tokenize_data.dataset import RIGHT, DatasetSpec
 from tokenize_data.errors import UserError
 from tokenize_data.folders import files_of
 from tokenize_data.manifest import Manifest
 from tokenize_data.split import Split
 from tokenize_data.tokenizer import BaseTokenizer
 
-_DEFAULTS = {entry.name: entry.default for entry in fields(DatasetSpec)}  # older shards were made with
+_DEFAULTS = {entry.name: entry.default for entry in fields(DatasetSpec)} | {
+    "truncate": RIGHT
+}  # older shards were made with
 
 
 def refuse_other_tokenizer(manifest: Manifest, tokenizer: BaseTokenizer, template: ChatTemplate, folder: Path) -> None:

@@ -23,7 +23,7 @@ class Tally:
         self._file: IO[bytes] | None = None
         self._first: str | None = None
         self.read = self.accepted = self.left_out = self.rejected = 0
-        self.documents = self.trained = self.cut = 0
+        self.documents = self.trained = self.cut = self.shortened = 0
         self.injected = self.open = self.double_bos = self.without_bos = 0
         self.role_tokens = [0] * len(ROLE_NAMES)
         self.reasons: Counter[str] = Counter()
@@ -39,7 +39,8 @@ class Tally:
             self._reject(self._sources[converted.chunk.source], reject)
         self.documents += len(converted.lengths)
         self.trained += sum(converted.trained)
-        self.cut += sum(1 for cut in converted.cut if cut)
+        self.cut += sum(1 for cut in converted.cut if cut) - converted.num_shortened
+        self.shortened += converted.num_shortened
         self.injected += converted.num_injected
         self.open += converted.num_open
         self.double_bos += converted.num_double_bos

@@ -13,7 +13,7 @@ from typing import Any
 
 from sft.config.flags import WORDS
 from sft.config.settings import FIELDS, HINTS, RECIPE_KEYS
-from tokenize_data.dataset import FORMATS, Cleaning, DatasetSpec
+from tokenize_data.dataset import FORMATS, SIDES, TRUNCATIONS, Cleaning, DatasetSpec
 from tokenize_data.settings import plain_type
 
 _TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
@@ -21,16 +21,18 @@ _DATASET_TEXTS = {
     "files": "files, folders, or Hub data sets (owner/name:configuration:split)",
     "name": "for messages and reports",
     "format": "of the rows (default: from the first ones)",
-    "question_key": "key of the question",
-    "answer_key": "key of the answer",
+    "question_key": "key of the question, or a path: question.text",
+    "answer_key": "key of the answer, or a path: answers.text[0]",
     "system_key": "key of the system message",
     "text_key": "key of plain text rows",
-    "prompt": "the question, with {key} for a row's fields",
-    "answer": "the answer, with {key} for a row's fields",
-    "system": "the system message, with {key} for a row's fields",
+    "prompt": "the question, with {key} or {key.inner[0]} for a row's fields",
+    "answer": "the answer, with {key} or {key.inner[0]} for a row's fields",
+    "system": "the system message, with {key} or {key.inner[0]} for a row's fields",
     "weight": "0.5 takes half of the rows, 2 each of them twice",
     "weight_key": "key of a row's own weight, which means the same",
     "train_on": "assistant turns that are trained: all, last, or those whose `name` is listed",
+    "truncate": "documents longer than seq (default: as the recipe's truncate)",
+    "truncate_side": "where truncate: question shortens a text (default: as the recipe's truncate_side)",
     "samples": "take so many rows, drawn by seed",
     "clean": "what is done to a row's texts",
     "drop": "a regular expression of what is removed",
@@ -91,7 +93,8 @@ def text() -> str:
 def _dataset() -> dict[str, Any]:
     inner = _of(DatasetSpec)
     inner["properties"]["files"] = {"description": _DATASET_TEXTS["files"], **_either("string")}
-    inner["properties"]["format"]["enum"] = [*FORMATS, None]
+    for name, choices in (("format", FORMATS), ("truncate", TRUNCATIONS), ("truncate_side", SIDES)):
+        inner["properties"][name]["enum"] = [*choices, None]
     inner["properties"]["clean"] = {"description": _DATASET_TEXTS["clean"], **_of(Cleaning), "type": ["object", "null"]}
     return {**inner, "required": ["files"]}
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
 
+from tokenize_data import describe
 from tokenize_data.manifest import Manifest
 from tokenize_data.reader import Document, ShardReader
 from tokenize_data.rendered import ASSISTANT, ROLE_NAMES, TEMPLATE
@@ -26,7 +27,8 @@ def legend() -> Text:
 
 def heading(reader: ShardReader, number: int) -> Rule:
     file, line = reader.place(number)
-    cut = f", {reader.cut[number]:,} tokens cut" if reader.cut[number] else ""
+    where = "" if reader.cut_at_right[number] else " from the question"
+    cut = f", {reader.cut[number]:,} tokens cut{where}" if reader.cut[number] else ""
     title = (
         f"document {number}: {reader.lengths[number]:,} tokens, {reader.trained[number]:,} trained{cut}  "
         f"({Path(file).name} {line})"
@@ -70,6 +72,8 @@ def manifest_table(manifest: Manifest, folder: Path) -> RenderableType:
     for reason, count in manifest.rejected_reasons.items():
         table.add_row("", f"  {count:,} rejected: {reason}")
     table.add_row("documents", f"{manifest.documents:,}, {manifest.num_cut:,} cut at {manifest.seq:,} tokens")
+    if manifest.num_shortened:
+        table.add_row("", f"  {describe.shortened(manifest)}")
     table.add_row("tokens", f"{manifest.tokens:,}, {manifest.trained_tokens:,} trained ({share:.1%})")
     for role in ROLE_NAMES:
         count = manifest.role_tokens[role]

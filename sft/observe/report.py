@@ -171,6 +171,7 @@ def _data(folder: Any) -> dict[str, Any]:
         "tokens": manifest.tokens,
         "trained_tokens": manifest.trained_tokens,
         "cut": manifest.num_cut,
+        "shortened": manifest.num_shortened,
         "template": manifest.template["name"],
         "created": manifest.created,
         "files": files,

@@ -42,6 +42,8 @@ _SHARDS = (  # what decides the tokenised data
     "text_key",
     "template",
     "seq",
+    "truncate",
+    "truncate_side",
     "max_bad_rows",
 )
 _MOST_TRIALS, _MOST_NAME = 10_000, 80

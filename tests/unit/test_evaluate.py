@@ -245,7 +245,7 @@ def test_a_base_without_a_template_is_asked_with_the_tuned_one_s(
         (["--data", "DATA", "--judge_pairwise"], "--judge_pairwise needs --judge_url and --compare"),
         (
             ["--data", "DATA", "--answer_key", "nope"],
-            "test.jsonl line 1: no answer to compare with: the row has 'q', 'a'",
+            "test.jsonl line 1: no answer to compare with: no key 'nope'; the row has 'q', 'a'",
         ),
         (["--data", "DATA", "--question_key", "nope"], "test.jsonl line 1: no key 'nope'"),
         (["--data", "missing.jsonl"], "missing.jsonl: no such file"),
@@ -268,3 +268,22 @@ def test_rows_that_are_cut_before_their_answer_are_counted(folders: dict[str, Pa
     )
     assert code == 0
     assert "5 rows are cut before their answer (--seq), and not in the perplexity" in out
+
+
+def test_keys_within_keys(folders: dict[str, Path], sft: Run, tmp_path: Path) -> None:
+    """A list of answers is several references, for `sft generate --data` as for `sft evaluate`."""
+    (question, answer), *_ = tiny.LEARNT.items()
+    data = tmp_path / "nested.jsonl"
+    data.write_text(json.dumps({"ask": [{"text": question}], "gold": {"aliases": ["or so", answer]}}) + "\n")
+    keys = ("--data", data, "--question_key", "ask[0].text", "--answer_key", "gold.aliases", "--max_tokens", 12)
+    code, _, err = sft("evaluate", folders["run"], *keys, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    (predicted,) = map(json.loads, (tmp_path / "out" / "predictions.jsonl").read_text().splitlines())
+    assert (predicted["question"], predicted["references"]) == (question, ["or so", answer])
+    assert predicted["scores"]["exact_match"] == 1.0
+    code, _, err = sft("generate", folders["run"], *keys, "--out", tmp_path / "answers.jsonl")
+    assert code == 0, err
+    assert answer in (tmp_path / "answers.jsonl").read_text().splitlines()[0]
+    code, _, err = sft("generate", folders["run"], *keys[:3], "ask[1].text", "--out", tmp_path / "none.jsonl")
+    assert code == 2
+    assert "nested.jsonl line 1: no 'ask[1].text': 'ask' is a list of 1, so it has no [1]: use --question_key" in err

@@ -77,7 +77,7 @@ def test_text_rows_and_limits(tmp_path: Path) -> None:
     [
         ({"prompt": "q", "gold": 3}, "line 1: 'gold' is a number (3), not text"),
         ({"prompt": "q", "gold": ["a", 3]}, "line 1: 'gold' is a number (3), not text"),
-        ({"prompt": "q", "gold": []}, "line 1: no answer to compare with: the row has 'prompt', 'gold'"),
+        ({"prompt": "q", "gold": []}, "line 1: no answer to compare with: 'gold' is an empty list"),
         ({"messages": [USER]}, "line 1: no answer to compare with"),
         ({"promt": "q", "gold": "a"}, "line 1: no key 'prompt': did you mean 'promt'"),
     ],

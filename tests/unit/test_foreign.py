@@ -218,6 +218,7 @@ def test_what_is_printed_has_each_key_and_runs_the_same(tmp_path, name):
         ),
         ("dataset_mixture: {datasets: [{id: a/b, weight: much}]}", "weight: 'much': must be a number"),
         ("chat_template_path: someone/model", "save its Jinja file"),
+        ("truncation_side: middle", "truncation_side: 'middle': use right or left (keep_start or keep_end)"),
         ("lora_task_type: SEQ_CLS", "causal language models alone"),
     ],
 )
@@ -231,6 +232,26 @@ def test_what_cannot_be_is_refused_by_name(tmp_path, change, message):
     assert refused is not None
     assert message in refused
     assert "# refused: " in text
+
+
+@pytest.mark.parametrize(
+    ("keys", "truncate", "side", "warning"),
+    [
+        ("truncation_side: right", "right", "end", None),
+        ("truncation_mode: keep_start", "right", "end", None),
+        ("truncation_side: left", "question", "start", "truncation_side: 'left': not the whole document loses its"),
+        ("truncation_mode: keep_end", "question", "start", "so that all answers stay"),
+        ("max_prompt_length: 512", "question", "start", "max_prompt_length: 512: a question is shortened where its"),
+        ("max_prompt_length: 512\ntruncation_mode: keep_start", "question", "end", "no more than that takes"),
+        ("max_prompt_length: null\ntruncation_mode: keep_start", "right", "end", None),
+    ],
+)
+def test_documents_that_are_too_long(tmp_path, keys, truncate, side, warning):
+    (tmp_path / "old.yaml").write_text(f"model_name_or_path: a/b\nmax_length: 64\n{keys}\n")
+    warnings: list[str] = []
+    data = make_settings(read_recipe(tmp_path / "old.yaml", warnings.append)).data
+    assert (data.truncate, data.truncate_side, data.seq) == (truncate, side, 64)
+    assert [warning in line for line in warnings] == [True] if warning else not warnings
 
 
 def test_all_that_is_refused_is_said_at_once(tmp_path):

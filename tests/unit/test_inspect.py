@@ -166,5 +166,5 @@ def test_documents_without_a_trained_token_are_named(bench, monkeypatch):
     from tokenize_data.reader import ShardReader
 
     bench.tokenize("--data", bench.jsonl([pair(), pair()]))
-    monkeypatch.setattr(ShardReader, "trained", property(lambda reader: reader._index["trained"] * [0, 1]))
+    monkeypatch.setattr(ShardReader, "trained", property(lambda reader: reader.index["trained"] * [0, 1]))
     assert "1 documents have no trained token" in bench.inspect().out

@@ -119,7 +119,7 @@ def test_accumulated_rows(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lernrate: 1", "unknown key 'lernrate': `sft train -h` lists all keys"),
+        ("quux: 1", "unknown key 'quux': `sft train -h` lists all keys"),
         ("warmup_fracton: 1", "unknown key 'warmup_fracton': did you mean 'warmup_fraction'?"),
         ("hostfile: hosts", "unknown key 'hostfile'"),
         ("rank: 1", "unknown key 'rank'"),

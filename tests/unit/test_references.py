@@ -32,6 +32,7 @@ _RATES = "tests/unit/test_references.py::test_learning_rates_are_those_of_transf
 _MERGED = "tests/unit/test_merge.py::test_the_merged_model_is_that_of_peft"
 _GOES_ON = "tests/distributed/test_adapter_command.py::test_training_goes_on_from_an_adapter_on_a_quantised_base"
 _PROMPTS = "tests/unit/test_encode.py::test_trained_is_what_the_model_writes_at_generation"
+_SHORTENED = "tests/unit/test_truncate.py::test_the_document_is_that_of_transformers_with_the_shortened_question"
 _FORMATS = "tests/unit/test_formats.py::test_formats_are_recognised_and_named"
 
 
@@ -80,6 +81,8 @@ REFERENCES: dict[str, dict[Any, Any]] = {
     "merge_at_end": {True: _MERGED},
     "template": {"any": _PROMPTS},
     "format": {"any": _FORMATS},
+    "truncate": {"any": _SHORTENED},
+    "truncate_side": {"any": _SHORTENED},
 }
 # Which documents are trained and how often, where things lie, who takes part, what is told: the arithmetic is the same.
 NO_ARITHMETIC = {

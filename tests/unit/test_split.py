@@ -110,7 +110,7 @@ def test_changed_files_cannot_bring_trained_rows_back(bench):
         (["--val_group", "patient"], "--val_group keeps rows together in a split of --data: give --val a share"),
         (
             ["--val", "5%", "--val_group", "case"],
-            "no row has the key 'case', which --val_group names: name another one",
+            "data.jsonl line 1: no key 'case'; the row has 'prompt', 'gold', 'patient', 'same': name the right one",
         ),
         (["--val", "5%", "--val_group", "same"], "all 200 rows have the same 'same': group them by another key"),
     ],

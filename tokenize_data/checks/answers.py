@@ -72,7 +72,7 @@ def empty(reader: ShardReader, backend: Tokenizer, num_documents: int) -> list[F
 
 def cut_off(reader: ShardReader, num_documents: int) -> list[Finding]:
     """What --seq cut."""
-    cut = np.flatnonzero(reader.cut[:num_documents])
+    cut = np.flatnonzero(reader.cut_at_right[:num_documents])
     if not len(cut):
         return []
     examples = [

@@ -51,7 +51,12 @@ def texts_of(reader: ShardReader, backend: Tokenizer, numbers: np.ndarray, step:
         decoded = zip(some, _decode(backend, questions), _decode(backend, answers), strict=True)
         found += [
             Text(
-                number, reader.place_text(number), question, answer, int(reader.rows[number]), bool(reader.cut[number])
+                number,
+                reader.place_text(number),
+                question,
+                answer,
+                int(reader.rows[number]),
+                bool(reader.cut_at_right[number]),
             )
             for number, question, answer in decoded
         ]

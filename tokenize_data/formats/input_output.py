@@ -4,6 +4,7 @@ neither a template nor BOS and EOS, which the segments contain themselves.
 
 from __future__ import annotations
 
+from tokenize_data import paths
 from tokenize_data.errors import RowError, shorten
 from tokenize_data.fields import Conversation, Fields
 from tokenize_data.formats.interface import RowFormat, all_have
@@ -12,7 +13,7 @@ from tokenize_data.json_lines import Row, kind_of
 
 def _read(row: Row, fields: Fields) -> Conversation:
     if "segments" not in row:
-        raise fields.missing(row, "segments")
+        raise paths.missing(row, "segments")
     segments = row["segments"]
     if not isinstance(segments, list) or not segments:
         raise RowError(f"'segments' is {kind_of(segments)}, not a list of objects with 'label' and 'text'")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenize_data import paths
 from tokenize_data.dataset import DatasetSpec
 from tokenize_data.fields import Conversation, Fields
 from tokenize_data.json_lines import Row
@@ -32,7 +33,7 @@ def format_of(name: str) -> RowFormat:
 
 
 def all_have(rows: Sequence[Row], *keys: str) -> bool:
-    return bool(rows) and all(key in row for row in rows for key in keys)
+    return bool(rows) and all(paths.has(row, key) for row in rows for key in keys)
 
 
 def as_list(value: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tokenize_data import paths
 from tokenize_data.dataset import DEFAULT_ANSWER_KEY, DEFAULT_QUESTION_KEY, DatasetSpec
 from tokenize_data.fields import Conversation, Fields
 from tokenize_data.formats.interface import RowFormat, all_have, as_list
@@ -37,13 +38,15 @@ def _keys(spec: DatasetSpec) -> str:
 
 
 def _answers(row: Row, spec: DatasetSpec) -> list[Any] | None:
-    return None if spec.answer is not None else as_list(row.get(spec.answer_key))  # a template over other fields
+    if spec.answer is not None:
+        return None  # a template over other fields
+    return as_list(paths.find(row, spec.answer_key)) if paths.has(row, spec.answer_key) else []
 
 
 FORMAT = RowFormat(
     read=_read,
     is_like=_is_like,
     keys=_keys,
-    with_answer=lambda row, spec, answer: {**row, spec.answer_key: answer},
+    with_answer=lambda row, spec, answer: {**row, spec.answer_key: answer},  # as it is written, it goes before a path
     answers=_answers,
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from tokenize_data.dataset import DEFAULT_TEXT_KEY, DatasetSpec
 from tokenize_data.fields import Conversation, Fields
 from tokenize_data.formats.interface import RowFormat, all_have
 from tokenize_data.json_lines import Row
@@ -12,6 +15,8 @@ def _read(row: Row, fields: Fields) -> Conversation:
     return Conversation(messages=[{"role": "assistant", "content": text}], kind="text")
 
 
-FORMAT = RowFormat(
-    read=_read, is_like=lambda rows, spec: all_have(rows, spec.text_key), keys=lambda spec: spec.text_key
-)
+def _is_like(rows: Sequence[Row], spec: DatasetSpec) -> bool:
+    return spec.text_key != DEFAULT_TEXT_KEY or all_have(rows, spec.text_key)
+
+
+FORMAT = RowFormat(read=_read, is_like=_is_like, keys=lambda spec: spec.text_key)

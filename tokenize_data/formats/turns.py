@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tokenize_data import paths
 from tokenize_data.errors import RowError, shorten
 from tokenize_data.fields import Conversation, Fields, Message
 from tokenize_data.json_lines import Row, kind_of
@@ -49,7 +50,7 @@ class Turns:
         turns = row.get(self.key)
         if not isinstance(turns, list):
             raise (
-                fields.missing(row, self.key)
+                paths.missing(row, self.key)
                 if self.key not in row
                 else RowError(f"'{self.key}' is {kind_of(turns)}, not a list of messages")
             )

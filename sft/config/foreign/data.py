@@ -111,6 +111,34 @@ def named(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     return mapped(key, value, ours, "owner/name:configuration:split")
 
 
+def truncation(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
+    """truncation_side, and truncation_mode: which end of a text that is too long is kept."""
+    if recipe.get("max_prompt_length") is not None:
+        return mapped(key, value, {}, "see max_prompt_length")
+    if value in ("right", "keep_start"):
+        return mapped(key, value, {"truncate": "right"})
+    if value in ("left", "keep_end"):
+        return warned(
+            key,
+            value,
+            "not the whole document loses its beginning, but its longest question, so that all answers stay",
+            {"truncate": "question", "truncate_side": "start"},
+        )
+    return refused(key, value, "use right or left (keep_start or keep_end)")
+
+
+def prompt_length(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
+    """Of prompts of documents that are too long, which lose their beginning unless truncation_mode says otherwise."""
+    kept = recipe.get("truncation_mode", recipe.get("truncation_side"))
+    side = "end" if kept in ("keep_start", "right") else "start"
+    return warned(
+        key,
+        value,
+        "a question is shortened where its document is longer than seq, and no more than that takes",
+        {"truncate": "question", "truncate_side": side},
+    )
+
+
 def _entry(recipe: Mapping[str, Any], name: str, config: Any, split: Any, share: float) -> dict[str, Any]:
     parts = [str(part) for part in (name, config, split) if part]
     entry: dict[str, Any] = {

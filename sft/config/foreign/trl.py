@@ -136,7 +136,6 @@ _NO_EFFECT = {
     "use_liger_kernel liger_kernel_config": _PACKED,
     "dataset_kwargs remove_unused_columns label_names": "a row's format says what is used",
     "include_for_metrics include_inputs_for_metrics": "a row's format says what is used",
-    "truncation_side truncation_mode": "documents are cut at the right, and counted",
     "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
     "dataloader_multiprocessing_context dataloader_in_order dataloader_drop_last": _LOADER,
     "dispatch_batches split_batches": _LOADER,
@@ -217,6 +216,9 @@ RULES: dict[str, Rule] = {
     "eos_token": off("the end of turn is the template's: use a template that ends with it"),
     "max_seq_length": to("seq"),
     "max_length": to("seq"),
+    "truncation_side": data.truncation,
+    "truncation_mode": data.truncation,
+    "max_prompt_length": data.prompt_length,
     "per_device_train_batch_size": to("micro_batch", "room for so many documents of seq tokens"),
     "completion_only_loss": _loss_of_completions,
     "assistant_only_loss": _loss_of_completions,
