@@ -131,3 +131,14 @@ def test_what_is_no_part(bench, text):
     outcome = bench.tokenize("--data", bench.jsonl(rows(3)), "--part", text)
     assert outcome.code == 2
     assert f"--part {text}: write i/N, such as 3/8 for the third of eight" in outcome.err
+
+
+def test_shortened_questions_are_counted(bench, small_chunks):
+    data = [pair("word " * 300 + str(number), f"Answer {number}.") for number in range(12)]
+    flags = ("--data", bench.jsonl(data), "--seq", "128", "--truncate", "question")
+    bench.tokenize(*flags, run_name="whole")
+    for part in (1, 2):
+        outcome = bench.tokenize(*flags, "--part", f"{part}/2")
+        assert outcome.code == 0, outcome.err
+    same(bench, "r", "whole")
+    assert bench.manifest()["num_shortened"] == 12

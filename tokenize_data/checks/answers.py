@@ -76,7 +76,7 @@ def cut_off(reader: ShardReader, num_documents: int) -> list[Finding]:
     if not len(cut):
         return []
     examples = [
-        Example(reader.place_text(int(number)), int(number), note=f"{int(reader.cut[number]):,} tokens")
+        Example(reader.place_text(int(number)), int(number), note=f"{int(reader.cut_at_right[number]):,} tokens")
         for number in cut[:20]
     ]
     text = (
