@@ -7,8 +7,11 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+_LOOKS, _SECONDS_BETWEEN_LOOKS = 20, 0.05
 
 
 @contextlib.contextmanager
@@ -42,8 +45,10 @@ def _is_current(handle: int, path: Path) -> bool:
 
 
 def _holder(handle: int) -> str:
-    try:
-        holder = json.loads(os.pread(handle, 4096, 0))
-        return f"process {holder['pid']} on {holder['host']}"
-    except (ValueError, KeyError):
-        return "another process"
+    for _ in range(_LOOKS):  # it writes its name just after it has the lock
+        try:
+            holder = json.loads(os.pread(handle, 4096, 0))
+            return f"process {holder['pid']} on {holder['host']}"
+        except (ValueError, KeyError):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return "another process"
