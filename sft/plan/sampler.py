@@ -48,7 +48,14 @@ class Sampler:
         """The document numbers of iteration `iteration`, counted from 0. A document may be there twice where epochs
         meet.
         """
-        return self._stretch(iteration * self.global_batch, (iteration + 1) * self.global_batch)
+        first = iteration * self.global_batch
+        parts = []
+        while first < (iteration + 1) * self.global_batch:
+            epoch, at = divmod(first, self.num_documents)
+            part = self._permutation(epoch)[at : at + (iteration + 1) * self.global_batch - first]
+            parts.append(part)
+            first += len(part)
+        return np.concatenate(parts)
 
     def epoch(self, iteration: int) -> float:
         """How many times the data have been seen before this iteration."""
@@ -66,15 +73,6 @@ class Sampler:
         before = np.array([part.per_epoch for part in self.mix], dtype=np.int64) * epochs
         after: np.ndarray = before + self.count(self._permutation(epochs)[:rest])
         return after
-
-    def _stretch(self, first: int, last: int) -> np.ndarray:
-        parts = []
-        while first < last:
-            epoch, at = divmod(first, self.num_documents)
-            part = self._permutation(epoch)[at : at + last - first]
-            parts.append(part)
-            first += len(part)
-        return np.concatenate(parts)
 
     def _permute(self, epoch: int) -> np.ndarray:
         random = np.random.default_rng((self.seed, epoch))

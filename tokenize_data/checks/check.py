@@ -94,7 +94,7 @@ def _leaks(
     yield from repeats.leaks(digests, held_out, (reader, validation))
     if near.is_available():
         others = texts_of(validation, backend_of(validation), sample(len(validation), len(texts)))
-        yield from (found for found in near.between(texts, others, "the validation set") if "like" in found.name)
+        yield from near.alike(texts, others, "the validation set")
 
 
 def _against(
@@ -109,7 +109,8 @@ def _against(
             Text(None, Path(example.place).name, example.question if example.prompt else "", example.text or "")
             for example in examples.rows
         ]
-        found = near.between(texts, others, Path(file).name)
+        name = Path(file).name
+        found = [*near.equal(texts, others, name), *near.alike(texts, others, name)]
         if not found:
             text = f"none of the {len(others):,} rows of {Path(file).name} is among the trained ones"
             found = [Finding(f"checked against {Path(file).name}", text, is_warning=False)]
@@ -119,7 +120,7 @@ def _against(
 def _skipped() -> Iterator[str]:
     if not near.is_available():
         yield "near duplicates: they need the package rensa (pip install 'megasft[checks]')"
-    if outliers.classifier() is None:
+    if not outliers.knows_languages():
         yield "languages, only scripts were told apart: they need py3langid (pip install 'megasft[checks]')"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from tokenize_data.checks.finding import Example, Finding, first_few, of_all
@@ -19,11 +20,7 @@ _MOST_PAIRS = 50  # looked at for each document
 
 
 def is_available() -> bool:
-    try:
-        import rensa  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return find_spec("rensa") is not None
 
 
 def within(texts: Sequence[Text]) -> list[Finding]:
@@ -48,34 +45,42 @@ def within(texts: Sequence[Text]) -> list[Finding]:
     return [Finding("near duplicates", text, first_few(examples))]
 
 
-def between(texts: Sequence[Text], others: Sequence[Text], name: str) -> list[Finding]:
-    """Rows of another file that are, or nearly are, among the trained ones."""
-    known = {normal(text.main): text for text in reversed(texts)}
-    same = [(other, known[normal(other.main)]) for other in others if normal(other.main) in known]
-    found = []
-    if same:
-        examples = [Example(other.place, None, (text.place,)) for other, text in same]
-        text = (
-            f"{of_all(len(same), len(others), f'rows of {name}')} are trained, word for word: scores on them show what "
-            "the model remembers; remove them from the training data"
-        )
-        found.append(Finding(f"trained rows in {name}", text, first_few(examples)))
+def equal(texts: Sequence[Text], others: Sequence[Text], name: str) -> list[Finding]:
+    """Rows of another file that are among the trained ones."""
+    same = _equal(texts, others)
+    if not same:
+        return []
+    examples = [Example(others[at].place, None, (text.place,)) for at, text in same.items()]
+    text = (
+        f"{of_all(len(same), len(others), f'rows of {name}')} are trained, word for word: scores on them show what the "
+        "model remembers; remove them from the training data"
+    )
+    return [Finding(f"trained rows in {name}", text, first_few(examples))]
+
+
+def alike(texts: Sequence[Text], others: Sequence[Text], name: str) -> list[Finding]:
+    """Rows of another file that are nearly the same as trained ones, and not equal to one."""
     if not is_available():
-        return found
-    taken = {other.place for other, _ in same}
+        return []
+    taken = _equal(texts, others)
     sets = _shingles([*texts, *others])
     like: dict[int, int] = {}
     for two, one in sorted(_pairs(sets[len(texts) :], sets[: len(texts)])):
-        if others[two].place not in taken:
+        if two not in taken:
             like.setdefault(two, one)
-    if like:
-        examples = [Example(others[two].place, None, (texts[one].place,)) for two, one in like.items()]
-        text = (
-            f"{of_all(len(like), len(others), f'rows of {name}')} are nearly the same as a trained one ({ALIKE:.0%} "
-            "of their words in order): check them"
-        )
-        found.append(Finding(f"rows like trained ones in {name}", text, first_few(examples)))
-    return found
+    if not like:
+        return []
+    examples = [Example(others[two].place, None, (texts[one].place,)) for two, one in like.items()]
+    text = (
+        f"{of_all(len(like), len(others), f'rows of {name}')} are nearly the same as a trained one ({ALIKE:.0%} "
+        "of their words in order): check them"
+    )
+    return [Finding(f"rows like trained ones in {name}", text, first_few(examples))]
+
+
+def _equal(texts: Sequence[Text], others: Sequence[Text]) -> dict[int, Text]:
+    known = {normal(text.main): text for text in reversed(texts)}
+    return {at: known[key] for at, other in enumerate(others) if (key := normal(other.main)) in known}
 
 
 def _shingles(texts: Sequence[Text]) -> list[frozenset[str]]:

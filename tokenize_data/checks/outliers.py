@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -63,12 +64,16 @@ def languages(texts: Sequence[Text], name_of: Callable[[str], str] | None = None
     return [Finding("other languages", text, first_few(examples), is_warning=len(others) < 0.1 * len(named))]
 
 
+def knows_languages() -> bool:
+    return find_spec("py3langid") is not None
+
+
 def classifier() -> Callable[[str], str] | None:
     """The language of a text, empty where it is not certain; None without py3langid."""
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError:
+    if not knows_languages():
         return None
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
     def name_of(text: str) -> str:
