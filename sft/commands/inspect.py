@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--checks {arguments.checks} must be at least 0")
     if not arguments.checks and (arguments.against or arguments.page):
         raise UserError("--against and --page need the checks: leave out --checks 0")
+    if arguments.json and (arguments.against or arguments.page):
+        raise UserError("--json prints documents alone: give --against and --page without it")
     if arguments.json:
         return _print_json(reader, arguments.row)
     return _show(reader, arguments)
@@ -101,7 +103,8 @@ def _show(reader: ShardReader, arguments: argparse.Namespace) -> int:
     if arguments.chart is not None:
         lengths.write_chart(reader.lengths, reader.trained, reader.manifest.seq, arguments.chart)
         console.print(f"length histogram written to {arguments.chart}")
-    report = _check(reader, arguments) if arguments.checks and (arguments.row is None or arguments.against) else None
+    is_asked = arguments.row is None or arguments.against or arguments.page is not None
+    report = _check(reader, arguments) if arguments.checks and is_asked else None
     if report is not None:
         findings.show(console, report)
     for warning in findings.of_manifest(reader, report):

@@ -314,3 +314,17 @@ def test_groups_leave_out_copies_of_a_row():
     keys = np.array([5, 5, 5, 0, 0, 7, 9, 9], dtype=np.uint64)
     rows_ = np.array([1, 1, 2, 3, 4, 5, 6, 6])
     assert [group.tolist() for group in groups(keys, rows_)] == [[0, 2]]
+
+
+def test_a_page_beside_one_document(bench):
+    found(bench, rows(5))
+    page = bench.root / "data.html"
+    assert f"page written to {page}" in inspect(bench, "--row", "2", "--page", page)
+    assert page.exists()
+
+
+def test_json_is_documents_alone(bench):
+    found(bench, rows(5))
+    outcome = bench.inspect("--json", "--page", bench.root / "data.html")
+    assert outcome.code == 2
+    assert "--json prints documents alone: give --against and --page without it" in outcome.err

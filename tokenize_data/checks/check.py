@@ -57,6 +57,7 @@ def check(
 ) -> Report:
     """`against` are files of a test set, read by `keys`, or as the training data was."""
     step = _steps(progress)
+    tests = _tests(reader, against, keys)  # first: a wrong name should not cost the time of everything else
     backend = backend_of(reader)
     digests = digests_of(reader, step("comparing documents"))
     held_out = digests_of(validation, step("comparing validation documents")) if validation is not None else None
@@ -67,7 +68,7 @@ def check(
         *answers.empty(reader, backend, len(digests)),
         *answers.lopsided(frequent, len(digests)),
         *_leaks(reader, validation, digests, held_out, texts),
-        *_against(reader, against, keys, texts),
+        *_against(tests, texts),
         *repeats.exact(reader, digests),
         *repeats.conflicts(reader, digests),
         *(near.within(texts) if near.is_available() else []),
@@ -97,23 +98,28 @@ def _leaks(
         yield from near.alike(texts, others, "the validation set")
 
 
-def _against(
-    reader: ShardReader, files: Sequence[str], keys: Mapping[str, Any] | None, texts: Sequence[Text]
-) -> Iterator[Finding]:
+def _tests(reader: ShardReader, files: Sequence[str], keys: Mapping[str, Any] | None) -> dict[str, list[Text]]:
+    """The rows of test files, by the file's name, read as the training data was unless `keys` say otherwise."""
     reading = {**reading_of(reader.manifest.datasets[0]), **(keys or {})}
     if keys:
         reading.pop("prompt", None)  # a template over other fields than those that are named now
+    found = {}
     for file in files:
         examples = read_examples(DatasetSpec(files=(file,), **reading), answers_needed=False)
-        others = [
+        found[file] = [
             Text(None, Path(example.place).name, example.question if example.prompt else "", example.text or "")
             for example in examples.rows
         ]
+    return found
+
+
+def _against(tests: Mapping[str, Sequence[Text]], texts: Sequence[Text]) -> Iterator[Finding]:
+    for file, others in tests.items():
         name = Path(file).name
         found = [*near.equal(texts, others, name), *near.alike(texts, others, name)]
         if not found:
-            text = f"none of the {len(others):,} rows of {Path(file).name} is among the trained ones"
-            found = [Finding(f"checked against {Path(file).name}", text, is_warning=False)]
+            text = f"none of the {len(others):,} rows of {name} is among the trained ones"
+            found = [Finding(f"checked against {name}", text, is_warning=False)]
         yield from found
 
 
