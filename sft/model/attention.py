@@ -7,6 +7,7 @@ that is called.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +17,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
-TOGETHER: Any = (
-    torch.ops.torch_attn._varlen_attn.default
-)  # what `varlen_attn` calls: dear enough to be kept by selective recomputation
-_LARGEST_HEAD, _HEAD_STEP = 256, 8  # of that kernel
-# Fewer key-value heads than query heads have to be announced, since torch 2.12.
-_ASKS_FOR_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+varlen_attn: Any = None
+KERNELS: tuple[Any, ...] = ()  # expensive enough for selective recomputation to keep their results
+if torch.backends.cuda.is_built():  # elsewhere it is never called, and its import would slow the start of every process
+    varlen = importlib.import_module("torch.nn.attention.varlen")
+    varlen_attn, KERNELS = varlen.varlen_attn, (torch.ops.torch_attn._varlen_attn.default,)
+_LARGEST_HEAD, _HEAD_STEP = 256, 8  # that this kernel takes
+# Since torch 2.12, fewer key-value heads than query heads must be announced.
+_ASKS_FOR_GROUPS = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
 NAME = "sft_packed"
 # What an attention module may pass on without changing the result of a causal, dropout-free forward pass.
 _HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "cache_position", "layer_idx"})

@@ -25,7 +25,7 @@ _KEPT_OPERATIONS = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     *matmul.OPERATIONS,
-    attention.TOGETHER,
+    *attention.KERNELS,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
