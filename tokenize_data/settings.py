@@ -15,12 +15,14 @@ from tokenize_data.dataset import FORMATS, QUESTION, RIGHT, SIDES, TRUNCATIONS, 
 from tokenize_data.errors import UserError
 from tokenize_data.names import check_run_name
 
-_FACTS = {"metavar", "choices", "least", "above", "most", "flag", "recipe"}
+_FACTS = {"metavar", "choices", "least", "above", "most", "flag", "recipe", "fixed", "suffix"}
 
 
 def setting(default: Any, text: str, **facts: Any) -> Any:
     """A field and what flags, recipes and checks need to know: metavar, choices, least, above, most; flag=False or
-    recipe=False where it has no flag or must not be in a recipe. MISSING as default: it is required.
+    recipe=False where it has no flag or must not be in a recipe; fixed=True where a run cannot be resumed with another
+    value; suffix=(place, label) where a value other than the default is part of the run's folder name. MISSING as
+    default: it is required.
     """
     assert facts.keys() <= _FACTS, facts
     metadata = {"text": text, **facts}
@@ -76,7 +78,9 @@ class DataSettings(Group):
     weight_key: str | None = setting(
         None, "key of a row's weight: 2 takes it twice, 0.5 half of such rows", metavar="K"
     )
-    seq: int = setting(2048, "longest document in tokens; for longer ones see --truncate", metavar="L", least=2)
+    seq: int = setting(
+        2048, "longest document in tokens; for longer ones see --truncate", metavar="L", least=2, suffix=(2, "seq")
+    )
     truncate: str = setting(
         RIGHT,
         "documents longer than seq: cut at the right, with a shorter question so that the answer stays, or refused",
@@ -86,7 +90,7 @@ class DataSettings(Group):
     max_bad_rows: int = setting(0, "write up to N bad rows to rejected.jsonl instead of stopping", metavar="N", least=0)
     retokenize: bool = setting(False, "rebuild the shards, and replace the old ones at the end")
     append: bool = setting(False, "add the new files of --data to the shards that exist, behind their rows")
-    seed: int = setting(1234, "seed for the data order, samples and weights", least=0)
+    seed: int = setting(1234, "seed for the data order, samples and weights", least=0, fixed=True)
 
     def check(self) -> None:
         check_run_name(self.run_name)

@@ -14,21 +14,28 @@ _NEEDS_ADAPTERS = ("lora_alpha", "lora_dropout", "lora_targets", "lora_rslora", 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSettings(Group):
-    lora: int | None = setting(None, "train adapters of this rank instead of the weights", metavar="R", least=1)
-    lora_alpha: float | None = setting(None, "scale of the adapters: alpha / R (default: 2R)", metavar="A", above=0)
-    lora_dropout: float = setting(0.0, "dropout before the adapters", metavar="D", least=0, most=1)
-    lora_targets: tuple[str, ...] = setting(ALL_LINEAR, "layers with adapters: all-linear, or names", metavar="NAME")
-    lora_rslora: bool = setting(False, "scale adapters by alpha / sqrt(R)")
-    lora_modules_to_save: tuple[str, ...] = setting((), "modules to train in full as well", metavar="NAME")
+    lora: int | None = setting(
+        None, "train adapters of this rank instead of the weights", metavar="R", least=1, fixed=True, suffix=(4, "lora")
+    )
+    lora_alpha: float | None = setting(
+        None, "scale of the adapters: alpha / R (default: 2R)", metavar="A", above=0, fixed=True
+    )
+    lora_dropout: float = setting(0.0, "dropout before the adapters", metavar="D", least=0, most=1, fixed=True)
+    lora_targets: tuple[str, ...] = setting(
+        ALL_LINEAR, "layers with adapters: all-linear, or names", metavar="NAME", fixed=True
+    )
+    lora_rslora: bool = setting(False, "scale adapters by alpha / sqrt(R)", fixed=True)
+    lora_modules_to_save: tuple[str, ...] = setting((), "modules to train in full as well", metavar="NAME", fixed=True)
     adapter: str | None = setting(None, "start from this adapter, a folder in PEFT's format", metavar="DIR")
-    load_in_4bit: bool = setting(False, "keep the frozen base weights in 4 bits (NF4)")
+    load_in_4bit: bool = setting(False, "keep the frozen base weights in 4 bits (NF4)", fixed=True)
     weight_only_8bit: bool = setting(
-        False, "keep the frozen base weights in 8 bits, one scale per row; activations are not quantised"
+        False, "keep the frozen base weights in 8 bits, one scale per row; activations are not quantised", fixed=True
     )
     quantise: str | None = setting(
         None,
         "keep the frozen base weights in this format: nf4 is --load_in_4bit, int8 is --weight_only_8bit",
         choices=QUANTISATIONS,
+        fixed=True,
     )
     merge_at_end: bool = setting(False, "also write the merged model to hf/")
 
@@ -36,6 +43,10 @@ class AdapterSettings(Group):
     def quantisation(self) -> Quantisation | None:
         """Of the frozen base."""
         return quantisation_of(vars(self))
+
+    @property
+    def has_dropout(self) -> bool:
+        return self.lora is not None and self.lora_dropout > 0
 
     @property
     def alpha(self) -> float:

@@ -85,6 +85,7 @@ class OptimizerSettings(Group):
         "adamw8bit: moments in 8 bits; adafactor: factored second moments; sgd; muon: for matrices inside the layers, "
         "adamw for the rest",
         choices=tuple(OPTIMIZERS),
+        fixed=True,
     )
     beta1: float = setting(0.9, "AdamW's first decay rate", metavar="B", least=0, most=1)
     beta2: float = setting(0.95, "AdamW's second decay rate", metavar="B", least=0, most=1)

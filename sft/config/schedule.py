@@ -12,10 +12,12 @@ SCHEDULES = ("cosine", "linear", "constant", "inverse_sqrt", "polynomial", "cosi
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSettings(Group):
-    epochs: float = setting(3.0, "iterations = ceil(E * documents / global batch)", metavar="E", above=0)
+    epochs: float = setting(
+        3.0, "iterations = ceil(E * documents / global batch)", metavar="E", above=0, suffix=(1, "ep")
+    )
     iters: int | None = setting(None, "number of iterations; overrides --epochs", metavar="N", least=1)
     no_autoaccept_iters: bool = setting(False, "show the number of iterations and ask before starting")
-    global_batch: int = setting(64, "documents per iteration", metavar="N", least=1)
+    global_batch: int = setting(64, "documents per iteration", metavar="N", least=1, fixed=True)
     mix: tuple[str, ...] = setting(
         (), "shares of several data sets in an epoch, by name; the others divide the rest by size", metavar="NAME=SHARE"
     )

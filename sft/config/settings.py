@@ -32,6 +32,11 @@ FIELDS: dict[str, Field[Any]] = {entry.name: entry for group in GROUPS.values() 
 HINTS: dict[str, Any] = {name: hint for group in GROUPS.values() for name, hint in get_type_hints(group).items()}
 # Names that a recipe may have: it is the same on all nodes.
 RECIPE_KEYS = tuple(name for name, entry in FIELDS.items() if entry.metadata.get("recipe") is not False)
+# Names of the settings without which a run cannot be resumed: what is trained, and on which data in which order.
+FIXED = tuple(name for name, entry in FIELDS.items() if entry.metadata.get("fixed"))
+# (name, label) of the settings that a run's folder is named after, in the order of the name.
+_PLACES = sorted((entry.metadata["suffix"], name) for name, entry in FIELDS.items() if "suffix" in entry.metadata)
+SUFFIXES = tuple((name, label) for (_, label), name in _PLACES)
 _GROUP_OF = {entry.name: title for title, group in GROUPS.items() for entry in fields_of(group)}
 _DATASETS = ("datasets", "val_datasets")
 

@@ -21,7 +21,7 @@ def code_if_finished(spec: RunSpec) -> int | None:
     if output.push_to_hub is not None and not hub.is_pushed(spec.folder, output.push_to_hub):
         _push(spec, output.push_to_hub)
         return EXIT_OK
-    what = "adapter" if spec.settings.adapters.lora else "model"
+    what = "model" if spec.result_folder.name == "hf" else "adapter"
     sys.stderr.write(
         f"sft train: this run is finished: its {what} is in {spec.result_folder}; --id NAME repeats it from scratch\n"
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.config.settings import Settings
+from sft.config.settings import SUFFIXES, Settings
 from sft.resolve.naming import name_of
 from sft.spec import run_folder
 from sft.spec.run import RunSpec
@@ -16,7 +16,7 @@ from tokenize_data.errors import UserError
 
 # What a folder's name is made of. The rest may change from one start to the next: iterations, layout, intervals,
 # --keep.
-_NAMED = ("checkpoint", "size", "run_name", "intermediate_iter", "epochs", "seq", "loss_mask", "lora", "id")
+_NAMED = ("checkpoint", "size", "run_name", "intermediate_iter", *(name for name, _ in SUFFIXES), "id")
 _CONTENT = {"base_fingerprint": "base", "data": "data"}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft.config.settings import Settings, defaults
+from sft.config.settings import SUFFIXES, Settings, defaults
 from tokenize_data.errors import UserError
 
 DEFAULT_SIZE = "7"
@@ -57,7 +57,7 @@ def intermediate_name(pattern: str | None, iteration: int, where: str) -> str:
 def _suffixes(values: Mapping[str, Any]) -> str:
     early, default = values["intermediate_iter"], defaults()
     suffixes = [f"it{early:07d}"] if early is not None else []
-    for name, label in (("epochs", "ep"), ("seq", "seq"), ("loss_mask", "loss"), ("lora", "lora")):
+    for name, label in SUFFIXES:
         if (value := values[name]) != default[name]:
             suffixes.append(f"{label}{value:g}" if isinstance(value, float) else f"{label}{value}")
     suffixes += [values["id"]] if values["id"] else []

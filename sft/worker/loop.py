@@ -48,7 +48,7 @@ def iterate(
         replica=pipeline.processes.replica,
         objective=pipeline.objective,
         multiple=layout.tp if layout.sequence_parallel else 1,
-        keyed=settings.adapters.lora is not None and settings.adapters.lora_dropout > 0,
+        keyed=settings.adapters.has_dropout,
     )
     validation = _BeatingFeed(watchdog.beat, data.validation, **make_feed.keywords) if data.validation else None
     best = _Best(settings.output.early_stopping, settings.output.early_stopping_min_delta)

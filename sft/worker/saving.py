@@ -12,7 +12,7 @@ from sft.checkpoint import commit, resume
 from sft.checkpoint.commit import Peers, PendingSave
 from sft.checkpoint.fragments import Checkpoint
 from sft.config.quantisation import FLAGS, quantisation_of
-from sft.config.settings import defaults
+from sft.config.settings import FIXED, defaults
 from sft.engine.pipeline import Pipeline
 from sft.spec.errors import CheckpointError
 from sft.spec.run import RunSpec
@@ -21,22 +21,8 @@ from tokenize_data.manifest import Manifest
 from tokenize_data.reader import ShardReader
 
 KEPT_TOKENIZER = "tokenizer"  # in the run's folder: that of the data set goes when the data is tokenised anew
-# What decides the order and the content of the data, and what the optimizer's states mean.
+# What must be unchanged besides the settings that are marked as fixed.
 _RESOLVED = ("data", "base_fingerprint", "adapter_fingerprint")
-_CONFIGURED = ("global_batch", "seed", "optimizer", "loss_mask")
-# What is trained, and what it is added to. Checkpoints that do not say it are of runs that had the default.
-_ADAPTERS = (
-    "label_smoothing",
-    "lora",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_rslora",
-    "lora_targets",
-    "lora_modules_to_save",
-    "load_in_4bit",
-    "weight_only_8bit",
-    "quantise",
-)
 
 
 class Saver:
@@ -174,13 +160,12 @@ def check(spec: RunSpec, checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint of other data or of another optimizer, with both values."""
     facts = checkpoint.manifest["facts"]
     compared = [(name, facts["resolved"].get(name), spec.facts()[name]) for name in _RESOLVED]
-    compared += [(name, facts["config"].get(name), spec.settings.value(name)) for name in _CONFIGURED]
-    known, current = defaults(), spec.asked.as_json()
+    known, current = defaults(), spec.asked.as_json()  # what a checkpoint does not say had its default
     made = {"weight_only_8bit": facts["config"].get("load_in_8bit", False), **facts["config"]}  # the older name
     is_same_format = quantisation_of(made) == quantisation_of(current)  # it can be asked for in two ways
     compared += [
         (name, made.get(name, known[name]), current[name])
-        for name in _ADAPTERS
+        for name in FIXED
         if not (is_same_format and name in (*FLAGS, "quantise"))
     ]
     for name, there, here in compared:

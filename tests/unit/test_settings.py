@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 
 from sft.checkpoint.merge_adapters import _bits_of
 from sft.config.flags import add_flags
-from sft.config.settings import Settings
+from sft.config.settings import FIXED, SUFFIXES, Settings
 from sft.resolve.run import resolve
 from sft.resolve.settings import settings_of
 from sft.worker import saving
@@ -21,6 +22,7 @@ from tests.unit.test_plan_command import BaseStub
 from tests.unit.test_plan_search import LLAMA_8B
 from tokenize_data.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 SMALL = LLAMA_8B | {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512, "vocab_size": 999}
 
 
@@ -67,3 +69,20 @@ def test_checkpoints_and_adapters_of_the_older_name_are_understood(bench: Workbe
         saving.check(replace(job, asked=job.asked.replace(weight_only_8bit=False)), checkpoint)
     assert _bits_of({"config": old}) == 8
     assert _bits_of({"config": job.asked.as_json()}) == 8
+
+
+def test_what_a_run_cannot_change_on_resume_and_what_names_its_folder_are_facts_of_the_fields():
+    assert set(FIXED) == {
+        *("seed", "global_batch", "loss_mask", "label_smoothing", "optimizer"),
+        *("lora", "lora_alpha", "lora_dropout", "lora_targets", "lora_rslora", "lora_modules_to_save"),
+        *("load_in_4bit", "weight_only_8bit", "quantise"),
+    }
+    assert SUFFIXES == (("epochs", "ep"), ("seq", "seq"), ("loss_mask", "loss"), ("lora", "lora"))
+
+
+def test_few_files_read_the_setting_lora():
+    """A newcomer can follow a flag. Rules that translate other trainers' recipes are left out."""
+    reads = re.compile(r"(?<!model)\.lora\b|\"lora\"")
+    files = [path for path in (ROOT / "sft").rglob("*.py") if "foreign" not in path.parts]
+    readers = [str(path.relative_to(ROOT)) for path in files if reads.search(path.read_text())]
+    assert len(readers) <= 10, readers
