@@ -29,8 +29,10 @@ from tests.quantisation import of_bits
 from tokenize_data.errors import UserError
 
 
-def build(family: str = "llama", bits: int | None = None, **settings):
+def build(family: str = "llama", bits: int | None = None, tied: bool | None = None, **settings):
     config = tiny_config(family)
+    if tied is not None:
+        config.tie_word_embeddings = tied
     lora = LoraSettings(**{"rank": 4, "alpha": 8.0, **settings})
     return build_stage(
         config,
@@ -101,6 +103,11 @@ def test_what_matches_nothing_is_refused_with_what_there_is(settings, family, me
     with pytest.raises(UserError) as caught:
         build(family, **settings)
     assert message in str(caught.value)
+
+
+def test_a_tied_head_with_a_bias_is_not_trained_beside_adapters():
+    with pytest.raises(UserError, match="this model's head is its embedding plus a bias, and PEFT drops that bias"):
+        build("gpt-j", tied=True, modules_to_save=("lm_head",))
 
 
 def test_adapters_begin_the_same_everywhere_and_add_nothing():
