@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,14 +12,17 @@ from typing import Any, cast
 
 import numpy as np
 
+from tokenize_data.arrow_files import FileInfo
 from tokenize_data.dataset import DatasetSpec
 from tokenize_data.errors import UserError
+from tokenize_data.index import Index
 from tokenize_data.manifest import Manifest
 from tokenize_data.reader import ShardReader
-from tokenize_data.shards import BATCH_DOCUMENTS, write_index
+from tokenize_data.shards import BATCH_DOCUMENTS
 from tokenize_data.sources import Source, open_sources
 
 Say = Callable[[str], None]
+_STRETCH = 1 << 20  # rows of the index
 _MOST_FILES = 1 << 16  # the index counts them with 16 bits
 
 
@@ -59,13 +63,7 @@ def new_sources(
 
 def joined(found: Manifest, added: Manifest, folder: Path, prefix: str) -> Manifest:
     """The manifest of both, with an index of its own, which is written here. The tokenizer's files are the old ones."""
-    before, after = (ShardReader.of(folder, manifest).index for manifest in (found, added))
-    num_files = sum(len(dataset["files"]) for dataset in found.datasets)
-    columns = {
-        name: np.concatenate([before[name], after[name] + num_files if name == "source" else after[name]])
-        for name in before
-    }
-    index = write_index(folder, f"{prefix}-joined-index.arrow", columns)
+    index = _joined_index(found, added, folder, f"{prefix}-joined-index.arrow")
     sums = (
         "documents",
         "tokens",
@@ -91,6 +89,18 @@ def joined(found: Manifest, added: Manifest, folder: Path, prefix: str) -> Manif
         fast_tokenizer=added.fast_tokenizer,
         tokenizer={**found.tokenizer, "stop_ids": _union(found.tokenizer["stop_ids"], added.tokenizer["stop_ids"])},
     )
+
+
+def _joined_index(found: Manifest, added: Manifest, folder: Path, name: str) -> FileInfo:
+    """A stretch at a time: neither of them is ever in memory as a whole."""
+    num_files = sum(len(dataset["files"]) for dataset in found.datasets)
+    with contextlib.closing(Index(folder)) as index:
+        for manifest, first_source in ((found, 0), (added, num_files)):
+            columns = ShardReader.of(folder, manifest).index
+            for at in range(0, manifest.documents, _STRETCH):
+                stretch = {column: values[at : at + _STRETCH] for column, values in columns.items()}
+                index.add({**stretch, "source": stretch["source"] + np.uint16(first_source)})
+        return index.write(name)
 
 
 def _datasets(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tokenize_data import __version__
+from tokenize_data.arrow_files import FileInfo
 from tokenize_data.chat import ChatTemplate
 from tokenize_data.choose import choose_rows, recognise_format
 from tokenize_data.convert import Choice, Converted, Converter
@@ -30,7 +31,7 @@ from tokenize_data.pool import ordered_map
 from tokenize_data.progress import Progress
 from tokenize_data.records import RowReader
 from tokenize_data.rendered import ROLE_NAMES
-from tokenize_data.shards import BATCH_DOCUMENTS, FileInfo, ShardWriter
+from tokenize_data.shards import BATCH_DOCUMENTS, ShardWriter
 from tokenize_data.sources import Chunk, Source
 from tokenize_data.split import Split, part_of
 from tokenize_data.tally import Tally
@@ -70,7 +71,7 @@ class Plan:
 def build(plan: Plan, folder: Path, prefix: str, say: Say) -> Manifest:
     """Write all files, named with `prefix`, and return the manifest that names them."""
     begun, formats = time.monotonic(), _formats(plan, say)
-    converter = _converter(plan, formats)
+    converter = _converter(plan, formats, folder)
     _prove_fast_path(converter, plan.files, say)
     converted = ordered_map(converter, _chunks(plan), plan.workers)
     return _write(plan, formats, converted, folder, prefix, begun, converter.encoder.is_fast)
@@ -78,7 +79,7 @@ def build(plan: Plan, folder: Path, prefix: str, say: Say) -> Manifest:
 
 def build_part(plan: Plan, part: PartOf, folder: Path, say: Say) -> None:
     """Convert one machine's share of the rows."""
-    converter = _converter(plan, _formats(plan, say))
+    converter = _converter(plan, _formats(plan, say), folder)
     _prove_fast_path(converter, plan.files, say)
     with Progress(f"tokenising part {part.number} of {part.count}", [source.size for source in plan.files]) as progress:
 
@@ -185,14 +186,14 @@ def _tokenizer_facts(plan: Plan, formats: Sequence[str], folder: str) -> dict[st
     }
 
 
-def _converter(plan: Plan, formats: Sequence[str]) -> Converter:
+def _converter(plan: Plan, formats: Sequence[str], scratch: Path) -> Converter:
     tokenizer = plan.tokenizer
     pairs = list(zip(plan.specs, formats, plan.sources, strict=True))
     special = [tokenizer.backend.token_to_id(text) for text in tokenizer.special_texts()]
     bos = tokenizer.special("bos_token")
     return Converter(
         readers=[RowReader(spec, name) for spec, name, group in pairs for _ in group],
-        choices=_choices(plan),
+        choices=_choices(plan, scratch),
         template=plan.template,
         encoder=Encoder(tokenizer, plan.fast),
         seq=plan.seq,
@@ -205,8 +206,8 @@ def _converter(plan: Plan, formats: Sequence[str]) -> Converter:
     )
 
 
-def _choices(plan: Plan) -> list[Choice]:
-    part = part_of(plan.split, plan.files, plan.is_validation) if plan.split is not None else None
+def _choices(plan: Plan, scratch: Path) -> list[Choice]:
+    part = part_of(plan.split, plan.files, plan.is_validation, scratch) if plan.split is not None else None
     choices: list[Choice] = []
     for spec, group in zip(plan.specs, plan.sources, strict=True):
         choices += choose_rows(spec, group, plan.seed, part, first=len(choices))

@@ -45,7 +45,7 @@ def choose_rows(
         for index in range(len(group)):
             yield Choice(weight=spec.weight, seed=seed + index, part=part, source=first + index)
         return
-    rows = [np.array(list(_row_numbers(source, part, first + at)), dtype=np.int64) for at, source in enumerate(group)]
+    rows = [np.fromiter(_row_numbers(source, part, first + at), dtype=np.int64) for at, source in enumerate(group)]
     total = sum(len(lines) for lines in rows)
     if spec.samples > total:
         raise UserError(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import IO, Any
 
 _MODE = 0o600
+_SCRATCH_BUFFER = 1 << 16
 
 
 def open_private(path: Path) -> IO[bytes]:
@@ -21,6 +23,13 @@ def open_private(path: Path) -> IO[bytes]:
 def append_private(path: Path) -> IO[bytes]:
     """A file to append to and to read. An old one that others can read is closed to them first."""
     return os.fdopen(_open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "ab+")
+
+
+def scratch_file(folder: Path) -> IO[bytes]:
+    """A file for this process alone, gone when it is closed. Where files cannot be nameless, a killed run leaves one
+    behind that the next run removes by its name.
+    """
+    return tempfile.TemporaryFile("w+b", _SCRATCH_BUFFER, prefix="part-", dir=folder)
 
 
 def replace_private(path: Path, content: bytes, scratch: Path, sync: bool = False) -> None:

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from tokenize_data.arrow_files import FileInfo
 from tokenize_data.errors import UserError
 from tokenize_data.files import as_json, replace_private
 from tokenize_data.names import check_run_name
-from tokenize_data.shards import FileInfo
 
 NAME = "manifest.json"
 VERSION = 1

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tokenize_data.arrow_files import as_array, as_numpy
 from tokenize_data.convert import Converted, Reject
 from tokenize_data.errors import UserError
 from tokenize_data.files import open_private
-from tokenize_data.shards import as_array, as_numpy
 from tokenize_data.sources import Chunk, Source
 
 _PART = re.compile(r"(\d{1,6})/(\d{1,6})")

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import stat
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -22,6 +23,7 @@ from tokenize_data.errors import FailedError, UserError
 
 Pipe: TypeAlias = "Connection[Any, Any]"
 _SECONDS_FOR_A_TASK = 600  # of processor time
+_MOST_AHEAD = 8  # results a worker that wait for an earlier one
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -51,34 +53,46 @@ def ordered_map(work: Callable[[Task], Result], tasks: Iterable[Task], workers: 
 
 
 def _dispatch(tasks: Iterable[Any], workers: dict[Pipe, BaseProcess]) -> Iterator[Any]:
-    waiting = iter(enumerate(tasks))
+    """A worker that takes long over one task does not let the others pile up results: at most so many are kept."""
+    waiting, idle = iter(tasks), deque(workers)
     busy: dict[Pipe, int] = {}
     finished: dict[int, Any] = {}
-    due = 0
+    due = sent = 0
 
-    def feed(connection: Pipe) -> None:
-        if (following := next(waiting, None)) is not None:
-            busy[connection] = following[0]
-            connection.send(following[1])
-
-    for connection in workers:
-        feed(connection)
-    while busy:
-        ready = wait(list(busy))
-        for connection in (c for c in list(busy) if c in ready):
-            number = busy.pop(connection)
+    def feed() -> None:
+        nonlocal sent
+        while idle and sent < due + _MOST_AHEAD * len(workers):
             try:
-                result = connection.recv()
-            except (EOFError, ConnectionError) as error:
-                workers[connection].join()
-                raise _why_it_died(workers[connection].exitcode) from error
-            if isinstance(result, BaseException):
-                raise result
-            finished[number] = result
-            feed(connection)
+                task = next(waiting)
+            except StopIteration:
+                return
+            connection = idle.popleft()
+            busy[connection], sent = sent, sent + 1
+            connection.send(task)
+
+    feed()
+    while busy:
+        for connection in wait(list(busy)):
+            assert isinstance(connection, Connection)
+            number = busy.pop(connection)
+            finished[number] = _result(connection, workers[connection])
+            idle.append(connection)
+            feed()
         while due in finished:
             yield finished.pop(due)
             due += 1
+        feed()
+
+
+def _result(connection: Pipe, process: BaseProcess) -> Any:
+    try:
+        result = connection.recv()
+    except (EOFError, ConnectionError) as error:
+        process.join()
+        raise _why_it_died(process.exitcode) from error
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 def _why_it_died(exit_code: int | None) -> UserError:

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from tokenize_data import manifest as manifests
+from tokenize_data.arrow_files import FileInfo, as_numpy
 from tokenize_data.dataset import QUESTION
 from tokenize_data.errors import UserError
 from tokenize_data.rendered import ASSISTANT
-from tokenize_data.shards import FileInfo, as_numpy
 
 
 @dataclass(frozen=True)

@@ -4,65 +4,18 @@ manifest names it.
 
 from __future__ import annotations
 
-import hashlib
-import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from tokenize_data.arrow_files import FileInfo, HashedFile, as_array, as_numpy
 from tokenize_data.convert import Converted
-from tokenize_data.files import open_private
+from tokenize_data.index import Index
 
 BATCH_DOCUMENTS = 1024
 SHARD_BYTES = 256 << 20
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    """A finished file: its name within the data set's folder, and what it must be when it is read."""
-
-    file: str
-    bytes: int
-    sha256: str
-    documents: int = 0
-
-
-class _HashedFile:
-    """What pyarrow writes to: hashes and counts as it goes, and is on disk when closed."""
-
-    def __init__(self, path: Path) -> None:
-        self._file: IO[bytes] = open_private(path)
-        self._hash = hashlib.sha256()
-        self.bytes = 0
-        self.closed = False
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data)
-        self._file.write(view)
-        self._hash.update(view)
-        self.bytes += view.nbytes
-        return view.nbytes
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self.closed = True
-
-    def abandon(self) -> None:
-        self._file.close()
-        self.closed = True
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
 
 
 class ShardWriter:
@@ -77,19 +30,17 @@ class ShardWriter:
             {"ids": pa.list_(self._ids), "run_lengths": pa.list_(pa.uint32()), "run_roles": pa.list_(pa.uint8())}
         )
         self._carry: pa.RecordBatch | None = None
-        self._file: _HashedFile | None = None
+        self._file: HashedFile | None = None
         self._writer: Any = None
         self._documents = 0
-        self._index: dict[str, list[np.ndarray]] = {name: [] for name in ("length", "trained", "cut", "line", "source")}
+        self._index = Index(folder)
         self.shards: list[FileInfo] = []
 
     def add(self, converted: Converted) -> None:
-        if not converted.lengths:
+        if not len(converted.lengths):
             return
-        c = converted
-        for name, values in (("length", c.lengths), ("trained", c.trained), ("cut", c.cut), ("line", c.lines)):
-            self._index[name].append(np.array(values, dtype=np.uint32))
-        self._index["source"].append(np.full(len(converted.lengths), converted.chunk.source, dtype=np.uint16))
+        c, source = converted, np.full(len(converted.lengths), converted.chunk.source)
+        self._index.add({"length": c.lengths, "trained": c.trained, "cut": c.cut, "line": c.lines, "source": source})
         batch = self._batch(converted)
         if self._carry is not None:
             batch = pa.concat_batches([self._carry, batch])
@@ -103,11 +54,11 @@ class ShardWriter:
         if self._carry is not None:
             self._write(self._carry)
         self._finish_shard()
-        columns = {key: np.concatenate(parts) for key, parts in self._index.items()}
-        return self.shards, write_index(self._folder, f"{self._prefix}-index.arrow", columns)
+        return self.shards, self._index.write(f"{self._prefix}-index.arrow")
 
     def abandon(self) -> None:
-        """Let go of the open file; the caller removes what was written."""
+        """Let go of the open files; the caller removes what was written."""
+        self._index.close()
         if self._file is not None:
             self._file.abandon()
 
@@ -119,7 +70,7 @@ class ShardWriter:
 
     def _write(self, batch: pa.RecordBatch) -> None:
         if self._file is None:
-            self._file = _HashedFile(self._folder / f"{self._prefix}-{len(self.shards):05d}.arrow")
+            self._file = HashedFile(self._folder / f"{self._prefix}-{len(self.shards):05d}.arrow")
             self._writer = pa.ipc.new_file(self._file, self._schema)
         self._writer.write_batch(_compact(batch))
         self._documents += len(batch)
@@ -134,31 +85,6 @@ class ShardWriter:
         name = f"{self._prefix}-{len(self.shards):05d}.arrow"
         self.shards.append(FileInfo(name, self._file.bytes, self._file.sha256, self._documents))
         self._file, self._documents = None, 0
-
-
-def write_index(folder: Path, name: str, columns: dict[str, np.ndarray]) -> FileInfo:
-    """What is known of each document without opening its shard."""
-    batch = pa.record_batch({key: as_array(values) for key, values in columns.items()})
-    file = _HashedFile(folder / name)
-    with pa.ipc.new_file(file, batch.schema) as writer:
-        writer.write_batch(batch)
-    file.close()
-    return FileInfo(name, file.bytes, file.sha256, len(batch))
-
-
-def as_array(values: np.ndarray) -> Any:
-    """numpy to Arrow over the same memory. pa.array would do, but imports pandas at first use, which takes a quarter of
-    a second.
-    """
-    return pa.Array.from_buffers(
-        pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))]
-    )
-
-
-def as_numpy(array: Any) -> np.ndarray:
-    """Arrow to numpy over the same memory; no nulls."""
-    values = np.frombuffer(array.buffers()[1], dtype=array.type.to_pandas_dtype())
-    return values[array.offset : array.offset + len(array)]
 
 
 def _lists(lengths: list[int], values: np.ndarray) -> pa.ListArray:

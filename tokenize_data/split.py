@@ -6,17 +6,19 @@ Whether a row is kept follows from that number alone, so that processes need no 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tokenize_data import paths
+from tokenize_data.drawn import Drawn
 from tokenize_data.errors import RowError, UserError
 from tokenize_data.json_lines import Row, parse_line
 from tokenize_data.sources import Source
@@ -83,45 +85,40 @@ def share_of(val: Sequence[str], val_group: str | None) -> str | None:
     return text
 
 
-def part_of(split: Split, sources: Sequence[Source], is_validation: bool) -> Part:
-    """Reads all rows once."""
-    numbers = Counter(_groups(split, sources)) if split.group else _lines(split, sources)
-    total = sum(numbers.values()) if isinstance(numbers, Counter) else len(numbers)
-    if split.group and not total:
-        raise UserError(f"no row has the key '{split.group}', which --val_group names{_why(split, sources)}")
-    kept = split.num_rows(total)
-    if kept >= total:
-        raise UserError(f"{split.flags} of {total:,} rows leaves nothing to train: ask for less")
-    if not isinstance(numbers, Counter):
-        threshold = int(np.partition(numbers, kept - 1)[kept - 1])
-        return Part(split=split, threshold=threshold, is_validation=is_validation)
-    if len(numbers) < 2:
-        raise UserError(f"{split.flags}: all {total:,} rows have the same '{split.group}': group them by another key")
-    count, chosen = 0, 0
-    for number in sorted(numbers)[:-1]:  # one group is left to train
-        if count and count + numbers[number] > kept:
-            break
-        chosen, count = number, count + numbers[number]
-    return Part(split=split, threshold=chosen, is_validation=is_validation)
+def part_of(split: Split, sources: Sequence[Source], is_validation: bool, folder: Path) -> Part:
+    """Reads all rows once. Their numbers lie in `folder` meanwhile."""
+    with Drawn(folder) as drawn:
+        for numbers in _groups(split, sources) if split.group else _lines(split, sources):
+            drawn.add(numbers)
+        total = len(drawn)
+        if split.group and not total:
+            raise UserError(f"no row has the key '{split.group}', which --val_group names{_why(split, sources)}")
+        kept = split.num_rows(total)
+        if kept >= total:
+            raise UserError(f"{split.flags} of {total:,} rows leaves nothing to train: ask for less")
+        if split.group and drawn.are_equal:
+            raise UserError(
+                f"{split.flags}: all {total:,} rows have the same '{split.group}': group them by another key"
+            )
+        threshold = drawn.smallest_groups(kept) if split.group else drawn.smallest(kept)
+    return Part(split=split, threshold=threshold, is_validation=is_validation)
 
 
-def _lines(split: Split, sources: Sequence[Source]) -> np.ndarray:
-    found = [
-        _of_lines(split, index, [line for chunk in source.chunks(index) for line, _ in chunk.rows()])
-        for index, source in enumerate(sources)
-    ]
-    return np.concatenate(found) if found else np.empty(0, np.uint64)
+def _lines(split: Split, sources: Sequence[Source]) -> Iterator[np.ndarray]:
+    for index, source in enumerate(sources):
+        for chunk in source.chunks(index):
+            yield _of_lines(split, index, [line for line, _ in chunk.rows()])
 
 
-def _groups(split: Split, sources: Sequence[Source]) -> Iterator[int]:
+def _groups(split: Split, sources: Sequence[Source]) -> Iterator[np.ndarray]:
     """Rows that cannot be used are refused later."""
     for index, source in enumerate(sources):
         for chunk in source.chunks(index):
+            found = []
             for _, raw in chunk.rows():
-                try:
-                    yield _of_group(split, parse_line(raw) if isinstance(raw, bytes) else {})
-                except RowError:
-                    continue
+                with contextlib.suppress(RowError):
+                    found.append(_of_group(split, parse_line(raw) if isinstance(raw, bytes) else {}))
+            yield np.array(found, np.uint64)
 
 
 def _why(split: Split, sources: Sequence[Source]) -> str:

@@ -231,9 +231,12 @@ def _join_rejects(folder: Path, prefix: str) -> None:
     """Rows that were rejected before stay on the list."""
     before, now = folder / "rejected.jsonl", folder / f"{prefix}-rejected.jsonl"
     if before.exists():
-        content = before.read_bytes() + (now.read_bytes() if now.exists() else b"")
-        with open_private(now) as file:
-            file.write(content)
+        joined = folder / f"{prefix}-joined-rejected.jsonl"
+        with open_private(joined) as file:
+            for path in (path for path in (before, now) if path.exists()):
+                with path.open("rb") as rows:
+                    shutil.copyfileobj(rows, file)
+        os.replace(joined, now)
 
 
 def _build(plan: Plan, folder: Path, prefix: str, kept: Manifest | None, say: Say) -> Manifest:

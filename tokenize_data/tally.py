@@ -14,6 +14,9 @@ from tokenize_data.files import as_json, open_private
 from tokenize_data.rendered import ROLE_NAMES
 from tokenize_data.sources import Source
 
+_MOST_KINDS = 1000  # of reasons: those that quote a row may be as many as the rows
+_OTHERS = "other reasons"
+
 
 class Tally:
     """Counts of a run, and the bad rows: within the limit they are set aside, beyond it the first one is the error."""
@@ -65,7 +68,8 @@ class Tally:
             "row": reject.raw.decode(errors="backslashreplace"),
         }
         self._file.write(as_json(row) + b"\n")
-        self.reasons[_kind(reject.reason)] += 1
+        kind = _kind(reject.reason)
+        self.reasons[kind if kind in self.reasons or len(self.reasons) < _MOST_KINDS else _OTHERS] += 1
 
     def counts(self) -> str:
         return f"{self.read:,} rows read = {self.accepted:,} accepted + {self.rejected:,} rejected"
