@@ -27,6 +27,7 @@ from pathlib import Path
 from sft.launcher.network import interface_towards
 from sft.spec.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR, signal_name
 from sft.spec.workers import ATTEMPT, LAUNCHER, NOTES, PASSED_ON, SHOW_STACKS
+from tokenize_data.errors import TRACEBACK
 
 # Memory of tensors in large pages, and kept for the next ones: page faults take a sixth of an iteration on a CPU
 # otherwise.
@@ -127,6 +128,8 @@ def _environment(place: NodeSlot, notes: Path, threads: int | None) -> dict[str,
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
         environment.setdefault("NCCL_SOCKET_IFNAME", interface)
     environment.setdefault("GLIBC_TUNABLES", ALLOCATION)
+    if TRACEBACK not in os.environ:  # a lost peer would print pages of C++ frames beside the one line that explains it
+        environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     environment.setdefault("OMP_WAIT_POLICY", "passive")  # as `sft.cli` sets it
     if threads is not None:
         environment.setdefault("OMP_NUM_THREADS", str(threads))

@@ -45,6 +45,7 @@ NOT_SMALL = (
     "phases-pauses",
     "phases-readonly",
     "phases-memory",
+    "phases-killed",
     "phases-clock",
     "swapped-ranks",
 )

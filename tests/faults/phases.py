@@ -92,6 +92,23 @@ def no_memory(field: Field) -> Row:
     return _row(field, "out of memory in each phase", tries)
 
 
+def killed_for_memory(field: Field) -> Row:
+    """The kernel's OOM killer, by a memory cgroup: the launcher says which signal ended which rank."""
+    groups = Path("/sys/fs/cgroup/memory")
+    if not os.access(groups, os.W_OK):
+        return Row("OOM killer in each phase", note=f"skipped: needs {groups}, writable")
+    tries = [
+        Try(phase, "cgroup:4000000", (EXIT_OK, EXIT_FAILED), 2, who)
+        for phase in PHASES
+        for who in ("rank 0", "rank 1")
+        if _reaches(who, phase)
+    ]
+    row = _row(field, "OOM killer in each phase", tries)
+    for group in groups.glob("sft-faults-*"):
+        group.rmdir()
+    return row
+
+
 def _reaches(who: str, phase: str) -> bool:
     """Rank 0 alone writes the manifest that completes a checkpoint."""
     return phase != COMMIT or who == "rank 0"
@@ -239,6 +256,7 @@ ROWS: Rows = {
     "phases-full": full_disks,
     "phases-readonly": read_only_folders,
     "phases-memory": no_memory,
+    "phases-killed": killed_for_memory,
     "phases-clock": clocks,
     "phases-pauses": pauses,
     "process-lists": process_lists,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 POLL_SECONDS = 0.02
+MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")  # of the first version of cgroups
 # point -> where it is. A point's number counts the calls; those of `before` and `iteration` are the iterations'.
 CALLS = {
     "start": ("sft.engine.start", "start_worker"),
@@ -133,12 +134,22 @@ def act(fault: dict[str, Any]) -> None:
         _lower(resource.RLIMIT_FSIZE, int(value))
     elif action == "memory":  # so many bytes more than it has
         _lower(resource.RLIMIT_AS, 1024 * int(_status("VmSize")) + int(value))
+    elif action == "cgroup":  # the kernel kills it when it takes so many bytes more
+        _join_group(int(value))
     elif action == "readonly":
         Path(value).chmod(0o555)
     elif action == "clock":
         _jump(float(value))
     else:
         raise AssertionError(action)
+
+
+def _join_group(limit: int) -> None:
+    """A memory cgroup of its own. What the process holds already is not counted there."""
+    group = MEMORY_GROUPS / f"sft-faults-{os.getpid()}"
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text(str(limit))
+    (group / "cgroup.procs").write_text(str(os.getpid()))
 
 
 def _is_me(who: str) -> bool:
