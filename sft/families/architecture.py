@@ -1,6 +1,6 @@
 """What a model is made of: its linear layers, norms and embeddings, and how many weights each has.
 
-Nothing is built, so that a plan needs neither torch nor the weights.
+Nothing is built, so a plan needs neither torch nor the weights.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """A linear layer. `split`: which of its features tensor ranks share out: columns (outputs), heads (key and value),
-    rows (inputs).
-    """
+    """A linear layer. Tensor ranks split its columns (outputs), heads (key-value heads) or rows (inputs)."""
 
     name: str
     inputs: int
@@ -25,8 +23,8 @@ class Linear:
         return self.inputs * self.outputs + (self.outputs if self.has_bias else 0)
 
     def shape_on(self, tp: int, head_size: int) -> tuple[int, int]:
-        """(inputs, outputs) on one tensor rank. A key-value head is never cut: ranks share one where there are too
-        few.
+        """Return (inputs, outputs) on one tensor rank. Key-value heads are never cut: if there are too few, ranks share
+        them.
         """
         if self.split == "rows":
             return self.inputs // tp, self.outputs
@@ -40,9 +38,7 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """One decoder layer, which all have, and what is before and after them. Sizes of norms are numbers of weights in a
-    layer.
-    """
+    """The decoder layer, which is the same throughout, and what comes before and after the layers."""
 
     kind: str
     hidden: int
@@ -57,22 +53,22 @@ class Architecture:
     linears: tuple[Linear, ...]  # of a layer
     num_norms: int  # over hidden states, in a layer
     norm_weights: int  # in a layer, the same on each tensor rank
-    split_norm_weights: int = 0  # in a layer, shared out over tensor ranks
+    split_norm_weights: int = 0  # in a layer, split over tensor ranks
     norms_heads: bool = False  # queries and keys are normed too
     is_rms: bool = True
     has_final_norm: bool = True
     position_weights: int = 0
-    embedding_size: int | None = None  # where it differs from hidden: OPT's projections
+    embedding_size: int | None = None  # set if it differs from hidden, as in OPT-350m
     head_has_bias: bool = False
     attention_softcap: bool = False
     window: int | None = None  # how far a token looks back, in `window_share` of the layers
     window_share: float = 0.0
     is_known: bool = True
-    # What layers keep for their backward pass, where it is not as in Llama.
-    widens_norms: bool = False  # norms' results are multiplied in float32
-    keeps_fused: bool = False  # values are a view of queries, keys and values, all of which stay
-    kept_inner: int | None = None  # how often the MLP's inner features are kept
-    keeps_row_scores: bool = False  # of the row as one, with a mask
+    # What layers keep for the backward pass, where they differ from Llama.
+    widens_norms: bool = False  # norms multiply by their weight in float32
+    keeps_fused: bool = False  # values are a view of the fused tensor, so all of it stays in memory
+    kept_inner: int | None = None  # how many tensors of the MLP's inner size are kept
+    keeps_row_scores: bool = False  # attention scores of the whole row, with a mask
 
     @property
     def layer_weights(self) -> int:
@@ -80,13 +76,13 @@ class Architecture:
 
     @property
     def embedding_weights(self) -> int:
-        """Of the first stage: the table, learned positions, OPT's projection into the layers."""
+        """Weights of the first stage before its layers: token embedding, learned positions, OPT's input projection."""
         size = self.embedding_size or self.hidden
         return self.vocabulary * size + self.position_weights + (size * self.hidden if self.embedding_size else 0)
 
     @property
     def final_weights(self) -> int:
-        """Of the last stage besides the head: the final norm, OPT's projection out of the layers."""
+        """Weights of the last stage after its layers, without the head: final norm, OPT's output projection."""
         norm = (self.hidden if self.is_rms else 2 * self.hidden) if self.has_final_norm else 0
         return norm + (self.embedding_size * self.hidden if self.embedding_size else 0)
 

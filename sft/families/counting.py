@@ -1,5 +1,6 @@
-"""Turns a config.json into an `Architecture`, for the two structures that most families have. A family's own file
-changes what differs.
+"""Turn a config.json into an `Architecture`, for the two structures that most families share.
+
+Each family's file changes what differs.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ def rotary(
     norms: int = 2,
     is_known: bool = True,
 ) -> Architecture:
-    """Llama and its kin: RMS norms, rotary positions, a gated MLP. What is given is the family's default, which
-    config.json leaves out: `has_biases` is said of queries, keys and values; one layer in `whole_every` has no window.
+    """Return the architecture of a Llama-like model: RMS norms, rotary positions, a gated MLP.
+
+    The arguments are the family's defaults for keys that config.json omits. `has_biases` is about queries, keys and
+    values; one layer in `whole_every` has no window.
     """
     sizes = sizes_of(config)
     hidden, heads = sizes["hidden"], sizes["heads"]
@@ -69,7 +72,9 @@ def plain(
     is_tied: bool = False,
     **more: Any,
 ) -> Architecture:
-    """Layer norms with biases, and an MLP of two linear layers. `groups` are key-value heads."""
+    """Return the architecture of a model with layer norms and a two-layer MLP. `groups` is the number of key-value
+    heads.
+    """
     sizes = sizes_of(config)
     hidden, heads = sizes["hidden"], sizes["heads"]
     return Architecture(
@@ -89,7 +94,7 @@ def plain(
 
 
 def _window(config: Mapping[str, Any], default: int | None, every: int, layers: int) -> tuple[int | None, float]:
-    """(window, share of the layers that have it)."""
+    """Return the window and the share of layers that use it."""
     window = config.get("sliding_window", default)
     if not isinstance(window, int):
         return None, 0.0

@@ -1,6 +1,4 @@
-"""Recognises mixture-of-experts models from config.json. They are not supported yet, neither in plans nor in
-training.
-"""
+"""Detect mixture-of-experts models from config.json. They are not supported yet, neither in plans nor in training."""
 
 from __future__ import annotations
 
@@ -14,20 +12,18 @@ _COUNT = re.compile(
     r"(moe_)?(num|n)_(local_|routed_)?experts"
 )  # num_experts, num_local_experts, n_routed_experts, moe_num_experts
 _SWITCHES = ("is_moe", "enable_moe_block")  # false in the dense models of families that have both
-_OF_MEDIA = ("vision", "audio", "image", "video", "speech")
+_OTHER_MODALITIES = ("vision", "audio", "image", "video", "speech")
 
 
 def check_no_experts(config: Mapping[str, Any]) -> None:
-    """Raises UserError for a mixture-of-experts model. Of a model for several media, the part that reads text
-    counts.
-    """
+    """Raise UserError for a mixture-of-experts model. In a multimodal model, only the text part is checked."""
     if has_experts(config):
         kind = config.get("model_type", "this")
         raise UserError(f"{kind} is a mixture-of-experts model; experts are not supported yet: use a dense model")
 
 
 def has_experts(config: Mapping[str, Any]) -> bool:
-    """Does any of its layers choose among experts? A single one counts where the family's own name says so."""
+    """Return whether any layer routes tokens to experts. A single expert counts only if `model_type` contains "moe"."""
     if any(config.get(switch) is False for switch in _SWITCHES):
         return False
     counts = [count for key, value in config.items() if _COUNT.fullmatch(str(key)) for count in _numbers(value)]
@@ -38,9 +34,9 @@ def has_experts(config: Mapping[str, Any]) -> bool:
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Configurations inside: text_config, ffn_config, thinker_config and so on."""
+    """Yield the nested configurations: text_config, ffn_config, thinker_config and so on."""
     for key, value in config.items():
-        if isinstance(value, Mapping) and str(key).endswith("_config") and not str(key).startswith(_OF_MEDIA):
+        if isinstance(value, Mapping) and str(key).endswith("_config") and not str(key).startswith(_OTHER_MODALITIES):
             yield value
 
 

@@ -1,4 +1,4 @@
-"""Falcon, of 7b's kind (one key-value head for all queries) and of 40b's: layers that take a mask of the row."""
+"""Falcon 7B (one key-value head for all queries) and 40B. Its layers take a mask of the whole row."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _PLAN = {
     "mlp.dense_h_to_4h": "colwise",
     "mlp.dense_4h_to_h": "rowwise",
 }
-# One key-value head for all queries: its rows belong to every rank, so projections are split and attention is computed
-# by all.
+# With one key-value head for all queries, every rank needs its rows: projections are split, attention is repeated on
+# all ranks.
 _MULTI_QUERY_PLAN = {
     **_PLAN,
     "self_attention.query_key_value": "colwise_gather_output",
@@ -61,7 +61,7 @@ register(
         tensor_plan=_tensor_plan,
         key_value_heads=_key_value_heads,
         shares_key_value_heads=False,
-        takes_mask=True,
+        takes_row_mask=True,
         layer_options={"alibi": None},
         variants={
             "falcon": {**_SMALL, "new_decoder_architecture": False, "multi_query": True, "parallel_attn": True},

@@ -1,4 +1,4 @@
-"""What can differ from family to family. The defaults are those of Llama and of most others."""
+"""Everything that can differ between families. The defaults fit Llama and most others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from sft.families.architecture import Architecture
 from sft.families.counting import rotary
 
-# Sizes of the small configurations that tests build.
+# Small configurations for tests.
 SMALL: Mapping[str, Any] = {
     "hidden_size": 48,
     "intermediate_size": 96,
@@ -31,28 +31,25 @@ def _key_value_heads(config: Any) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One `model_type`. Functions get its configuration: `count` as config.json has it, others as an object of
-    transformers.
-    """
+    """One `model_type`. `count` gets the parsed config.json; the other functions get a transformers config object."""
 
     kind: str  # model_type
-    # Planning: its weights, and what its layers keep.
+    # Planning: the weights, and the activations that layers keep.
     count: Callable[[Mapping[str, Any]], Architecture] = rotary
-    # Tensor ranks: {module within a layer: style}, where transformers has no plan, or one that computes attention on
-    # all ranks.
+    # Tensor parallelism: {module within a layer: style}. Set where transformers has no plan, or one that repeats
+    # attention on all ranks.
     tensor_plan: Callable[[Any], Mapping[str, str] | None] = lambda config: None
     key_value_heads: Callable[[Any], int] = _key_value_heads
-    # False: keys are fused with queries, or normed over all heads, so that a key-value head cannot be on several ranks.
+    # False if keys are fused with queries, or normed over all heads: ranks then cannot share a key-value head.
     shares_key_value_heads: bool = True
-    # Packed rows: its attention is not called through transformers' interface and knows no documents, so that layers
+    # Packed rows: the attention bypasses transformers' attention interface and cannot tell documents apart, so layers
     # get a mask of the whole row, and these options.
-    takes_mask: bool = False
+    takes_row_mask: bool = False
     layer_options: Mapping[str, Any] = field(default_factory=dict)
-    ends_positions: bool = False  # it has a table of positions, of max_position_embeddings
-    # Tensors in files that the model has no use for, besides those that transformers names: patterns.
+    has_position_limit: bool = False  # its position table has max_position_embeddings entries
+    # Patterns of tensors in the files that the model does not use, besides those that transformers ignores.
     ignored_tensors: tuple[str, ...] = ()
-    # A small copy for the check before training: more sizes than those of all families, from the configuration and
-    # the small hidden size.
+    # The small model of the self-check: sizes that only this family has, from the config and the small hidden size.
     small_sizes: Callable[[Any, int], Mapping[str, int]] = lambda config, hidden: {}
-    # Configurations that differ in structure, by the names that tests have for them.
+    # Configurations with different structures, by the names that tests use.
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Gemma: heads of their own size, a tied head; the later ones have four norms in a layer, and windows."""
+"""Gemma: an explicit head size and a tied head. Gemma 2 and 3 have four norms in a layer, and sliding windows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _gemma3_text(config: Mapping[str, Any]) -> Architecture:
 
 
 def _gemma3(config: Mapping[str, Any]) -> Architecture:
-    """With pictures: the part that reads text counts."""
+    """Count the text part of the multimodal model."""
     if isinstance(config.get("text_config"), dict):
         return architecture_of({"model_type": "gemma3_text", **config["text_config"]})
     return rotary(config, is_known=False)

@@ -1,4 +1,4 @@
-"""GPT-NeoX, as Pythia is."""
+"""GPT-NeoX, which Pythia uses too."""
 
 from __future__ import annotations
 

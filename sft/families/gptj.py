@@ -47,9 +47,9 @@ register(
         kind="gptj",
         count=_count,
         tensor_plan=lambda config: _PLAN,
-        takes_mask=True,
-        ends_positions=True,
-        ignored_tensors=(r"\.attn\.(masked_)?bias$",),  # masks, which older releases of transformers saved
+        takes_row_mask=True,
+        has_position_limit=True,
+        ignored_tensors=(r"\.attn\.(masked_)?bias$",),  # masks that older versions of transformers saved
         small_sizes=_small_sizes,
         variants={"gpt-j": _SMALL},
     )

@@ -1,4 +1,4 @@
-"""Mistral: a window over the last tokens, in all layers."""
+"""Mistral: sliding-window attention in all layers."""
 
 from functools import partial
 

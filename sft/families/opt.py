@@ -46,7 +46,7 @@ def _count(config: Mapping[str, Any]) -> Architecture:
         has_final_norm=has_final,
         position_weights=(whole(config, "max_position_embeddings", 2048) + 2) * hidden,
         embedding_size=embedding if embedding != hidden else None,
-        kept_inner=1,  # ReLU keeps its result alone, which the next layer keeps too
+        kept_inner=1,  # ReLU keeps only its output, which the next layer keeps too
     )
 
 
@@ -60,7 +60,7 @@ register(
         kind="opt",
         count=_count,
         tensor_plan=lambda config: _PLAN,
-        ends_positions=True,
+        has_position_limit=True,
         small_sizes=_small_sizes,
         variants={"opt": _SMALL, "opt-350m": {**_SMALL, "do_layer_norm_before": False, "word_embed_proj_dim": 32}},
     )

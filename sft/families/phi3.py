@@ -1,4 +1,4 @@
-"""Phi-3: queries, keys and values in one layer, gate and up in another."""
+"""Phi-3: one fused layer for queries, keys and values, and one for gate and up."""
 
 from __future__ import annotations
 

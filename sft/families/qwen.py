@@ -1,4 +1,4 @@
-"""Qwen: biases of queries, keys and values, or norms of them; a window only where it is switched on."""
+"""Qwen: query, key and value biases (Qwen2) or query and key norms (Qwen3); the window is off by default."""
 
 from __future__ import annotations
 

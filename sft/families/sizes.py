@@ -1,4 +1,4 @@
-"""Sizes in a config.json, under the names that families use."""
+"""Read the sizes in a config.json, under whichever names a family uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMES = {
     "heads": ("num_attention_heads", "n_head", "n_heads"),
     "vocabulary": ("vocab_size",),
 }
-# Far above any model. What is larger is a damaged file, or one that is meant to exhaust whoever builds the model.
+# Far above any real model. A larger value means a damaged file, or one made to exhaust memory.
 _LARGEST = {
     **dict.fromkeys(_NAMES["layers"], 1_000),
     **dict.fromkeys(_NAMES["hidden"], 1 << 20),
@@ -24,7 +24,7 @@ _LARGEST = {
 
 
 def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that every model has, by the names of `Architecture`."""
+    """Return the sizes that every model has, under the field names of `Architecture`."""
     kind = kind_of(config)
     return {name: _size(config, kind, name) for name in _NAMES}
 
@@ -34,7 +34,7 @@ def kind_of(config: Mapping[str, Any]) -> str:
 
 
 def check_sizes(config: Mapping[str, Any], file: object) -> None:
-    """Refuse sizes of which a model would be built without end, before anything is built or planned."""
+    """Reject absurd sizes before a plan or a model is built from them."""
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
     for name, value in ((name, part[name]) for part in parts for name in part if name in _LARGEST):
         is_right = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST[name]
@@ -49,8 +49,8 @@ def _size(config: Mapping[str, Any], kind: str, what: str) -> int:
     value = next((config[name] for name in _NAMES[what] if isinstance(config.get(name), int)), None)
     if value is None or value < 1:
         raise UserError(
-            f"config.json of this {kind} model has no {_NAMES[what][0]} above 0: a plan needs it, so give a "
-            "model that says it"
+            f"config.json of this {kind} model has no {_NAMES[what][0]} above 0, which a plan needs: "
+            "use a model whose config.json gives it"
         )
     return int(value)
 

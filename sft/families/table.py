@@ -1,4 +1,4 @@
-"""All families that have a file, by `model_type`. Any other family is treated like Llama."""
+"""The families that have a file, by `model_type`. All others are treated like Llama."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FAMILIES: dict[str, Family] = {}
 
 
 def register(*families: Family) -> None:
-    """Each file of a family calls this when it is imported, which `sft/families/__init__.py` does."""
+    """Add families to the table. Each family's file calls this on import; `sft/families/__init__.py` imports them."""
     FAMILIES.update({family.kind: family for family in families})
 
 
@@ -25,6 +25,6 @@ def family_of(kind: str) -> Family:
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """Of the model of a config.json. A family without a file is counted like Llama, and `is_known` says that."""
+    """Return the architecture of a config.json. Without a file, `is_known` is False and Llama's structure is used."""
     check_no_experts(config)
     return family_of(kind_of(config)).count(config)

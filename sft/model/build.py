@@ -119,7 +119,7 @@ def make_on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool = Fals
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
-    if not family_of(config.model_type).takes_mask:
+    if not family_of(config.model_type).takes_row_mask:
         model.set_attn_implementation(attention.NAME)
     return model
 

@@ -77,7 +77,7 @@ class Block(nn.Module):
         self.layer = layer
         self.kind = kind
         self.keys: Keys | None = None
-        self.needs_mask, self._options = family.takes_mask, family.layer_options
+        self.needs_mask, self._options = family.takes_row_mask, family.layer_options
 
     def forward(self, hidden_RTE: Tensor, row: Row) -> Tensor:
         if self.keys is not None:

@@ -1,4 +1,4 @@
-"""The objective of a run's settings. A new one is a line here."""
+"""Choose the objective from the settings. Each objective has one line here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sft.objective.cross_entropy import CrossEntropy
 from sft.objective.interface import Objective
 from sft.objective.label_smoothing import SmoothedCrossEntropy
 
-# The first that returns one is used.
+# The first entry that returns an objective wins.
 _CHOICES: tuple[Callable[[ObjectiveSettings], Objective | None], ...] = (
     lambda asked: (
         SmoothedCrossEntropy(loss_mask=asked.loss_mask, smoothing=asked.label_smoothing)
@@ -21,4 +21,5 @@ _CHOICES: tuple[Callable[[ObjectiveSettings], Objective | None], ...] = (
 
 
 def objective_of(settings: ObjectiveSettings) -> Objective:
+    """Return the objective that these settings select."""
     return next(found for choice in _CHOICES if (found := choice(settings)) is not None)

@@ -1,7 +1,6 @@
-"""The likelihood compiled by torch.compile: logits stay in the model's own format, and are read and written a few times
-less.
+"""The likelihood compiled by torch.compile: logits stay in the model's dtype and are read and written less often.
 
-Before it is used, it is compared with the one that is not compiled.
+The compiled version is compared with eager mode before it is used.
 """
 
 from __future__ import annotations
@@ -13,29 +12,33 @@ from sft.model.collectives import SingleRank
 from sft.objective.likelihood import Likelihood, negative_log_likelihood
 
 _TOKENS = 24
-_CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-7}  # of a gradient's size: of its last bit, here
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-7}  # relative to the norm; for bf16, its epsilon
 
 
 def compiled_likelihood(
     columns: int, dtype: torch.dtype, device: torch.device, backend: str = "inductor"
 ) -> tuple[Likelihood, str | None]:
-    """(what is to be used where one rank has all columns of the vocabulary, why that is not compiled)."""
+    """Return the likelihood for a rank that holds the whole vocabulary, and why it is not compiled (None if it is)."""
     try:
         compiled: Likelihood = torch.compile(negative_log_likelihood, backend=backend)
-        expected, found = (_measured(one, columns, dtype, device) for one in (negative_log_likelihood, compiled))
+        expected, found = (
+            _losses_and_gradients(one, columns, dtype, device) for one in (negative_log_likelihood, compiled)
+        )
         distances = [
             float((one.double() - other.double()).norm() / other.double().norm())
             for one, other in zip(found, expected, strict=True)
         ]
-    except Exception as error:  # of whatever kind: Dynamo's, Inductor's, a C compiler's that is not there
+    except Exception as error:  # any kind: from Dynamo, from Inductor, or a missing C compiler
         return negative_log_likelihood, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    if not max(distances) <= _CLOSE[dtype]:
+    if not max(distances) <= _TOLERANCE[dtype]:
         return negative_log_likelihood, f"the compiled loss is off by {max(distances):.1e} of its size"
     return compiled, None
 
 
-def _measured(likelihood: Likelihood, columns: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Losses, and the gradient of their sum, of two numbers of tokens, so that later ones need no other compilation."""
+def _losses_and_gradients(
+    likelihood: Likelihood, columns: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the losses and gradients for two token counts, so that torch.compile already knows the count varies."""
     losses, gradients = [], []
     for tokens in (_TOKENS, 2 * _TOKENS):
         generator = torch.Generator(device).manual_seed(tokens)

@@ -16,14 +16,14 @@ from sft.objective.likelihood import weighted_sum
 from tokenize_data.rendered import ASSISTANT, SYSTEM, USER
 
 _NUM_ROLES = 4
-_MOST_NATS = 700.0  # exp of more overflows
+_MOST_NATS = 700.0  # exp() of a larger value overflows
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy(Objective):
     loss_mask: float = 0.0  # weight of user and system tokens
 
-    num_sums = 4  # weighted nll, weight, tokens predicted right, tokens
+    num_sums = 4  # weighted nll, weight, correct tokens, tokens
 
     @property
     def role_weights(self) -> np.ndarray:
@@ -40,7 +40,7 @@ class CrossEntropy(Objective):
         return weighted_sum(measure, head.trained, hidden_NE, labels.targets_N, labels.weights_N, head.tokens_at_once)
 
     def _measure(self, head: Head, hidden_NE: Tensor, targets_N: Tensor) -> Tensor:
-        """What is weighed and summed: the loss of each token."""
+        """Return the loss of each token, before weighting."""
         return head.nll(head.project(hidden_NE), targets_N)
 
     def sums(self, head: Head, hidden_NE: Tensor, labels: Labels) -> Tensor:
@@ -52,7 +52,7 @@ class CrossEntropy(Objective):
         logits_NV = head.project(hidden_NE)
         nll_N = head.nll(logits_NV, targets_N)
         right_N = head.most_likely(logits_NV) == targets_N
-        fully_N = weights_N == 1  # answers; tokens of less weight do not count for accuracy
+        fully_N = weights_N == 1  # answers; tokens with a lower weight do not count towards accuracy
         sums = [(nll_N.double() * weights_N).sum(), weights_N.double().sum(), (right_N & fully_N).sum(), fully_N.sum()]
         return torch.stack([number.double().cpu() for number in sums])
 

@@ -15,18 +15,18 @@ from sft.objective.likelihood import Likelihood, most_likely, negative_log_likel
 
 
 class Labels(NamedTuple):
-    """Of a micro-batch. N counts the places whose next token has a weight."""
+    """The labels of a micro-batch. N counts the positions whose next token has a weight."""
 
-    kept_N: Tensor  # their places in the row
+    kept_N: Tensor  # their positions in the row
     targets_N: Tensor  # the next tokens
     weights_N: Tensor
-    documents_N: Tensor  # the number of the document that each belongs to, in the data set
-    scale_1: Tensor  # turns a sum over this micro-batch into its part of the engine's mean
+    documents_N: Tensor  # the index, in the data set, of the document that each belongs to
+    scale_1: Tensor  # scales the sum over this micro-batch to its share of the engine's mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchFacts:
-    """Of a global batch, known on every process before anything is computed."""
+    """Totals of a global batch, which every process knows before the forward pass."""
 
     total_weight: float
     num_documents: int
@@ -34,17 +34,17 @@ class BatchFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """The model's last projection, on this tensor-parallel rank."""
+    """The projection to the vocabulary on this tensor-parallel rank."""
 
-    project: Callable[[Tensor], Tensor]  # hidden_NE to this rank's logits_NV
-    trained: Sequence[Tensor]  # its parameters that are trained
+    project: Callable[[Tensor], Tensor]  # maps hidden_NE to this rank's logits_NV
+    trained: Sequence[Tensor]  # its trainable parameters
     vocabulary_size: int
     group: TensorGroup
-    tokens_at_once: int  # logits of so many tokens are in memory
+    tokens_at_once: int  # logits are computed for at most this many tokens at once
     likelihood: Likelihood = negative_log_likelihood
 
     def nll(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-        """Negative log-likelihoods, in float32."""
+        """Return the negative log-likelihood of each token, in float32."""
         return self.likelihood(logits_NV, targets_N, self.vocabulary_size, self.group)
 
     def most_likely(self, logits_NV: Tensor) -> Tensor:
@@ -52,27 +52,27 @@ class Head:
 
 
 class Objective(ABC):
-    """Frozen: what it keeps between micro-batches are the sums, which the engine adds up."""
+    """A loss and its validation metrics. It holds no state between micro-batches: the engine adds up the sums."""
 
-    num_sums: int  # of a validation
+    num_sums: int  # length of what `sums` returns
 
     @property
     @abstractmethod
     def role_weights(self) -> np.ndarray:
-        """The weight of a token by its role, see `tokenize_data.chat`."""
+        """The loss weight of each role, see `tokenize_data.chat`."""
 
     @abstractmethod
     def normaliser(self, facts: BatchFacts) -> float:
-        """What a sum over all micro-batches of a global batch is divided by."""
+        """Return the number that divides the sum over all micro-batches of a global batch."""
 
     @abstractmethod
     def loss(self, head: Head, hidden_NE: Tensor, labels: Labels) -> Tensor:
-        """The sum over this micro-batch, to be differentiated. The engine multiplies it by `labels.scale_1`."""
+        """Return the loss summed over this micro-batch. The engine scales it by `labels.scale_1`."""
 
     @abstractmethod
     def sums(self, head: Head, hidden_NE: Tensor, labels: Labels) -> Tensor:
-        """`num_sums` numbers in float64 on the CPU; their totals over a validation set become `figures`."""
+        """Return `num_sums` float64 numbers on the CPU. `figures` gets their totals over the validation set."""
 
     @abstractmethod
     def figures(self, sums: Sequence[float]) -> Mapping[str, float]:
-        """Of a validation, by name."""
+        """Return the validation metrics by name."""

@@ -1,4 +1,4 @@
-"""Cross-entropy against a target that gives a share of the probability to all tokens alike.
+"""Cross-entropy with label smoothing: the target spreads a share of the probability evenly over all tokens.
 
 The loss of a token is nll + smoothing * (its logit - the mean of all logits). Validation reports the plain
 cross-entropy, so that runs stay comparable.
@@ -19,7 +19,7 @@ from sft.objective.interface import Head
 
 
 class _AboveMean(Function):
-    """The logit of each target above the mean over the vocabulary, from this rank's logits."""
+    """Compute each target's logit minus the mean logit over the vocabulary, from this rank's logits."""
 
     @staticmethod
     def forward(context: Any, logits_NV: Tensor, targets_N: Tensor, vocabulary_size: int, group: TensorGroup) -> Tensor:

@@ -1,9 +1,7 @@
-"""The loss: a weighted sum of the tokens' negative log-likelihoods, the vocabulary spread over tensor-parallel ranks or
-not.
+"""The loss: a weighted sum of the tokens' negative log-likelihoods, with or without a tensor-parallel vocabulary.
 
-hidden_NE are hidden states of N tokens, targets_N their next tokens, weights_N what each counts. Logits are never
-gathered, and of no more than some tokens at once are they there at all: the gradients of a chunk are computed right
-behind its loss.
+hidden_NE are the hidden states of N tokens, targets_N their next tokens, weights_N their weights. Logits are never
+gathered over ranks. They exist for one chunk of tokens at a time: each chunk's gradients follow its loss.
 """
 
 from __future__ import annotations
@@ -18,11 +16,11 @@ from torch.autograd import Function
 
 from sft.model.collectives import TensorGroup
 
-Likelihood = Callable[[Tensor, Tensor, int, TensorGroup], Tensor]  # as `negative_log_likelihood`
+Likelihood = Callable[[Tensor, Tensor, int, TensorGroup], Tensor]  # same signature as `negative_log_likelihood`
 
 
 class _VocabularyParallel(Function):
-    """Negative log-likelihood of each token, from this rank's logits."""
+    """Compute the negative log-likelihood of each token from this rank's logits."""
 
     @staticmethod
     def forward(context: Any, logits_NV: Tensor, targets_N: Tensor, start: int, group: TensorGroup) -> Tensor:
@@ -44,8 +42,8 @@ class _VocabularyParallel(Function):
         return probabilities_NV.mul_(gradient_N[:, None]), None, None, None
 
 
-class _InChunks(Function):
-    """sum(weight * nll), and its gradients, in one pass: a chunk's logits are gone before the next one's are made."""
+class _ChunkedSum(Function):
+    """Compute sum(weight * nll) and its gradients in one pass, freeing each chunk's logits before the next chunk."""
 
     @staticmethod
     def forward(
@@ -90,20 +88,18 @@ def weighted_sum(
     weights_N: Tensor,
     at_once: int,
 ) -> Tensor:
-    """sum(weight * nll), `measure(hidden, targets)` being the nll of some tokens; `trained` is what it depends on
-    besides.
+    """Return sum(weight * nll). `measure(hidden, targets)` returns the nll of a chunk, and `trained` lists the
+    parameters that it uses.
     """
     if len(targets_N) <= at_once:
         return (measure(hidden_NE, targets_N) * weights_N).sum()
-    function: Any = _InChunks
+    function: Any = _ChunkedSum
     result: Tensor = function.apply(measure, at_once, hidden_NE, targets_N, weights_N, *trained)
     return result
 
 
 def negative_log_likelihood(logits_NV: Tensor, targets_N: Tensor, vocabulary_size: int, group: TensorGroup) -> Tensor:
-    """nll_N in float32. With several ranks, `logits_NV` are this rank's columns, padding past the vocabulary among
-    them.
-    """
+    """Return nll_N in float32. With several ranks, `logits_NV` holds this rank's columns, padding included."""
     logits_NV = logits_NV.float()
     if group.size == 1:
         return F.cross_entropy(logits_NV, targets_N, reduction="none")
@@ -114,7 +110,7 @@ def negative_log_likelihood(logits_NV: Tensor, targets_N: Tensor, vocabulary_siz
 
 
 def most_likely(logits_NV: Tensor, vocabulary_size: int, group: TensorGroup) -> Tensor:
-    """ids_N with the largest logit, the smallest id where several have it."""
+    """Return ids_N of the largest logits. The smallest id wins a tie."""
     if group.size == 1:
         return logits_NV.argmax(-1)
     start = group.rank * logits_NV.size(-1)
@@ -124,7 +120,7 @@ def most_likely(logits_NV: Tensor, vocabulary_size: int, group: TensorGroup) -> 
 
 
 def without_padding(logits_NV: Tensor, start: int, vocabulary_size: int) -> Tensor:
-    """Columns past the vocabulary never win, and never learn."""
+    """Mask the columns past the vocabulary, so that they are never chosen and get no gradient."""
     real = vocabulary_size - start
     if real >= logits_NV.size(-1):
         return logits_NV

@@ -116,7 +116,7 @@ def _check_context(reader: ShardReader, base: BaseModel) -> None:
     """Learned positions end somewhere; rotary ones only get worse."""
     limit = base.config.get("max_position_embeddings", base.config.get("n_positions"))
     longest = int(reader.lengths.max())
-    if family_of(base.family).ends_positions and isinstance(limit, int) and longest - 1 > limit:
+    if family_of(base.family).has_position_limit and isinstance(limit, int) and longest - 1 > limit:
         raise UserError(
             f"{reader.folder} has documents of {longest:,} tokens, this model {limit:,} positions: tokenise with "
             f"--seq {limit}"
