@@ -14,24 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NAMES = {"state1": "exp_avg", "state2": "exp_avg_sq"}  # ours are torch's, so that any AdamW's reader knows them
+NAMES = {"state1": "exp_avg", "state2": "exp_avg_sq"}  # torch's names, which every AdamW checkpoint uses
 _BLOCK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class EightBits:
-    """A state as bitsandbytes has it: codes, the value of each code, the factor of each block."""
+    """A state in bitsandbytes' form: codes, the value of each code, the factor of each block."""
 
     codes: Tensor
     table: Tensor
     factors: Tensor
 
     def numbers(self) -> Tensor:
-        """In float32, flat."""
+        """Return the state as a flat float32 tensor."""
         return self.table[self.codes.flatten().long()] * self.factors.repeat_interleave(_BLOCK)[: self.codes.numel()]
 
     def put(self, numbers: Tensor) -> None:
-        """Numbers from `numbers`, changed maybe, back into the state."""
+        """Quantise these numbers into the state."""
         found, largest = _quantised(numbers, self.table)
         self.codes.copy_(found.view_as(self.codes))
         self.factors.copy_(largest)
@@ -41,7 +41,7 @@ class EightBits:
 
 
 def states_of(state: Mapping[str, Any]) -> dict[str, Tensor | EightBits]:
-    """By torch's names. Nothing for a state that is not bitsandbytes'."""
+    """Return the states by torch's names; empty if the state is not from bitsandbytes."""
     found: dict[str, Tensor | EightBits] = {}
     for theirs, ours in NAMES.items():
         if theirs in state:
@@ -55,7 +55,7 @@ def states_of(state: Mapping[str, Any]) -> dict[str, Tensor | EightBits]:
 
 
 def _quantised(numbers: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes, a factor for each block)."""
+    """Return the codes and the factor of each block."""
     blocks = torch.nn.functional.pad(numbers, (0, -numbers.numel() % _BLOCK)).view(-1, _BLOCK)
     highest, lowest = blocks.amax(1), blocks.amin(1)
     is_signed = (

@@ -11,9 +11,9 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-_SMALL_ELEMENTS = 2**16  # an exchange of less takes as long as one of so many
+_SMALL_ELEMENTS = 2**16  # a smaller exchange takes no less time
 _LEAST_ROWS = 8  # for each replica, so that rounding up costs little
-_BUNDLE_ELEMENTS = 2**25  # of several tensors that travel together
+_BUNDLE_ELEMENTS = 2**25  # size of a bundle of small tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +24,14 @@ class Parcel:
     owners: tuple[int, ...] | None = None
 
     def rows_of(self, name: str, num_rows: int, replicas: int, replica: int) -> range:
-        """Which rows of the tensor a replica owns."""
+        """Return the rows of the tensor that a replica owns."""
         if self.owners is None:
             return split_rows(num_rows, replicas, replica)
         return range(num_rows if self.owners[self.names.index(name)] == replica else 0)
 
 
 def split_rows(num_rows: int, replicas: int, replica: int) -> range:
-    """Equally many for each, rounded up; the last replicas may have fewer."""
+    """Return a replica's rows: an equal share, rounded up; the last replicas may get fewer."""
     each = -(-num_rows // replicas)
     return range(min(replica * each, num_rows), min((replica + 1) * each, num_rows))
 

@@ -1,6 +1,4 @@
-"""A shard: the rows of one parameter that this replica updates, as float32 weights that an optimizer of torch's can be
-given.
-"""
+"""A shard: the rows of one parameter that this replica updates, as float32 weights for a torch optimizer."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ _MOST_ELEMENTS = 2**30  # bitsandbytes counts in 32 bits
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shard:
-    """`weights` are the memory of the parameter itself where that is in float32, and otherwise the master copy."""
+    """`weights` share memory with a float32 parameter; otherwise they are the master copy."""
 
     name: str
     parameter: nn.Parameter
@@ -28,7 +26,7 @@ class Shard:
 
     @property
     def offset(self) -> int:
-        """Of its first weight in this rank's part of the parameter, flat."""
+        """Index of its first weight in this rank's flattened part of the parameter."""
         return self.rows.start * (self.parameter[:1].numel() if self.parameter.dim() else 1)
 
     @property
@@ -42,7 +40,7 @@ class Shard:
 
 @torch.no_grad()
 def publish(shards: Sequence[Shard]) -> None:
-    """New weights to the parameters, rounded to their format."""
+    """Copy the master weights to the parameters, rounded to their dtype."""
     masters = [shard for shard in shards if shard.is_master]
     if masters:
         copy_all(
@@ -51,14 +49,14 @@ def publish(shards: Sequence[Shard]) -> None:
 
 
 def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """In a few launches on a GPU. The name is private to torch."""
+    """Copy all sources to their targets, in a few launches on a GPU. The function is private to torch."""
     torch._foreach_copy_(targets, sources)
 
 
 def make_shards(
     name: str, parameter: nn.Parameter, place: ParameterShard, rows: range, most: int = _MOST_ELEMENTS
 ) -> list[Shard]:
-    """Of all rows that this replica owns, `most` elements in each shard. None where it owns none."""
+    """Return shards of at most `most` elements (but at least one row) that cover the rows this replica owns."""
     at_once = max(1, most // max(1, parameter[:1].numel() if parameter.dim() else 1))
     starts = range(rows.start, rows.stop, at_once)
     return [_make_shard(name, parameter, place, range(start, min(start + at_once, rows.stop))) for start in starts]
@@ -75,7 +73,7 @@ def _rows(tensor: Tensor, rows: range) -> Tensor:
 
 
 def whole_of(part: Tensor, place: ParameterShard, group: TensorGroup) -> Tensor:
-    """A tensor of which tensor ranks hold parts, put together on each of them. Adding zeros changes no bit."""
+    """Assemble on every tensor rank the whole tensor from the ranks' parts. Adding zeros changes no bit."""
     if place.part is None:
         return part
     whole = part.new_zeros(place.shape)

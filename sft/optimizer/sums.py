@@ -1,7 +1,7 @@
-"""Gradients of an iteration, summed over its micro-batches in float32, whatever the weights' own format.
+"""Sum an iteration's gradients over its micro-batches in float32, whatever the dtype of the weights.
 
-In float32 autograd's own sums are used as they are. A gradient in a lower precision is added to a float32 sum as soon
-as it is there, and freed: of those there is one at a time.
+For float32 weights, autograd's own sums are used. A gradient in lower precision is added to a float32 sum as soon as
+it is computed and then freed, so only one exists at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class GradientSums:
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], on_complete: Callable[[str], None] | None = None
     ) -> None:
-        """`on_complete` is told of a parameter whose last micro-batch is there."""
+        """`on_complete` gets a parameter's name once its last micro-batch is summed."""
         self._parameters = dict(parameters)
         self._sums: dict[str, Tensor] = {}
         self._seen: dict[str, int] = {}
@@ -30,7 +30,7 @@ class GradientSums:
         self._expected = num_micro_batches
 
     def take(self, name: str) -> Tensor:
-        """The sum, which is not kept here any more."""
+        """Remove and return the sum."""
         parameter = self._parameters[name]
         if name in self._sums:
             return self._sums.pop(name)

@@ -1,6 +1,4 @@
-"""Base of optimizers that need whole tensors: on the replica that owns one, tensor-parallel ranks gather their
-parts.
-"""
+"""Base class of optimizers that need whole tensors: tensor-parallel ranks of the owning replica gather their parts."""
 
 from __future__ import annotations
 
@@ -32,4 +30,4 @@ class WholeTensorOptimizer(torch.optim.Optimizer):
 
     @abstractmethod
     def _update(self, parameter: Tensor, part: Tensor, lr: float, weight_decay: float) -> None:
-        """`part` is this rank's part of the gradient."""
+        """Update the parameter. `part` is this rank's part of the gradient."""

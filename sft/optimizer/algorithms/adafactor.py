@@ -49,7 +49,7 @@ def _moments(gradient: Tensor) -> dict[str, Tensor]:
 
 
 def _scaled(state: Mapping[str, Tensor], gradient: Tensor, decay: float) -> Tensor:
-    """The gradient over the root of its second moments."""
+    """Return the gradient divided by the root of its second moments."""
     square = gradient.square().add_(_TINY)
     if gradient.dim() < 2:
         moment = state["exp_avg_sq"].mul_(decay).add_(square, alpha=1.0 - decay)

@@ -1,4 +1,4 @@
-"""AdamW: torch's fused one, or NVIDIA Apex's on a GPU where it is installed."""
+"""AdamW: torch's fused version, or on a GPU NVIDIA Apex's if it is installed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ def make(work: Work) -> list[torch.optim.Optimizer]:
 
 
 def nvidia_fused_adam() -> Any:
-    """NVIDIA Apex's FusedAdam where it is installed. A package of the same name on PyPI has nothing to do with it, and
-    no such class.
-    """
+    """Return NVIDIA Apex's FusedAdam, or None. The unrelated PyPI package `apex` has no such class."""
     try:
         from apex.optimizers import FusedAdam
     except ImportError:

@@ -1,4 +1,4 @@
-"""AdamW with moments in 8 bits: bitsandbytes'."""
+"""AdamW with 8-bit moments, from bitsandbytes."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Work:
     shards: Sequence[Shard]
     group: TensorGroup
     device: torch.device
-    outside: Collection[str] = ()  # names of what is not inside the layers
+    outside: Collection[str] = ()  # names of parameters outside the layers
 
     @property
     def places(self) -> dict[Tensor, ParameterShard]:
@@ -34,7 +34,7 @@ class Work:
 
 
 def make_algorithms(work: Work) -> list[torch.optim.Optimizer]:
-    """The optimizers of this name, over the shards of this process: a list, since some leave a part to another."""
+    """Return the optimizers over this process's shards: a list, since some leave certain parameters to another one."""
     if not work.shards:
         return []
     made: list[torch.optim.Optimizer] = importlib.import_module(f"sft.optimizer.algorithms.{work.spec.name}").make(work)
@@ -42,7 +42,7 @@ def make_algorithms(work: Work) -> list[torch.optim.Optimizer]:
 
 
 def decaying_groups(work: Work) -> Groups:
-    """Matrices decay; vectors, which are biases and norms, do not."""
+    """Return parameter groups: weight decay for matrices, none for vectors (biases and norms)."""
     decaying = [shard.weights for shard in work.shards if shard.is_matrix]
     others = [shard.weights for shard in work.shards if not shard.is_matrix]
     decay = work.spec.weight_decay

@@ -18,21 +18,21 @@ from sft.optimizer.shards import Shard, part_of, whole_of
 from sft.optimizer.whole import WholeTensorOptimizer
 
 _MOMENTUM, _TINY = 0.95, 1e-7
-_COEFFICIENTS, _STEPS = (3.4445, -4.7750, 2.0315), 5  # of the iteration of Newton and Schulz
-_LIKE_ADAMW = 0.2  # the root mean square of an update by AdamW
+_COEFFICIENTS, _STEPS = (3.4445, -4.7750, 2.0315), 5  # of the Newton-Schulz iteration
+_LIKE_ADAMW = 0.2  # root mean square of a typical AdamW update
 
 
 def make(work: Work) -> list[torch.optim.Optimizer]:
-    """For matrices inside the layers; the rest is AdamW's."""
-    matrices = replace(work, shards=[shard for shard in work.shards if _is_ours(shard, work)])
-    rest = replace(work, shards=[shard for shard in work.shards if not _is_ours(shard, work)])
+    """Return Muon for the matrices inside the layers, and AdamW for the rest."""
+    matrices = replace(work, shards=[shard for shard in work.shards if _is_muon(shard, work)])
+    rest = replace(work, shards=[shard for shard in work.shards if not _is_muon(shard, work)])
     made: list[torch.optim.Optimizer] = []
     if matrices.shards:
         made.append(Muon(decaying_groups(matrices), lr=work.spec.lr, places=matrices.places, group=work.group))
     return made + (adamw.make(rest) if rest.shards else [])
 
 
-def _is_ours(shard: Shard, work: Work) -> bool:
+def _is_muon(shard: Shard, work: Work) -> bool:
     return shard.is_matrix and shard.name not in work.outside
 
 
@@ -50,7 +50,7 @@ class Muon(WholeTensorOptimizer):
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """About U V^T of the matrix's U S V^T, in bfloat16."""
+    """Return approximately U V^T for the matrix U S V^T, in bfloat16."""
     a, b, c = _COEFFICIENTS
     made = matrix.bfloat16()
     is_tall = made.size(0) > made.size(1)

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent, with momentum where it is asked for: torch's."""
+"""Stochastic gradient descent from torch, with optional momentum."""
 
 from __future__ import annotations
 
