@@ -97,7 +97,7 @@ def start(
             tell(f"{end.reason}: the run has ended here too; run the same command to resume from the latest checkpoint")
             return EXIT_FAILED
         code, reason = _how_they_ended(notes, codes, stacks)
-        if code != EXIT_OK:
+        if reason:
             tell(reason)
         return code
 
@@ -233,7 +233,8 @@ def _how_they_ended(notes: Path, codes: Sequence[int], stacks: Path | None) -> t
         dead = _dead(codes)
         if first["is_consequence"] and dead:
             return EXIT_FAILED, f"{dead}{hint}"
-        return int(first["code"]), f"{first['message']}{hint if first['code'] == EXIT_FAILED else ''}"
+        has_hint = first["message"] and first["code"] == EXIT_FAILED
+        return int(first["code"]), f"{first['message']}{hint if has_hint else ''}"
     names = ", ".join(map(signal_name, killed)) or f"exit codes {', '.join(map(str, codes))}"
     return EXIT_FAILED, f"{_dead(codes) or f'the processes of this run ended without a word ({names})'}{hint}"
 

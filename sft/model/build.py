@@ -18,7 +18,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 
 from sft.config.quantisation import Quantisation
 from sft.families.table import family_of
-from sft.model import attention, matmul
+from sft.model import attention, matmul, norms
 from sft.model.anatomy import Anatomy, find_anatomy
 from sft.model.collectives import TensorGroup
 from sft.model.dropout import Keys
@@ -77,6 +77,7 @@ def build_stage(
     ignored = ignored_of(model)
     renames = renames_of(model)
     matmul.use_in(model)
+    norms.use_in(model)
     stage = Stage(take_apart(model, anatomy), layers, group, sequence_parallel=sequence_parallel, recompute=recompute)
     parameters = _give_memory(stage, names, device)
     if adapted is not None:

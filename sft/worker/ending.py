@@ -73,6 +73,8 @@ def guarded(command: str, work: Callable[[], int]) -> int:
     stack = _register_stack()
     try:
         code = work()
+        if code and notes_folder() is not None:
+            _leave_note(code, "", is_consequence=False)  # a result, such as a comparison that failed, which work() said
         if int(os.environ["WORLD_SIZE"]) > 1 and (NOTES in os.environ or os.environ["RANK"] != "0"):
             _end(code)  # nothing is left to do; torchrun's first worker still holds the folder
         return code

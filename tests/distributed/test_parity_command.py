@@ -4,13 +4,17 @@ transformers.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from tests.distributed.site import Site, make_site
+from tests.models import tiny_config
 
 _WRONG = (
     "import sys; from sft.model import parts; right = parts.Head.normalised; "
@@ -40,6 +44,22 @@ def test_the_bases_own_weights_on_the_users_rows(site: Site, dtype: str, layout:
     assert [line.split()[0] for line in lines[3:5]] == ["loss", "gradient"]
     assert "gradient of (the 5 worst of 38)" in lines[6]
     assert lines[-1] == "the same within what rounding explains"
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_sums_over_the_tokens_of_a_packed_row_in_bfloat16(site: Site, smollm2: Path, tp: int):
+    """Gradients of LayerNorm's biases, which torch's own kernel sums in bfloat16 on a CPU."""
+    base = site.root / "neox"
+    if not base.exists():
+        config = tiny_config("gpt-neox")
+        config.update({"vocab_size": 49152, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 0})
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(base)
+        for file in smollm2.iterdir():
+            shutil.copy(file, base)
+    compared = ["--checkpoint", "neox", "--weights", "--rows", 9, "--run_name", "orders", "--dtype", "bf16"]
+    done = site.sft("parity", *compared, "--tp", tp)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "the same within what rounding explains"
 
 
 def test_a_model_that_computes_something_else_is_told_with_exit_code_3(site: Site):

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from sft.launcher import processes
 from sft.spec.errors import CheckpointError, TrainingError
 from sft.spec.exit_codes import EXIT_FAILED, EXIT_USER_ERROR
 from sft.worker.ending import guarded, reason_of
@@ -54,3 +55,14 @@ def test_what_stopped_a_worker_decides_exit_code_and_line(monkeypatch, capsys, e
     assert reason_of(error).startswith(text)
     assert guarded("plan", fail) == code
     assert text in capsys.readouterr().err
+
+
+_COMPARES = (
+    "import sys; from sft.worker.ending import guarded; print('differs'); sys.exit(guarded('parity', lambda: 3))"
+)
+
+
+def test_a_command_whose_result_is_an_exit_code_needs_no_further_line(capfd):
+    code = processes.start("parity", ["-c", _COMPARES], processes.NodeSlot(per_node=2))
+    out, err = capfd.readouterr()
+    assert (code, out, err) == (3, "differs\ndiffers\n", "")
