@@ -1,4 +1,4 @@
-"""`sft`: the first word of argv names a command, which is imported only when it is used. Flags alone mean `train`."""
+"""`sft`: the first word names a command, which is imported only when it is used. Flags alone mean `train`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMANDS = {
     "login": "store tokens for the Hub and for trackers",
     "inspect": "documents with trained and masked tokens in colours, lengths, the manifest",
 }
-_OF_A_RUN = ("train", "plan")  # these have the settings as flags, and may begin with a recipe
+_OF_A_RUN = ("train", "plan")  # commands with the settings as flags; a recipe may come first
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def entry(argv: list[str] | None = None) -> int:
-    # Threads that wait sleep. Spinning, they take ten times as long where another process wants the same cores.
+    # Waiting threads sleep. Spinning ones run ten times slower if another process wants the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     argv = sys.argv[1:] if argv is None else argv
     if (warning := stranger()) is not None:
@@ -74,7 +74,7 @@ def _run(name: str, flags: list[str]) -> int:
     if name in _OF_A_RUN:
         flags = ["--config", *flags] if flags and _is_recipe(flags[0]) else flags
         arguments, others = parser.parse_known(flags)
-        arguments.others = others  # flags of another trainer, if the recipe is of that one
+        arguments.others = others  # another trainer's flags, beside a recipe of that trainer
     else:
         arguments = parser.parse(flags)
     arguments.argv = flags

@@ -1,4 +1,4 @@
-"""Settings of adapters, where training starts from an adapter; checks of that adapter."""
+"""Settings and checks for training that starts from an existing adapter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenize_data.errors import UserError
 
 
 def with_adapter(settings: Settings) -> Settings:
-    """The configuration with rank and scale of the adapter that it begins with."""
+    """Take rank and scale from the adapter that training starts from."""
     if settings.adapters.adapter is None:
         return settings
     given = read_adapter_config(Path(settings.adapters.adapter))
@@ -34,7 +34,7 @@ def with_adapter(settings: Settings) -> Settings:
 
 
 def check_base(settings: Settings, base: BaseModel) -> None:
-    """An adapter of ours says what it was trained on."""
+    """Raise UserError if the adapter records that it was trained on another base model."""
     try:
         training = json.loads((Path(settings.adapters.adapter or "") / "training.json").read_bytes())
         made_on = training["base_fingerprint"]
@@ -50,7 +50,7 @@ def check_base(settings: Settings, base: BaseModel) -> None:
 
 
 def fingerprint(settings: Settings) -> str | None:
-    """Of the adapter that training begins with."""
+    """Hash the adapter that training starts from; None without one."""
     if settings.adapters.adapter is None:
         return None
     digest = hashlib.sha256()
@@ -66,7 +66,7 @@ def fingerprint(settings: Settings) -> str | None:
 
 
 def description(settings: Settings) -> str | None:
-    """For the header."""
+    """Describe the adapters in one line, for the header."""
     if settings.adapters.lora is None:
         return None
     targets = (

@@ -1,4 +1,4 @@
-"""Reads the base model's facts without torch: whether it exists, its configuration, its size."""
+"""Reads facts about the base model without torch: where it is, its configuration, its size."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """What a plan needs of a base model: its configuration; its weights may be elsewhere."""
+    """What a plan needs to know about a base model. The weights may be elsewhere."""
 
     entry: Base
     folder: Path
     config: dict[str, Any]
-    num_stored: int | None  # numbers in the weights' files; None where they are not here
+    num_stored: int | None  # number of weights in the files; None if they are not on this machine
     is_entry: bool
 
 
 def describe_base_model(settings: Settings) -> Described:
-    """The base model that the flags name, from what of it is on this machine."""
+    """Describe the base model that the flags name, as far as this machine has it."""
     given = Path(settings.model.checkpoint).expanduser()
     is_folder = (given / "config.json").is_file()  # a plan needs no tokenizer
     entry = Base(name=given.resolve().name, path=str(given)) if is_folder else _entry(settings)
@@ -56,7 +56,7 @@ def describe_base_model(settings: Settings) -> Described:
 
 
 def find_base_model(settings: Settings) -> BaseModel:
-    """The base model that the flags name, fetched or converted if need be."""
+    """Find the base model that the flags name; fetch or convert it if necessary."""
     entry = _entry(settings)
     inner = None
     if settings.model.intermediate_iter is not None:
@@ -70,7 +70,7 @@ def find_base_model(settings: Settings) -> BaseModel:
     content = _read_config(folder)
     headers = [_header(file) for file in sorted(folder.glob("*.safetensors"))]
     if not headers:
-        from sft.model.weights import WeightFiles  # it knows what to say
+        from sft.model.weights import WeightFiles  # its message is complete
 
         WeightFiles(folder)
     sizes = {name: tensor["shape"] for header in headers for name, tensor in header.items() if name != "__metadata__"}
@@ -89,9 +89,7 @@ def find_base_model(settings: Settings) -> BaseModel:
 
 
 def tokenizer_flags(settings: Settings, base: BaseModel) -> list[str]:
-    """How the data stage is told of the base model: as it was typed, or, where the files are elsewhere, by an entry
-    written for it.
-    """
+    """The data stage's flags for the base model: as typed, or an entry written for it if the files are elsewhere."""
     given = Path(base.entry.path).expanduser()
     if given == base.folder or (
         settings.model.intermediate_iter is None and not given.exists()
@@ -140,7 +138,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _sample(file: Path) -> bytes:
-    """A few blocks from all over a file: two models of one shape differ in them."""
+    """Read a few blocks spread over a file, to tell models of the same shape apart."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         blocks = []
@@ -151,7 +149,7 @@ def _sample(file: Path) -> bytes:
 
 
 def _header(file: Path) -> dict[str, Any]:
-    """The JSON at the beginning of a safetensors file: names, types and shapes."""
+    """Read the header of a safetensors file: names, types and shapes."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")

@@ -1,4 +1,4 @@
-"""Running the data stage for a run: `tokenize_data` as a process of its own, with the same settings."""
+"""Runs the data stage: `tokenize_data` in a separate process, with the run's settings."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _LISTS = ("datasets", "val_datasets")
 
 
 def tokenise(settings: Settings, base: BaseModel, error_file: Path | None = None) -> int:
-    """Returns its exit code; it prints what it does, and why it fails, unless that goes into `error_file`. A base that
-    cannot be trained is refused first.
+    """Tokenise, and return the exit code. An unsupported base is rejected first. Errors are printed, or written to
+    `error_file`.
     """
     check_torch(visible_gpus())
     check_no_experts(base.config)
     command = [sys.executable, "-m", "tokenize_data", *flags_of(settings.data), *tokenizer_flags(settings, base)]
     if not (settings.data.datasets or settings.data.val_datasets):
         return run_program(command, error_file)
-    with tempfile.TemporaryDirectory(prefix="sft-") as scratch:  # the lists alone: everything else has a flag
+    with tempfile.TemporaryDirectory(prefix="sft-") as scratch:  # only the lists: everything else has a flag
         file = Path(scratch, "datasets.yaml")
         lists = {name: [dataset_values(spec) for spec in settings.value(name)] for name in _LISTS}
         file.write_text(json.dumps(escaped(lists)))

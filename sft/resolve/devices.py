@@ -1,4 +1,4 @@
-"""Finds the GPUs of this machine without torch: all of them, and those that CUDA_VISIBLE_DEVICES selects."""
+"""Finds this machine's GPUs without torch: all of them, and those that CUDA_VISIBLE_DEVICES selects."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _SIGNS = (
     "/dev/nvidiactl",
     "/dev/nvidia0",
     "/dev/dxg",
-)  # of a GPU where neither NVML nor the driver's folder is to be seen
-_NONE = ("", "none", "void", "nodevfiles")  # what schedulers and containers write to hide all GPUs
+)  # names a GPU where neither NVML nor the driver's folder is available
+_NONE = ("", "none", "void", "nodevfiles")  # how schedulers and containers hide all GPUs
 _ASK_TORCH = (
     "import json, torch; print(json.dumps([torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]))"
 )
 
 
 def visible_gpus() -> int:
-    """How many GPUs a process of this machine sees."""
+    """The number of GPUs that a process on this machine sees."""
     return len(visible())
 
 
 def visible() -> list[Device]:
-    """The GPUs that a process of this machine sees, in CUDA's order."""
+    """The GPUs that a process on this machine sees, in CUDA's order."""
     found, is_selected = installed()
     return list(found) if is_selected else selected(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def gpu_here(table: dict[str, Gpu]) -> Gpu | None:
-    """The kind of GPU to plan for; of several kinds that are visible, the one with the least memory. None where the
-    table has it not.
+    """The kind of GPU to plan for: of several kinds, the one with the least memory. None if the table does not have
+    it.
     """
     kinds = [plan_for(device, table) for device in visible()]
     known = [kind for kind in kinds if kind is not None]
@@ -54,7 +54,7 @@ def gpu_here(table: dict[str, Gpu]) -> Gpu | None:
 
 @cache
 def installed() -> tuple[tuple[Device, ...], bool]:
-    """(the GPUs of this machine, whether CUDA_VISIBLE_DEVICES has chosen among them already)."""
+    """Returns (this machine's GPUs, whether CUDA_VISIBLE_DEVICES has been applied already)."""
     found = nvml.devices()
     if found is None:
         found = _from_driver(_PROC)
@@ -64,8 +64,8 @@ def installed() -> tuple[tuple[Device, ...], bool]:
 
 
 def selected(devices: Sequence[Device], listed: str | None) -> list[Device]:
-    """Those that CUDA_VISIBLE_DEVICES names, as CUDA reads it: numbers, UUIDs or their beginnings, MIG instances; a
-    negative ends it.
+    """Select the GPUs that CUDA_VISIBLE_DEVICES names, as CUDA does: numbers, UUIDs or prefixes of them, MIG
+    instances; a negative number ends the list.
     """
     gpus = [device for device in devices if not device.is_instance]
     if listed is None:
@@ -83,11 +83,11 @@ def selected(devices: Sequence[Device], listed: str | None) -> list[Device]:
         chosen.append(found)
     return (
         chosen[:1] if any(device.is_instance for device in chosen) else chosen
-    )  # CUDA shows a process one MIG instance
+    )  # CUDA shows only one MIG instance to a process
 
 
 def check_torch(count: int) -> None:
-    """A torch that supports CPUs only would train on a machine with GPUs a hundred times as slowly."""
+    """Raise UserError for a CPU-only torch on a machine with GPUs: training would be a hundred times slower."""
     version, cuda = _torch_build()
     if count and version is not None and cuda is None:
         these = "a GPU" if count == 1 else f"{count} GPUs"
@@ -99,8 +99,8 @@ def check_torch(count: int) -> None:
 
 
 def prepare_gpus() -> None:
-    """For a worker, before it uses a GPU: numbers as nvidia-smi's, memory in segments that grow, and a torch that sees
-    the GPU.
+    """Prepare a worker before it uses a GPU: nvidia-smi's numbering, expandable segments, and a torch that sees the
+    GPU.
     """
     count = visible_gpus()
     if not count:
@@ -167,7 +167,7 @@ def _from_driver(folder: Path) -> list[Device]:
 
 
 def _from_torch() -> list[Device]:
-    """In a process of its own: no context stays on a GPU."""
+    """Ask torch in a separate process, so that no CUDA context remains here."""
     try:
         done = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=120)
         names = json.loads(done.stdout) if done.returncode == 0 else []
@@ -177,7 +177,7 @@ def _from_torch() -> list[Device]:
 
 
 def _torch_build() -> tuple[str | None, str | None]:
-    """(version, its CUDA or None) of the torch that is installed, which is not imported for it."""
+    """Returns (version, CUDA version or None) of the installed torch, without importing it."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None, None

@@ -1,4 +1,4 @@
-"""What is installed on this machine and what it has, for `sft doctor`. Imports no torch, and shows no secret."""
+"""What this machine has and what is installed, for `sft doctor`. Imports no torch and shows no secrets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GIB = 1 << 30
 _NOT_FOR_USERS = ("dev", "docs", "bench")
 _OUTPUT = ("checkpoints", "tokenized")
 _WANDB_HOST = "api.wandb.ai"
-# Where a token may be, besides its file; these win over it.
+# Environment variables with tokens; they take precedence over files.
 TOKEN_VARIABLES = {"hub": ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"), "wandb": ("WANDB_API_KEY",)}
 
 
@@ -31,12 +31,12 @@ class Finding:
 
 
 def findings(folder: Path) -> list[Finding]:
-    """All but whether training works. `folder` is where runs would be written."""
+    """All findings except whether training works. Runs would be written to `folder`."""
     return [*packages(), *extras(), *devices(), *memory(), *disk(folder), *tokens(), *strangers()]
 
 
 def packages() -> list[Finding]:
-    """Python and what megasft requires, each compared with the range that it asks for."""
+    """Python and the required packages, each compared with the supported range."""
     try:
         wanted = metadata.metadata(_US)["Requires-Python"] or ""
     except metadata.PackageNotFoundError:
@@ -47,7 +47,7 @@ def packages() -> list[Finding]:
 
 
 def extras() -> list[Finding]:
-    """The optional parts, each with what is missing of it."""
+    """The extras, each with the packages that are missing."""
     parts: dict[str, list[Finding]] = {}
     for name, spec, extra in _requirements():
         if extra is not None and extra not in _NOT_FOR_USERS:
@@ -76,7 +76,7 @@ def memory() -> list[Finding]:
 
 
 def disk(folder: Path) -> list[Finding]:
-    """Room in the folders that runs write to; of one that does not exist, where it would be made."""
+    """Free space in the folders that runs write to, or where these folders would be created."""
     found = []
     for name in _OUTPUT:
         place = (folder / name).absolute()
@@ -89,7 +89,7 @@ def disk(folder: Path) -> list[Finding]:
 
 
 def tokens() -> list[Finding]:
-    """Whether there is one, and from where; never the token."""
+    """Which tokens exist and where they come from, never the tokens themselves."""
     return [token_of("hub"), token_of("wandb"), Finding(**{**vars(token_of("hub")), "topic": "token trackio"})]
 
 
@@ -102,7 +102,7 @@ def token_of(service: str) -> Finding:
 
 
 def wandb_netrc() -> Path | None:
-    """The netrc file with a key for W&B, if there is one."""
+    """The netrc file with a W&B key, if there is one."""
     path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
     try:
         return path if netrc.netrc(str(path)).authenticators(_WANDB_HOST) else None
@@ -124,7 +124,7 @@ def _hub_file() -> Path | None:
 
 
 def _requirements() -> list[tuple[str, str, str | None]]:
-    """(package, range, extra or None) of megasft; not the packages that other packages bring."""
+    """The direct requirements of megasft as (package, range, extra or None)."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     found: list[tuple[str, str, str | None]] = []
@@ -157,7 +157,7 @@ def _compared(name: str, version: str, spec: str) -> Finding:
     try:
         fits = SpecifierSet(spec).contains(version, prereleases=True)
     except InvalidVersion:
-        fits = True  # a build of one's own
+        fits = True  # built from source
     text = version if fits else f"{version} does not fit {spec}: pip install '{name}{spec}'"
     return Finding(topic=name, text=text, level="ok" if fits else "problem")
 

@@ -1,5 +1,5 @@
-"""Checks that a folder belongs to this run: two runs can have one name, and the second must not resume or reuse what
-the first has made.
+"""Checks that a folder belongs to this run. Two runs can have the same name; the second must not resume or reuse the
+first.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from sft.spec import run_folder
 from sft.spec.run import RunSpec
 from tokenize_data.errors import UserError
 
-# What a folder's name is made of. The rest may change from one start to the next: iterations, layout, intervals,
-# --keep.
+# The settings in a folder's name. Others, such as iterations, layout, intervals and --keep, may change between starts.
 _NAMED = ("checkpoint", "size", "run_name", "intermediate_iter", *(name for name, _ in SUFFIXES), "id")
 _CONTENT = {"base_fingerprint": "base", "data": "data"}
 
 
 def refuse_another(spec: RunSpec) -> None:
-    """A run's folder that belongs to another run, by its run.toml. What is missing there is of an older release, and no
-    reason.
+    """Raise UserError if run.toml says that the folder belongs to another run. Keys that older releases did not write
+    are ignored.
     """
     table = run_folder.read_run_toml(spec.folder)
     there, resolved = table.get("config"), table.get("resolved")
@@ -52,9 +51,7 @@ def refuse_another(spec: RunSpec) -> None:
 
 
 def _was_named_by(there: Mapping[str, Any], folder: Path) -> bool:
-    """Whether these settings give the folder its name. A folder that a person has copied or renamed says nothing by its
-    name.
-    """
+    """Whether the folder's name follows from these settings, and so was not copied or renamed by hand."""
     try:
         return folder.name.endswith(f"-{name_of(there)}")
     except (KeyError, TypeError, ValueError):
@@ -66,7 +63,7 @@ def _holds_something(folder: Path) -> bool:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Two spellings of one thing are no difference: a base's fingerprint says whether it is another."""
+    """Normalise spellings. Whether the base is another one is decided by its fingerprint."""
     if name == "checkpoint":
         return Path(str(value)).name
     return (value or "7") if name == "size" else value

@@ -1,4 +1,4 @@
-"""A run that another node has resolved, with this node's own folders."""
+"""Adapts a run that another node resolved to this node's folders."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from tokenize_data.reader import ShardReader
 
 
 def local_copy(spec: RunSpec, given: Settings) -> RunSpec:
-    """Base model, shards and output as `given` names them here. Whether they are the same as elsewhere is compared by
-    the launcher.
-    """
+    """Use the base model, shards and output folder that `given` names here. The launcher compares them."""
     base = find_base_model(given)
     root, name = Path(given.data.tokenized_data_dir), given.data.run_name
     data, validation = DataSet.of(ShardReader(dataset_folder(root, name))), None

@@ -1,4 +1,4 @@
-"""The mix of a run's data sets, from its settings and shards."""
+"""Mixing of a run's data sets, from settings and shards."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def mix_of(settings: Settings, reader: ShardReader) -> tuple[MixPart, ...]:
 
 
 def sampler_of(settings: Settings, reader: ShardReader, global_batch: int) -> Sampler:
-    """Which documents make an iteration of this size."""
+    """The sampler that selects the documents of each iteration."""
     is_in_order = settings.schedule.order == "curriculum"
     return Sampler(len(reader), global_batch, settings.data.seed, mix_of(settings, reader), is_in_order)

@@ -1,6 +1,4 @@
-"""Names the run's folder after the settings that differ from the defaults, so that a run is easy to find and not mixed
-up.
-"""
+"""Names the run's folder after the settings that differ from their defaults."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""NVIDIA's management library, which comes with the driver: which GPUs and MIG instances there are. Called through
-ctypes.
-"""
+"""Lists GPUs and MIG instances through NVML, the management library that comes with the driver, by ctypes."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ class _Memory(ctypes.Structure):
 
 
 def devices(load: Callable[[str], Any] = ctypes.CDLL) -> list[Device] | None:
-    """In the order of nvidia-smi, the instances of a partitioned GPU behind it. None where the library or its driver is
-    not there.
-    """
+    """GPUs in nvidia-smi's order, each followed by its MIG instances. None without the library or the driver."""
     library = _loaded(load)
     if library is None:
         return None
@@ -64,7 +60,7 @@ def _with_instances(library: Any, handle: ctypes.c_void_p, index: int) -> list[D
     current, pending = ctypes.c_uint(0), ctypes.c_uint(0)
     has_mode = (
         library.nvmlDeviceGetMigMode(handle, ctypes.byref(current), ctypes.byref(pending)) == 0
-    )  # older GPUs have none
+    )  # older GPUs have no MIG
     is_partitioned = has_mode and current.value == 1
     gpu = _device(library, handle, index, is_partitioned=is_partitioned)
     if not is_partitioned:

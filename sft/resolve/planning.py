@@ -1,4 +1,4 @@
-"""Makes a plan from the settings, the model, the data and the machine. Needs no torch and starts no process."""
+"""Makes a plan from settings, model, data and machine. Needs no torch and starts no processes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from tokenize_data.manifest import dataset_folder
 from tokenize_data.reader import ShardReader
 
 _SAMPLED_ITERATIONS = 5
-_BYTES_PER_TOKEN = 4.0  # of JSONL text, roughly, in English
-_CPU_OPERATIONS = 5e10  # a second, where nobody measures them
+_BYTES_PER_TOKEN = 4.0  # bytes per token of English JSONL, roughly
+_CPU_OPERATIONS = 5e10  # operations per second, if they are not measured
 _GPU_ROW_TOKENS = 8192  # a row long enough to keep a GPU busy
-_COUNTED_BYTES = 2**30  # of files whose rows are counted, before the rest is judged by size
+_COUNTED_BYTES = 2**30  # bytes in which rows are counted; the rest is estimated by size
 
 
 def machine(settings: Settings) -> Gpu | None:
-    """The GPU that is named, or the one that is here; None where neither is."""
+    """The GPU that --gpu names, or this machine's; None without either."""
     table = read_gpus(Path(settings.layout.gpu_file)) if settings.layout.gpu_file else TABLE
     if settings.layout.gpu:
         return find_gpu(settings.layout.gpu, table)
@@ -45,7 +45,7 @@ def machine(settings: Settings) -> Gpu | None:
 
 
 def this_cpu(processes: int, operations_per_second: float = _CPU_OPERATIONS) -> Gpu:
-    """This computer, as if each process were a GPU with its share of memory and cores."""
+    """This CPU as a GPU: each process has its share of memory and cores."""
     memory = _memory_bytes() / GB / processes
     rate = operations_per_second / processes / 1e12
     return Gpu(
@@ -69,7 +69,7 @@ def _memory_bytes() -> int:
 
 
 def make_plan(settings: Settings) -> Plan:
-    """The plan of a run that may not have been prepared at all."""
+    """Plan a run whose data need not be tokenised and whose base need not be here."""
     base, notes = describe_base_model(settings), []
     gpu = machine(settings)
     world = settings.machine.nodes * (settings.machine.nproc_per_node or max(visible_gpus(), 1))
@@ -119,19 +119,19 @@ def _learning_rate(settings: Settings) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """What a run is given where the flags leave it open."""
+    """The values chosen for what the flags leave open."""
 
     layout: Layout
     micro_batch: int
     recompute: str
-    gpu: str  # the kind that was planned for: cpu, or "unknown"
-    seconds: float | None = None  # an iteration
-    note: str = ""  # why it is not what the entry says
+    gpu: str  # the kind of GPU that was planned for, cpu, or "unknown"
+    seconds: float | None = None  # per iteration
+    note: str = ""  # why the layout differs from the entry's
 
 
 def choose(settings: Settings, base: BaseModel, reader: ShardReader, world: int) -> Chosen:
-    """By the plan on GPUs that it knows: what does not fit is refused. Elsewhere the simplest; on a CPU, the simplest
-    that fits.
+    """Choose by the plan on known GPUs, and raise UserError if nothing fits. On other GPUs take the simplest layout,
+    on a CPU the simplest that fits.
     """
     gpus = visible_gpus()
     gpu = machine(settings) if gpus else this_cpu(max(1, world // settings.machine.nodes))
@@ -187,7 +187,7 @@ def _packed(reader: ShardReader, settings: Settings) -> Pack:
 
 
 def batches_of(reader: ShardReader, sampler: Sampler) -> Batches:
-    """Of the first iterations. A document of n tokens has n - 1 places."""
+    """The batches of the first iterations. A document of n tokens has n - 1 predictions."""
     numbers = [sampler.documents(iteration).astype(np.int64) for iteration in range(_SAMPLED_ITERATIONS)]
     lengths = [np.maximum(reader.lengths[chosen].astype(np.int64) - 1, 1).tolist() for chosen in numbers]
     return Batches(lengths, [reader.trained[chosen].astype(np.int64).tolist() for chosen in numbers])
@@ -199,7 +199,7 @@ def trained_share(settings: Settings, reader: ShardReader) -> float:
 
 
 def _data(settings: Settings, notes: list[str]) -> tuple[Data, Pack, float]:
-    """From the shards, else from what is known ahead, else from the files; the rest is assumed, and said."""
+    """What is known about the data: from the shards, the given numbers, or the files. Assumptions are noted."""
     folder = dataset_folder(Path(settings.data.tokenized_data_dir), settings.data.run_name)
     if (folder / "manifest.json").exists():
         reader = ShardReader(folder)
@@ -238,7 +238,7 @@ def _data(settings: Settings, notes: list[str]) -> tuple[Data, Pack, float]:
 
 
 def _count_rows(files: tuple[str, ...]) -> tuple[int, float] | None:
-    """(rows, bytes of a row) of files with a row a line. None where one is of another kind: tokenising tells."""
+    """Returns (rows, bytes per row) of line-based files. None if there are other kinds."""
     rows, size = 0.0, 0.0
     for name in files:
         path = Path(name)
@@ -284,7 +284,7 @@ def _further_notes(settings: Settings, base: Described, question: Question, choi
 
 
 def scaling(settings: Settings, counts: list[int]) -> list[tuple[int, Plan | str]]:
-    """The plan for other numbers of GPUs, or why there is none."""
+    """The plan for other numbers of GPUs, or why there is none for each."""
     per_node = settings.machine.nproc_per_node or max(visible_gpus(), 1)
     rows: list[tuple[int, Plan | str]] = []
     for count in counts:

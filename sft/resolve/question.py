@@ -1,8 +1,7 @@
-"""The question for the planner's search: which layouts it may choose from, and the documents per iteration that follow.
-
-What was typed is an order. What an entry of checkpoints.toml or a base model's path says is a preference: used where it
-fits the processes and the GPUs at hand. `--gradient_accumulation` makes the documents of an iteration depend on the
-layout: both are searched for at once.
+"""Builds the question for the planner's search: the possible layouts and the documents per iteration. Typed values are
+orders. Values from checkpoints.toml or from a base model's path are preferences: they are used if they fit the
+processes and GPUs at hand. With `--gradient_accumulation` the documents per iteration depend on the layout, so both
+are searched together.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from sft.resolve.naming import layout_of_path
 from sft.spec.base import BaseModel
 from tokenize_data.errors import UserError
 
-Pack = Callable[[int], Batches]  # the batches of iterations of so many documents
-Sizes = tuple[int | None, int | None]  # tp and pp; None: not said
+Pack = Callable[[int], Batches]  # the batches of iterations with this many documents
+Sizes = tuple[int | None, int | None]  # tp and pp; None: not given
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """`question` is open to the layouts that may be, with the documents of an iteration that go with them."""
+    """`question` allows all valid layouts, with the matching documents per iteration."""
 
     question: Question
     why_not: str | None = None  # why a preference is not used
@@ -38,17 +37,17 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is known of a run before it has a layout."""
+    """What is known about a run before its layout."""
 
     settings: Settings
     base: BaseModel | Described
     world: int
-    gpu: Gpu | None  # None: one that the plan does not know
+    gpu: Gpu | None  # None: a GPU that the plan does not know
     pack: Pack
     trained_share: float
 
     def ask(self) -> Asked:
-        """On a CPU the simplest layout is taken, on GPUs the plan chooses."""
+        """Ask for the simplest layout on a CPU, and for the fastest on GPUs."""
         assert self.gpu is not None
         if self.gpu.name == "cpu":
             layout, why_not = self.simple_layout()
@@ -67,7 +66,7 @@ class Case:
         return Asked(question=self._best_question(self._ordered), why_not=self._why_not(reason))
 
     def simple_layout(self) -> tuple[Layout, str | None]:
-        """(where nobody plans: the preference, or as little as was ordered; why the preference is not used)."""
+        """Returns (the layout without a plan: the preference, or what was ordered; why the preference is not used)."""
         if self._preferred == self._ordered:
             return self._layout(self._ordered), None
         refusal = self._refusal(self._preferred)
@@ -82,7 +81,7 @@ class Case:
 
     @property
     def _preferred(self) -> Sizes:
-        """From the flags, the entry, or the path, in this order."""
+        """tp and pp from the flags, the entry, or the path, in this order."""
         entry = self.base.entry
         of_path = layout_of_path(entry.path) or (None, None)
         return self.settings.layout.tp or entry.tp or of_path[0], self.settings.layout.pp or entry.pp or of_path[1]
@@ -97,8 +96,8 @@ class Case:
         return f"{where} tp {tp} x pp {pp} {reason}"
 
     def _below_preference(self) -> list[tuple[int, int]]:
-        """Of GPUs that nobody knows, nobody knows what fits: the nearest to the preference comes first. A CPU has its
-        memory for all.
+        """Smaller layouts to try. On unknown GPUs the nearest to the preference comes first, since what fits is not
+        known; processes on a CPU share its memory.
         """
         if self.gpu is not None:
             return []
@@ -127,12 +126,12 @@ class Case:
         return None
 
     def _best_question(self, sizes: Sizes) -> Question:
-        """The one with the fastest answer; where none has any that fits, the one that comes nearest."""
+        """The question with the fastest answer, or, if nothing fits, the one that comes closest."""
         questions = [self._question(sizes, dp) for dp in self._replicas(sizes)]
         return questions[0] if len(questions) == 1 else min(questions, key=_order)
 
     def _replicas(self, sizes: Sizes) -> list[int | None]:
-        """The numbers of replicas to ask for one by one, as each has another number of documents; None: any."""
+        """The numbers of replicas to try one by one, since each means another number of documents; None: any."""
         tp, pp = sizes
         if self.settings.schedule.gradient_accumulation is None:
             return [None]
@@ -167,16 +166,14 @@ class Case:
 
 
 def global_batch_of(settings: Settings, dp: int) -> int:
-    """Documents of an iteration on `dp` replicas. With --gradient_accumulation a row counts as one unless --micro_batch
-    says more.
-    """
+    """Documents per iteration on `dp` replicas. With --gradient_accumulation, micro_batch is 1 unless typed."""
     if settings.schedule.gradient_accumulation is None:
         return settings.schedule.global_batch
     return settings.schedule.gradient_accumulation * (settings.layout.micro_batch or 1) * dp
 
 
 def settled(settings: Settings, layout: Layout) -> Settings:
-    """The configuration with the documents of an iteration as a number, and the layout that it comes from."""
+    """The settings with the global batch as a number, and the layout that it follows from."""
     if settings.schedule.gradient_accumulation is None:
         return settings
     return settings.replace(
@@ -185,12 +182,12 @@ def settled(settings: Settings, layout: Layout) -> Settings:
 
 
 def batch_values(settings: Settings) -> dict[str, int | None]:
-    """Of a settled configuration, for other nodes: they would find another number with fewer processes."""
+    """The batch settings for other nodes, which would compute other values from fewer processes."""
     return {name: settings.value(name) for name in ("gradient_accumulation", "global_batch", "tp", "pp")}
 
 
 def recompute_of(settings: Settings) -> str | None:
-    """Who trains on a quantised base is short of memory."""
+    """Recompute more by default on a quantised base: memory is scarce there."""
     return settings.layout.recompute or ("full" if settings.adapters.quantisation else None)
 
 

@@ -1,4 +1,4 @@
-"""From settings and tokenised data to a complete RunSpec: base model, layout, batches, iterations, folder."""
+"""Resolves settings and tokenised data to a RunSpec: base model, layout, batches, iterations, folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tokenize_data.reader import ShardReader
 
 
 def resolve(settings: Settings, base: BaseModel | None = None, world: int | None = None) -> RunSpec:
-    """The run of these settings, from shards that exist. `world` is the number of processes where it is fixed."""
+    """Resolve a run from settings and existing shards. `world` is the number of processes if it is fixed."""
     asked = adapters.with_adapter(settings)
     base = base or find_base_model(asked)
     adapters.check_base(asked, base)
@@ -89,7 +89,7 @@ def _check_early_stopping(part: str | None, validation: ShardReader | None) -> N
 
 
 def _complete(asked: Settings, base: BaseModel, reader: ShardReader, chosen: Chosen) -> Settings:
-    """The settings with every choice made. What is None now is off."""
+    """The settings with every choice made. None now means off."""
     schedule, layout = asked.schedule, chosen.layout
     epoch = num_iterations(len(reader), 1.0, schedule.global_batch)
     formats = {data_set["format"] for data_set in reader.manifest.datasets}
@@ -113,7 +113,7 @@ def _complete(asked: Settings, base: BaseModel, reader: ShardReader, chosen: Cho
 
 
 def _check_context(reader: ShardReader, base: BaseModel) -> None:
-    """Learned positions end somewhere; rotary ones only get worse."""
+    """Raise UserError if documents exceed learned positions. Rotary positions have no hard end."""
     limit = base.config.get("max_position_embeddings", base.config.get("n_positions"))
     longest = int(reader.lengths.max())
     if family_of(base.family).has_position_limit and isinstance(limit, int) and longest - 1 > limit:

@@ -1,4 +1,4 @@
-"""Settings from flags and recipe, on this machine."""
+"""Settings from flags and recipe."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tokenize_data.flags import plain
 
 
 def settings_of(arguments: argparse.Namespace, command: str = "train", **unless_given: Any) -> Settings:
-    """The configuration that flags ask for, with the recipe of --config below them. Workers repeat no warning."""
+    """Settings from flags; the recipe of --config has lower priority. Workers do not repeat warnings."""
     others = typed.values_of(getattr(arguments, "others", []))
     return _made(typed_values(arguments), others, command, unless_given)
 
 
 def settings_from(values: Mapping[str, Any], caller: str, command: str = "train", **unless_given: Any) -> Settings:
-    """The same from Python values by name, checked as those of a recipe are. `caller` is for messages."""
+    """Settings from Python values by name, checked like a recipe's. `caller` appears in messages."""
     values = {name: plain(value) for name, value in values.items()}
     config = {"config": values["config"]} if values.get("config") is not None else {}
     own = values_of_fields({name: value for name, value in values.items() if name in FIELDS or name in WORDS}, caller)

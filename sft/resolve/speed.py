@@ -1,4 +1,4 @@
-"""Measures this CPU, to estimate how long a run takes on it. For GPUs the plan estimates the time."""
+"""Measures this CPU to estimate the duration of a run. For GPUs the plan estimates it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import time
 import numpy as np
 
 _SIZE, _TRIES = 768, 4
-_CPU_EFFICIENCY = 0.5  # of a bare matrix product, what training reaches with the shapes of small models
+_CPU_EFFICIENCY = 0.5  # share of a bare matmul's speed that training of small models reaches
 
 
 def expected_seconds(num_parameters: int, num_tokens: float) -> float:
-    """For `num_tokens` forward and backward: six operations for each parameter and token."""
+    """Time for `num_tokens`, forward and backward: six operations per parameter and token."""
     return 6.0 * num_parameters * num_tokens / cpu_operations_per_second()
 
 
 def cpu_operations_per_second() -> float:
-    """What training reaches on all cores."""
+    """Operations per second that training reaches on all cores."""
     return _matrix_speed() * _CPU_EFFICIENCY
 
 
 def _matrix_speed() -> float:
-    """Operations a second of a float32 matrix product on all cores, the best of a few tries."""
+    """Operations per second of a float32 matmul on all cores: the best of a few tries."""
     matrix = np.ones((_SIZE, _SIZE), np.float32)
     seconds = []
     for _ in range(_TRIES):

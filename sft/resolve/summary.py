@@ -1,4 +1,4 @@
-"""Collects the facts for the header that is shown before a run starts."""
+"""Collects the facts for the header that a run shows before it starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SAMPLED_ITERATIONS = 20
 
 
 def facts_of(spec: RunSpec, start: int = 0) -> Facts:
-    """What the header shows, with the fill and balance of the first iterations' batches."""
+    """The header's facts, including fill and balance of the first iterations' batches."""
     settings, reader = spec.settings, ShardReader(spec.data.folder)
     plans = []
     for number in range(start, min(spec.iterations, start + _SAMPLED_ITERATIONS)):
@@ -62,7 +62,7 @@ def placement_of(spec: RunSpec) -> Placement:
 
 
 def placement_warning(spec: RunSpec) -> str | None:
-    """What it costs that tensor groups span nodes."""
+    """Warn if tensor-parallel groups span nodes, with the cost."""
     shape = ModelShape.of_config(spec.base.config)
     hidden = spec.base.config.get("hidden_size")
     if spec.settings.machine.nodes == 1 or shape.layers is None or not isinstance(hidden, int):
@@ -73,12 +73,12 @@ def placement_warning(spec: RunSpec) -> str | None:
 
 
 def early_stopping_warning(spec: RunSpec) -> str | None:
-    """Where a run ends before it can have waited long enough."""
+    """Warn if the run ends before early stopping can trigger."""
     output = spec.settings.output
     patience = output.early_stopping
     if patience is None or patience >= KEEP_BEST:
         return None
-    earlier = (spec.iterations - 1) // output.eval_interval  # the last validation comes at the end in any case
+    earlier = (spec.iterations - 1) // output.eval_interval  # there is always a validation at the end
     if patience < earlier:
         return None
     times = f"{earlier} validation{'' if earlier == 1 else 's'} before its end"

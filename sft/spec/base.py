@@ -1,4 +1,4 @@
-"""The base model of a run: where it is, and what its files say."""
+"""The base model of a run: its location and the facts in its files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class BaseModel:
     folder: Path
     config: dict[str, Any]  # config.json
     num_parameters: int
-    is_entry: bool  # of checkpoints.toml; otherwise a path was given
-    fingerprint: str  # of configuration, names and shapes, and of samples of the weights
+    is_entry: bool  # whether it is an entry of checkpoints.toml; otherwise a path
+    fingerprint: str  # hash of configuration, names, shapes, and samples of the weights
 
     @property
     def family(self) -> str:

@@ -6,8 +6,8 @@ from tokenize_data.errors import FailedError
 
 
 class TrainingError(Exception):
-    """Training cannot go on. The message is for a person: what happened, in which iteration, what to try."""
+    """Training cannot continue. The message says what happened, in which iteration, and what to try."""
 
 
 class CheckpointError(FailedError):
-    """A checkpoint was not written or read: on every process alike. The checkpoints before it are as they were."""
+    """A checkpoint could not be written or read, on any process. Earlier checkpoints are intact."""

@@ -1,4 +1,4 @@
-"""The exit codes of `sft`, and other programs' exit codes as ours."""
+"""Exit codes of `sft`, and the translation of other programs' exit codes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EXIT_OK, EXIT_FINISHED, EXIT_USER_ERROR, EXIT_FAILED, EXIT_PREEMPTED = 0, 1, 2, 
 
 
 def as_exit_code(command: str, what: str, code: int, known: Collection[int]) -> int:
-    """The exit code of a program that we started. A code that is not `known` is a crash, and reported here."""
+    """Translate the exit code of a program that we started. A code that is not `known` is reported as a crash."""
     if code in known:
         return code
     how = (
@@ -25,5 +25,5 @@ def as_exit_code(command: str, what: str, code: int, known: Collection[int]) -> 
 def signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
-    except ValueError:  # a real-time signal has none
+    except ValueError:  # real-time signals have no name
         return f"signal {number}"

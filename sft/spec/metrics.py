@@ -1,6 +1,4 @@
-"""metrics.jsonl: one object an iteration, the only source of the progress bar, the trackers, the chart and the
-report.
-"""
+"""metrics.jsonl: one JSON object per iteration; progress bar, trackers, chart and report all read it."""
 
 from __future__ import annotations
 
@@ -19,13 +17,13 @@ _MOST_ITERATIONS = 1 << 53
 
 
 class MetricsFile:
-    """Grows by one line an iteration, each of them with the operating system before `append` returns."""
+    """Appends one line per iteration, flushed to the operating system before `append` returns."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def append(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Write one record; returns it as written, to be handed to the progress bar and the trackers."""
+        """Write one record. Returns it as written, for the progress bar and the trackers."""
         written = valid_record(record)
         line = json.dumps(written, allow_nan=False, ensure_ascii=True).encode() + b"\n"
         try:
@@ -38,9 +36,7 @@ class MetricsFile:
         return written
 
     def rewind(self, iteration: int) -> int:
-        """Before a resume after `iteration`: drop what came later, and a torn line. Returns the number of records that
-        stay.
-        """
+        """Drop records after `iteration` and a torn line, before a resume. Returns the number of records kept."""
         kept = [record for record in read(self._path) if record["iteration"] <= iteration]
         if self._path.exists():
             replace_file(self._path, "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in kept))
@@ -48,9 +44,7 @@ class MetricsFile:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records, in the order written; none where there is no file. A line that is none, as a crash may leave it, is
-    left out.
-    """
+    """The records in the order written. Damaged lines, as a crash may leave them, are skipped."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -61,7 +55,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def valid_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain numbers, and null for those that JSON cannot hold; the note says which they were."""
+    """Convert to plain numbers; values that JSON cannot hold become null, and a note says which."""
     values = {key: value.item() if hasattr(value, "item") else value for key, value in record.items()}
     odd = {key: value for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
     notes = [values["note"]] if values.get("note") else []
@@ -74,7 +68,7 @@ def valid_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def number(record: Mapping[str, Any], key: str) -> float | None:
-    """A finite number of the record, or None."""
+    """A finite number from the record, or None."""
     value = record.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
@@ -91,7 +85,7 @@ def _ends_a_line(file: Any) -> bool:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A record, which has the number of its iteration."""
+    """Parse a record, which must have its iteration."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

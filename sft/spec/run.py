@@ -1,4 +1,4 @@
-"""A run, resolved: everything that its processes need to know, as one value and as run.json."""
+"""A resolved run: everything that its processes need, as one value and as run.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """Tokenised data: where it is here, and what it is everywhere."""
+    """A tokenised data set: its folder on this node, and its content."""
 
     folder: Path
     fingerprint: str
@@ -43,7 +43,7 @@ class DataSet:
         )
 
     def open(self) -> ShardReader:
-        """Its shards, held open, so that replacing the data set does not disturb this process."""
+        """Open all shards and keep them open, so that retokenising does not disturb this process."""
         reader = ShardReader(self.folder).keep_open()
         if reader.manifest.fingerprint() != self.fingerprint:
             raise UserError(f"{self.folder} was tokenised again while this run was starting: start the run again")
@@ -63,18 +63,18 @@ class RunSpec:
     asked: Settings
     settings: Settings
     base: BaseModel
-    adapter_fingerprint: str | None  # of the adapter that training starts from
+    adapter_fingerprint: str | None  # fingerprint of the adapter that training starts from
     data: DataSet
     validation: DataSet | None
-    vocabulary_size: int  # of the model that is trained: the base's, or the tokenizer's where that is larger
+    vocabulary_size: int  # of the trained model: the larger of the base's and the tokenizer's
     layout: Layout
     stages: tuple[range, ...]  # the layers of each pipeline stage
-    tokens_at_once: int  # logits of so many tokens are in memory
+    tokens_at_once: int  # how many tokens' logits are in memory at once
     folder: Path
     versions: dict[str, str]
-    seconds_per_iteration: float | None = None  # as planned; None where no plan knows the hardware
-    mix: tuple[MixPart, ...] = ()  # of several data sets
-    layout_note: str = ""  # why the layout is not the entry's
+    seconds_per_iteration: float | None = None  # as planned; None on hardware that the planner does not know
+    mix: tuple[MixPart, ...] = ()  # empty for a single data set
+    layout_note: str = ""  # why the layout differs from the entry's
 
     @property
     def iterations(self) -> int:
@@ -94,7 +94,7 @@ class RunSpec:
 
     @property
     def capacity(self) -> int:
-        """Tokens in a packed row."""
+        """Maximum number of tokens in a packed row."""
         return self.micro_batch * self.settings.data.seq
 
     @property
@@ -117,7 +117,7 @@ class RunSpec:
         return OpenData(training=self.data.open(), validation=self.validation.open() if self.validation else None)
 
     def facts(self) -> dict[str, Any]:
-        """What run.toml, checkpoints and training.json record besides the settings."""
+        """Facts that run.toml, checkpoints and training.json record besides the settings."""
         return {
             "base": self.base.entry.path,
             "base_folder": str(self.base.folder.resolve()),
@@ -162,7 +162,7 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, content: Any, where: str) -> RunSpec:
-        """`where` is the file, or who sent it."""
+        """Parse run.json. `where` names the file or the sender in messages."""
         if not isinstance(content, dict) or content.get("version") != _VERSION:
             raise UserError(f"{where} was not written by this version of sft: install one version everywhere")
         try:
@@ -211,5 +211,5 @@ def _data_set(content: dict[str, Any]) -> DataSet:
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Paths as text."""
+    """Convert paths to text."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

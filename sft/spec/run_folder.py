@@ -1,4 +1,4 @@
-"""run.toml and status.json: what a run is and how far it has come. Only rank 0 writes them."""
+"""run.toml and status.json: what a run is and how far it is. Only rank 0 writes them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TO_ESCAPE = re.compile(r'["\\\x00-\x1f\x7f]')
 
 
 def write_status(folder: Path, *, state: State, iteration: int, iterations: int, reason: str = "") -> None:
-    """How the run stands. A reader sees the old status or the new one, never a part."""
+    """Write status.json atomically."""
     assert state in STATES, state
     status = {
         "state": state,
@@ -36,7 +36,7 @@ def write_status(folder: Path, *, state: State, iteration: int, iterations: int,
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:
-    """None where there is none, or a damaged one."""
+    """The status; None if the file is missing or damaged."""
     try:
         status = json.loads((folder / "status.json").read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -50,23 +50,23 @@ def read_status(folder: Path) -> dict[str, Any] | None:
 
 
 def is_finished(folder: Path) -> bool:
-    """The exported model is there, or, of a run that trains one, the adapter: a merged model comes before it."""
+    """Whether the exported model exists, or the adapter in a LoRA run, which is written after a merged model."""
     return (folder / "adapter").is_dir() or ((folder / "hf").is_dir() and not trains_adapters(folder))
 
 
 def result_of(folder: Path) -> Path | None:
-    """The folder of a finished run's model or adapter. None where it is not finished, or holds no weights any more."""
+    """The folder of a finished run's model or adapter; None if unfinished or without weights."""
     result = folder / ("adapter" if (folder / "adapter").is_dir() else "hf")
     return result if is_finished(folder) and any(result.glob("*.safetensors")) else None
 
 
 def trains_adapters(folder: Path) -> bool:
-    """By run.toml; a run without one trains weights."""
+    """Whether the run trains adapters, by run.toml; without that file it does not."""
     return "lora" in read_run_toml(folder).get("config", {})
 
 
 def read_run_toml(folder: Path) -> dict[str, Any]:
-    """Empty where there is none, or a damaged one."""
+    """The content of run.toml; empty if it is missing or damaged."""
     try:
         return tomllib.loads((folder / "run.toml").read_bytes().decode())
     except (OSError, ValueError, RecursionError):
@@ -76,9 +76,7 @@ def read_run_toml(folder: Path) -> dict[str, Any]:
 def write_run_toml(
     folder: Path, *, config: Mapping[str, Any], resolved: Mapping[str, Any], versions: Mapping[str, str]
 ) -> None:
-    """run.toml. An older one that says something else (other than versions) stays beside it as run-1.toml, run-2.toml,
-    ...
-    """
+    """Write run.toml. An older one with other values (versions aside) is kept as run-1.toml, run-2.toml, ..."""
     text = to_toml({"config": config, "resolved": resolved, "versions": versions})
     path = folder / "run.toml"
     if path.exists() and _differ(path, text):
@@ -95,7 +93,7 @@ def write_run_toml(
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a whole file, which only its owner can read, or leave the old one as it is."""
+    """Replace a file atomically. Only its owner can read it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_private(path, text.encode("utf-8", "backslashreplace"), path.with_name(f".{path.name}.part"))
@@ -104,7 +102,7 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """Tables of strings, numbers, booleans, lists and further tables, as TOML. What is None is left out."""
+    """Format tables of strings, numbers, booleans, lists and tables as TOML, without values that are None."""
     return "\n".join(block for name, table in tables.items() for block in _blocks(_key(name), table))
 
 

@@ -1,4 +1,4 @@
-"""The versions that a run records, and the package of another project that has our command's name."""
+"""Versions that a run records, and a check for another project's package that has our command's name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
 
 
 def main_versions() -> dict[str, str]:
-    """What `sft --version` prints, without importing any of it."""
+    """What `sft --version` prints, without importing the packages."""
     known = versions()
     return {
         "megasft": known["sft"],
@@ -31,7 +31,7 @@ def main_versions() -> dict[str, str]:
 
 
 def stranger() -> str | None:
-    """A warning where `pip install sft` was run: that installs a seismology program, whose files lie where ours do."""
+    """A warning if `pip install sft` was run: it installs a seismology program over our files."""
     try:
         found = metadata.distribution("sft")
     except metadata.PackageNotFoundError:

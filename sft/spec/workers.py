@@ -6,19 +6,19 @@ import os
 import signal
 from pathlib import Path
 
-NOTES = "SFT_NOTES"  # a folder in which workers leave why they stopped, and their stacks
-LAUNCHER = "SFT_LAUNCHER"  # its process number: workers end with it
-ATTEMPT = "SFT_ATTEMPT"  # a name of this attempt that only its processes know
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the launcher passes them on; workers save and leave
+NOTES = "SFT_NOTES"  # folder in which workers leave the reason why they stopped, and their stacks
+LAUNCHER = "SFT_LAUNCHER"  # its process id: workers end with it
+ATTEMPT = "SFT_ATTEMPT"  # name of this attempt, known only to its processes
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the launcher passes them on; workers save and exit
 SHOW_STACKS = signal.SIGUSR2
 
 
 def notes_folder() -> Path | None:
-    """None where no launcher of ours has started this process."""
+    """The folder for notes; None if none of our launchers started this process."""
     folder = os.environ.get(NOTES)
     return Path(folder) if folder is not None and Path(folder).is_dir() else None
 
 
 def unblock_signals() -> None:
-    """Workers start with these signals blocked, so that none is lost while they import."""
+    """Unblock the signals that are blocked while a worker imports, so that none is lost."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)

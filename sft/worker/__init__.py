@@ -1,4 +1,3 @@
-"""What each process of a run does, from joining the others to the exported model.
-
-Does not belong here: decisions (`resolve` made them; they are in the RunSpec), starting processes (`launcher`).
+"""What each process of a run does, from joining the process group to exporting the model. Does not belong here:
+decisions (`resolve` makes them and puts them into the RunSpec), starting processes (`launcher`).
 """

@@ -1,4 +1,4 @@
-"""How a worker ends: one line and an exit code. A signal lets it save first."""
+"""How a worker ends: with one line and an exit code. On a signal it saves first."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _SAME_SIGNAL_SECONDS = 3.0
 
 
 class PreemptedError(Exception):
-    """Stopped by a signal, after saving."""
+    """The run was stopped by a signal, after saving."""
 
 
 class Interrupt:
-    """Whether a signal, or an error, has asked this process to save and leave. A second signal is not waited for."""
+    """Records that a signal or an error asked this process to save and exit. A second signal exits at once."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -43,7 +43,7 @@ class Interrupt:
         unblock_signals()
 
     def because(self, error: Exception) -> None:
-        """Save and leave, on all processes, because of what has gone wrong in this one alone."""
+        """Make all processes save and exit because of an error that only this one has."""
         self.error = self.error or error
 
     @property
@@ -52,7 +52,7 @@ class Interrupt:
 
     def _heard(self, number: int, frame: object) -> None:
         if self.name is not None and time.monotonic() - self._heard_at < _SAME_SIGNAL_SECONDS:
-            return  # queues and launchers pass the same signal on by several ways
+            return  # queues and launchers may deliver the same signal more than once
         if self.name is not None:
             leave(
                 EXIT_FAILED,
@@ -66,9 +66,9 @@ class Interrupt:
 
 
 def guarded(command: str, work: Callable[[], int]) -> int:
-    """Run `work` in a worker. What stops it is left for the launcher, or said, in one line."""
+    """Run `work` in a worker. If it fails, leave one line for the launcher, or print it where there is none."""
     _end_with_launcher()
-    if command != "train":  # which can do better than end
+    if command != "train":  # training saves before it exits
         unblock_signals()
     stack = _register_stack()
     try:
@@ -76,7 +76,7 @@ def guarded(command: str, work: Callable[[], int]) -> int:
         if code and notes_folder() is not None:
             _leave_note(code, "", is_consequence=False)  # a result, such as a comparison that failed, which work() said
         if int(os.environ["WORLD_SIZE"]) > 1 and (NOTES in os.environ or os.environ["RANK"] != "0"):
-            _end(code)  # nothing is left to do; torchrun's first worker still holds the folder
+            _end(code)  # nothing is left to do, except in torchrun's first worker, which still holds the lease
         return code
     except Exception as error:
         if os.environ.get(TRACEBACK):
@@ -93,7 +93,7 @@ def guarded(command: str, work: Callable[[], int]) -> int:
 
 
 def leave(code: int, message: str, *, is_consequence: bool = False) -> None:
-    """End this process now: other threads of it may hang in an exchange with processes that are gone."""
+    """Exit at once: other threads may hang in a collective with processes that are gone."""
     _leave_note(code, message, is_consequence)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -101,9 +101,7 @@ def leave(code: int, message: str, *, is_consequence: bool = False) -> None:
 
 
 def _end(code: int) -> None:
-    """As Python ends, but for unloading libraries: gloo's threads were seen to abort a process that had finished (torch
-    2.13).
-    """
+    """Exit as Python does, but without unloading libraries: gloo can abort a finished process (torch 2.13)."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -111,10 +109,10 @@ def _end(code: int) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """What stopped a run, for a person."""
+    """Describe in one line why a run stopped."""
     if isinstance(error, UserError | PreemptedError | TrainingError):
         return " ".join(str(error).splitlines())
-    torch = sys.modules.get("torch")  # a process that has not imported it cannot have run out of its memory
+    torch = sys.modules.get("torch")  # without torch there is no GPU memory to run out of
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return "out of GPU memory: use a smaller --micro_batch, --recompute full, or a larger --tp or --pp"
     where = f"{platform.node()}, process {os.getpid()}, rank {os.environ.get('RANK', '0')}"
@@ -141,23 +139,23 @@ def _leave_note(code: int, message: str, is_consequence: bool) -> None:
 
 
 def _end_with_launcher() -> None:
-    """Be killed when the launcher is killed: a worker has a session of its own, and would go on."""
+    """Die with the launcher: a worker has its own session and would keep running."""
     if NOTES not in os.environ or sys.platform != "linux":
         return
     set_parent_death_signal = 1  # prctl's PR_SET_PDEATHSIG
     ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != int(os.environ.get(LAUNCHER, os.getppid())):  # it was quicker
+    if os.getppid() != int(os.environ.get(LAUNCHER, os.getppid())):  # the launcher died before prctl took effect
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def stack_file() -> Path | None:
-    """Where this process leaves its stacks for the launcher; None where there is no launcher of ours."""
+    """The file in which this process leaves its stacks for the launcher; None without one of our launchers."""
     folder = notes_folder()
     return None if folder is None else folder / f"{int(os.environ['RANK']):05d}.stack"
 
 
 def _register_stack() -> IO[str] | None:
-    """The launcher's signal writes the stacks of all threads, whatever this process waits for."""
+    """Write the stacks of all threads when the launcher's signal arrives, whatever this process is waiting for."""
     file = stack_file()
     if file is None:
         return None

@@ -1,4 +1,4 @@
-"""All iterations of a run: training, validations, checkpoints, early stopping, in their order."""
+"""The training loop: iterations, validation, checkpoints and early stopping."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def iterate(
     watchdog: Watchdog,
     interrupt: Interrupt,
 ) -> dict[str, Any]:
-    """From `start` to the end. Returns what training.json says of the result."""
+    """Run the iterations after `start`. Returns the result as training.json records it."""
     settings, layout = spec.settings, spec.layout
     make_feed = partial(
         Feed,
@@ -70,10 +70,10 @@ def iterate(
         ):
             if loop.is_enough_after(record):
                 break
-    except (UserError, OSError, TrainingError) as error:  # none of them comes in the middle of an update
+    except (UserError, OSError, TrainingError) as error:  # none of these errors can occur in the middle of an update
         if peers.size == 1 or isinstance(
             error, TrainingError
-        ):  # which comes on all processes; otherwise the others do something else
+        ):  # raised on all processes together; any other error is this process's alone
             loop.save_before_the_end(start)
         raise
     loop.finish(peers)
@@ -81,7 +81,7 @@ def iterate(
 
 
 def _rate(spec: RunSpec) -> Callable[[int], float]:
-    """The learning rate of each iteration."""
+    """Return the learning rate as a function of the iteration."""
     schedule = spec.settings.schedule
     warmup = schedule.warmup_fraction
     if schedule.warmup_iters is not None:
@@ -100,13 +100,13 @@ def _rate(spec: RunSpec) -> Callable[[int], float]:
 
 
 def _measure(spec: RunSpec) -> str:
-    """The validation loss that decides which model is the best."""
+    """The validation loss that selects the best model."""
     part = spec.settings.output.early_stopping_on
     return "val_loss" if part is None else f"val_loss/{part}"
 
 
 class _BeatingFeed(Feed):
-    """Tells the watchdog of each row: a long validation is progress."""
+    """A feed that reports each row to the watchdog, so that a long validation does not count as a hang."""
 
     def __init__(self, beat: Callable[[], None], reader: ShardReader, **settings: Any) -> None:
         super().__init__(reader, **settings)
@@ -120,7 +120,7 @@ class _BeatingFeed(Feed):
 
 
 class _Loop:
-    """What follows each iteration."""
+    """What happens after each iteration: metrics, validation, checkpoints, stopping."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class _Loop:
         self.result: dict[str, Any] = {"iterations": start}
 
     def is_enough_after(self, record: dict[str, Any]) -> bool:
-        """Validate, tell, save. Whether training ends early."""
+        """Validate, report and save. Returns whether training stops early."""
         spec, settings, best = self._spec, self._spec.settings, self._best
         number, should_stop = record["iteration"], self._pipeline.should_stop
         self._watchdog.beat(is_iteration=True)
@@ -179,7 +179,7 @@ class _Loop:
         return best.is_enough
 
     def save_before_the_end(self, start: int) -> None:
-        """What was trained stays, whatever it is that ends the run."""
+        """Save before the run ends for whatever reason."""
         number = self.result["iterations"]
         if number == start or self._has_left:
             return
@@ -189,7 +189,7 @@ class _Loop:
                 self._watch.warn(f"iteration {number:,} was saved before the run ends: run the same command to resume")
 
     def finish(self, peers: Peers) -> None:
-        """Wait for the last checkpoint; with early stopping, the best model is the result."""
+        """Wait for the last checkpoint. With early stopping, restore the best one."""
         with self._saving():
             self._saver.finish()
         best, spec = self._best, self._spec
@@ -216,7 +216,7 @@ class _Loop:
         return found
 
     def _tell(self, record: dict[str, Any], is_last: bool) -> None:
-        """What cannot be written down (a disk is full) ends the run, but not before all processes have saved."""
+        """Report the iteration. If that fails, for instance on a full disk, all processes save before the run ends."""
         try:
             self._watch.record(record)
         except (UserError, OSError) as error:
@@ -228,7 +228,7 @@ class _Loop:
         return self._watchdog.during("saving", folder=self._spec.folder)
 
     def _leave(self, iteration: int) -> None:
-        """What was trained is saved, or it is said that it could not be."""
+        """Save and raise; the message says whether saving succeeded."""
         is_saved, self._has_left = self._saver.finish(), True
         if self._interrupt.error is not None:
             raise self._interrupt.error
@@ -242,8 +242,8 @@ class _Loop:
 
 
 def _earlier_validations(spec: RunSpec, peers: Peers, start: int) -> list[tuple[int, float]]:
-    """What a run that goes on has validated before, where the checkpoint of the best is still there: it counts as if it
-    had gone on.
+    """The validations before a resume, so that early stopping continues as if the run had not been interrupted. None
+    if the best checkpoint is gone.
     """
     found = []
     if spec.settings.output.early_stopping and start and peers.rank == 0:
@@ -261,9 +261,7 @@ def _earlier_validations(spec: RunSpec, peers: Peers, start: int) -> list[tuple[
 
 
 class _Best:
-    """The best validation so far, and how many have passed since one that was better by more than the least that
-    counts.
-    """
+    """The best validation so far, and the number of validations since the last improvement by more than `min_delta`."""
 
     def __init__(self, patience: int | None, min_delta: float = 0.0) -> None:
         self.patience, self.loss, self.iteration = patience, float("inf"), None

@@ -1,16 +1,16 @@
-"""Whether an error only says that another process ended. Decided by its type and origin, never by its text."""
+"""Recognises errors that only mean that another process ended, by type and origin, never by text."""
 
 from __future__ import annotations
 
 import sys
 import traceback
 
-# Communication backends raise plain RuntimeErrors in C++. The innermost Python frame is then in one of these modules.
+# Communication backends raise plain RuntimeErrors from C++. The innermost Python frame is then in one of these modules.
 _EXCHANGES = ("torch.distributed", "deepspeed.comm", "deepspeed.runtime.pipe.p2p", "sft.optimizer.exchange")
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """The exchange with another process failed: that process has the reason, not this one."""
+    """Whether communication with another process failed. The cause is then in that process, not in this one."""
     if isinstance(error, ConnectionError):
         return True
     if not isinstance(error, RuntimeError):

@@ -20,13 +20,13 @@ from tokenize_data.errors import UserError, shorten
 from tokenize_data.manifest import Manifest
 from tokenize_data.reader import ShardReader
 
-KEPT_TOKENIZER = "tokenizer"  # in the run's folder: that of the data set goes when the data is tokenised anew
-# What must be unchanged besides the settings that are marked as fixed.
+KEPT_TOKENIZER = "tokenizer"  # in the run's folder, because retokenising replaces the data set's copy
+# What must not change on resume, besides the settings that are marked as fixed.
 _RESOLVED = ("data", "base_fingerprint", "adapter_fingerprint")
 
 
 class Saver:
-    """Saves in the background, one checkpoint at a time. All methods are collective calls."""
+    """Saves checkpoints in the background, one at a time. All methods are collective calls."""
 
     def __init__(
         self, spec: RunSpec, pipeline: Pipeline, peers: Peers, facts: Mapping[str, Any], warn: Callable[[str], None]
@@ -34,12 +34,10 @@ class Saver:
         self._spec, self._pipeline, self._peers, self._facts, self._warn = spec, pipeline, peers, facts, warn
         self._pending: PendingSave | None = None
         self._is_whole = False
-        self.best: int | None = None  # the iteration whose checkpoint is kept besides
+        self.best: int | None = None  # iteration of the best checkpoint, which is never pruned
 
     def save(self, iteration: int, result: Mapping[str, Any], *, is_final: bool = False) -> None:
-        """Begin. One that is still being written is finished first. `is_final`: nothing is trained until this one is
-        finished.
-        """
+        """Start saving, after the previous save has finished. `is_final`: no training happens until it is written."""
         self.finish()
         facts = {**self._facts, "result": dict(result), "next_batch": next_batch(self._spec, iteration)}
         try:
@@ -53,11 +51,11 @@ class Saver:
             self._warn(str(error))
 
     def _snapshot(self, iteration: int, is_final: bool) -> resume.Snapshot:
-        """Too little memory for a copy is no reason to stop training: then there is no checkpoint, on any process."""
+        """Copy the state. If any process lacks the memory, no process saves, and training continues."""
         taken, error = None, None
         try:
             taken = resume.snapshot(self._pipeline, is_final=is_final)
-        except (MemoryError, RuntimeError) as caught:  # torch's own for too little memory are RuntimeErrors
+        except (MemoryError, RuntimeError) as caught:  # torch raises RuntimeError when memory runs out
             error = f"rank {self._peers.rank}: {shorten(caught, 160)}"
         failed = [reason for reason in self._peers.gather(error) if reason]
         if failed or taken is None:
@@ -69,18 +67,18 @@ class Saver:
         return taken
 
     def poll(self) -> None:
-        """Between iterations: make visible what has been written."""
+        """Commit a checkpoint that has been written. Called between iterations."""
         if self._pending is not None:
             self._settled(self._pending.poll)
 
     def finish(self) -> bool:
-        """Wait for the checkpoint that is being written. False where it, or the attempt to begin it, failed."""
+        """Wait for the current save. Returns False if it failed or could not start."""
         if self._pending is not None:
             self._settled(self._pending.finish)
         return self._is_whole
 
     def _settled(self, step: Callable[[], Path | None]) -> None:
-        """A save that fails is no reason to stop: the one before is there, and training goes on."""
+        """A failed save is a warning: the previous checkpoint remains, and training continues."""
         try:
             if step() is None:
                 return
@@ -93,7 +91,7 @@ class Saver:
 
 
 def keep_tokenizer(spec: RunSpec, reader: ShardReader) -> None:
-    """Copy what the export needs of the tokenised data."""
+    """Copy the tokenizer out of the data set, for exports after the data set has changed."""
     target = spec.folder / KEPT_TOKENIZER
     scratch = target.with_name(f".{KEPT_TOKENIZER}.part")
     for folder in (scratch, target):
@@ -105,7 +103,7 @@ def keep_tokenizer(spec: RunSpec, reader: ShardReader) -> None:
 def facts_for(
     spec: RunSpec, names: Mapping[str, str], manifest: Manifest, adapter: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What a checkpoint says of its run: enough to refuse another one, and to export without it."""
+    """The facts that a checkpoint records about its run: enough to reject another run and to export on its own."""
     tokenizer = spec.folder / KEPT_TOKENIZER
     return {
         "config": spec.asked.as_json(),
@@ -121,7 +119,7 @@ def facts_for(
 
 
 def training_facts(facts: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-    """What training.json says, beside an exported model."""
+    """The content of training.json, which lies beside an exported model."""
     resolved = facts["resolved"]
     short = {name: resolved[name] for name in ("base", "base_fingerprint", "data")}
     kept = {name: facts[name] for name in ("tokenizer", "template", "config", "resolved", "versions")}
@@ -129,14 +127,14 @@ def training_facts(facts: Mapping[str, Any], result: Mapping[str, Any]) -> dict[
 
 
 def next_batch(spec: RunSpec, iteration: int) -> str:
-    """A hash of the documents that the iteration after `iteration` takes."""
+    """A hash of the documents of the iteration after `iteration`."""
     return hashlib.sha256(spec.sampler.documents(iteration).tobytes()).hexdigest()
 
 
 def go_on(
     spec: RunSpec, pipeline: Pipeline, peers: Peers, say: Callable[[str], None], warn: Callable[[str], None]
 ) -> int:
-    """A collective call: the iteration after which the run continues, its state restored. 0 where it begins."""
+    """Restore the latest checkpoint. Returns its iteration, 0 without one. A collective call."""
     checkpoint, skipped = commit.find_latest(spec.folder, peers=peers)
     for line in skipped:
         warn(line)
@@ -157,12 +155,12 @@ def go_on(
 
 
 def check(spec: RunSpec, checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint of other data or of another optimizer, with both values."""
+    """Raise UserError if the checkpoint belongs to other data or settings; the message has both values."""
     facts = checkpoint.manifest["facts"]
     compared = [(name, facts["resolved"].get(name), spec.facts()[name]) for name in _RESOLVED]
-    known, current = defaults(), spec.asked.as_json()  # what a checkpoint does not say had its default
+    known, current = defaults(), spec.asked.as_json()  # settings that a checkpoint does not record had their defaults
     made = {"weight_only_8bit": facts["config"].get("load_in_8bit", False), **facts["config"]}  # the older name
-    is_same_format = quantisation_of(made) == quantisation_of(current)  # it can be asked for in two ways
+    is_same_format = quantisation_of(made) == quantisation_of(current)  # each format has two spellings
     compared += [
         (name, made.get(name, known[name]), current[name])
         for name in FIXED

@@ -1,4 +1,4 @@
-"""What each process of a run does, from connecting to the others to the exported model."""
+"""A worker's main function: join the process group, build, train, export."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tokenize_data.errors import UserError
 
 
 def work(spec: RunSpec, interrupt: Interrupt, store: Any) -> None:
-    """Train and export. Every process of the run calls this. `store` is where they have met."""
+    """Train and export. Every process of the run calls this. `store` is the rendezvous."""
     device = start_worker(store)
     with watched(spec, is_first=dist.get_rank() == 0) as watch:
         data = spec.open_data()
@@ -88,7 +88,7 @@ def work(spec: RunSpec, interrupt: Interrupt, store: Any) -> None:
 
 
 def _compile(spec: RunSpec, stage: Stage, config: Any, device: torch.device, watch: Watch) -> Likelihood:
-    """Layers and loss, on GPUs. Returns the likelihood to use."""
+    """Compile layers and loss on GPUs. Returns the likelihood function to use."""
     if device.type != "cuda" or spec.settings.layout.compile == "off":
         return negative_log_likelihood
     if spec.layout.tp > 1:
@@ -108,7 +108,7 @@ def _compile(spec: RunSpec, stage: Stage, config: Any, device: torch.device, wat
 def _write_result(
     spec: RunSpec, pipeline: Pipeline, origins: Origins, adapter: Mapping[str, Any] | None, watch: Watch
 ) -> None:
-    """A collective call. The folder by which a run counts as finished comes last."""
+    """Write the model or the adapter; the folder that marks the run as finished comes last. A collective call."""
     if adapter is None:
         export(pipeline, spec.result_folder, origins)
         return
@@ -119,11 +119,11 @@ def _write_result(
     waiting = spec.folder / ".adapter.to-merge"
     write_adapter(pipeline, waiting, mine)
     if pipeline.processes.rank == 0:
-        stop_worker()  # the others are done, and merging takes a time that they need not wait for
+        stop_worker()  # the other processes need not wait for the merge
         try:
             trust = spec.settings.model.trust_remote_code
             merge_into(spec.folder / "hf", spec.base, [waiting], overwrite=True, trust_remote_code=trust, say=watch.say)
-        except UserError as error:  # no reason to lose the adapter
+        except UserError as error:  # keep the adapter
             watch.warn(f"{spec.folder / 'hf'} was not written: {error}")
         publish(waiting, spec.result_folder, overwrite=True)
 

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: files, terminal, trackers. Only rank 0 reports."""
+"""Reports a run's progress to files, terminal and trackers. Only rank 0 reports."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from tokenize_data.files import append_private
 
 
 class Watch:
-    """What a process tells the world: the first one everything, the others nothing."""
+    """The interface for reporting. Rank 0 has an implementation; on other ranks nothing happens."""
 
     def start(self, iteration: int) -> None:
-        """Training begins after `iteration`."""
+        """Training starts after `iteration`."""
 
     def record(self, record: dict[str, Any]) -> None:
-        """An iteration is done."""
+        """Report a finished iteration."""
 
     def say(self, text: str) -> None:
-        """A line for a person."""
+        """Print a line."""
 
     def warn(self, text: str) -> None:
-        """A line that should not be missed."""
+        """Print a warning, and keep it for the report."""
 
     def finish(self, target: Path) -> None:
-        """The model is exported."""
+        """Report that the model has been exported."""
 
 
 class _FirstWatch(Watch):
@@ -86,7 +86,7 @@ class _FirstWatch(Watch):
         self._progress.update(written)
         for tracker in self._trackers:
             tracker.log(written)
-        if time.monotonic() - self._said > 1.0:  # a file that programs poll, not a log
+        if time.monotonic() - self._said > 1.0:  # programs poll this file; it is not a log
             self._said = time.monotonic()
             self.status("running")
 
@@ -101,7 +101,7 @@ class _FirstWatch(Watch):
         )
 
     def status(self, state: run_folder.State, reason: str = "") -> None:
-        """Write status.json. Once training has begun, a failure is a warning: the file is for programs that poll it."""
+        """Write status.json. Once training has started, a failure to write it is only a warning."""
         try:
             run_folder.write_status(
                 self._spec.folder,
@@ -139,7 +139,7 @@ class _FirstWatch(Watch):
         try:
             report.write_report([self._spec.folder], path)
             self.say(f"report    {path}")
-        except Exception as error:  # the model is there: nothing about a page may spoil that
+        except Exception as error:  # the model exists: an error in the report must not fail the run
             self.warn(
                 f"report.html was not written ({type(error).__name__}: {shorten(error)}): try sft report "
                 f"{self._spec.folder}"
@@ -148,7 +148,7 @@ class _FirstWatch(Watch):
 
 @contextmanager
 def watched(spec: RunSpec, is_first: bool) -> Iterator[Watch]:
-    """The run's files and what is on the screen; what goes wrong is written into status.json."""
+    """Open a run's files and its display. An error inside the block is recorded in status.json."""
     if not is_first:
         yield Watch()
         return
@@ -162,7 +162,7 @@ def watched(spec: RunSpec, is_first: bool) -> Iterator[Watch]:
             raise
         except BaseException as error:
             if isinstance(error, UserError) and not watch.has_started:
-                raise  # what the folder says of an earlier attempt stays
-            with suppress(UserError):  # the first error is the reason
+                raise  # keep the status of the earlier attempt
+            with suppress(UserError):  # report the first error, not those that follow from it
                 watch.status("failed", reason=reason_of(error))
             raise

@@ -1,6 +1,4 @@
-"""Ends a process that makes no progress. Iterations, validation documents, and bytes read or written count as
-progress.
-"""
+"""Ends a process that makes no progress. Iterations, validated documents, and bytes read or written are progress."""
 
 from __future__ import annotations
 
@@ -22,13 +20,13 @@ from sft.worker import ending
 
 _NEVER_LESS_SECONDS, _TIMES_USUAL, _PATIENT_SECONDS = 120.0, 10.0, 3600.0
 _LOOK_SECONDS = 10.0
-_MOVED_BYTES = 1 << 20  # fewer are no progress: other threads of this process write a line now and then
+_MOVED_BYTES = 1 << 20  # fewer do not count: other threads write a line now and then
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Phase:
-    """What goes on besides iterations. Bytes are progress where `iterations` is None, else it may take as long as that
-    many.
+    """An activity other than training iterations. It may take as long as `iterations`; if that is None, moved bytes
+    count as progress.
     """
 
     what: str
@@ -37,7 +35,7 @@ class _Phase:
 
 
 class Watchdog(threading.Thread):
-    """Ends this process when it has made no progress for much longer than usual. The launcher then ends the others."""
+    """Ends this process after much longer than usual without progress. The launcher then ends the others."""
 
     def __init__(
         self,
@@ -47,9 +45,7 @@ class Watchdog(threading.Thread):
         clock: Callable[[], float] = time.monotonic,
         moved: Callable[[Path | None], int] | None = None,
     ) -> None:
-        """`limit_seconds` is the user's; `moved` counts the bytes that this process, and whoever writes into a folder,
-        has moved.
-        """
+        """`limit_seconds` comes from the user. `moved` counts the bytes moved by this process and those in a folder."""
         super().__init__(name="watchdog", daemon=True)
         self._given, self._say, self._clock = limit_seconds, say, clock
         self._count_moved = moved or bytes_moved
@@ -69,8 +65,8 @@ class Watchdog(threading.Thread):
 
     @contextlib.contextmanager
     def during(self, what: str, *, folder: Path | None = None, iterations: float | None = None) -> Iterator[None]:
-        """Something other than an iteration goes on: `what` it is, the `folder` that is written to, or how many
-        iterations it is worth.
+        """Mark an activity other than an iteration: `what` it is, the `folder` it writes to, or how many iterations it
+        may take.
         """
         before = self._phase
         self._moved, self._looked = self._count_moved(folder), self._clock()
@@ -84,7 +80,7 @@ class Watchdog(threading.Thread):
 
     @property
     def limit(self) -> float:
-        """Seconds without progress that are too many."""
+        """The time limit without progress, in seconds."""
         if not self._is_training:
             return max(self._given or 0.0, _PATIENT_SECONDS)
         usual = _TIMES_USUAL * (statistics.median(self._usual) if self._usual else 0.0)
@@ -95,7 +91,7 @@ class Watchdog(threading.Thread):
         return max(self._given if self._given is not None else _NEVER_LESS_SECONDS, usual * self._phase.iterations)
 
     def hang(self) -> str | None:
-        """Why this process is to be ended, None where it makes progress."""
+        """Why this process counts as hanging; None while it makes progress."""
         self._look()
         waited = self._clock() - self._last
         if waited <= self.limit:
@@ -105,7 +101,7 @@ class Watchdog(threading.Thread):
         return f"no progress for {waited:.0f} s on {where}{while_what}: this process, or one that it waits for, hangs"
 
     def end(self) -> None:
-        """What follows takes as long as it takes."""
+        """Stop watching: what follows has no time limit."""
         self._has_ended.set()
 
     def run(self) -> None:
@@ -117,7 +113,9 @@ class Watchdog(threading.Thread):
                 ending.leave(EXIT_FAILED, reason, is_consequence=False)
 
     def _look(self) -> None:
-        """Bytes that have moved are progress, of this process or of another that writes the same checkpoint."""
+        """Count bytes moved since the last look as progress, by this process or by another that writes the same
+        checkpoint.
+        """
         phase, now = self._phase, self._clock()
         if phase is None or now - self._looked < min(_LOOK_SECONDS, self.limit / 4):
             return
@@ -129,7 +127,7 @@ class Watchdog(threading.Thread):
 
 
 def bytes_moved(folder: Path | None) -> int:
-    """Read and written by this process so far, through memory maps too, and what lies in the folder."""
+    """Bytes that this process has read and written so far, memory maps included, plus the size of the folder."""
     moved = resource.getrusage(resource.RUSAGE_SELF).ru_majflt * resource.getpagesize()
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/self/io").read_text().splitlines()
@@ -141,7 +139,7 @@ def _size_of(folder: Path) -> int:
     size = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(OSError):  # it is gone, or renamed, by now
+            with contextlib.suppress(OSError):  # deleted or renamed meanwhile
                 size += os.stat(os.path.join(parent, name)).st_size
     return size
 
