@@ -1,4 +1,4 @@
-"""What must be equal on all nodes of a run."""
+"""Compares what must be equal on all nodes of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sft.config.settings import Settings
 from sft.spec.run import RunSpec
 from sft.spec.versions import versions
 
-# These may differ from node to node: folders, and what only node 0 uses.
+# These may differ between nodes: folders, and what only node 0 uses.
 _MAY_DIFFER = (
     "rank",
     "nodes",
@@ -33,8 +33,8 @@ _COMPARED_VERSIONS = ("sft", "torch", "deepspeed", "transformers")
 
 
 def facts_to_compare(spec: RunSpec | None, given: Settings) -> dict[str, str]:
-    """By name. `spec` is the run with this node's own folders, None where this node cannot take part; `given` are the
-    settings that this node was started with.
+    """The facts to compare, by name. `spec` is the run with this node's folders, or None if it cannot take part;
+    `given` are the settings that this node was started with.
     """
     facts = {name: version for name, version in versions().items() if name in _COMPARED_VERSIONS}
     if spec is None:

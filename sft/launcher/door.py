@@ -1,4 +1,4 @@
-"""Node 0 accepts connections here: peers that name this run and their node number. All others are dropped."""
+"""Accepts connections on node 0 from peers that name this run and their node number. All others are dropped."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from sft.launcher.lines import Line, parsed
 
 _HELLO_SECONDS, _HELLO_BYTES = 10.0, 4096
-_MOST_UNKNOWN = 128  # of connections that have not said who they are
+_MOST_UNKNOWN = 128  # limit of connections that have not identified themselves
 _POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arrival:
-    """A node of some run at the door."""
+    """A connection that identified itself as a node of some run."""
 
     run: str
     node: int
@@ -28,16 +28,13 @@ class Arrival:
 
 
 def hello(run: str, node: int, host: str) -> dict[str, object]:
-    """What a node says first."""
+    """The first message of a node."""
     return {"hello": "sft", "run": run, "node": node, "host": host}
 
 
 class Door:
-    """Listens from the beginning, so that nodes that come early find somebody. A thread reads from all that connect at
-    once.
-
-    A port in a network is probed, by scanners and by programs that have the wrong number: none of them may keep a node
-    out.
+    """Listens from the start, so that early nodes can connect. One thread reads from all connections at the same time:
+    scanners and misdirected programs must not keep nodes out.
     """
 
     def __init__(self, listening: socket.socket) -> None:
@@ -45,7 +42,7 @@ class Door:
         self._listening = listening
         self._is_closed = threading.Event()
         self._selector = selectors.DefaultSelector()
-        self._unknown: dict[socket.socket, tuple[bytes, float]] = {}  # what it has said, until when it may say more
+        self._unknown: dict[socket.socket, tuple[bytes, float]] = {}  # received bytes, and the deadline for more
         listening.setblocking(False)
         self._woken, self._wake = socket.socketpair()
         for source in (listening, self._woken):
@@ -77,7 +74,7 @@ class Door:
     def _accept(self) -> None:
         try:
             connection, _ = self._listening.accept()
-        except OSError:  # it has gone again, or there are too many open files: the next may succeed
+        except OSError:  # the peer left, or too many files are open: the next one may succeed
             self._is_closed.wait(0.01)
             return
         if len(self._unknown) >= _MOST_UNKNOWN:
@@ -114,7 +111,7 @@ class Door:
 
 
 def _named(line: bytes) -> tuple[str, int, str] | None:
-    """(run, node, host), None where it is not an `sft` that speaks."""
+    """Parse (run, node, host); None if the peer is not an `sft` node."""
     message = parsed(line)
     if message is None or message.get("hello") != "sft":
         return None

@@ -1,4 +1,4 @@
-"""A run that is started from Python: every worker is a process of its own, and why it ends comes back as a value."""
+"""Starts a run from Python: each worker is a separate process, and the reason for its end is returned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokenize_data.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How `sft train` would have ended, in which folder, and why where it was not to the end."""
+    """The exit code that `sft train` would have had, the run's folder, and the reason if it did not finish."""
 
     code: int
     folder: Path | None
@@ -24,14 +24,14 @@ class Ended:
 
 @dataclass
 class _Seen:
-    """What is seen of a run on its way."""
+    """What becomes known while a run is started."""
 
     folder: Path | None = None
     reasons: list[str] = field(default_factory=list)
 
 
 def fine_tune(settings: Settings) -> Ended:
-    """The run of these settings, from its data to its model."""
+    """Run these settings from data to model."""
     _refuse_other_launchers(settings)
     seen = _Seen()
 

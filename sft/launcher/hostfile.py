@@ -25,8 +25,8 @@ from tokenize_data.errors import UserError, shorten
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=15")
 _SSH_FAILED, _POLL_SECONDS = 255, 0.1
 _LINE = re.compile(r"(?P<host>[^\s\x00-\x1f\x7f]+)(\s+slots\s*=\s*(?P<slots>[0-9]{1,6}))?")
-# What decides how processes find programs and each other. Nothing that is secret: command lines can be seen by all
-# users of a host.
+# Environment variables that processes need to find programs and each other. No secrets: all users of a host can see
+# command lines.
 _PASSED = (
     "NCCL_",
     "GLOO_",
@@ -52,7 +52,7 @@ class HostLine:
 
 
 def read_hostfile(path: Path) -> list[HostLine]:
-    """As DeepSpeed's and MPI's: a host a line, `#` begins a comment."""
+    """Read a hostfile as DeepSpeed and MPI do: one host per line, `#` starts a comment."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -83,7 +83,7 @@ def read_hostfile(path: Path) -> list[HostLine]:
 
 
 def run(settings: Settings, argv: Sequence[str]) -> int:
-    """Start every node, show what they say, pass signals on. Returns node 0's exit code."""
+    """Start every node, show their output, pass signals on. Returns node 0's exit code."""
     assert settings.machine.hostfile is not None
     if settings.machine.nodes != 1 or settings.machine.rank != 0:
         raise UserError("--hostfile starts all nodes itself: leave --nodes and --rank out")
@@ -118,8 +118,8 @@ def run(settings: Settings, argv: Sequence[str]) -> int:
 
 
 class _Node:
-    """`sft` on one host. Its standard input carries signals; where that is closed, as this process died, it saves and
-    ends.
+    """`sft` on one host. Signals travel through its standard input; if that closes because this process died, it saves
+    and exits.
     """
 
     def __init__(self, number: int, line: HostLine, command: list[str]) -> None:
@@ -142,7 +142,7 @@ class _Node:
             self._process.stdin.flush()
 
     def poll(self) -> int | None:
-        """Its exit code when it has ended, and all it said has been shown."""
+        """Its exit code once it has ended and all its output has been shown; None before."""
         code = self._process.poll()
         if code is not None:
             for thread in self._shown:
@@ -154,8 +154,8 @@ class _Node:
 
 
 def _wait(nodes: Sequence[_Node]) -> tuple[list[int], str | None]:
-    """(exit codes, the host that was not reached). Where there is one, the others, which would wait for it, are
-    ended.
+    """Returns (exit codes, an unreachable host or None). If a host is unreachable, the others are stopped, since they
+    would wait for it.
     """
     codes: dict[int, int] = {}
     unreached: str | None = None
@@ -192,7 +192,7 @@ def _remote_command(
 
 
 def _without_hostfile(argv: Sequence[str]) -> list[str]:
-    """Whether typed as `--hostfile F` or `--hostfile=F`."""
+    """Remove `--hostfile F` or `--hostfile=F`."""
     kept: list[str] = []
     is_value = False
     for word in argv:

@@ -33,7 +33,7 @@ from tokenize_data.errors import UserError
 
 
 def run(settings: Settings, argv: Sequence[str]) -> int:
-    """As a launcher, or, where torchrun or srun has started this process, as a worker. `argv` is for other hosts."""
+    """Run as a launcher, or as a worker if torchrun or srun started this process. `argv` is passed to other hosts."""
     obey_standard_input()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return torchrun.run(settings)
@@ -43,7 +43,7 @@ def run(settings: Settings, argv: Sequence[str]) -> int:
 
 
 def on_this_node(settings: Settings, decide: nodes.Decide, start: nodes.Start) -> int:
-    """Prepare the run with `decide`, meet the other nodes if there are any, and `start` the processes of this one."""
+    """Prepare the run with `decide`, meet the other nodes if there are any, and `start` this node's processes."""
     machine, output = settings.machine, settings.output
     check_trackers(wandb=output.wandb, trackio=output.trackio)
     if output.push_to_hub is not None and machine.rank == 0:
@@ -57,13 +57,13 @@ def on_this_node(settings: Settings, decide: nodes.Decide, start: nodes.Start) -
 
 
 def _decide(settings: Settings) -> RunSpec | int:
-    """The run, resolved and accepted, or an exit code where there is nothing to do."""
+    """Resolve the run and let the user accept it. Returns an exit code if there is nothing to do."""
     prepared = prepare(settings)
     return prepared if isinstance(prepared, int) else accept(prepared)
 
 
 def prepare(settings: Settings, error_file: Path | None = None) -> RunSpec | int:
-    """The run, resolved from tokenised data, or the exit code of a data stage that failed: why, in `error_file`."""
+    """Tokenise and resolve the run. Returns the exit code of a failed data stage; the reason is in `error_file`."""
     base = find_base_model(settings)
     if code := tokenise(settings, base, error_file):
         return code
@@ -73,7 +73,7 @@ def prepare(settings: Settings, error_file: Path | None = None) -> RunSpec | int
 
 
 def accept(spec: RunSpec) -> RunSpec | int:
-    """The run, shown, and accepted by the user where asked, or an exit code where there is nothing to do."""
+    """Show the run and ask the user if requested. Returns an exit code if there is nothing to do."""
     if (finished := code_if_finished(spec)) is not None:
         return finished
     _compare_documents(spec)
@@ -102,7 +102,7 @@ def _compare_documents(spec: RunSpec) -> None:
 
 
 def _ask(calculation: str, iterations: int) -> int | None:
-    """The number of iterations that the user accepts; None for no."""
+    """Ask for the number of iterations; None if the user declines."""
     if not sys.stdin.isatty():
         raise UserError(
             f"--no_autoaccept_iters asks, and there is no terminal: {calculation}; accept it with --iters {iterations}"
@@ -121,7 +121,7 @@ def _ask(calculation: str, iterations: int) -> int | None:
 
 
 def _start(spec: RunSpec, slot: processes.NodeSlot, end: processes.End | None) -> int:
-    """This node's processes; a single one is this process."""
+    """Start this node's workers. A single worker runs in this process."""
     if slot.nodes * slot.per_node > 1 or spec.settings.machine.max_restarts:
         return start_workers(spec, slot, end)
     with lease.held(spec.folder):
@@ -132,8 +132,8 @@ def _start(spec: RunSpec, slot: processes.NodeSlot, end: processes.End | None) -
 def start_workers(
     spec: RunSpec, slot: processes.NodeSlot, end: processes.End | None, tell: Callable[[str], None] | None = None
 ) -> int:
-    """Each worker as a process of its own. Only the first node holds the lease of the folder. `tell` gets why they
-    ended; without it, stderr.
+    """Start each worker as a separate process. Only the first node holds the folder's lease. `tell` receives the
+    reason for their end; the default prints it.
     """
     if slot.node > 0:
         return _attempts(spec, slot, end, tell or _say)

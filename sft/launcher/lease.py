@@ -1,4 +1,4 @@
-"""Allows one run at a time in a folder: the run holds a lease and renews it while it is alive."""
+"""Allows one run at a time in a folder. A run holds a lease and renews it while it is alive."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RENEW_SECONDS, EXPIRY_SECONDS, WATCH_SECONDS = 10.0, 60.0, 25.0
 
 @contextlib.contextmanager
 def held(folder: Path, watch_seconds: float = WATCH_SECONDS) -> Iterator[None]:
-    """Refused where another run is alive in the folder; one that is dead leaves nothing in the way."""
+    """Hold the lease of a folder. Raises UserError if another run is alive there; a dead run's lease is taken over."""
     folder.mkdir(parents=True, exist_ok=True)
     file, token = folder / NAME, secrets.token_hex(8)
     _take(file, token, watch_seconds)
@@ -44,14 +44,12 @@ def held(folder: Path, watch_seconds: float = WATCH_SECONDS) -> Iterator[None]:
         stop.set()
         renewing.join()
         if (content := _read(file)) is not None and content.get("token") == token:
-            with contextlib.suppress(
-                OSError
-            ):  # a folder that cannot be written to any more is no reason to hide why the run ended
+            with contextlib.suppress(OSError):  # a read-only folder must not hide why the run ended
                 file.unlink()
 
 
 def is_free(folder: Path, wait_seconds: float) -> bool:
-    """Whether no run is alive in the folder, or none any more within `wait_seconds`."""
+    """Whether no run is alive in the folder, waiting up to `wait_seconds` for one to end."""
     deadline = time.monotonic() + wait_seconds
     while (content := _read(folder / NAME)) is not None and _why_alive(folder / NAME, content, 0.0) is not None:
         if time.monotonic() >= deadline:
@@ -63,9 +61,7 @@ def is_free(folder: Path, wait_seconds: float) -> bool:
 def _take(file: Path, token: str, watch_seconds: float) -> None:
     while not _created(file, token):
         content = _read(file)
-        if (
-            content is None
-        ):  # given up meanwhile, half written by one that died, or no lease; a holder that lives writes it again
+        if content is None:  # released, half-written by a dead process, or damaged; a living holder rewrites it
             if file.exists() and _unchanged(file, 1.0 if _is_empty(file) else watch_seconds):
                 _remove(file, None)
             continue
@@ -79,7 +75,7 @@ def _take(file: Path, token: str, watch_seconds: float) -> None:
 
 
 def _why_alive(file: Path, content: dict[str, Any], watch_seconds: float) -> str | None:
-    """How it is known that the holder lives; None where it is dead."""
+    """The evidence that the holder is alive; None if it is dead."""
     age = f"its lease is {max(0.0, time.time() - content['renewed']):.0f} s old"
     if content["host"] == platform.node() and content["boot"] == _boot():
         return age if _start_of(content["pid"]) == content["started"] else None
@@ -87,11 +83,11 @@ def _why_alive(file: Path, content: dict[str, Any], watch_seconds: float) -> str
         return age
     return (
         None if _unchanged(file, watch_seconds) else age
-    )  # clocks of two hosts may differ: what counts is that nobody renews it
+    )  # clocks of two hosts may differ, so only a missing renewal counts
 
 
 def _created(file: Path, token: str) -> bool:
-    """Whole or not at all, and only one of two that try: a hard link to a file that is written already."""
+    """Create the lease atomically, so that only one of two processes succeeds: hard-link a finished file."""
     scratch = file.with_name(f"{NAME}.{token}")
     scratch.write_text(_content(token))
     try:
@@ -106,15 +102,15 @@ def _created(file: Path, token: str) -> bool:
 def _renew(file: Path, token: str, stop: threading.Event) -> None:
     while not stop.wait(RENEW_SECONDS):
         if (content := _read(file)) is None or content.get("token") != token:
-            return  # taken over by one that held us for dead
+            return  # another run took over because this one seemed dead
         scratch = file.with_name(f"{NAME}.{token}")
-        with contextlib.suppress(OSError):  # a full disk is no reason to stop training; the next renewal may succeed
+        with contextlib.suppress(OSError):  # training continues on a full disk; the next renewal may succeed
             scratch.write_text(_content(token))
             os.replace(scratch, file)
 
 
 def _remove(file: Path, token: str | None) -> None:
-    """Of several that take over at once, each looks again when it is alone: what another has made meanwhile stays."""
+    """Remove a dead lease. Under a lock, look again: a lease that another process created meanwhile stays."""
     with lock.exclusive(file.with_name(f"{NAME}.lock"), lambda holder: None), contextlib.suppress(FileNotFoundError):
         content = _parsed(file.read_bytes())
         if (content and content["token"]) == token:
@@ -138,7 +134,7 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _parsed(data: bytes) -> dict[str, Any] | None:
-    """None where it is no lease: a part of one, or one with text in place of a number."""
+    """Parse a lease; None if it is incomplete or has values of the wrong type."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):
@@ -182,9 +178,7 @@ def _boot() -> str:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process began: numbers of processes are used again. None where there is none (or one that is only a
-    name).
-    """
+    """When a process started, since process ids are reused. None if it does not run (or is a zombie)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

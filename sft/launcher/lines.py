@@ -1,4 +1,4 @@
-"""Messages between the nodes of a run: one JSON object per line, over a connection that is not trusted."""
+"""Messages between nodes: one JSON object per line, over an untrusted connection."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LONGEST_LINE = 1 << 20
 
 
 class Line:
-    """One end of a connection. Both ends fail with an OSError, whatever the other one did or sent."""
+    """One end of a connection. Whatever the peer does or sends, errors are OSErrors."""
 
     def __init__(self, connection: socket.socket, buffer: bytes = b"") -> None:
-        """`buffer` holds what has been read already."""
+        """`buffer` holds bytes that were read already."""
         self._connection, self._buffer = connection, buffer
         self._lock = threading.Lock()
         connection.settimeout(_SEND_SECONDS)
@@ -32,7 +32,7 @@ class Line:
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, timeout_seconds: float) -> dict[str, Any]:
-        """The next message. A timeout, a closed connection and a line that holds no message are OSErrors."""
+        """Receive a message. A timeout, a closed connection and an invalid line raise OSError."""
         deadline = time.monotonic() + timeout_seconds
         while b"\n" not in self._buffer:
             self._connection.settimeout(max(0.001, deadline - time.monotonic()))
@@ -50,7 +50,7 @@ class Line:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the other end is still there and has sent nothing, as a node that waits for node 0 does."""
+        """Whether the peer is connected and has sent nothing, as a node that waits for node 0 does."""
         self._connection.setblocking(False)
         try:
             self._connection.recv(1, socket.MSG_PEEK)
@@ -69,7 +69,7 @@ class Line:
 
 
 def parsed(line: bytes) -> dict[str, Any] | None:
-    """A message, None where the line is none."""
+    """Parse a message; None if the line is invalid."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):
@@ -78,7 +78,7 @@ def parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def watch(line: Line, name: str, stop: threading.Event, lost: Callable[[str], None]) -> None:
-    """Ping, and listen for the other's pings: a host that lost its power closes no connection."""
+    """Send pings and expect the peer's: a host that loses power does not close its connections."""
     heard, pinged = time.monotonic(), 0.0
     while not stop.is_set():
         try:
@@ -103,5 +103,5 @@ def watch(line: Line, name: str, stop: threading.Event, lost: Callable[[str], No
 
 
 def reason_of(error: OSError) -> str:
-    """What the operating system says, for a message."""
+    """The operating system's text for an error."""
     return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""Opens the rendezvous socket on the given address only. No torch here: launchers use it too."""
+"""Opens the rendezvous socket on one address only. Without torch, since launchers use it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ _EVERYWHERE = ""
 
 
 def listen(address: str, port: int, *, is_for_other_hosts: bool, backlog: int = 128) -> socket.socket:
-    """Listens on `address` alone, so that nobody on another network of this host can reach it.
-
-    On every interface only where the name leads here by a way that no other host could take: a host's own name is
-    127.0.1.1 on many systems.
+    """Listen on `address` only, so that other networks of this host cannot reach it. Listen on every interface only if
+    the name resolves to a loopback address: a host's own name is 127.0.1.1 on many systems.
     """
     place = _resolved(address)
     if is_for_other_hosts and not _is_loopback_typed(address) and ipaddress.ip_address(place).is_loopback:
@@ -25,7 +23,7 @@ def listen(address: str, port: int, *, is_for_other_hosts: bool, backlog: int = 
 
 
 def listen_or_everywhere(address: str, port: int, *, is_for_other_hosts: bool) -> socket.socket:
-    """As `listen`, but for an address that is forwarded to this host."""
+    """As `listen`, also for an address that is forwarded to this host."""
     try:
         return listen(address, port, is_for_other_hosts=is_for_other_hosts)
     except OSError as error:

@@ -1,8 +1,6 @@
-"""Nodes of a run meet before any process starts: node 0 decides, the others wait, compare what they have, and start
-together.
-
-The connections stay open while the run goes on: a node that is lost, or fails, ends the attempt on all nodes, with its
-name. Node 0 listens until the end, so that for another attempt the others, or others in their place, come back to it.
+"""The rendezvous of nodes before any worker starts. Node 0 resolves the run; the others wait, compare their facts and
+start together. Connections stay open during the run: if a node fails or is lost, the attempt ends on all nodes,
+with its name. Node 0 keeps listening, so that nodes or their replacements can return for another attempt.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from sft.launcher.preflight import Ready
 from tokenize_data.errors import UserError
 
 _RETRY_SECONDS, _TELL_SECONDS, _LOOK_SECONDS = 0.5, 15.0, 0.5
-# What node 0 decides, and of which type.
+# The fields of node 0's decision and their types.
 _DECISION: Mapping[str, type] = {
     "run": dict,
     "folder": str,
@@ -38,7 +36,7 @@ _DECISION: Mapping[str, type] = {
 
 
 class Coordinator:
-    """Node 0: listens from the beginning, so that the others know it is there while it prepares."""
+    """Node 0. It listens from the start, so that the others find it while it prepares."""
 
     def __init__(self, address: str, port: int, nodes: int, run: str, say: Callable[[str], None]) -> None:
         self._nodes, self._run, self._say = nodes, run, say
@@ -55,7 +53,7 @@ class Coordinator:
         self._door = Door(listening)
 
     def collect(self, timeout_seconds: float) -> list[int]:
-        """Wait for all the other nodes, but no longer than that. Returns the numbers of those that are here."""
+        """Wait for the other nodes until a deadline. Returns the numbers of those present."""
         deadline, told = time.monotonic() + timeout_seconds, time.monotonic()
         while True:
             self._forget_those_who_left()
@@ -73,7 +71,7 @@ class Coordinator:
                 self._let_in(self._door.arrivals.get(timeout=max(0.001, min(_LOOK_SECONDS, left))))
 
     def _let_in(self, arrival: Arrival) -> None:
-        """A node takes its place, or hears why it cannot."""
+        """Accept a node, or tell it why it is rejected."""
         node, line = arrival.node, arrival.line
         if not line.is_waiting:
             line.close()
@@ -96,7 +94,7 @@ class Coordinator:
         line.close()
 
     def _forget_those_who_left(self) -> None:
-        """Before the decision a node only listens: one that has closed its connection, or speaks, is none."""
+        """Drop nodes that closed their connection, or that send data before the decision."""
         for node in [node for node, line in self._lines.items() if not line.is_waiting]:
             self._lines.pop(node).close()
             self._say(f"node {node} ({self._hosts.pop(node)}) left: waiting for a replacement")
@@ -104,9 +102,7 @@ class Coordinator:
     def agree(
         self, decision: Mapping[str, Any], chosen: Sequence[int], mine: Ready, timeout_seconds: float
     ) -> list[Ready]:
-        """Tell the chosen nodes the decision and their numbers, and get what they say of themselves. The others are
-        sent away.
-        """
+        """Send the decision and their numbers to the chosen nodes, and receive their reports. Dismiss the others."""
         deadline = time.monotonic() + timeout_seconds
         for node in [node for node in self._lines if node not in chosen]:
             with contextlib.suppress(OSError):
@@ -115,7 +111,7 @@ class Coordinator:
                 )
             self._lines.pop(node).close()
         for number, node in enumerate(chosen, start=1):
-            with contextlib.suppress(OSError):  # one that has gone is noticed below
+            with contextlib.suppress(OSError):  # a lost node is noticed below
                 self._lines[node].send({"decision": {**decision, "rank": number, "nodes": len(chosen) + 1}})
         return [mine, *(self._ready(node, deadline) for node in chosen)]
 
@@ -136,8 +132,8 @@ class Coordinator:
 
     @contextlib.contextmanager
     def watching(self, lost: Callable[[str], None]) -> Iterator[None]:
-        """While the run goes on: `lost` is called once, with what happened, when a node fails or is gone; the others
-        are told.
+        """Watch the nodes during a run. When one fails or is lost, `lost` is called once with the reason, and the
+        others are told.
         """
         stop = threading.Event()
 
@@ -163,7 +159,7 @@ class Coordinator:
             self._part()
 
     def disconnect(self, reason: str) -> None:
-        """This node has failed: the others need not wait to notice."""
+        """Tell the others that this node failed."""
         for line in self._lines.values():
             with contextlib.suppress(OSError):
                 line.send({"lost": reason})
@@ -173,14 +169,14 @@ class Coordinator:
         self._part()
 
     def _part(self) -> None:
-        """From the nodes of this attempt."""
+        """Receive from the nodes of this attempt."""
         for line in self._lines.values():
             line.close()
         self._lines, self._hosts = {}, {0: self._hosts[0]}
 
 
 class Member:
-    """Another node: finds node 0, waits for its decision."""
+    """Any other node. It finds node 0 and waits for its decision."""
 
     def __init__(
         self, address: str, port: int, node: int, run: str, timeout_seconds: float, say: Callable[[str], None]
@@ -208,11 +204,11 @@ class Member:
                     say(f"waiting for {self._name}")
                 time.sleep(_RETRY_SECONDS)
         self._line = Line(connection)
-        with contextlib.suppress(OSError):  # one that has closed the connection is noticed by whoever receives
+        with contextlib.suppress(OSError):  # a closed connection is noticed on receiving
             self._line.send(hello(run, node, platform.node()))
 
     def decision(self, timeout_seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
-        """What node 0 has decided; it may be tokenising, or asking."""
+        """Wait for node 0's decision. Node 0 may be tokenising or asking the user."""
         say(f"connected to {self._name}: waiting until it has prepared the data")
         decision = self._receive(timeout_seconds).get("decision")
         if not isinstance(decision, dict) or any(
@@ -225,7 +221,7 @@ class Member:
         return decision
 
     def say_ready(self, ready: Ready, timeout_seconds: float) -> None:
-        """Returns when the run starts."""
+        """Report that this node is ready. Returns when the run starts."""
         self._line.send({"ready": ready.as_json()})
         self._receive(timeout_seconds)
 

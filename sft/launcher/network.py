@@ -1,4 +1,4 @@
-"""Finds the network interface that reaches the first node. On their own, gloo and NCCL use the host's name or the first
+"""Finds the network interface that reaches the first node. By default, gloo and NCCL use the host's name or the first
 interface.
 """
 
@@ -13,10 +13,10 @@ _GET_ADDRESS = 0x8915  # SIOCGIFADDR
 
 
 def interface_towards(address: str) -> str | None:
-    """Its name, such as eth0. None where that cannot be told."""
+    """The interface's name, such as eth0; None if unknown."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((address, 9))  # sends nothing
+            probe.connect((address, 9))  # does not send anything
             own = probe.getsockname()[0]
     except OSError:
         return None

@@ -1,8 +1,6 @@
-"""Several nodes: the same command on each, with its own --rank. Node 0 tokenises, resolves the run and sends it to the
-others; all compare what they have, then start.
-
-After a failure, with --max_restarts, the nodes meet again: with a replacement for a lost node, or, where none comes in
-time and the layout allows it, with fewer replicas.
+"""Runs on several nodes: the same command on each, with its own --rank. Node 0 tokenises, resolves the run and sends
+it to the others; all compare their facts, then start. With --max_restarts, the nodes meet again after a failure:
+with a replacement for a lost node, or with fewer replicas if none comes in time and the layout allows it.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ Start = Callable[[RunSpec, processes.NodeSlot, processes.End | None], int]
 
 
 def coordinate(settings: Settings, decide: Decide, start: Start) -> int:
-    """Node 0. `decide` prepares and asks; an exit code from it ends the run on all nodes."""
+    """Run node 0. `decide` prepares the run and asks; if it returns an exit code, all nodes end."""
     machine = settings.machine
     coordinator = Coordinator(machine.addr, machine.port, machine.nodes, settings.data.run_name, say_on_stderr)
     stop: str | None = "node 0 was interrupted"
@@ -61,7 +59,7 @@ def coordinate(settings: Settings, decide: Decide, start: Start) -> int:
 
 
 def join(settings: Settings, start: Start) -> int:
-    """Another node."""
+    """Run any other node."""
     machine = settings.machine
     patience, is_first = machine.node_timeout, True
     while True:
@@ -101,7 +99,7 @@ def _await_all(coordinator: Coordinator, settings: Settings) -> None:
 
 
 def _with_present_nodes(coordinator: Coordinator, decided: RunSpec) -> tuple[RunSpec, list[int]]:
-    """The run for as many of the present nodes as a layout allows, and their numbers."""
+    """The run for as many of the present nodes as the layout allows, and their numbers."""
     machine, present = decided.asked.machine, coordinator.collect(0)
     came = f"{len(present) + 1} of {machine.nodes} nodes came within {machine.replace_timeout:.0f} s"
     refusal = ""
@@ -120,7 +118,7 @@ def _with_present_nodes(coordinator: Coordinator, decided: RunSpec) -> tuple[Run
 def _start_together(
     coordinator: Coordinator, settings: Settings, spec: RunSpec, chosen: Sequence[int], restarts_left: int
 ) -> str:
-    """Returns the name of this attempt, which only its nodes know."""
+    """Start the nodes. Returns the attempt's name, which only its nodes know."""
     token = _leave_token(spec.folder)
     decision = {
         "run": spec.as_json(),
@@ -142,7 +140,7 @@ def _start_together(
 
 
 def _spec_here(received: RunSpec, settings: Settings, decision: dict[str, Any]) -> tuple[RunSpec | None, str | None]:
-    """(the run with this node's folders, why this node cannot take part)."""
+    """Returns (the run with this node's folders, why this node cannot take part or None)."""
     try:
         spec = local_copy(received, settings)
     except UserError as error:
@@ -166,7 +164,7 @@ def _slot(spec: RunSpec, settings: Settings, node: int, attempt: str) -> process
 
 
 def _run_watched(meeting: Coordinator | Member, spec: RunSpec, start: Start, slot: processes.NodeSlot) -> int:
-    """The run on this node. It ends when another node is lost, and the others hear when this one fails."""
+    """Run on this node, until another node is lost. Tell the others if this node fails."""
     end = processes.End()
     with meeting.watching(end.because):
         code = start(spec, slot, end)
@@ -180,7 +178,7 @@ def _per_node(spec: RunSpec) -> int:
 
 
 def _leave_token(folder: Path) -> Path:
-    """A file that the other nodes look for: do they see this folder?"""
+    """Write a file that the other nodes look for, to find out whether they share this folder."""
     folder.mkdir(parents=True, exist_ok=True)
     token = folder / f".meeting-{secrets.token_hex(8)}"
     token.touch()

@@ -1,4 +1,4 @@
-"""What a node reports about itself before the first collective, and the checks that all nodes' reports must pass."""
+"""The report of a node before the first collective, and the checks of all nodes' reports."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _MOST_CLOCK_SECONDS = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """What a node says of itself."""
+    """A node's report about itself."""
 
     node: int
     host: str
     processes: int
     devices: str
-    memory_gib: float  # of the host, free
-    disk_gib: float  # of the output folder, free
+    memory_gib: float  # free memory of the host
+    disk_gib: float  # free disk space of the output folder
     clock: float  # seconds since the epoch, here
-    facts: Mapping[str, str]  # what has to be the same everywhere: versions, hashes
+    facts: Mapping[str, str]  # what must be equal on all nodes: versions, hashes
     error: str | None = None  # why this node cannot take part
-    clock_offset: float = 0.0  # to node 0's, as node 0 finds it
+    clock_offset: float = 0.0  # difference to node 0's clock, as node 0 measures it
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "facts": dict(self.facts)}
 
     @classmethod
     def from_json(cls, content: Any) -> Ready:
-        """Of a node's own words. Raises ValueError where they are none: another version, or not a node."""
+        """Parse a report. Raises ValueError if it is invalid: another version, or not a node."""
         kinds: dict[str, Any] = {
             "node": int,
             "host": str,
@@ -60,7 +60,7 @@ class Ready:
 
 
 def ready(node: int, processes: int, facts: Mapping[str, str], error: str | None, folder: Path) -> Ready:
-    """Of this node. `folder` is the output's, which must be writable here."""
+    """Report on this node. The output `folder` must be writable here."""
     return Ready(
         node=node,
         host=platform.node(),
@@ -75,7 +75,7 @@ def ready(node: int, processes: int, facts: Mapping[str, str], error: str | None
 
 
 def differences(nodes: Sequence[Ready]) -> list[str]:
-    """One line for each thing that keeps a node from taking part, or that it has otherwise than node 0."""
+    """One line for each reason why a node cannot take part, and for each difference from node 0."""
     lines = []
     first = nodes[0]
     for node in nodes:
@@ -93,7 +93,7 @@ def differences(nodes: Sequence[Ready]) -> list[str]:
 
 
 def table(nodes: Sequence[Ready]) -> list[str]:
-    """What came together, a line a node, and below it what they have in common."""
+    """A table of the nodes, one line each, followed by what they have in common."""
     rows = [("node", "host", "processes", "devices", "free memory", "free disk", "clock")]
     for one in nodes:
         sizes = (f"{one.memory_gib:,.0f} GiB", f"{one.disk_gib:,.0f} GiB")

@@ -1,9 +1,9 @@
-"""Starting the processes of a command on this node, passing signals on, and turning the way they end into one line and
-an exit code.
+"""Starts a command's workers on this node, passes signals on, and turns the way they end into one line and an exit
+code.
 
-Not torch's elastic launcher: that one gives processes 30 seconds to save when a signal comes, ends them in an order of
-its own when one fails, keeps no stack of those that hang, and costs two seconds of importing torch. `torchrun -m sft`
-works all the same.
+This is not torch's elastic launcher, which gives processes only 30 seconds to save after a signal, ends them in its
+own order after a failure, keeps no stacks of hanging processes, and imports torch for two seconds. `torchrun -m sft`
+works as well.
 """
 
 from __future__ import annotations
@@ -29,26 +29,25 @@ from sft.spec.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_
 from sft.spec.workers import ATTEMPT, LAUNCHER, NOTES, PASSED_ON, SHOW_STACKS
 from tokenize_data.errors import TRACEBACK
 
-# Memory of tensors in large pages, and kept for the next ones: page faults take a sixth of an iteration on a CPU
-# otherwise.
+# Use huge pages for tensors and keep freed memory: otherwise page faults take a sixth of an iteration on a CPU.
 ALLOCATION = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8388608:glibc.malloc.trim_threshold=268435456"
 _POLL_SECONDS, _LOOK_SECONDS, _GRACE_SECONDS, _STACK_SECONDS = 0.1, 0.5, 4.0, 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeSlot:
-    """The place of a node, and its workers, in a run."""
+    """A node's position in a run, and its number of workers."""
 
     per_node: int
     nodes: int = 1
     node: int = 0
     address: str = "127.0.0.1"
     port: int | None = None  # None: a free one
-    attempt: str | None = None  # what all nodes call this attempt, and nobody else knows; None where there is one node
+    attempt: str | None = None  # the attempt's name, known only to its nodes; None on a single node
 
 
 class End:
-    """Tells `start` from another thread to end its workers, and why."""
+    """Lets another thread tell `start` to end its workers, and why."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -73,8 +72,8 @@ def start(
     end: End | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> int:
-    """Run `python <program>` as workers until all have ended; when one fails, the others end soon after. `tell` gets
-    why they ended; without it that is a line of `command` on stderr.
+    """Run `python <program>` as workers until all have ended; after a failure the others are ended too. `tell`
+    receives the reason; the default prints it to stderr as a line of `command`.
     """
     tell = tell or (lambda reason: say(command, reason))
     with tempfile.TemporaryDirectory(prefix="sft-") as scratch:
@@ -113,7 +112,7 @@ def free_port() -> int:
 
 
 def _environment(place: NodeSlot, notes: Path, threads: int | None) -> dict[str, str]:
-    """What all workers of this node find in theirs."""
+    """The environment of all workers on this node."""
     environment = {
         **os.environ,
         "WORLD_SIZE": str(place.nodes * place.per_node),
@@ -128,7 +127,7 @@ def _environment(place: NodeSlot, notes: Path, threads: int | None) -> dict[str,
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
         environment.setdefault("NCCL_SOCKET_IFNAME", interface)
     environment.setdefault("GLIBC_TUNABLES", ALLOCATION)
-    if TRACEBACK not in os.environ:  # a lost peer would print pages of C++ frames beside the one line that explains it
+    if TRACEBACK not in os.environ:  # otherwise torch prints pages of C++ frames about a lost peer
         environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     environment.setdefault("OMP_WAIT_POLICY", "passive")  # as `sft.cli` sets it
     if threads is not None:
@@ -141,14 +140,14 @@ def _start_worker(
 ) -> subprocess.Popen[bytes]:
     rank = place.node * place.per_node + local_rank
     environment = {**environment, "RANK": str(rank), "LOCAL_RANK": str(local_rank)}
-    # A session of its own: Ctrl-C reaches workers only through the launcher, and once.
+    # A new session: Ctrl-C reaches workers only through the launcher, and only once.
     return subprocess.Popen([sys.executable, *program], env=environment, start_new_session=True)
 
 
 @contextlib.contextmanager
 def _held_back() -> Iterator[None]:
-    """Workers are born with these signals blocked: one that comes while they import waits until they can obey it
-    (`ending.Interrupt`).
+    """Start workers with these signals blocked, so that a signal during their imports waits until `ending.Interrupt`
+    listens.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     try:
@@ -159,7 +158,7 @@ def _held_back() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _passing_on(workers: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Signals to this process go to the workers, which decide what to do. Only a main thread hears signals."""
+    """Pass signals to the workers, which decide what to do. Only the main thread receives signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -178,7 +177,7 @@ def _passing_on(workers: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def _wait(workers: Sequence[subprocess.Popen[bytes]], end: End | None, notes: Path) -> None:
-    """Until all have ended, or one has failed and the others had their time to say why, and where they were."""
+    """Wait until all have ended, or one has failed and the others had time to report why, and their stacks."""
     while any(worker.poll() is None for worker in workers):
         is_over = end is not None and end.reason is not None
         if is_over or any(worker.poll() not in (None, EXIT_OK) for worker in workers):
@@ -191,13 +190,11 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]], end: End | None, notes: Pa
 
 
 def _ask_for_stacks(workers: Sequence[subprocess.Popen[bytes]], notes: Path) -> None:
-    """And wait until they are written, which takes a while on a busy machine; one that cannot run any more writes
-    none.
-    """
+    """Ask workers for their stacks and wait until they are written. A worker that cannot run writes none."""
     before = seen = _bytes_of_stacks(notes)
     for worker in workers:
         with contextlib.suppress(ProcessLookupError):
-            worker.send_signal(signal.SIGCONT)  # one that was stopped can say where
+            worker.send_signal(signal.SIGCONT)  # a stopped process must continue to write its stack
             worker.send_signal(SHOW_STACKS)
     deadline = time.monotonic() + _STACK_SECONDS
     while time.monotonic() < deadline and any(worker.poll() is None for worker in workers):
@@ -220,14 +217,16 @@ def _keep_stacks(notes: Path, stacks: Path) -> None:
 
 
 def _how_they_ended(notes: Path, codes: Sequence[int], stacks: Path | None) -> tuple[int, str]:
-    """(exit code, why the workers stopped): what the first of them left, or, where none could, how they ended."""
+    """Returns (exit code, reason): the note of the worker that failed first, or how the workers ended if none left a
+    note.
+    """
     if not any(codes):
         return EXIT_OK, ""
     left = [json.loads(file.read_text()) for file in sorted(notes.glob("*.json"))]
     killed = sorted({-code for code in codes if code < 0 and code != -signal.SIGKILL})
     hint = f"; where each process was: {stacks}" if stacks is not None and stacks.is_dir() else ""
     if left:
-        # What a person gave comes before what it led to; a process that was left alone by another is not the reason.
+        # User errors come before their consequences; a process that lost its peer is not the cause.
         order = {EXIT_USER_ERROR: 0, EXIT_FAILED: 1, EXIT_PREEMPTED: 2}
         first = min(left, key=lambda entry: (entry["is_consequence"], order.get(entry["code"], 1), entry["time"]))
         dead = _dead(codes)
@@ -240,7 +239,7 @@ def _how_they_ended(notes: Path, codes: Sequence[int], stacks: Path | None) -> t
 
 
 def _dead(codes: Sequence[int]) -> str | None:
-    """Ranks that were ended by a signal. We kill the others in turn, but only after one has failed."""
+    """Name the ranks that a signal killed. We kill the remaining ones ourselves, but only after one has failed."""
     killed = [f"{rank} ({signal_name(-code)})" for rank, code in enumerate(codes) if code < 0]
     if not killed:
         return None

@@ -1,4 +1,4 @@
-"""After training: uploads the result, and reports a run that has already finished."""
+"""Uploads the result after training, and reports a run that has already finished."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenize_data.errors import UserError
 
 
 def code_if_finished(spec: RunSpec) -> int | None:
-    """The exit code of a run that is finished, None otherwise. An upload that failed earlier is repeated."""
+    """The exit code for a finished run, None if it is not finished. Retries a failed upload."""
     if not run_folder.is_finished(spec.folder):
         return None
     output = spec.settings.output
@@ -29,7 +29,7 @@ def code_if_finished(spec: RunSpec) -> int | None:
 
 
 def published(spec: RunSpec, code: int) -> int:
-    """Upload after training. A failed upload is a warning: the model is there, and the same command tries again."""
+    """Upload after training. A failed upload is only a warning; the same command retries it."""
     if code == EXIT_OK and spec.settings.output.push_to_hub is not None:
         try:
             _push(spec, spec.settings.output.push_to_hub)

@@ -1,6 +1,5 @@
-"""The far end of `--hostfile`: with an environment variable, `sft train` takes signals from its standard input.
-
-ssh passes no signals on. A closed input means that whoever started this is gone: then the run saves and ends.
+"""The remote end of `--hostfile`: if an environment variable is set, `sft train` takes signals from standard input,
+because ssh does not forward them. If the input closes, the starter is gone, and the run saves and exits.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ SIGNALS_FROM_INPUT = "SFT_SIGNALS_FROM_INPUT"
 
 
 def obey_standard_input() -> None:
-    """Where the environment asks for it."""
+    """Take signals from standard input if the environment variable is set."""
     if os.environ.pop(SIGNALS_FROM_INPUT, None) is None:
         return
     words = os.fdopen(os.dup(0), "rb")

@@ -1,4 +1,4 @@
-"""The rendezvous of a run's processes: a store at MASTER_ADDR that all of them read and write."""
+"""The rendezvous of a run's processes: a store at MASTER_ADDR."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from sft.spec.workers import ATTEMPT
 
 
 def connect(timeout_seconds: float) -> Any:
-    """The store. Rank 0 has it, or, under torchrun, its agent. Torch's own would listen on every interface.
-
-    Its keys begin with the attempt's name, so that workers of another run, which have the wrong port, do not take part
-    in this one.
+    """Connect to the store, which rank 0 or torchrun's agent hosts. Torch's own would listen on every interface. Keys
+    start with the attempt's name, so that workers of another run with the wrong port cannot join.
     """
     return dist.PrefixStore(os.environ.get(ATTEMPT, "sft"), _connected(timeout_seconds))  # type: ignore[attr-defined]
 

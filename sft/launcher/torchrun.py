@@ -1,4 +1,4 @@
-"""Workers that torchrun or srun has started. Rank 0 tokenises and resolves the run; the others receive it."""
+"""Workers started by torchrun or srun. Rank 0 tokenises and resolves the run; the others receive it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _other(store: Any, settings: Settings) -> int:
 
 
 def _compare(store: Any, settings: Settings, spec: RunSpec, error: str | None) -> None:
-    """Refuse the run where nodes differ. The first process of each node reports for it."""
+    """Raise UserError if nodes differ. The first process of each node reports for it."""
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     node, nodes = int(os.environ["RANK"]) // per_node, int(os.environ["WORLD_SIZE"]) // per_node
     if nodes == 1:
@@ -94,7 +94,7 @@ def _compare(store: Any, settings: Settings, spec: RunSpec, error: str | None) -
 
 
 def _verdict(store: Any, settings: Settings, mine: preflight.Ready, nodes: int) -> str:
-    """Why the run cannot start; empty where it can."""
+    """Why the run cannot start; empty if it can."""
     found = [mine]
     for node in range(1, nodes):
         report = _wait(store, f"sft/ready/{node}", settings.machine.node_timeout, f"node {node}")
@@ -104,7 +104,7 @@ def _verdict(store: Any, settings: Settings, mine: preflight.Ready, nodes: int) 
             return (
                 f"the report of node {node} cannot be read ({shorten(error, 80)}): install the same `sft` on all nodes"
             )
-        found.append(replace(one, clock_offset=0.0))  # when it was written is not known
+        found.append(replace(one, clock_offset=0.0))  # the time of writing is unknown
     for line in preflight.table(found):
         say_on_stderr(line)
     lines = preflight.differences(found)

@@ -1,4 +1,4 @@
-"""A worker process. The launcher starts it as `python -m sft.launcher.worker_process RUN_FILE`."""
+"""A worker process, started by the launcher as `python -m sft.launcher.worker_process RUN_FILE`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONNECT_SECONDS = 1800.0
 
 
 def work(spec: RunSpec, store: Any = None) -> int:
-    """Do this process's part of the run. `store` is where the processes have met already; torch is imported late."""
+    """Run this worker. `store` is the rendezvous; torch is imported late."""
 
     def train() -> int:
         interrupt = ending.Interrupt()
