@@ -1,6 +1,3 @@
-"""One file for each command: its flags, and `run`. Thin: they call what the other folders do, and print.
-
-`asking` and `judging` are what `generate` and `evaluate` share. Each of the others has `add_flags(parser)`, which
-imports nothing slow, and
-`run(arguments) -> exit code`.
+"""One thin file per command: it calls the other packages and prints. Each has `add_flags(parser)`, which imports
+nothing slow, and `run(arguments) -> exit code`. `asking` and `judging` hold what `generate` and `evaluate` share.
 """

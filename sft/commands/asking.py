@@ -1,6 +1,4 @@
-"""What `sft generate` and `sft evaluate` share: flags that say who is asked, and how; finding and loading that
-model.
-"""
+"""Shared by `sft generate` and `sft evaluate`: the flags that select a model and its sampling, and loading it."""
 
 from __future__ import annotations
 
@@ -125,8 +123,8 @@ def client_of(arguments: argparse.Namespace) -> Client:
 
 
 def quiet() -> None:
-    """Before transformers is imported."""
-    warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries tell each other
+    """Silence libraries. Call it before transformers is imported."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # deprecation warnings between libraries
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -135,9 +133,7 @@ def quiet() -> None:
 def load(
     place: ModelPlace, arguments: argparse.Namespace, console: Any, borrowed: ChatTemplate | None = None
 ) -> LoadedModel:
-    """A model in this process. A checkpoint is exported beside its run first, and what was exported is removed
-    again.
-    """
+    """Load a model into this process. A checkpoint is exported beside its run first, and removed afterwards."""
     from sft.evaluate import models
 
     options: dict[str, Any] = {
@@ -170,7 +166,7 @@ def _export(step: Path, target: Path, console: Any) -> None:
 
 
 def server_asker(arguments: argparse.Namespace, place: ModelPlace, sampling: Sampling) -> Any:
-    """A model behind a server; with --server_api completions, MODEL_DIR gives tokenizer and template."""
+    """A model behind a server. With --server_api completions, tokenizer and template come from MODEL_DIR."""
     from sft.evaluate.answers import ServerAsker, model_of_server
     from tokenize_data.errors import UserError
     from tokenize_data.prompts import open_format
@@ -194,7 +190,7 @@ def server_asker(arguments: argparse.Namespace, place: ModelPlace, sampling: Sam
 
 
 def template_of(place: ModelPlace, arguments: argparse.Namespace) -> ChatTemplate | None:
-    """The chat template of a model, for one that has none."""
+    """The chat template for a model without its own."""
     from tokenize_data.prompts import open_format
 
     return open_format(place.tokenizer_folder, arguments.template).template if place.checkpoint is None else None

@@ -1,4 +1,4 @@
-"""`sft convert-recipe OLD.yaml`: another trainer's recipe as one of this project's."""
+"""`sft convert-recipe OLD.yaml`: converts another trainer's recipe to ours."""
 
 from __future__ import annotations
 

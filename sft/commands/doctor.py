@@ -1,4 +1,4 @@
-"""`sft doctor`: what is installed here, what this machine has, and whether a tiny training step works."""
+"""`sft doctor`: what is installed, what this machine has, and whether a tiny training step works."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def trained() -> str | None:
-    """Train a tiny random model for one iteration in a child process. Why it failed, in one line, or None."""
+    """Train a tiny random model for one iteration in a child process. Returns the reason of a failure in one line, or
+    None.
+    """
     import os
     import subprocess
     import sys
@@ -82,7 +84,7 @@ _OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_POR
 
 
 def _search_path() -> str:
-    """With the folder that holds our packages first: the child runs this code, from whatever folder it is started."""
+    """Put the folder of our packages first, so that the child runs this code from any working directory."""
     import os
 
     import tokenize_data  # beside `sft`

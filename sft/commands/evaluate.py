@@ -1,4 +1,4 @@
-"""`sft evaluate MODEL_DIR --data FILE`: scores of one model or several, with intervals, and a comparison with a
+"""`sft evaluate MODEL_DIR --data FILE`: scores of one or several models with confidence intervals, compared with a
 base.
 """
 
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Ask, measure, write the files and show the table. Returns what scores.json holds."""
+    """Ask, score, write the files and show the table. Returns the content of scores.json."""
     asking.quiet()
     from rich.console import Console
 
@@ -139,14 +139,14 @@ def _evaluate(arguments: argparse.Namespace, places: list[ModelPlace], console: 
 
 
 def _refresh_report(run: Path, console: Any) -> None:
-    """The run's page shows its scores and answers."""
+    """Update the run's report with scores and answers."""
     from sft.observe import report
     from tokenize_data.errors import UserError
 
     try:
         report.write_report([run], run / "report.html")
         console.print(f"report    {run / 'report.html'}")
-    except UserError as error:  # a folder that is no whole run's
+    except UserError as error:  # not a complete run folder
         console.print(f"warning: {run / 'report.html'} was not written: {error}", style="yellow")
 
 
@@ -241,5 +241,5 @@ def _labels(places: list[ModelPlace]) -> list[str]:
 def _renamed(place: ModelPlace, label: str, others: list[ModelPlace]) -> ModelPlace:
     from dataclasses import replace
 
-    is_long_hash = len(label) > 40  # a converted GGUF file's folder
+    is_long_hash = len(label) > 40  # the folder of a converted GGUF file
     return replace(place, label="base" if is_long_hash else label)

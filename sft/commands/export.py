@@ -56,7 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def write_model(checkpoint: Any, target: Path, dtype_name: str | None, console: Any) -> str:
-    """A checkpoint's model as a Hugging Face folder, or its adapter in PEFT's format. Returns which of them it is."""
+    """Export a checkpoint's model as a Hugging Face folder, or its adapter in PEFT's format. Returns which of
+    the two.
+    """
     import torch
     from rich.progress import Progress
 
@@ -110,7 +112,7 @@ def find_checkpoint(run_dir: Path, iteration: int | None, console: Any) -> Any:
 
 
 def _origins(facts: dict[str, Any]) -> Any:
-    """The same surroundings as those of the model that a run exports at its end."""
+    """Configuration, tokenizer and facts as in the export at the end of a run."""
     from transformers import AutoConfig, GenerationConfig
 
     from sft.checkpoint.export import Origins

@@ -1,4 +1,4 @@
-"""`sft generate MODEL_DIR`: answers to one prompt, in a chat, or to a file of questions."""
+"""`sft generate MODEL_DIR`: answers one prompt, a chat, or a file of questions."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _asker(arguments: argparse.Namespace, place: ModelPlace, sampling: Any, cons
 def _talk(
     arguments: argparse.Namespace, place: ModelPlace, sampling: Any, training: dict[str, Any], console: Any
 ) -> int:
-    """One question, or one after the other; what was said before stays in the conversation."""
+    """Answer one prompt, or chat: earlier turns stay in the conversation."""
     from sft.evaluate.questions import system_message
     from tokenize_data.examples import Example
 
@@ -174,7 +174,7 @@ def _question(is_chat: bool) -> str:
 
 
 class _Streamed:
-    """Writes an answer as it grows; a character that is not whole yet waits."""
+    """Prints an answer as it grows, holding back incomplete characters."""
 
     def __init__(self) -> None:
         self._written = ""

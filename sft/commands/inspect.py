@@ -1,4 +1,4 @@
-"""`sft inspect`: a data set as the model sees it, and what to mend before it is trained."""
+"""`sft inspect`: shows a data set as the model sees it, and what to fix before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge's part of `sft evaluate`: what it would cost, whether to ask, and its verdicts into the predictions."""
+"""The judge in `sft evaluate`: its cost, the user's consent, and its verdicts in the predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = dict[str, Any]
 def judge(
     arguments: argparse.Namespace, evaluated: list[Evaluated], base: str | None, folder: Path, console: Any
 ) -> None:
-    """Adds `judge` (and `judge_wins`) to the scores of each prediction that was rated."""
+    """Add `judge` (and `judge_wins`) to the scores of each rated prediction."""
     from rich.progress import Progress
 
     from sft.evaluate.answers import model_of_server

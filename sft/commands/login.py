@@ -1,4 +1,4 @@
-"""`sft login [hub|wandb|trackio]`: tokens, stored where the libraries look for them, and never shown."""
+"""`sft login [hub|wandb|trackio]`: stores tokens where the libraries look for them, and never shows them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """A token is typed unseen, or read from standard input when that is no terminal."""
+    """Read a token from the terminal without echo, or from standard input if that is not a terminal."""
     import importlib.util
     import sys
 
@@ -91,7 +91,7 @@ def _store(service: str, token: str) -> None:
 
 
 def _store_for_hub(token: str) -> None:
-    """What goes wrong is told in our words: those of a library may hold the token."""
+    """Report errors in our own words: a library's message may contain the token."""
     import logging
 
     from huggingface_hub import login

@@ -1,4 +1,4 @@
-"""`sft merge ADAPTER_DIR --out DIR`: adapters into their base, tensor by tensor, and a proof that nothing was lost."""
+"""`sft merge ADAPTER_DIR --out DIR`: merges adapters into their base, tensor by tensor, and compares logits."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _of_run(folder: Path) -> Path:
-    """A run's adapter, where the folder is a run's."""
+    """The adapter's folder, also for a run's folder."""
     inner = folder / "adapter"
     return inner if inner.is_dir() and not (folder / "adapter_config.json").exists() else folder
 

@@ -1,5 +1,5 @@
-"""`sft parity`: train a small model of a base's own shape, or the base itself, on a layout, and with plain
-transformers, and compare.
+"""`sft parity`: trains a small model of a base's shape, or the base itself, on a layout and with plain transformers,
+and compares.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _run_weights(arguments: argparse.Namespace, world: int) -> int:
 
 
 def _start(arguments: argparse.Namespace, world: int, compare: Callable[[], int]) -> int:
-    """As a launcher, the processes; as one of them, or the only one, the comparison."""
+    """Start the processes as a launcher; compare as one of them, or as the only one."""
     import os
 
     from sft.launcher import processes
@@ -176,7 +176,7 @@ def _say(lines: Sequence[str]) -> None:
 
 
 def _model_config(arguments: argparse.Namespace) -> Any:
-    """The configuration alone: no weights are fetched."""
+    """Load the configuration only, without fetching weights."""
     from transformers import AutoConfig
 
     from sft.families.sizes import check_sizes

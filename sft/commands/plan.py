@@ -1,4 +1,4 @@
-"""`sft plan`: what a run would do, take and cost, before anything is started."""
+"""`sft plan`: what a run would do, need and cost, before anything is started."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def show(
     what_if: str | None = None,
     plot: str = "plan.png",
 ) -> int:
-    """The plan of a run with these settings, on the terminal."""
+    """Print the plan of a run with these settings."""
     import json
     import sys
     from pathlib import Path
@@ -79,7 +79,7 @@ def show(
 
 
 def answer(settings: Settings, *, explains: bool = False) -> dict[str, Any]:
-    """The plan as one object, for programs."""
+    """The plan as one JSON object, for programs."""
     from sft.plan.answer import as_data
     from sft.plan.explain import explain
     from sft.resolve.planning import make_plan

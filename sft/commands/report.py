@@ -1,4 +1,4 @@
-"""`sft report RUN_DIR`: one HTML page of a run, or of several laid over each other; live with --watch."""
+"""`sft report RUN_DIR`: one HTML page for a run, or for several runs with overlaid curves; live with --watch."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         if stopped is not None:
             sys.stderr.write(f"sft sweep: stopped by {stopped}; run the same command to resume\n")
             return 75
-        if arguments.trial is not None:  # others of the array write their own
+        if arguments.trial is not None:  # the other tasks of the array write their own
             return 0 if trials.state_of(sweep, sweep.trials[arguments.trial]) == "finished" else 3
     return _report(sweep, console)
 

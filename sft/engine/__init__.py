@@ -1,7 +1,5 @@
-"""Running a model on many processes: the only folder that touches DeepSpeed.
-
-In reading order: listen and rendezvous (where processes meet), start (a worker's device and connection), groups (who
-shares what), feed (documents to tensors), pipeline (DeepSpeed's engine), trainer (iterations and validations as
-records). Does not belong here: what a model computes, which is `model`; what a person sees, which is `observe`; when
-something is saved, which is `job`.
+"""Runs a model on many processes: the only package that uses DeepSpeed. In reading order: start (a worker's device and
+process group), groups (which processes share what), feed and sending (documents to tensors on the device), loss,
+pipeline (DeepSpeed's engine), trainer (iterations and validations as records). Does not belong here: what a model
+computes (`model`), what people see (`observe`), when something is saved (`worker`).
 """

@@ -1,6 +1,5 @@
-"""Turns documents into stage inputs: one packed row per micro-batch, without tokens that predict nothing.
-
-A document of n tokens takes n - 1 places: each predicts the next token. kept_N are the places whose token counts in the
+"""Turns documents into stage inputs: one packed row per micro-batch, without tokens that predict nothing. A document
+of n tokens takes n - 1 positions, each of which predicts the next token. kept_N are the positions that count in the
 loss.
 """
 
@@ -24,21 +23,21 @@ MicroBatch = tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]  # (inputs, `Label
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One iteration's documents, planned: the same on every process."""
+    """The plan of one iteration's documents, the same on every process."""
 
-    numbers: np.ndarray  # of the documents
+    numbers: np.ndarray  # lengths of the documents
     plan: BatchPlan
     total_weight: float
     num_trained: int
 
     @property
     def num_tokens(self) -> int:
-        """Places, which are what is computed."""
+        """The number of computed positions."""
         return self.plan.num_tokens
 
 
 class Feed:
-    """Documents to micro-batches, for data-parallel rank `replica` of `replicas`."""
+    """Makes micro-batches from documents, for data-parallel rank `replica` of `replicas`."""
 
     def __init__(
         self,
@@ -52,7 +51,7 @@ class Feed:
         pack: bool = True,
         keyed: bool = False,
     ) -> None:
-        """With `keyed`, training positions have their documents' keys in their upper bits: for dropout."""
+        """With `keyed`, the upper bits of training positions hold their documents' keys, which dropout uses."""
         self._keyed = keyed
         self._reader, self._capacity, self._pack = reader, capacity, pack
         self._replicas, self._replica, self._multiple = replicas, replica, multiple
@@ -82,21 +81,19 @@ class Feed:
             yield inputs, Labels(*labels, scale)
 
     def row_lengths(self, batch: Batch) -> list[list[int]]:
-        """Of this replica's rows: their documents' lengths, with that of what fills a row up."""
+        """The document lengths in each of this replica's rows, including the padding document."""
         lengths = self._reader.lengths[batch.numbers].astype(np.int64) - 1
         rows = [[int(lengths[position]) for position in row] for row in batch.plan.rows[self._replica]]
         return [[*row, padding] if (padding := -sum(row) % self._multiple) else row for row in rows]
 
     def plan_for_validation(self, numbers: np.ndarray, replicas: int) -> tuple[Batch, Iterator[MicroBatch]]:
-        """As `plan` and `micro_batches`. Some documents are there again and count nothing, so that replicas get equally
-        many.
-        """
+        """Plan a validation. Some documents are repeated with weight 0, so that all replicas get the same number."""
         spare = -len(numbers) % replicas
         batch = self.plan(np.concatenate([numbers, np.resize(numbers, spare)]))
         return batch, self.micro_batches(batch, counted=len(numbers))
 
     def _total_weight(self, numbers: np.ndarray, trained: int) -> float:
-        if np.count_nonzero(self._role_weights) == 1:  # answers alone, which the index counts
+        if np.count_nonzero(self._role_weights) == 1:  # answer tokens only, as counted in the index
             return float(trained)
         return float(
             sum(_weights(self._reader[int(number)], self._role_weights).sum(dtype=np.float64) for number in numbers)
@@ -111,8 +108,8 @@ def make_row(
     keys: Sequence[int] | None = None,
     numbers: Sequence[int] | None = None,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """((ids_1T, positions_1T), (kept_N, targets_N, weights_N, documents_N)). Filled up to a `multiple` of places by a
-    document that counts nothing.
+    """Returns ((ids_1T, positions_1T), (kept_N, targets_N, weights_N, documents_N)), padded to a `multiple` of
+    positions by a document with weight 0.
     """
     ids = [document.ids[:-1] for document in documents]
     positions = [np.arange(len(part)) + (key << 32) for part, key in zip(ids, keys or repeat(0), strict=False)]

@@ -1,4 +1,4 @@
-"""The processes of a run: who shares tensors, who is in which pipeline stage, who has which share of the data."""
+"""The process groups of a run: tensor-parallel ranks, pipeline stages, data-parallel replicas."""
 
 from __future__ import annotations
 
@@ -48,28 +48,26 @@ class ProcessGroup:
 
 
 def _moved_back(first: Tensor, dim: int) -> Tensor:
-    """The first dimension back to its place, as a tensor of its own. Without a copy where the dimensions before it are
-    1: a row is one.
+    """Move the first dimension back to its place in a new tensor, without a copy if the dimensions before it have size
+    1.
     """
     shape = first.movedim(0, dim).shape
     position = dim % first.dim()
     if all(size == 1 for size in shape[:position]):
         own: Tensor = first.new_empty(0)
         strides = tuple(math.prod(shape[position:]) for position in range(1, len(shape) + 1))
-        return own.set_(first.untyped_storage(), 0, shape, strides)  # not a view: layers may change it in place
+        return own.set_(first.untyped_storage(), 0, shape, strides)  # not a view: layers may modify it in place
     return first.movedim(0, dim).contiguous()
 
 
 class Communicators:
-    """One group for each distinct set of ranks: on GPUs each has buffers of its own, half a GB of them. All calls are
-    collective.
-    """
+    """One group per distinct set of ranks: on GPUs each has half a GB of buffers. All calls are collective."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[int, ...], Any] = {tuple(range(dist.get_world_size())): dist.group.WORLD}
 
     def of(self, ranks: Iterable[int]) -> Any:
-        """The group of these ranks, formed where there is none yet. Every process asks for the same sets in the same
+        """The group of these ranks, created on first use. All processes must ask for the same sets in the same
         order.
         """
         wanted = tuple(sorted(set(ranks)))
@@ -79,15 +77,13 @@ class Communicators:
 
     @property
     def own(self) -> list[tuple[int, ...]]:
-        """The sets that this process is in."""
+        """The sets of ranks that contain this process."""
         rank = dist.get_rank()
         return [ranks for ranks in self._made if rank in ranks]
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
-        """DeepSpeed forms groups for each purpose, and again those that there are (0.19): for this while it is given
-        ours.
-        """
+        """Lend our groups to DeepSpeed inside this block. It creates groups per purpose, duplicates included (0.19)."""
         from deepspeed import comm
 
         new_group, comm.new_group = comm.new_group, self.of
@@ -99,7 +95,7 @@ class Communicators:
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """This process among those of the run, and the groups it belongs to."""
+    """This process's position in the run, and its groups."""
 
     layout: Layout
     rank: int
@@ -107,8 +103,8 @@ class Processes:
     replica: int
     tensor: TensorGroup
     topology: Any  # DeepSpeed's
-    tied: Any  # the group of first and last stage that share an embedding with this process; None in stages between
-    replicas: Replicas  # the processes that hold the same weights
+    tied: Any  # group of the first and last stage that share an embedding with this process; None in other stages
+    replicas: Replicas  # the processes with the same weights
     communicators: Communicators
 
     @property
@@ -121,7 +117,7 @@ class Processes:
 
 
 def form_groups(layout: Layout) -> Processes:
-    """A collective call: every process forms the same groups in the same order."""
+    """Create the groups, in the same order on every process. A collective call."""
     from deepspeed.runtime.pipe.topology import ProcessTopology
 
     rank = dist.get_rank()

@@ -12,7 +12,7 @@ from sft.objective.likelihood import Likelihood, negative_log_likelihood
 
 
 class MicroBatchLoss:
-    """In training the loss; while validating, the objective's sums are added up as well."""
+    """Computes the loss in training. In validation it also adds up the objective's sums."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class MicroBatchLoss:
         self._objective, self._stage, self._vocabulary_size, self._group = objective, stage, vocabulary_size, group
         self.tokens_at_once, self._likelihood = tokens_at_once, likelihood
         self.sums = torch.zeros(objective.num_sums, dtype=torch.float64)
-        self.losses: list[Tensor] = []  # of the micro-batches since it was cleared, to name one that is not finite
+        self.losses: list[Tensor] = []  # since it was cleared, to find one that is not finite
 
     def __call__(self, hidden_RTE: Tensor, labels: tuple[Tensor, ...]) -> Tensor:
         known = Labels(*labels)

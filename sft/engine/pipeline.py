@@ -1,5 +1,5 @@
-"""DeepSpeed's pipeline engine around a stage. What we rely on in DeepSpeed is named in this file, and in `start` and
-`groups`.
+"""DeepSpeed's pipeline engine around a stage. This file, `start` and `groups` hold everything that relies on
+DeepSpeed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NEVER = 10**9
 
 
 class NotFiniteError(Exception):
-    """A loss or a gradient is not a number. Raised on every process, before anything was updated."""
+    """A loss or a gradient is not finite. Raised on every process, before the update."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class StepResult:
 
 
 class _OneStagePipeline(PipelineModule):  # type: ignore[misc]  # DeepSpeed has no types
-    """A pipeline whose only local layer is the whole stage, so that where to cut stays with us."""
+    """A DeepSpeed pipeline whose only local layer is our whole stage, so that we decide where to split."""
 
     def __init__(self, stage: nn.Module, processes: Processes, loss: MicroBatchLoss) -> None:
         layers: list[Any] = [LayerSpec(nn.Identity) for _ in range(processes.layout.pp)]
@@ -54,7 +54,7 @@ class _OneStagePipeline(PipelineModule):  # type: ignore[misc]  # DeepSpeed has 
 
 
 class Pipeline:
-    """One process's part in training: iterations and validations are collective calls."""
+    """One process's part of the training pipeline. Iterations and validations are collective calls."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Pipeline:
     ) -> None:
         self.built, self.processes, self.device = built, processes, device
         self._is_interrupted = is_interrupted
-        self.should_stop = False  # a signal has reached some process; the same on every one, after a step
+        self.should_stop = False  # after a step: whether a signal has reached any process; equal on all processes
         self.objective = objective
         self.loss = MicroBatchLoss(
             objective, built.stage, vocabulary_size, processes.tensor, tokens_at_once, likelihood
@@ -104,8 +104,8 @@ class Pipeline:
         return self._engine
 
     def step(self, micro_batches: Iterator[MicroBatch], row_lengths: Sequence[Sequence[int]], lr: float) -> StepResult:
-        """One update. Raises NotFiniteError before it where the loss or a gradient is not a number. `row_lengths` are
-        the lengths of the documents in each micro-batch.
+        """Run one update. Raises NotFiniteError before it if the loss or a gradient is not finite. `row_lengths` has
+        the document lengths of each micro-batch.
         """
         self.optimizer.set_rate(lr)
         self.optimizer.begin(len(row_lengths))
@@ -116,14 +116,14 @@ class Pipeline:
         return StepResult(loss=float(loss), grad_norm=self.optimizer.grad_norm)
 
     def evaluate(self, micro_batches: Iterator[MicroBatch], row_lengths: Sequence[Sequence[int]]) -> None:
-        """Forward only: the last stages add to `loss.sums`."""
+        """Run the forward pass only; the last stages add to `loss.sums`."""
         self.built.stage.expect(row_lengths)
         self._engine.eval_batch(
             sent(micro_batches, self.device), reduce_output=None, bcast_loss=False, num_micro_batches=len(row_lengths)
         )
 
     def sums(self) -> list[float]:
-        """The objective's sums over all replicas, of the documents since the last call; the same on every process."""
+        """The objective's sums since the last call, over all replicas; equal on all processes."""
         is_counted = self.processes.is_last_stage and self.processes.tensor.rank == 0
         sums = self.loss.sums if is_counted else torch.zeros_like(self.loss.sums)
         sums = sums.to(self.device)
@@ -132,7 +132,7 @@ class Pipeline:
         return [float(number) for number in sums]
 
     def rows_not_finite(self) -> list[tuple[int, int]]:
-        """(replica, micro-batch) of the losses that are not a number in this iteration; the same on every process."""
+        """(replica, micro-batch) of the non-finite losses in this iteration; equal on all processes."""
         mine = []
         if self.processes.is_last_stage and self.processes.tensor.rank == 0:
             mine = [
@@ -143,12 +143,12 @@ class Pipeline:
         return sorted(row for rows in everyone for row in rows)
 
     def _votes(self) -> list[Tensor | float]:
-        """Whether a loss of this process is not a number, and whether a signal has asked it to stop."""
+        """This process's votes: whether a loss is not finite, and whether a signal asked it to stop."""
         total = torch.stack(self.loss.losses).sum() if self.loss.losses else torch.zeros((), device=self.device)
         return [~torch.isfinite(total), float(self._is_interrupted())]
 
     def _approve(self, norm: float, votes: Sequence[float]) -> None:
-        """Before an update, on all processes alike."""
+        """Check norm and votes before an update, equally on all processes."""
         bad_losses, interrupted = votes
         self.should_stop = interrupted > 0
         if bad_losses or not math.isfinite(norm):
@@ -167,7 +167,7 @@ def _trained(built: BuiltStage, processes: Processes) -> Trained:
 
 
 def _deepspeed_config(dp: int) -> dict[str, Any]:
-    """Neither ZeRO nor a section for bfloat16: weights and everything about their update are ours."""
+    """The DeepSpeed configuration, without ZeRO or bf16: our optimizer owns weights and updates."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

@@ -1,6 +1,4 @@
-"""Copies micro-batches to the device from pinned memory, one ahead of the computation, so that nothing waits for a
-copy.
-"""
+"""Copies micro-batches to the device from pinned memory, one ahead of the computation."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from sft.engine.feed import MicroBatch
 
 
 def sent(micro_batches: Iterator[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
-    """The same micro-batches on `device`. On a CPU they are there already."""
+    """Yield the micro-batches on `device`. On a CPU they are passed through."""
     if device.type != "cuda":
         yield from micro_batches
         return

@@ -1,4 +1,4 @@
-"""Starting a worker: its device, its threads, the process group, and DeepSpeed without its noise."""
+"""Starts a worker: device, threads, process group, and DeepSpeed without its log output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 
 def prepare_environment() -> None:
-    """Before DeepSpeed is imported: it looks for its device, and sets up its logging, while being imported."""
+    """Set the environment before DeepSpeed is imported: it selects its device and sets up logging on import."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DS_LOG_LEVEL", "error")
@@ -26,8 +26,8 @@ def prepare_environment() -> None:
 
 
 def start_worker(store: Any, timeout_seconds: float = 1800, use_gpu: bool = True) -> torch.device:
-    """Join the other processes, which have met at `store`; RANK and WORLD_SIZE are in the environment. Returns this
-    process's device.
+    """Join the process group through `store`; RANK and WORLD_SIZE are in the environment. Returns this process's
+    device.
     """
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     has_gpu = use_gpu and torch.cuda.is_available()
@@ -53,7 +53,7 @@ def start_worker(store: Any, timeout_seconds: float = 1800, use_gpu: bool = True
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world, timeout=timeout, device_id=device if has_gpu else None
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # it says that it built what it was kept from building
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports building an extension, which is disabled above
         deepspeed.init_distributed(backend, verbose=False, timeout=timeout)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return device

@@ -1,4 +1,4 @@
-"""Runs iterations and validations and yields a record for each. Callers decide what to do with it."""
+"""Runs iterations and validations and yields their records. Callers decide what to do with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sft.plan.sampler import Sampler
 from sft.spec.errors import TrainingError
 from tokenize_data.reader import ShardReader
 
-VALIDATION_DOCUMENTS = 1024  # planned together
+VALIDATION_DOCUMENTS = 1024  # number of validation documents that are planned together
 _NAMED_DOCUMENTS = 10
 
 
@@ -28,7 +28,7 @@ def train(
     start: int,
     iterations: int,
 ) -> Iterator[dict[str, Any]]:
-    """One record an iteration, from `start` + 1 to `iterations`."""
+    """Yield one record per iteration, from `start` + 1 to `iterations`."""
     seen = sampler.seen(start) if sampler.mix else None
     for number in range(start + 1, iterations + 1):
         began = time.perf_counter()
@@ -58,8 +58,8 @@ def train(
 
 
 def validate(pipeline: Pipeline, feed: Feed, parts: Mapping[str, range]) -> dict[str, float]:
-    """The exact figures of a validation set's documents: the same on every process and every layout. Where it has
-    several parts, each has figures of its own, such as `val_loss/NAME`.
+    """The exact metrics of a validation set, equal on every process and layout. Several parts have their own metrics,
+    such as `val_loss/NAME`.
     """
     began = time.perf_counter()
     replicas = pipeline.processes.layout.dp
@@ -80,7 +80,7 @@ def validate(pipeline: Pipeline, feed: Feed, parts: Mapping[str, range]) -> dict
 
 
 def _shares(sampler: Sampler, seen: np.ndarray | None) -> dict[str, float]:
-    """The share of each data set in what has been trained so far."""
+    """The share of each data set in the documents trained so far."""
     if seen is None:
         return {}
     names, total = [part.name for part in sampler.mix], float(seen.sum())

@@ -1,5 +1,5 @@
-"""A picture for each axis: the best validation loss by its values, a line for each combination of the others, and their
-mean.
+"""Draws one chart per axis: the best validation loss by its values, one line per combination of the other axes, and
+the mean.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _BLUE, _GREY = "#4c72b0", "#8c8c8c"
 
 
 def write_charts(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """The files written; none where matplotlib is missing, or nothing is finished."""
+    """Write the charts and return the files: none if matplotlib is missing or nothing is finished."""
     measure = "best_val_loss" if any(row.get("best_val_loss") is not None for row in rows) else "train_loss"
     done = [row for row in rows if row["state"] == "finished" and row.get(measure) is not None]
     axes = [axis for axis, values in sweep.axes.items() if len(values) > 1]

@@ -1,6 +1,4 @@
-"""Conditions over a trial's settings, such as `samples >= 120 or loss == 'full'`: comparisons and arithmetic, nothing
-that runs.
-"""
+"""Conditions on a trial's settings, such as `samples >= 120 or loss == 'full'`: comparisons and arithmetic, no code."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ _MOST_CHARACTERS = 500
 
 
 def holds(text: str, values: Mapping[str, Any], where: str) -> bool:
-    """Whether a condition is true of these settings."""
+    """Whether a condition holds for these settings."""
     if len(text) > _MOST_CHARACTERS:
         raise UserError(f"{where}: a condition of {len(text):,} characters: write it as several")
     try:

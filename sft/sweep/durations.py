@@ -22,12 +22,12 @@ from tokenize_data.errors import UserError
 from tokenize_data.manifest import dataset_folder
 from tokenize_data.reader import ShardReader
 
-_START_SECONDS = 12.0  # imports, reading the model, writing it
+_START_SECONDS = 12.0  # imports, reading and writing the model
 _BYTES_PER_TOKEN = 4.0
 
 
 def expected(values: Mapping[str, Any], world: int) -> float | None:
-    """Seconds, at most (a run may stop early). None where that is not known: without the model or the data at hand."""
+    """The maximum duration in seconds; a run may stop early. None if the model or the data is not on this machine."""
     settings = make_settings(values)
     if not _is_here(settings):
         return None
@@ -44,13 +44,13 @@ def expected(values: Mapping[str, Any], world: int) -> float | None:
 
 
 def _planned(settings: Settings) -> float | None:
-    """By `sft plan`, on GPUs."""
+    """The duration planned for GPUs."""
     plan = make_plan(settings)
     return None if plan.iterations is None else _START_SECONDS + plan.iterations * plan.choice.seconds.total
 
 
 def _is_here(settings: Settings) -> bool:
-    """Nothing is fetched for an estimate."""
+    """Whether the base model is on this machine: an estimate fetches nothing."""
     if gguf_file_in(settings.model.checkpoint) is not None:
         return True
     file = Path(settings.model.checkpoints_file) if settings.model.checkpoints_file else None
@@ -59,12 +59,12 @@ def _is_here(settings: Settings) -> bool:
 
 @cache
 def _seconds_per_operation() -> float:
-    """For each parameter and token, on this CPU."""
+    """Seconds per parameter and token on this CPU."""
     return expected_seconds(1, 1.0)
 
 
 def _documents_and_tokens(settings: Settings) -> tuple[int, float] | None:
-    """Of the shards that are there; else estimated from the files' sizes."""
+    """Documents and tokens of existing shards, or estimated from file sizes."""
     try:
         reader = ShardReader(dataset_folder(Path(settings.data.tokenized_data_dir), settings.data.run_name))
         return len(reader), float(reader.manifest.tokens)

@@ -1,5 +1,5 @@
-"""sweep.yaml to trials: every combination of the axes that no constraint and no exclusion takes away, each with a whole
-recipe.
+"""Expands sweep.yaml into trials: every combination of the axes that constraints and exclusions allow, each with a
+complete recipe.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tokenize_data.recipe_file import merge, read_recipe_file
 
 _KEYS = ("name", "base", "recipe", "axes", "constraints", "exclude", "retries", "parallel", "out", "after")
 _ALIASES = {"model": "checkpoint"}
-_SHARDS = (  # what decides the tokenised data
+_SHARDS = (  # settings that determine the tokenised data
     "checkpoint",
     "size",
     "checkpoints_file",
@@ -51,7 +51,7 @@ _MOST_TRIALS, _MOST_NAME = 10_000, 80
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One run. `labels` say which value of each axis it has, `values` are all of its settings."""
+    """One run. `labels` has its value on each axis, `values` all of its settings."""
 
     number: int
     name: str
@@ -60,7 +60,7 @@ class Trial:
 
     @property
     def recipe(self) -> str:
-        """As a recipe that `sft --config` runs."""
+        """The recipe for `sft --config`."""
         lines = [f"# {', '.join(f'{axis} {label}' for axis, label in self.labels.items())}"]
         for key, value in self.values.items():
             is_list = isinstance(value, tuple) and value and isinstance(value[0], DatasetSpec)
@@ -70,13 +70,13 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What sweep.yaml says."""
+    """The content of sweep.yaml."""
 
     name: str
     folder: Path
     axes: Mapping[str, Mapping[Any, Mapping[str, Any]]]  # axis -> label -> settings
     trials: tuple[Trial, ...]
-    left_out: Mapping[str, int] = field(default_factory=dict)  # why -> how many
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> number of trials
     retries: int = 1
     parallel: int = 1
     after: tuple[str, ...] = ()
@@ -119,7 +119,7 @@ def read_sweep(
 
 
 def _words(line: str) -> list[str]:
-    """Of a command; none where it cannot be taken apart."""
+    """Split a command into words; none if it cannot be split."""
     try:
         return shlex.split(line) if "\0" not in line else []
     except ValueError:
@@ -127,7 +127,7 @@ def _words(line: str) -> list[str]:
 
 
 def _base(content: Mapping[str, Any], file: Path, warn: Warn) -> dict[str, Any]:
-    """The settings that all trials share: a recipe's, and those written here."""
+    """The settings shared by all trials: the base recipe's, and those in sweep.yaml."""
     given, inner = content.get("base"), content.get("recipe", {})
     if given is not None and not isinstance(given, str):
         raise UserError(f"{file}: base must be a recipe's path, not {shorten(given)}; settings go under recipe")
@@ -156,7 +156,7 @@ def _axes(given: Any, file: Path) -> dict[str, dict[Any, dict[str, Any]]]:
 
 
 def _axis(axis: str, values: Any, where: str) -> dict[Any, dict[str, Any]]:
-    """{label: settings}: of a list of one key's values, or of a mapping from names to settings."""
+    """Parse an axis to {label: settings}, from a list of one key's values or a mapping of names to settings."""
     key = axis if axis in known_keys() else _ALIASES.get(axis)
     if isinstance(values, list):
         if key is None:

@@ -1,4 +1,4 @@
-"""Processes of several trials at once, each with GPUs of its own. Signals go to all of them."""
+"""Runs several trials at once, each on its own GPUs. Signals are passed to all of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A command with a name; what it says goes to the end of `log`."""
+    """A named command; its output is appended to `log`."""
 
     name: str
     command: Sequence[str]
@@ -38,8 +38,8 @@ class _Running:
 
 
 class Pool:
-    """Runs tasks until there are none, or until a signal; `slots` are what each of those at once adds to its
-    environment.
+    """Runs tasks until none are left or a signal arrives. `slots` are the environment variables of each parallel
+    task.
     """
 
     def __init__(self, slots: Sequence[Mapping[str, str]]) -> None:
@@ -48,7 +48,7 @@ class Pool:
         self.signal: str | None = None
 
     def run(self, next_task: Callable[[], Task | None], ended: Callable[[Task, int, float], None]) -> None:
-        """`next_task` gives the next one, None where there is none now; `ended` hears exit code and seconds."""
+        """`next_task` returns the next task, None if there is none now; `ended` receives exit code and seconds."""
         before = {number: signal.signal(number, self._heard) for number in _PASSED_ON}
         try:
             while True:
@@ -94,7 +94,7 @@ class Pool:
 
 
 def make_slots(parallel: int) -> list[dict[str, str]]:
-    """What each of `parallel` trials at once sees: an equal, disjoint part of the GPUs; without GPUs, of the cores."""
+    """Divide the GPUs, or without GPUs the cores, equally among `parallel` trials."""
     if parallel == 1:
         return [{}]
     count = visible_gpus()
@@ -115,7 +115,7 @@ def make_slots(parallel: int) -> list[dict[str, str]]:
 
 
 def _end_with_parent() -> None:
-    """A sweep that is killed takes its trials with it: they save and leave."""
+    """Make trials save and exit when the sweep is killed."""
     libc: Any = ctypes.CDLL(None)
     set_parent_death_signal = 1  # prctl's PR_SET_PDEATHSIG
     libc.prctl(set_parent_death_signal, signal.SIGTERM)

@@ -16,7 +16,7 @@ from sft.spec import metrics, run_folder
 from sft.sweep.grid import Sweep, Trial
 from sft.sweep.trials import record_of, run_of, state_of
 
-SCORES = "scores.json"  # of the run's folder: numbers of whatever has judged the model
+SCORES = "scores.json"  # files in the run's folder with scores of the model
 _MEASURED = (
     "state",
     "iterations",
@@ -32,7 +32,7 @@ _LAST = ("seconds", "failures", "run", "reason")
 
 
 def rows(sweep: Sweep) -> list[dict[str, Any]]:
-    """In the order of the grid."""
+    """One row per trial, in the order of the grid."""
     return [_row(sweep, trial) for trial in sweep.trials]
 
 
@@ -47,7 +47,7 @@ def write_csv(sweep: Sweep, found: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def table(sweep: Sweep, found: Sequence[Mapping[str, Any]]) -> Table:
-    """The best first; what has no loss yet last."""
+    """A table with the best trial first, and trials without a loss last."""
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     axes, scores = list(sweep.axes), [name for name in _columns(sweep, found) if name.startswith("score_")]
     columns = [*axes, "state", "iterations", "best_val_loss", "val_accuracy", "train_loss", *scores, "seconds"]
@@ -96,7 +96,7 @@ def _row(sweep: Sweep, trial: Trial) -> dict[str, Any]:
 
 
 def _scores(run: Path) -> dict[str, float]:
-    """The numbers of scores.json, those of inner tables with both names."""
+    """The numbers in scores.json; nested ones are joined with their parent's name."""
     try:
         content = json.loads((run / SCORES).read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Which trials of a sweep are done and which is next. All state is in the sweep's folder, so a sweep can be resumed."""
+"""Tracks which trials are done and which is next. All state is in the sweep's folder, so a sweep can be resumed."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What is remembered of a trial besides its run's own folder."""
+    """What a sweep records about a trial, besides the run's own folder."""
 
     failures: int = 0
     reason: str = ""
-    is_refused: bool = False  # its settings cannot be run: the same again is no use
-    has_followed: bool = False  # the commands after it have run
+    is_refused: bool = False  # its settings are invalid: a retry would fail again
+    has_followed: bool = False  # the `after` commands have run
 
 
 def recipe_file(sweep: Sweep, trial: Trial) -> Path:
@@ -46,7 +46,7 @@ def train_command(recipe: Path) -> list[str]:
 
 
 def run_of(trial: Trial) -> Path | None:
-    """The run's folder, None before it has one."""
+    """The run's folder, None before it exists."""
     root = Path(trial.values["save_checkpoint_dir"])
     found = [folder for folder in sorted(root.iterdir()) if (folder / "status.json").exists()] if root.is_dir() else []
     return found[0] if found else None
@@ -60,7 +60,7 @@ def record_of(sweep: Sweep, trial: Trial) -> Record:
 
 
 def state_of(sweep: Sweep, trial: Trial) -> str:
-    """finished, failed, refused, interrupted or waiting."""
+    """The state: finished, failed, refused, interrupted or waiting."""
     run, record = run_of(trial), record_of(sweep, trial)
     if run is not None and run_folder.result_of(run) is not None:
         return "finished"
@@ -72,7 +72,7 @@ def state_of(sweep: Sweep, trial: Trial) -> str:
 
 
 def prepare(sweep: Sweep, *, only: int | None = None, forget_failures: bool = False) -> None:
-    """Write the trials' recipes. One that has begun with other settings is not mixed up with these."""
+    """Write the trials' recipes. Raises UserError if a trial has started with other settings."""
     (sweep.folder / "trials").mkdir(parents=True, exist_ok=True)
     for trial in sweep.trials if only is None else [sweep.trials[only]]:
         file = recipe_file(sweep, trial)
@@ -94,14 +94,14 @@ def prepare(sweep: Sweep, *, only: int | None = None, forget_failures: bool = Fa
 
 
 class Runner:
-    """Runs what is not finished, each trial until it is, or has failed too often."""
+    """Runs unfinished trials until they finish or have failed too often."""
 
     def __init__(self, sweep: Sweep, say: Say, changed: Callable[[], None]) -> None:
         self._sweep, self._say, self._changed = sweep, say, changed
         self._trials = {trial.name: trial for trial in sweep.trials}
 
     def run(self, only: int | None = None) -> str | None:
-        """All trials, or the one with this number. Returns the name of the signal that ended it, if one did."""
+        """Run all trials, or one by number. Returns the name of the signal that ended the sweep, or None."""
         chosen = [trial for trial in self._sweep.trials if only is None or trial.number == only]
         done = [trial for trial in chosen if state_of(self._sweep, trial) in ("finished", "failed")]
         self._waiting = deque(trial for trial in chosen if trial not in done)
@@ -155,7 +155,7 @@ class Runner:
         self._changed()
 
     def _follow(self, trial: Trial) -> None:
-        """The commands of `after`, once."""
+        """Run the `after` commands, once."""
         sweep, run, record = self._sweep, run_of(trial), record_of(self._sweep, trial)
         if not sweep.after or record.has_followed or run is None or run_folder.result_of(run) is None:
             return
