@@ -98,10 +98,11 @@ def expected(
     dtype: torch.dtype | None = None,
     *,
     kept_alone: bool = False,
-    in_halves: bool = False,
+    parts: int = 1,
+    torch_norms: bool = False,
 ) -> Trained:
-    """The same by the reference. Quantised weights are what the ranks made of them. `in_halves`: each matmul in
-    parts.
+    """The same by the reference. Quantised weights are what the ranks made of them. `parts`: each matmul in so
+    many, both ways.
     """
     dense: dict[str, Tensor] = {}
     for rank in ranks:
@@ -109,13 +110,13 @@ def expected(
             _put(dense, name, rank["parts"][name], values.float())
     dtype = dtype or getattr(torch, case["dtype"])
     config = worker.config_of(case)
-    model = reference.make_model(config, dtype, dense, case.get("attention", "eager"))
+    model = reference.make_model(config, dtype, dense, case.get("attention", "eager"), torch_norms=torch_norms)
     name_of = adapters.own_name if "lora" in case else str
     if "lora" in case:
         model = adapters.with_adapters(model, case)
     model = model.to(device())
-    if in_halves:
-        reference.compute_in_halves(model)
+    if parts > 1:
+        reference.compute_in_parts(model, parts)
     sampler = Sampler(worker.DOCUMENTS, case.get("global_batch", worker.GLOBAL_BATCH), worker.SEED)
     batches = [
         sampler.documents(number).astype(np.int64) for number in range(case.get("iterations", worker.ITERATIONS))

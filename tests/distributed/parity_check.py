@@ -29,8 +29,10 @@ def check(case: dict[str, Any], ranks: list[Any]) -> None:
     assert "refusal" not in ranks[0], ranks[0]
     ours, theirs = parity.whole(ranks), parity.expected(case, ranks)
     others = [parity.expected(case, ranks, torch.float32)]  # from the same bfloat16 weights
-    others.append(parity.expected(case, ranks, in_halves=True))
-    if case["family"] not in ("gemma2", "gpt-j"):  # which transformers computes in one way
+    others.append(parity.expected(case, ranks, parts=2))
+    if case["family"] in ("gemma2", "gpt-j"):  # whose attention transformers computes in one way
+        others.append(parity.expected(case, ranks, parts=4))
+    else:
         others.append(parity.expected({**case, "attention": "sdpa"}, ranks))
     for number, (found, expected) in enumerate(zip(ours.records, theirs.records, strict=True)):
         for one, other, share, at in zip(found, expected, (LOSS, NORM), (0, 1), strict=True):
@@ -48,6 +50,7 @@ def check(case: dict[str, Any], ranks: list[Any]) -> None:
         _rounding(theirs),
         but=rounding,
     )
+    others.append(parity.expected(case, ranks, torch_norms=True))  # plain transformers, whose LayerNorms sum in 16 bits
     compare(ours.updates, theirs.updates, [other.updates for other in others], UPDATE, but=rounding)
     _no_weight_stands_still(ours, theirs)
 

@@ -34,7 +34,12 @@ class Trained:
 
 
 def make_model(
-    config: Any, dtype: torch.dtype, dense: Mapping[str, Tensor] | None = None, attention: str = "eager"
+    config: Any,
+    dtype: torch.dtype,
+    dense: Mapping[str, Tensor] | None = None,
+    attention: str = "eager",
+    *,
+    torch_norms: bool = False,
 ) -> Any:
     """`plain.make_model` in another dtype. `dense` are weights to be used instead of the random ones."""
     whole = dict(plain.make_model(config).named_parameters())
@@ -42,19 +47,34 @@ def make_model(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_((dense or {}).get(name, whole[name]))
+    if dtype is not torch.float32 and not torch_norms and not torch.cuda.is_available():
+        _normalise_in_float32(model)
     return model.train()
 
 
-def compute_in_halves(model: Any) -> None:
-    """Each linear layer's matmul in four parts, half of its inputs by half of its outputs: the same mathematics, other
-    roundings.
+def _normalise_in_float32(model: Any) -> None:
+    """LayerNorms computed in float32: torch's CPU kernel sums the gradients of their weights in 16 bits."""
+
+    def forward(norm: Any, inputs: Tensor) -> Tensor:
+        weight, bias = (None if one is None else one.float() for one in (norm.weight, norm.bias))
+        whole = functional.layer_norm(inputs.float(), norm.normalized_shape, weight, bias, norm.eps)
+        return whole.to(inputs.dtype)
+
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.forward = partial(forward, module)
+
+
+def compute_in_parts(model: Any, parts: int) -> None:
+    """Split each linear layer's matmul into `parts` of its inputs by `parts` of its outputs: the same mathematics,
+    other roundings.
     """
 
     def forward(linear: Any, inputs: Tensor) -> Tensor:
-        halves = inputs.chunk(2, -1)
+        pieces = inputs.chunk(parts, -1)
         rows = [
-            sum(functional.linear(half, part) for half, part in zip(halves, row.chunk(2, 1), strict=True))
-            for row in linear.weight.chunk(2, 0)
+            sum(functional.linear(piece, part) for piece, part in zip(pieces, row.chunk(parts, 1), strict=True))
+            for row in linear.weight.chunk(parts, 0)
         ]
         whole = torch.cat(rows, -1)
         return whole if linear.bias is None else whole + linear.bias
