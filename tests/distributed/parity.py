@@ -99,7 +99,6 @@ def expected(
     *,
     kept_alone: bool = False,
     parts: int = 1,
-    torch_norms: bool = False,
 ) -> Trained:
     """The same by the reference. Quantised weights are what the ranks made of them. `parts`: each matmul in so
     many, both ways.
@@ -110,7 +109,7 @@ def expected(
             _put(dense, name, rank["parts"][name], values.float())
     dtype = dtype or getattr(torch, case["dtype"])
     config = worker.config_of(case)
-    model = reference.make_model(config, dtype, dense, case.get("attention", "eager"), torch_norms=torch_norms)
+    model = reference.make_model(config, dtype, dense, case.get("attention", "eager"))
     name_of = adapters.own_name if "lora" in case else str
     if "lora" in case:
         model = adapters.with_adapters(model, case)

@@ -34,12 +34,7 @@ class Trained:
 
 
 def make_model(
-    config: Any,
-    dtype: torch.dtype,
-    dense: Mapping[str, Tensor] | None = None,
-    attention: str = "eager",
-    *,
-    torch_norms: bool = False,
+    config: Any, dtype: torch.dtype, dense: Mapping[str, Tensor] | None = None, attention: str = "eager"
 ) -> Any:
     """`plain.make_model` in another dtype. `dense` are weights to be used instead of the random ones."""
     whole = dict(plain.make_model(config).named_parameters())
@@ -47,7 +42,7 @@ def make_model(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_((dense or {}).get(name, whole[name]))
-    if dtype is not torch.float32 and not torch_norms and not torch.cuda.is_available():
+    if dtype is not torch.float32 and not torch.cuda.is_available():
         _normalise_in_float32(model)
     return model.train()
 
