@@ -1,7 +1,6 @@
-"""Files that a run leaves behind: whole models as Hugging Face folders, and states that it is resumed from.
-
-In reading order: state (what of a pipeline has to be kept), windows and fragments (parts of tensors in files, read by
-any layout), manifest (by which a checkpoint is known to be whole), commit (how it becomes visible), resume (save and
-restore), hf_folder and export (models), adapter_config, adapter and merge (adapters in PEFT's format, and into their
-base). Does not belong here: reading a base model, which is `model`; deciding when something is written, which is `job`.
+"""The files of a run: models as Hugging Face folders, and checkpoints to resume from. In reading order: windows and
+fragments (parts of tensors in files, readable by any layout), manifest (marks a checkpoint as complete), commit
+(makes it visible), resume (save and restore), hf_folder and export (models), adapter_config, adapter and the merge
+files (adapters in PEFT's format, and merged into their base). Does not belong here: reading a base model (`model`),
+deciding when to save (`worker`).
 """

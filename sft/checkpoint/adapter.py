@@ -1,8 +1,6 @@
-"""Adapters in PEFT's format: adapter_config.json and one file of matrices under PEFT's names. Written from a run, or
-read as its start.
-
-A parameter's name is the model's own with `base_model.model.` before it: `...q_proj.lora_A.weight`, or, of a module
-that was trained in full, that of its weight.
+"""Reads and writes adapters in PEFT's format: adapter_config.json and one file of matrices. A parameter's name is the
+model's own with the prefix `base_model.model.`, such as `...q_proj.lora_A.weight`, or the weight's name for a
+module that is trained in full.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from tokenize_data.errors import UserError, shorten
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOrigins:
-    """What the folder of an adapter holds besides its matrices."""
+    """What an adapter's folder contains besides its matrices."""
 
     config: Mapping[str, Any]  # of PEFT
     tokenizer_folder: Path
@@ -39,7 +37,7 @@ class AdapterOrigins:
 
 
 class AdapterFiles:
-    """An adapter's matrices, read one by one. Names are the model's own."""
+    """Reads an adapter's matrices one by one, under the model's own names."""
 
     def __init__(self, folder: Path) -> None:
         self.config: AdapterConfig = read_adapter_config(folder)
@@ -60,7 +58,7 @@ class AdapterFiles:
                 f"{path} is not a complete safetensors file ({shorten(error, 120)}): fetch the adapter again"
             ) from error
         self._file = file
-        # With an adapter on the head PEFT stores the head as well, as what is below the adapter.
+        # If the head has an adapter, PEFT also stores the head itself.
         self._keys = {key.removeprefix(PREFIX).replace(".base_layer.", "."): key for key in keys}
         self.modules = sorted(name.removesuffix(f".{A}") for name in self._keys if name.endswith(f".{A}"))
         self.saved = sorted(name for name in self._keys if not is_adapter(name))
@@ -86,15 +84,13 @@ class AdapterFiles:
         return self.config.scale(module, self.shape(f"{module}.{A}")[0])
 
     def delta(self, module: str) -> Tensor:
-        """What the adapter adds to a weight, in float32."""
+        """The difference that the adapter adds to a weight, in float32."""
         a_RI, b_OR = self.read(f"{module}.{A}").float(), self.read(f"{module}.lora_B.weight").float()
         return (b_OR @ a_RI) * self.scale(module)
 
 
 def check_fits(adapter: AdapterFiles, shapes: Mapping[str, tuple[int, ...]], embedding: str, head: str) -> None:
-    """`shapes` are those of a base model's parameters. Refuses an adapter of another model, or of another
-    vocabulary.
-    """
+    """Raise UserError if the adapter does not fit the base model's parameter `shapes` or its vocabulary."""
     for module in adapter.modules:
         weight = shapes.get(f"{module}.weight")
         made = (adapter.shape(f"{module}.lora_B.weight")[0], adapter.shape(f"{module}.{A}")[1])
@@ -134,8 +130,8 @@ def load_adapter(
     places: Mapping[str, ParameterShard],
     spellings: Mapping[str, str],
 ) -> None:
-    """Fill this rank's parts of what is trained. `spellings` maps a name to the one that the adapter may have
-    instead.
+    """Load this rank's parts of the trained parameters. `spellings` maps a name to an alternative in the adapter's
+    file.
     """
     present = set(adapter.names())
     with torch.no_grad():
@@ -147,7 +143,7 @@ def load_adapter(
 
 
 def write_adapter(pipeline: Pipeline, target: Path, origins: AdapterOrigins) -> None:
-    """A collective call. `target` appears when it is complete."""
+    """Write the adapter; `target` appears once it is complete. A collective call."""
     scratch, processes, built = target.with_name(f".{target.name}.part"), pipeline.processes, pipeline.built
     if processes.rank == 0:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -176,9 +172,7 @@ def export_adapter(
     tied: tuple[str | None, str],
     done: Callable[[int, int], None],
 ) -> None:
-    """As `write_adapter`, from the files of a checkpoint. `tied` are the embedding's weight, where it is the head's
-    too, and the head.
-    """
+    """Write an adapter from a checkpoint's files. `tied` names the embedding's weight and the head that shares it."""
     scratch, names = target.with_name(f".{target.name}.part"), checkpoint.names()
     shutil.rmtree(scratch, ignore_errors=True)
     writer = hf_folder.ShardWriter(scratch, 0)
@@ -192,7 +186,7 @@ def export_adapter(
 
 
 def spelled_out(name: str, tied_name: str | None, head: str) -> list[str]:
-    """PEFT gives a tied head and embedding a copy each: both are written."""
+    """Write a tied weight twice: PEFT expects a copy for head and embedding."""
     return [name, f"{head}.weight"] if name == tied_name else [name]
 
 
@@ -211,7 +205,7 @@ def adapter_config_of(adapted: Adapted, base: str) -> dict[str, Any]:
 
 
 def _finish(scratch: Path, target: Path, origins: AdapterOrigins, *, overwrite: bool = True) -> None:
-    """The stages' files become one, which is all that PEFT reads. Adapters are small."""
+    """Join the stages' files into the single one that PEFT reads. Adapters are small."""
     parts = sorted(scratch.glob("part-*.safetensors"))
     writer, tensors = hf_folder.ShardWriter(scratch, 9999, limit_bytes=2**62), dict[str, Tensor]()
     for part in parts:

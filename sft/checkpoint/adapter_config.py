@@ -1,6 +1,4 @@
-"""adapter_config.json, PEFT's description of an adapter: read without torch, and written. What we cannot compute is
-refused by name.
-"""
+"""Reads and writes PEFT's adapter_config.json, without torch. Unsupported variants are rejected by name."""
 
 from __future__ import annotations
 
@@ -16,8 +14,8 @@ from tokenize_data.errors import UserError, shorten
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."  # before each parameter's name in the weights
-# Variants whose adapters add something else than scale * B A.
+PREFIX = "base_model.model."  # prefix of each parameter's name in the weights
+# Variants whose adapters add something other than scale * B A.
 _VARIANTS = (
     "use_dora",
     "use_qalora",
@@ -38,7 +36,7 @@ _VARIANTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """How the matrices of an adapter are to be used."""
+    """How an adapter's matrices are used."""
 
     folder: Path
     rank: int
@@ -46,14 +44,14 @@ class AdapterConfig:
     is_rank_stabilised: bool
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
-    base: str | None  # as it was named when the adapter was made
+    base: str | None  # the base model's name when the adapter was made
 
     @property
     def is_uniform(self) -> bool:
         return not self.rank_pattern and not self.alpha_pattern
 
     def scale(self, module: str, rank: int) -> float:
-        """Of a module's adapter, whose matrices have `rank` rows and columns."""
+        """The scale of a module's adapter with this rank."""
         alpha = next(
             (value for key, value in self.alpha_pattern.items() if re.fullmatch(rf"(.*\.)?({key})", module)), self.alpha
         )
@@ -103,7 +101,7 @@ def config_content(
     all_linear: Sequence[str],
     saved: Sequence[str],
 ) -> dict[str, Any]:
-    """What PEFT needs to load the adapter. `modules` have one, `all_linear` are all layers that could."""
+    """The config that PEFT needs to load the adapter. `modules` have one, `all_linear` are all linear layers."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -124,9 +122,7 @@ def config_content(
 
 
 def _short(modules: Sequence[str], everything: Sequence[str]) -> list[str]:
-    """Last words of names, where they mean these modules and no others; else whole names. PEFT compares the ends of
-    names.
-    """
+    """Shorten module names to their last component if that is unambiguous: PEFT compares the ends of names."""
     words = sorted({name.rpartition(".")[2] for name in modules})
     meant = {name for name in everything if name.rpartition(".")[2] in words}
     return words if meant == set(modules) else list(modules)

@@ -1,4 +1,4 @@
-"""A model's card for the Hub: what it is, its data, its figures, its curve and its recipe."""
+"""Writes the model card for the Hub: model, data, metrics, loss curve and recipe."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ _SHOWN = (
 
 
 def card(run: Path, model_id: str, *, is_adapter: bool, has_curve: bool) -> str:
-    """README.md for the model of a run, from training.json of the exported folder, the shards' manifest and
-    recipe.yaml.
-    """
+    """The README.md of a run's model, from the exported training.json, the shards' manifest and recipe.yaml."""
     facts = _read(run / ("adapter" if is_adapter else "hf") / "training.json")
     base = str(facts.get("base", ""))
     head = {
@@ -110,7 +108,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _last(text: str) -> str:
-    """Where files lie on somebody's disk is nobody's business."""
+    """Keep only the file's name: local paths are private."""
     return text if _HUB_ID.fullmatch(text) and not Path(text).exists() else Path(text).name
 
 

@@ -1,8 +1,8 @@
-"""Commits a checkpoint on all processes or on none; lists checkpoints and removes old ones.
+"""Commits a checkpoint on all processes or none; lists checkpoints and removes old ones.
 
-Files are written into a hidden folder of their own; when all processes have theirs on the disk, rank 0 writes the
-manifest, renames the folder to `step-0000800` and points `latest` to it. A reader goes by the folders and their
-manifests; `latest` is for people.
+Files are written into a hidden folder. Once all processes have synced theirs, rank 0 writes the manifest, renames the
+folder to `step-0000800` and points `latest` to it. Readers use the folders and their manifests; `latest` is for
+people.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Peers:
-    """The processes that write together. `gather` returns every rank's object to every rank, and so is a barrier
-    too.
-    """
+    """The processes that save together. `gather` returns all ranks' objects on every rank, and so is also a barrier."""
 
     rank: int
     size: int
@@ -45,7 +43,7 @@ ALONE = Peers(rank=0, size=1, gather=lambda mine: [mine])
 
 
 def peers_of(group: dist.ProcessGroup | None = None) -> Peers:
-    """Over a group whose backend moves memory of the CPU: gloo."""
+    """Peers over a CPU group, which needs gloo."""
 
     def gather(mine: Any) -> list[Any]:
         everyone: list[Any] = [None] * dist.get_world_size(group)
@@ -61,7 +59,7 @@ def peers_of(group: dist.ProcessGroup | None = None) -> Peers:
 
 
 class PendingSave:
-    """A checkpoint that is being written by a thread. Constructor, `poll` and `finish` are collective calls of the main
+    """A checkpoint that a thread is writing. The constructor, `poll` and `finish` are collective calls of the main
     thread.
     """
 
@@ -73,7 +71,7 @@ class PendingSave:
         content: Mapping[str, Any],
         peers: Peers,
     ) -> None:
-        """`write` fills a folder with this process's files. `content` is the manifest's, but for iteration and
+        """`write` writes this process's files into a folder. `content` is the manifest's, without iteration and
         files.
         """
         self.target = root / step_name(iteration)
@@ -82,9 +80,7 @@ class PendingSave:
         name, error = peers.gather(self._prepared() if peers.rank == 0 else None)[0]
         if error is not None:
             raise CheckpointError(_not_saved(iteration, error))
-        self.scratch: Path | None = (
-            root / name if name else None
-        )  # None: the checkpoint is there, now or from before, or it failed
+        self.scratch: Path | None = root / name if name else None  # None: committed, now or earlier, or failed
         self._thread: threading.Thread | None = None
         if self.scratch is not None:
             self._thread = threading.Thread(
@@ -93,16 +89,14 @@ class PendingSave:
             self._thread.start()
 
     def poll(self) -> Path | None:
-        """As `finish` when every process has written its files, until then None, at once."""
+        """Like `finish` once every process has written its files; before that, return None at once."""
         if self.scratch is None:
             return self.target
         is_writing = self._thread is not None and self._thread.is_alive()
         return None if any(self._peers.gather(is_writing)) else self.finish()
 
     def finish(self) -> Path:
-        """Waits until everything is on the disk, and makes it visible. Raises CheckpointError on all processes where
-        one failed.
-        """
+        """Wait until everything is on disk, then commit. If any process failed, all raise CheckpointError."""
         if self.scratch is None:
             return self.target
         if self._thread is not None:
@@ -121,7 +115,7 @@ class PendingSave:
         return self.target
 
     def _prepared(self) -> tuple[str | None, str | None]:
-        """Rank 0: (name of the scratch folder, why there is none)."""
+        """On rank 0: (name of the scratch folder, reason if there is none)."""
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             if self.target.exists() and (reason := damage(self.target)) is None:
@@ -136,7 +130,7 @@ class PendingSave:
         return scratch.name, None
 
     def _work(self, scratch: Path) -> None:
-        """In the thread. Any failure is one to report: the others wait."""
+        """The thread's work. Every failure must be reported, since the other processes wait."""
         try:
             if not appears(scratch, _PATIENCE_SECONDS):
                 raise UserError(
@@ -148,7 +142,7 @@ class PendingSave:
             self._report["error"] = _reason(error)
 
     def _committed(self, scratch: Path, files: list[FileRecord]) -> str | None:
-        """Rank 0: why it did not succeed."""
+        """Commit on rank 0. Returns the reason of a failure."""
         try:
             for record in files:
                 if not appears(scratch / record["name"], _PATIENCE_SECONDS):
@@ -168,10 +162,9 @@ class PendingSave:
 
 
 def find_latest(root: Path, verify: bool = True, peers: Peers = ALONE) -> tuple[Checkpoint | None, list[str]]:
-    """(newest whole checkpoint, what was passed over and why). A collective call where there are peers: each hashes a
-    share of the files.
-
-    None only where there is no checkpoint at all: where there are some but none is whole, that is an error.
+    """Returns (newest complete checkpoint, skipped ones and why). With peers, a collective call in which each hashes a
+    share of the files. None only if there is no checkpoint; if there are some but none is complete, that is an
+    error.
     """
     names = peers.gather([folder.name for folder in step_folders(root)] if peers.rank == 0 else None)[0]
     skipped: list[str] = []
@@ -190,7 +183,7 @@ def find_latest(root: Path, verify: bool = True, peers: Peers = ALONE) -> tuple[
 
 
 def step_folders(root: Path) -> list[Path]:
-    """The newest first."""
+    """Checkpoint folders, newest first."""
     if not root.is_dir():
         return []
     numbered = [(number, folder) for folder in root.iterdir() if (number := iteration_of(folder)) is not None]
@@ -198,17 +191,15 @@ def step_folders(root: Path) -> list[Path]:
 
 
 def prune(root: Path, keep: int, best: int | None = None, in_use: Path | None = None) -> list[Path]:
-    """Rank 0: remove all but the newest `keep` checkpoints and that of iteration `best`, and what dead runs left.
-    Returns what is gone.
-
-    Damaged checkpoints do not count among the newest, and stay. `in_use` is the scratch folder of a save that is under
-    way.
+    """On rank 0: remove all but the newest `keep` checkpoints and the one of iteration `best`, and leftovers of dead
+    runs. Returns what was removed. Damaged checkpoints do not count and are kept. `in_use` is the scratch folder of
+    a running save.
     """
     assert keep >= 1, keep
     whole = [folder for folder in step_folders(root) if damage(folder, verify=False) is None]
     gone = [folder for folder in whole[keep:] if iteration_of(folder) != best]
     for folder in gone:
-        hidden = hidden_beside(folder, "removing")  # first out of sight: half of a checkpoint is never seen
+        hidden = hidden_beside(folder, "removing")  # hide it first, so that nobody sees half a checkpoint
         os.rename(folder, hidden)
         shutil.rmtree(hidden, ignore_errors=True)
     leftover = (
@@ -220,7 +211,7 @@ def prune(root: Path, keep: int, best: int | None = None, in_use: Path | None = 
 
 
 def _point_to(target: Path) -> None:
-    new = target.with_name(f".{LATEST}.part")  # the next save replaces what a dead one left
+    new = target.with_name(f".{LATEST}.part")  # the next save replaces leftovers
     with new.open("w") as file:
         file.write(f"{target.name}\n")
         file.flush()

@@ -1,4 +1,4 @@
-"""Exports the stages in memory as a Hugging Face folder. Each stage writes its own files, one tensor at a time; no
+"""Exports the stages in memory as a Hugging Face folder. Each stage writes its own files tensor by tensor, so no
 process holds the whole model.
 """
 
@@ -22,17 +22,17 @@ from sft.optimizer.states import MASTER
 
 @dataclass(frozen=True, kw_only=True)
 class Origins:
-    """What the exported folder takes from elsewhere."""
+    """Inputs of an export besides the weights."""
 
     config: Any  # of transformers
     generation_config: Any | None
     tokenizer_folder: Path
-    names: Mapping[str, str]  # a parameter's name in files, where it differs from the model's own
+    names: Mapping[str, str]  # names of parameters in files, if they differ from the model's
     facts: Mapping[str, Any]  # for training.json
 
 
 def export(pipeline: Pipeline, target: Path, origins: Origins) -> None:
-    """A collective call. `target` appears when it is complete."""
+    """Export the model; `target` appears once it is complete. A collective call."""
     scratch = target.with_name(f".{target.name}.part")
     processes = pipeline.processes
     if processes.rank == 0 and scratch.exists():
@@ -51,8 +51,8 @@ def export(pipeline: Pipeline, target: Path, origins: Origins) -> None:
 def export_checkpoint(
     checkpoint: Checkpoint, target: Path, origins: Origins, dtype: torch.dtype, done: Callable[[int, int], None]
 ) -> None:
-    """In one process and one tensor at a time, from the files of a checkpoint. `done` is told (tensors written, tensors
-    in all).
+    """Export from a checkpoint's files, in one process and tensor by tensor. `done` receives (tensors written, all
+    tensors).
     """
     scratch = target.with_name(f".{target.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -67,7 +67,7 @@ def export_checkpoint(
 
 
 def write_surroundings(folder: Path, origins: Origins, dtype: torch.dtype) -> None:
-    """Everything but the weights."""
+    """Write everything except the weights."""
     vocabulary = origins.config.get_text_config().vocab_size
     hf_folder.write_config(folder, origins.config, origins.generation_config, dtype, vocabulary)
     hf_folder.copy_tokenizer(origins.tokenizer_folder, folder)

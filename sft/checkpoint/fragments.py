@@ -1,7 +1,6 @@
-"""The files of a checkpoint: flat stretches of parameters' parts, as safetensors, in which any layout finds its own.
-
-A tensor's key is `<Hugging Face name>|<state>|<offset in the part>`; the file's metadata say which part of which whole
-that is.
+"""The files of a checkpoint: flat slices of parameters as safetensors, from which any layout can read its parts. A
+tensor's key is `<Hugging Face name>|<state>|<offset in the part>`; the file's metadata describe the part and the
+whole.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from sft.model.slices import Slice
 from tokenize_data.errors import UserError, shorten
 
 _SMALLEST_BYTES, _LARGEST_BYTES = 32 * 2**20, 2 * 10**9
-_FILES_A_RANK = 8  # so that several can be hashed at once
-_WRITERS = 4  # files at a time: one is hashed while another goes to the disk
+_FILES_A_RANK = 8  # several can be hashed in parallel
+_WRITERS = 4  # files in parallel: one is hashed while another is written
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8"}
 _TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 _CHUNK_BYTES = 8 * 2**20
@@ -36,9 +35,7 @@ _CHUNK_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class Later:
-    """Values that are made when they are written: what they are made of takes less memory, or is none of this
-    host's.
-    """
+    """Values computed when they are written, because their source is smaller or not in host memory."""
 
     num_elements: int
     dtype: torch.dtype
@@ -47,7 +44,7 @@ class Later:
 
 @dataclass(frozen=True, kw_only=True)
 class Fragment:
-    """A stretch of a part of a tensor."""
+    """A flat slice of a part of a tensor."""
 
     name: str
     state: str
@@ -55,11 +52,11 @@ class Fragment:
     part: Slice | None  # None: the part is the whole
     offset: int
     values: Tensor | Later  # flat, on the CPU
-    is_of_parameters_shape: bool = True  # not a row or a column of factored moments, whose shape and part are their own
+    is_of_parameters_shape: bool = True  # factored moments have rows or columns of another shape
 
     @property
     def described_as(self) -> str:
-        """Where the header says shape and part."""
+        """The header's key for shape and part."""
         return self.name if self.is_of_parameters_shape else f"{self.name}|{self.state}"
 
     @property
@@ -78,7 +75,7 @@ class Fragment:
 def write_fragments(
     folder: Path, fragments: Sequence[Fragment], rank: int, world: int, limit_bytes: int | None = None
 ) -> list[FileRecord]:
-    """Files of at most `limit_bytes` (a single larger fragment gets one for itself), on the disk when this returns."""
+    """Write files of at most `limit_bytes` (a larger fragment gets its own file) and sync them to disk."""
     limit_bytes = limit_bytes or _limit(sum(fragment.num_bytes for fragment in fragments))
     files = list(_filled(fragments, limit_bytes))
     suffixes = ["", *(f"-{number}" for number in range(1, len(files)))]
@@ -105,20 +102,18 @@ def _filled(fragments: Sequence[Fragment], limit_bytes: int) -> Iterator[list[Fr
 
 
 def _reserve(handle: int, num_bytes: int) -> None:
-    """A disk that is too full says so now, and metrics and status still find room on it while this is written."""
+    """Reserve space, so that a full disk is noticed now and leaves room for metrics and status."""
     try:
         os.posix_fallocate(handle, 0, num_bytes)
     except AttributeError:
-        return  # not on this system
+        return  # not supported on this system
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            raise  # anything else: a file system that reserves nothing
+            raise  # other errors: the file system cannot reserve space
 
 
 def _write_file(path: Path, fragments: Sequence[Fragment]) -> FileRecord:
-    """Written here, not by safetensors: hashed on the way, an error comes with the system's reason, and no memory is
-    mapped.
-    """
+    """Write a safetensors file ourselves, to hash it on the way, report the system's errors, and map no memory."""
     digest = hashlib.sha256()
     with path.open("xb", buffering=0) as file:
         _reserve(file.fileno(), sum(fragment.num_bytes for fragment in fragments))
@@ -179,15 +174,13 @@ class _Stored:
 
 
 class Checkpoint:
-    """A committed checkpoint. Tensors are put together from the fragments of whatever layout wrote them; only headers
-    are read at first.
-    """
+    """A committed checkpoint. Tensors are assembled from fragments of any layout; opening it reads only the headers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder)
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._shapes_of_states: dict[tuple[str, str], tuple[int, ...]] = {}  # where they are not their parameters'
+        self._shapes_of_states: dict[tuple[str, str], tuple[int, ...]] = {}  # shapes that differ from the parameter's
         self._stored: dict[tuple[str, str], list[_Stored]] = {}
         for record in self.manifest["files"]:
             path = folder / record["name"]
@@ -210,26 +203,24 @@ class Checkpoint:
         return self._shapes[name]
 
     def read(self, name: str, state: str, part: Slice | None = None) -> Tensor:
-        """A part, zero where it reaches past the whole; all of the tensor where none is given."""
+        """Read a part of a tensor, or all of it. Padding beyond the whole is zero."""
         shape = self._shape_of(name, state)
         if part is not None:
             shape = part.shape_of(shape)
         return self.read_stretch(name, state, part, 0, prod(shape)).view(shape)
 
     def read_stretch(self, name: str, state: str, part: Slice | None, start: int, stop: int) -> Tensor:
-        """[start, stop) of a flat part. What lies elsewhere is not read, or only as far as it lies between."""
+        """Read [start, stop) of a flat part, and little else."""
         stored = self._stored.get((name, state), [])
         result = torch.empty(stop - start, dtype=stored[0].dtype if stored else torch.float32)
         self.read_into(result, name, state, part, start)
         return result
 
     def read_into(self, result: Tensor, name: str, state: str, part: Slice | None, start: int) -> None:
-        """The stretch of a flat part that begins at `start` and is as long as `result`, which may be of another type,
-        or on a GPU.
-        """
+        """Read a slice of a flat part, from `start`, into `result`, which may have another dtype or be on a GPU."""
         stored, shape, stop = self._stored.get((name, state), []), self._shape_of(name, state), start + result.numel()
         dims = {at.part.dim for at in stored if at.part is not None} | ({part.dim} if part is not None else set())
-        if len(dims) > 1:  # sliced otherwise than when it was written
+        if len(dims) > 1:  # sliced differently from when it was written
             assert part is not None
             result.copy_(part.take(self.read(name, state)).flatten()[start:stop])
             return
@@ -237,7 +228,7 @@ class Checkpoint:
         wanted = list(windows(shape, dim, part, start, stop))
         missing = sum(window.size for window in wanted)
         if missing < result.numel():
-            result.zero_()  # where the part reaches past the whole
+            result.zero_()  # padding beyond the whole
         for at in stored:
             missing -= _copy_common(
                 result, wanted, at, list(windows(shape, dim, at.part, at.offset, at.offset + at.length))
@@ -277,7 +268,7 @@ def _part_of(given: Any) -> Slice | None:
 
 
 def _copy_common(result: Tensor, wanted: Sequence[Window], at: _Stored, given: Sequence[Window]) -> int:
-    """Copies what a stored fragment has of what is wanted, and returns how many elements that is."""
+    """Copy the overlap of a stored fragment with the requested range. Returns the number of elements."""
     pairs = [
         (to, source) for one in wanted for other in given if (to := one.common(other)) and (source := other.common(one))
     ]

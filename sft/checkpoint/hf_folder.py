@@ -1,7 +1,6 @@
-"""A Hugging Face folder written piece by piece: every stage writes its own files, no process holds the whole model.
-
-Each stage fills a ShardWriter in a folder that all of them see; then one process gives the files their names with
-`finish`, adds configuration and tokenizer, and makes the folder visible under its own name with `publish`.
+"""Writes a Hugging Face folder in pieces, so that no process holds the whole model. Each stage fills a ShardWriter in
+a shared folder; then one process names the files with `finish`, adds configuration and tokenizer, and moves the
+folder to its place with `publish`.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ _TOKENIZER_FILES = (
 
 
 class ShardWriter:
-    """Writes one stage's tensors to files of at most `limit_bytes` (a single larger tensor gets a file to itself).
-
-    Tensors on the CPU are not copied before they are written: leave them as they are until `close`.
+    """Writes one stage's tensors to files of at most `limit_bytes` (a larger tensor gets its own file). CPU tensors
+    are not copied: do not change them before `close`.
     """
 
     def __init__(self, folder: Path, stage: int, limit_bytes: int = 5_000_000_000) -> None:
@@ -57,18 +55,18 @@ class ShardWriter:
         if self._waiting and self._num_bytes() + tensor.nbytes > self._limit:
             self._flush()
         plain = tensor.detach().to("cpu").contiguous()
-        # A view would be written with all that it is a part of in memory, and safetensors refuses two of one storage.
+        # safetensors writes a view's whole storage, and rejects two tensors that share one.
         self._waiting[name] = plain.clone() if plain.untyped_storage().nbytes() != plain.nbytes else plain
         if self._num_bytes() >= self._limit:
             self._flush()
 
     @property
     def names(self) -> frozenset[str]:
-        """Of what was added."""
+        """Names of the added tensors."""
         return frozenset(self._names)
 
     def close(self) -> list[dict[str, Any]]:
-        """{file, names, bytes} of each file that was written."""
+        """Finish writing. Returns {file, names, bytes} of each file."""
         if self._waiting:
             self._flush()
         return self._parts
@@ -80,16 +78,14 @@ class ShardWriter:
         file = self._folder / f"part-{self._stage:04d}-{len(self._parts) + 1:04d}.safetensors"
         with _writing(file):
             save_file(self._waiting, file, metadata={"format": "pt"})
-            file.chmod(0o644)  # safetensors lets nobody else read it
+            file.chmod(0o644)  # safetensors creates it readable by the owner only
             _fsync(file)
         self._parts.append({"file": file.name, "names": list(self._waiting), "bytes": self._num_bytes()})
         self._waiting = {}
 
 
 def finish(folder: Path, parts: Sequence[Mapping[str, Any]]) -> None:
-    """Give the files of all stages the names that transformers looks for, and write their index where there are
-    several.
-    """
+    """Name the files of all stages as transformers expects, and write an index if there are several."""
     parts = sorted(parts, key=lambda part: part["file"])
     assert parts, folder
     names = (
@@ -110,7 +106,7 @@ def finish(folder: Path, parts: Sequence[Mapping[str, Any]]) -> None:
 def write_config(
     folder: Path, config: Any, generation_config: Any | None, dtype: torch.dtype, vocabulary_size: int
 ) -> None:
-    """config.json and generation_config.json of the model as it was trained. The objects given are left as they are."""
+    """Write config.json and generation_config.json of the trained model, without changing the given objects."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
     config = copy.deepcopy(config)
@@ -120,16 +116,14 @@ def write_config(
         config.architectures = [CLASSES[config.model_type]]
     write_json(folder / "config.json", _without_origins(config.to_diff_dict()))
     if generation_config is not None:
-        # Its own save_pretrained refuses what many base models hold, such as a temperature without sampling.
+        # Its save_pretrained rejects settings of many base models, such as a temperature without sampling.
         content = json.loads(generation_config.to_json_string())
         write_json(folder / "generation_config.json", _without_origins(content))
 
 
 def stop_at_turns(folder: Path) -> None:
-    """Let plain transformers, and servers that read the folder, stop where an answer ends: at the end of turn of the
-    chat template.
-
-    After `write_config` and `copy_tokenizer`. What the base's settings stop at stays.
+    """Add the template's end of turn to the stop tokens, so that transformers and servers stop where an answer ends.
+    Call it after `write_config` and `copy_tokenizer`. The base's own stop tokens stay.
     """
     tokenizer = load_tokenizer(str(folder))
     if tokenizer.chat_template is None:
@@ -151,7 +145,7 @@ def stop_at_turns(folder: Path) -> None:
 
 
 def copy_tokenizer(tokenizer_folder: Path, folder: Path) -> None:
-    """The tokenizer's files and its chat template, as they are."""
+    """Copy the tokenizer's files and chat template unchanged."""
     files = {file for pattern in _TOKENIZER_FILES for file in tokenizer_folder.glob(pattern) if file.is_file()}
     if not files:
         raise UserError(f"{tokenizer_folder} holds no tokenizer: give the folder that the tokenised data was made with")
@@ -161,20 +155,18 @@ def copy_tokenizer(tokenizer_folder: Path, folder: Path) -> None:
 
 
 def write_training(folder: Path, facts: Mapping[str, Any]) -> None:
-    """training.json: how the model came to be."""
+    """Write training.json, which records how the model was trained."""
     write_json(folder / "training.json", facts)
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with _writing(file):
-        file.write_bytes(text.encode("utf-8", "backslashreplace"))  # a name that is not UTF-8: JSON's own escape
+        file.write_bytes(text.encode("utf-8", "backslashreplace"))  # escape names that are not UTF-8
 
 
 def publish(scratch: Path, target: Path, *, overwrite: bool = False) -> None:
-    """Make the finished folder `scratch` visible as `target`, whole or not at all. They have to lie on the same file
-    system.
-    """
+    """Move the finished folder `scratch` to `target` atomically. Both must be on the same file system."""
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists: give another place, or remove it first")
     with _writing(scratch):
@@ -202,7 +194,7 @@ def publish(scratch: Path, target: Path, *, overwrite: bool = False) -> None:
 
 
 def _without_origins(content: dict[str, Any]) -> dict[str, Any]:
-    """Without what describes the base model's file, or this process, rather than the model."""
+    """Remove settings that describe the base model's file or this process instead of the model."""
     dropped = ("quantization_config", "_name_or_path", "_model_name_or_path")
     kept = {name: value for name, value in content.items() if name not in dropped and "attn_implementation" not in name}
     return {name: _without_origins(value) if isinstance(value, dict) else value for name, value in kept.items()}
@@ -210,7 +202,7 @@ def _without_origins(content: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """A full disk, a lost right, another file system: said in one line, with the path."""
+    """Turn errors such as a full disk or a missing permission into one line with the path."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -1,5 +1,5 @@
-"""Uploading a run's model to the Hub, with its card, in one commit. It may fail and be repeated: the run is not
-touched.
+"""Uploads a run's model and its card to the Hub in one commit. A failed upload can be repeated; the run is not
+changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def check_hub(model_id: str) -> None:
-    """Before training: a name that can be, and a token."""
+    """Check before training that the name is valid and a token exists."""
     from huggingface_hub import get_token
 
     if not _ID.fullmatch(model_id):
@@ -37,17 +37,17 @@ def is_pushed(run: Path, model_id: str) -> bool:
 
 
 def model_folder(run: Path) -> Path:
-    """The exported model, or adapter."""
+    """The folder of the exported model or adapter."""
     return run / "hf" if (run / "hf").is_dir() or not (run / "adapter").is_dir() else run / "adapter"
 
 
 def push(run: Path, folder: Path, model_id: str, *, public: bool, say: Callable[[str], None]) -> None:
-    """Upload `folder`, the model of `run`. A UserError says why it could not be, and how to try again."""
+    """Upload `folder`, the model of `run`. A UserError says why it failed and how to try again."""
     check_hub(model_id)
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils import disable_progress_bars
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what goes wrong is said below, once
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # errors are reported once, below
     disable_progress_bars()
     curve, recipe = run / "loss.png", run / "recipe.yaml"
     try:
@@ -67,7 +67,7 @@ def push(run: Path, folder: Path, model_id: str, *, public: bool, say: Callable[
                 for name, content in {**files, "README.md": text.encode("utf-8", "backslashreplace")}.items()
             ]
             done = api.create_commit(url.repo_id, operations, commit_message=f"Model of {run.resolve().name}")
-    except Exception as error:  # many kinds: no network, no right, a full account
+    except Exception as error:  # many kinds: no network, no permission, a full account
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"{folder} could not be uploaded as {model_id} ({reason}): the model stays there; try again with "

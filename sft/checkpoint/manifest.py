@@ -46,13 +46,13 @@ def step_name(iteration: int) -> str:
 
 
 def iteration_of(folder: Path) -> int | None:
-    """None where the name is no step's."""
+    """The iteration in a folder's name; None if it is not a checkpoint's."""
     match = _STEP.fullmatch(folder.name)
     return int(match[1]) if match else None
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """On the disk when this returns."""
+    """Write the manifest and sync it to disk."""
     assert content.keys() == _KINDS.keys() - {"format"}, content.keys()
     with (folder / MANIFEST).open("wb") as file:
         file.write(_sealed({"format": FORMAT, **content}))
@@ -61,7 +61,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Checked by itself and against the folder's name. Why it is none is a UserError."""
+    """Read a manifest and verify it. Raises UserError with the reason if it is invalid."""
     path = folder / MANIFEST
     try:
         if path.is_symlink() or path.stat().st_size > _MAX_BYTES:
@@ -87,8 +87,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def damage(folder: Path, *, verify: bool = True, share: tuple[int, int] = (0, 1)) -> str | None:
-    """Why a folder is no whole checkpoint. `share` (i, n): this process looks into every n-th file only, beginning with
-    file i.
+    """Why a checkpoint is incomplete or damaged; None if it is intact. `share` (i, n): check only every n-th file,
+    starting with file i.
     """
     if folder.is_symlink():
         return "it is a link"
@@ -104,7 +104,7 @@ def damage(folder: Path, *, verify: bool = True, share: tuple[int, int] = (0, 1)
 
 
 def appears(path: Path, patience_seconds: float) -> bool:
-    """Network file systems show late what another host has made. Listing the folder makes them look again."""
+    """Wait for a file: network file systems show other hosts' files late. Listing the folder refreshes them."""
     deadline = time.monotonic() + patience_seconds
     while not path.exists():
         if time.monotonic() >= deadline:

@@ -19,8 +19,8 @@ from tokenize_data.errors import UserError
 from tokenize_data.reader import ShardReader
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Largest difference of a logit, relative to the largest logit: what rounding all weights to these types brings about,
-# and not more.
+# Largest allowed difference of a logit, relative to the largest logit: the effect of rounding all weights to these
+# types.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _NUM_PROMPTS, _PROMPT_TOKENS = 8, 128
 _PROMPTS = (
@@ -50,7 +50,7 @@ def merge_into(
     say: Callable[[str], None] = lambda line: None,
     done: Callable[[int, int], None] = lambda n, of: None,
 ) -> None:
-    """Write base + adapters to `target`, unless what it computes is not what base and adapters compute."""
+    """Write base + adapters to `target`, if the merged model computes what base and adapters compute."""
     from transformers import AutoConfig
 
     adapters = [Weighted(files=AdapterFiles(folder), weight=weight) for folder, weight in _paired(folders, weights)]
@@ -108,9 +108,7 @@ def _measure(merge: Merge, scratch: Path, documents: Sequence[Sequence[int]], to
 def _documents(
     prompts: Path | None, training: Mapping[str, Any], tokenizer_folder: Path, trust_remote_code: bool
 ) -> list[list[int]]:
-    """Token ids to compare on: the user's prompts, else documents that the adapter was trained on, else some of all
-    kinds.
-    """
+    """Token ids for the comparison: the user's prompts, else documents from training, else a mix of tokens."""
     if prompts is None:
         shards = Path(training.get("resolved", {}).get("data_folder", "/nonexistent"))
         if (shards / "manifest.json").is_file():
@@ -168,7 +166,7 @@ def _paired(folders: Sequence[Path], weights: Sequence[float]) -> list[tuple[Pat
 
 
 def _training_of(folder: Path) -> dict[str, Any]:
-    """training.json, which adapters that PEFT saved do not have."""
+    """Read training.json; adapters that PEFT saved do not have it."""
     try:
         content = json.loads((folder / "training.json").read_bytes())
     except (OSError, ValueError):

@@ -1,7 +1,5 @@
-"""Base model + adapters to a Hugging Face folder: tensor by tensor, so that no more than one file of the result is in
-memory.
-
-And the proof: logits of base with adapters and of what was written, computed a few layers at a time.
+"""Merges a base model and adapters into a Hugging Face folder, tensor by tensor, with at most one output file in
+memory. Then compares the logits of base with adapters and of the merged model, a few layers at a time.
 """
 
 from __future__ import annotations
@@ -26,12 +24,12 @@ from sft.model.weight_names import match_names
 from sft.model.weights import WeightFiles, load
 from tokenize_data.errors import UserError
 
-_LAYERS_BYTES = 2_000_000_000  # of layers that are in memory at once while logits are compared
+_LAYERS_BYTES = 2_000_000_000  # bytes of layers in memory at once while logits are compared
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weighted:
-    """An adapter, and how much of it is added."""
+    """An adapter and its weight in the merge."""
 
     files: AdapterFiles
     weight: float
@@ -39,35 +37,35 @@ class Weighted:
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
-    """What is merged: found and checked, nothing written yet."""
+    """A checked merge; nothing is written yet."""
 
     base: WeightFiles
-    config: Any  # of the result
+    config: Any  # dtype of the result
     adapters: Sequence[Weighted]
     dtype: torch.dtype
     anatomy: Anatomy
     shapes: Mapping[str, tuple[int, ...]]  # of the result
-    names: Mapping[str, str]  # the model's own to those in the base's files
+    names: Mapping[str, str]  # the model's names to those in the base's files
     ignored: tuple[str, ...]
     base_prefix: str
     renames: tuple[tuple[str, str], ...]
     trust_remote_code: bool
 
     def deltas(self, name: str) -> Tensor | None:
-        """What adapters add to a parameter, in float32."""
+        """The sum of what the adapters add to a parameter, in float32."""
         module, _, kind = name.rpartition(".")
         mine = [one for one in self.adapters if kind == "weight" and module in one.files.modules]
         return sum((one.files.delta(module) * one.weight for one in mine), torch.zeros(())) if mine else None
 
     def replacement(self, name: str) -> Tensor | None:
-        """A parameter that was trained in full."""
+        """The value of a parameter that was trained in full."""
         return next((one.files.read(name) for one in self.adapters if name in one.files.saved), None)
 
 
 def plan_merge(
     base: Path, config: Any, adapters: Sequence[Weighted], dtype: torch.dtype, trust_remote_code: bool = False
 ) -> Merge:
-    """Refuses what does not fit together."""
+    """Plan the merge. Raises UserError if base and adapters do not fit."""
     _refuse_two_replacements(adapters)
     config, files = copy.deepcopy(config), WeightFiles(base)
     model = make_on_meta(config, dtype, trust_remote_code)
@@ -112,7 +110,7 @@ def plan_merge(
 
 
 def write_merged(merge: Merge, scratch: Path, done: Callable[[int, int], None]) -> None:
-    """The weights, into a folder that is not visible yet. `done` is told (tensors written, tensors in all)."""
+    """Write the weights into a hidden folder. `done` receives (tensors written, all tensors)."""
     writer = hf_folder.ShardWriter(scratch, 0)
     for number, name in enumerate(merge.shapes, 1):
         whole, delta = merge.replacement(name), merge.deltas(name)
@@ -123,15 +121,15 @@ def write_merged(merge: Merge, scratch: Path, done: Callable[[int, int], None]) 
         in_files = merge.names[name]
         writer.add(
             name if in_files in writer.names else in_files, whole.to(merge.dtype)
-        )  # a head that was its embedding gets a name
+        )  # an untied head gets its own name
         done(number, len(merge.shapes))
     hf_folder.finish(scratch, writer.close())
 
 
 @torch.no_grad()
 def largest_difference(merge: Merge, written: Path, documents: Sequence[Sequence[int]]) -> tuple[float, float]:
-    """(largest difference of a logit between base with adapters and merged model, largest logit), in float32, for all
-    tokens.
+    """Returns (largest logit difference between base with adapters and merged model, largest logit), in float32, over
+    all tokens.
     """
     ids_RT = torch.tensor([[token for document in documents for token in document]])
     positions_RT = torch.tensor([[position for document in documents for position in range(len(document))]])
@@ -164,9 +162,7 @@ def _plain_stage(merge: Merge, files: WeightFiles, layers: range) -> BuiltStage:
 
 
 def _adapted_stage(merge: Merge, layers: range) -> BuiltStage:
-    """Base weights, and all adapters as one: their As below, their Bs beside each other, zero where one has fewer rows
-    than elsewhere.
-    """
+    """Base weights with all adapters combined into one: As stacked, Bs side by side, padded with zeros."""
     modules = tuple(dict.fromkeys(module for one in merge.adapters for module in one.files.modules))
     rank = max((sum(_rank(one, module) for one in merge.adapters) for module in modules), default=1)
     lora = LoraSettings(rank=rank, alpha=rank, targets=modules) if modules else None
@@ -227,7 +223,7 @@ def _names_in(files: WeightFiles, built: BuiltStage) -> dict[str, str]:
 
 
 def _few_layers(merge: Merge) -> list[range]:
-    """As many layers at once as have room in memory."""
+    """Choose how many layers fit into memory at once."""
     total = merge.anatomy.num_layers
     prefix = f"{merge.anatomy.layers}.0."
     one = sum(4 * torch.Size(shape).numel() for name, shape in merge.shapes.items() if name.startswith(prefix))
@@ -246,9 +242,7 @@ def _refuse_two_replacements(adapters: Sequence[Weighted]) -> None:
 
 
 def _grown_rows(adapters: Sequence[Weighted], embedding: str, head: str, rows: int) -> int | None:
-    """Of a vocabulary that was extended in training: embedding and head have come with the adapter, both with as many
-    rows.
-    """
+    """Rows of an extended vocabulary: embedding and head are part of the adapter and have the same number of rows."""
     for one in adapters:
         sizes = {one.files.shape(name)[0] for name in (embedding, head) if name in one.files.saved}
         if len(sizes) == 1 and {embedding, head} <= set(one.files.saved) and (found := sizes.pop()) > rows:
@@ -257,7 +251,7 @@ def _grown_rows(adapters: Sequence[Weighted], embedding: str, head: str, rows: i
 
 
 def _differ(adapters: Sequence[Weighted], embedding: str, head: str) -> bool:
-    """Has an adapter made of a tied embedding and head two?"""
+    """Whether an adapter untied embedding and head."""
     for one in adapters:
         both = [name for name in (embedding, head) if name in one.files.saved]
         if len(both) == 1 or (both and not torch.equal(one.files.read(embedding), one.files.read(head))):

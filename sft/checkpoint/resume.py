@@ -28,7 +28,7 @@ _PINNED_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What this process has to write, copied: training may go on."""
+    """A copy of what this process saves, so that training can continue."""
 
     fragments: list[Fragment]
     optimizer_step: int
@@ -37,8 +37,8 @@ class Snapshot:
 
 
 def snapshot(pipeline: Pipeline, *, is_final: bool = False) -> Snapshot:
-    """Copies in the host's memory. Where nothing is trained any more (`is_final`), none: training's own memory is
-    written.
+    """Copy the state to host memory. With `is_final`, write training's own memory instead, since it no longer
+    changes.
     """
     optimizer = pipeline.optimizer
     copy = _as_it_is if is_final else _Copier(pipeline.device)
@@ -74,7 +74,7 @@ def start_saving(
     peers: Peers,
     limit_bytes: int | None = None,
 ) -> PendingSave:
-    """A collective call that returns at once: a thread writes. `facts` are JSON, rank 0's are stored."""
+    """Start saving in a thread and return at once. `facts` are JSON; rank 0's are stored. A collective call."""
     content = {
         "optimizer_step": taken.optimizer_step,
         "states": taken.states,
@@ -91,14 +91,12 @@ def start_saving(
 
 
 def save(pipeline: Pipeline, root: Path, *, iteration: int, facts: Mapping[str, Any], peers: Peers) -> Path:
-    """A collective call. Returns the checkpoint's folder when it is on the disk and visible."""
+    """Save and wait. Returns the folder of the committed checkpoint. A collective call."""
     return start_saving(snapshot(pipeline, is_final=True), root, iteration=iteration, facts=facts, peers=peers).finish()
 
 
 def restore(pipeline: Pipeline, checkpoint: Checkpoint, peers: Peers) -> int:
-    """A collective call: weights, optimizer states and step count. Returns the iteration after which the checkpoint was
-    taken.
-    """
+    """Restore weights, optimizer states and step count. Returns the checkpoint's iteration. A collective call."""
     error: str | None = None
     cause: Exception | None = None
     try:
@@ -136,7 +134,7 @@ def _read(pipeline: Pipeline, checkpoint: Checkpoint, piece: Piece) -> None:
 
 
 def _values(piece: Piece, copy: Callable[[Tensor], Tensor]) -> Tensor | Later:
-    """8-bit states become numbers when they are written."""
+    """Convert 8-bit states to numbers when they are written."""
     if isinstance(piece.live, EightBits):
         codes = piece.live.copied(copy)
         return Later(codes.codes.numel(), torch.float32, lambda: codes.numbers().cpu())
@@ -151,8 +149,8 @@ def _as_it_is(live: Tensor) -> Tensor:
 
 
 class _Copier:
-    """Into the host's ordinary memory, which is given back after it was written; from a GPU through two pinned buffers
-    of a fixed size.
+    """Copies into ordinary host memory, which is freed after writing; from a GPU through two pinned buffers of fixed
+    size.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -174,7 +172,7 @@ class _Copier:
             buffer.copy_(source, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-            _settle(waiting)  # the buffer before is emptied while this one is filled
+            _settle(waiting)  # one buffer is emptied while the other is filled
             waiting = (buffer, target, event)
         _settle(waiting)
         return copy

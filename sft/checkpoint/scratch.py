@@ -1,4 +1,4 @@
-"""Hidden folders beside checkpoints: those being written or removed, and leftovers of dead runs."""
+"""Hidden folders beside checkpoints: being written, being removed, or left by dead runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STALE_SECONDS = 24 * 3600.0
 
 
 def is_leftover(folder: Path) -> bool:
-    """Of a process on this host that is no more, or of another host and untouched for a day."""
+    """Whether a folder belongs to a dead process of this host, or to another host and is older than a day."""
     match = _SCRATCH.fullmatch(folder.name)
     if match is None or folder.is_symlink():
         return False
@@ -30,7 +30,7 @@ def is_leftover(folder: Path) -> bool:
 
 
 def _now(folder: Path) -> float:
-    """By the clock of the file system, which may be another host's."""
+    """The time by the file system's clock, which may be another host's."""
     probe = folder.parent / f".clock-{os.getpid()}"
     probe.touch()
     try:

@@ -1,4 +1,4 @@
-"""This process's stage with the base model's weights, and with the first values of its adapters."""
+"""Loads this process's stage: the base model's weights and initial adapters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedBase:
-    """The base model as transformers describes it, grown to the tokenizer's size."""
+    """The base model's configuration, extended to the tokenizer's size."""
 
     config: Any
     generation_config: Any | None
@@ -51,8 +51,8 @@ def read_base(spec: RunSpec) -> LoadedBase:
 def load_stage(
     spec: RunSpec, base: LoadedBase, processes: Processes, device: torch.device, given: AdapterFiles | None = None
 ) -> tuple[BuiltStage, dict[str, str]]:
-    """This process's stage with the base model's weights, and each parameter's name in the base's files. `given` is its
-    first adapter.
+    """Load this process's stage. Returns it with each parameter's name in the base's files. `given` is an adapter to
+    start from.
     """
     layers = spec.stages[processes.stage]
     built = build_stage(

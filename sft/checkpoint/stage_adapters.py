@@ -1,4 +1,4 @@
-"""The adapters of a stage: what is built, its first values, and what checkpoints record of it."""
+"""The adapters of a stage: settings, initial values, and the facts for checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokenize_data.errors import UserError
 
 
 def settings_of(settings: Settings, given: AdapterFiles | None) -> LoraSettings | None:
-    """None where all weights are trained."""
+    """The adapters to build; None in full fine-tuning."""
     if settings.adapters.lora is None:
         return None
     targets, saved = settings.adapters.lora_targets, settings.adapters.lora_modules_to_save
@@ -34,7 +34,7 @@ def settings_of(settings: Settings, given: AdapterFiles | None) -> LoraSettings 
 
 
 def begin(built: BuiltStage, given: AdapterFiles | None) -> None:
-    """Give adapters the values that training starts from."""
+    """Set the adapters' initial values."""
     if built.adapted is None:
         return
     initialise(built.parameters, built.places, built.adapted.settings.seed)
@@ -47,9 +47,7 @@ def begin(built: BuiltStage, given: AdapterFiles | None) -> None:
 
 
 def check_vocabulary(built: BuiltStage, given: int, needed: int) -> None:
-    """`given` tokens in the base model, `needed` ones in the data: new ones are learnt in the embedding, which has to
-    be trained.
-    """
+    """Raise UserError if the data needs more tokens than the base has and the embedding is not trained."""
     if built.adapted is None or needed <= given:
         return
     ends = {built.anatomy.embedding, built.anatomy.head}
@@ -62,7 +60,7 @@ def check_vocabulary(built: BuiltStage, given: int, needed: int) -> None:
 
 
 def trained_text(built: BuiltStage) -> str:
-    """How much is trained, of how much, in all stages."""
+    """Describe how many of all parameters are trained, over all stages."""
     assert built.adapted is not None
     adapted, shapes = built.adapted, {name: place.shape for name, place in built.all_places.items()}
     added = sum(prod(place.shape) for place in adapted.places.values())
