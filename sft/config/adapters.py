@@ -1,4 +1,4 @@
-"""Settings: LoRA adapters, and a quantised base below them."""
+"""Settings: LoRA adapters, and a quantised base under them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class AdapterSettings(Group):
 
     @property
     def quantisation(self) -> Quantisation | None:
-        """Of the frozen base."""
+        """The format of the frozen base."""
         return quantisation_of(vars(self))
 
     @property

@@ -1,4 +1,4 @@
-"""Another trainer's recipe as one of ours, with a comment for each key."""
+"""Converts another trainer's recipe to one of ours, with a comment for each key."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tokenize_data.recipe_file import read_recipe_file
 
 
 def convert(file: Path) -> tuple[str, str | None]:
-    """(our recipe as text, why it cannot be run or None)."""
-    read: list[dict[str, Any]] = []  # the file itself comes last, and its nulls are still there
+    """Returns (our recipe as text, why it cannot run or None)."""
+    read: list[dict[str, Any]] = []  # the file itself comes last, still with its nulls
 
     def keep(own: dict[str, Any], _: Path) -> dict[str, Any]:
         read.append(own)
@@ -33,7 +33,7 @@ def _text(lines: Sequence[Line], file: Path) -> str:
     out = [f"# From {file.name}: sft --config NEW.yaml"]
     last = {
         name: number for number, line in enumerate(lines) for name in line.ours
-    }  # a later key wins, as where it is run
+    }  # a later key overrides an earlier one, as in a run
     said_default = False
     for number, line in enumerate(lines):
         if line.kind is Kind.DEFAULT and not said_default:

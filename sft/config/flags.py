@@ -1,4 +1,4 @@
-"""The settings as flags of `sft`: one for each field, and some other words for the same."""
+"""Flags of `sft`: one per setting, and some aliases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sft.config.settings import FIELDS, GROUPS
 from tokenize_data import flags
 
 _SWITCH: dict[str, Any] = {"action": "store_true"}
-# Other ways to give a setting; `recipe.make_settings` turns them into it.
+# Aliases; `recipe.make_settings` turns them into settings.
 WORDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "loss": (
         "objective",
@@ -34,5 +34,5 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def typed_values(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was typed, by setting or word; `config` is the recipe."""
+    """The typed values by setting or alias; `config` is the recipe."""
     return flags.typed_values(arguments, FIELDS.keys() | WORDS.keys() | {"config"})

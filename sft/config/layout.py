@@ -1,4 +1,4 @@
-"""Settings: how the model is spread over processes. Whatever is not given is planned."""
+"""Settings: how the model is distributed over processes. What is not given is planned."""
 
 from __future__ import annotations
 

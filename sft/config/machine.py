@@ -1,4 +1,4 @@
-"""Settings: nodes, processes, and what happens when one fails."""
+"""Settings: nodes, processes, and what happens when one of them fails."""
 
 from __future__ import annotations
 

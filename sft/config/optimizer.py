@@ -1,5 +1,5 @@
-"""The optimizers, and what planner, engine and checkpoint need to know of each. A new one is a line here and a file in
-`optimizer`.
+"""The optimizers, and what planner, engine and checkpoint need to know about each. A new one is a line here and a file
+in `optimizer`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from tokenize_data.settings import Group, setting
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerKind:
-    """Bytes of state for each trained weight, besides float32 weights: of matrices inside the layers, and of everything
+    """Bytes of state per trained weight, besides float32 weights: for matrices inside the layers, and for everything
     else.
     """
 
     matrix_bytes: float
     other_bytes: float
     needs_whole_matrices: bool = (
-        False  # a replica owns whole tensors, not rows of them, and tensor ranks put their parts together
+        False  # a replica owns whole tensors instead of rows, and tensor ranks gather their parts
     )
-    is_factored: bool = False  # matrices of any kind have a row and a column of moments
-    states: tuple[str, ...] = ()  # what it keeps of a weight, in checkpoints' words, sorted
+    is_factored: bool = False  # matrices have one row and one column of moments
+    states: tuple[str, ...] = ()  # names of its states in checkpoints, sorted
 
 
-_EIGHT_BITS = 2 * (1 + 4 / 256)  # two codes, and a float32 factor for each block of 256
+_EIGHT_BITS = 2 * (1 + 4 / 256)  # two codes, and a float32 factor per block of 256
 
 _ADAMW = ("exp_avg", "exp_avg_sq")
 
@@ -47,7 +47,7 @@ OPTIMIZERS = {
 
 
 def kind_of(name: str, momentum: float = 0.0) -> OptimizerKind:
-    """SGD keeps something where it has momentum."""
+    """The kind of an optimizer; SGD has a state only with momentum."""
     kind = OPTIMIZERS[name]
     return (
         replace(kind, matrix_bytes=4.0, other_bytes=4.0, states=("momentum_buffer",))
@@ -58,7 +58,7 @@ def kind_of(name: str, momentum: float = 0.0) -> OptimizerKind:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSpec:
-    """One run's optimizer. Weights in float32 are updated where they are; weights in bfloat16 have float32 masters."""
+    """A run's optimizer. float32 weights are updated in place; bfloat16 weights have float32 masters."""
 
     name: str
     lr: float
@@ -74,7 +74,7 @@ class OptimizerSpec:
 
     @property
     def states(self) -> list[str]:
-        """What a checkpoint holds besides float32 weights."""
+        """The states that a checkpoint holds besides float32 weights."""
         return list(self.kind.states)
 
 

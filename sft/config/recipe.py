@@ -1,4 +1,4 @@
-"""Recipes: a YAML file of settings, this project's or another trainer's, to Settings, and back."""
+"""Recipes: reads YAML files of settings, ours or another trainer's, and writes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tokenize_data.recipe_file import escaped, merge, parse_yaml, read_recipe_fi
 from tokenize_data.settings import plain_type
 
 Warn = Callable[[str], None]
-# Of this start and this machine: a recipe that is handed on does not have them.
+# Settings of this start and this machine, which a written recipe leaves out.
 _NOT_WRITTEN = ("rank", "hostfile", "addr", "port", "retokenize", "append", "no_autoaccept_iters")
 _RUN_FILE = "run.json"
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -30,13 +30,13 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def known_keys() -> list[str]:
-    """What may stand in a recipe."""
+    """The keys that a recipe may have."""
     return ["extends", *RECIPE_KEYS, *WORDS]
 
 
 def read_recipe(file: Path, warn: Warn = lambda _: None, others: Mapping[str, Any] = _NONE) -> dict[str, Any]:
-    """The settings of a recipe and of those that it extends, by name. Another trainer's recipe is translated, with
-    `others`, flags of that trainer, on top; run.json of an earlier run gives its settings again.
+    """Read the settings of a recipe and of those that it extends. Another trainer's recipe is translated, with that
+    trainer's flags `others` on top. run.json of an earlier run gives its settings.
     """
     if file.name == _RUN_FILE:
         typed.refuse(others)
@@ -68,7 +68,7 @@ def _asked_by_run(file: Path) -> dict[str, Any]:
 
 
 def checked(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The same, each value of its field's type. A null stays: it takes away what an extended recipe says."""
+    """Convert each value to its field's type. A null stays: it unsets a value of an extended recipe."""
     known = known_keys()
     for key in content:
         if key not in known:
@@ -77,7 +77,7 @@ def checked(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def values_of_fields(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Settings and words by name, each value of its field's type."""
+    """Settings and aliases by name, each value converted to its field's type."""
     values: dict[str, Any] = {}
     for key, value in content.items():
         if value is None:
@@ -94,7 +94,7 @@ def values_of_fields(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def make_settings(values: Mapping[str, Any]) -> Settings:
-    """From what was typed or read, by setting or word."""
+    """Make Settings from typed or read values, by setting or alias."""
     values = {name: value for name, value in values.items() if value is not None and name != "config"}
     if values.pop("load_in_8bit", False):
         values["weight_only_8bit"] = True
@@ -108,14 +108,14 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
 
 
 def recipe_text(settings: Settings) -> str:
-    """All settings as a recipe, which gives the same settings when it is read."""
+    """All settings as a recipe that reads back to the same settings."""
     lines = ["# Every setting of this run; repeat it with `sft --config recipe.yaml`."]
     title = ""
     for name, value in settings.items():
         if name in _NOT_WRITTEN or value is None or value == () == FIELDS[name].default:
             continue
         if name == "global_batch" and settings.schedule.gradient_accumulation is not None:
-            continue  # it follows from gradient_accumulation
+            continue  # computed from gradient_accumulation
         if group_of(name) != title:
             title = group_of(name)
             lines += ["", f"# {title}"]
@@ -126,7 +126,7 @@ def recipe_text(settings: Settings) -> str:
 
 
 def key_lines(key: str, value: Any, comment: str = "") -> list[str]:
-    """A key of a recipe with its value, as YAML; longer ones a line for each part."""
+    """A recipe's key and value as YAML; long values take one line per item."""
     tail = f"  # {' '.join(comment.split())}" if comment else ""
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         lines = [f"{key}:{tail}"]
@@ -138,13 +138,13 @@ def key_lines(key: str, value: Any, comment: str = "") -> list[str]:
 
 
 def _yaml(value: Any) -> str:
-    """JSON, which is YAML, but for words that read better without quotes and stay what they are."""
+    """Format a value as YAML: JSON, except for words that need no quotes."""
     if isinstance(value, str) and _PLAIN.fullmatch(value) and parse_yaml(value, "value") == value:
         return value
     if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         return f"[{', '.join(_yaml(part) for part in value)}]"
     text = json.dumps(escaped(value), ensure_ascii=False)
-    return text.replace("e", ".0e") if isinstance(value, float) and "." not in text else text  # as YAML 1.1 wants it
+    return text.replace("e", ".0e") if isinstance(value, float) and "." not in text else text  # as YAML 1.1 requires
 
 
 def _coerced(value: Any, kind: type, where: str) -> Any:
@@ -159,7 +159,7 @@ def _coerced(value: Any, kind: type, where: str) -> Any:
         return int(value)
     if kind in (int, float) and isinstance(value, str):
         try:
-            return kind(value)  # in quotes, or from a variable
+            return kind(value)  # quoted, or from a variable
         except ValueError:
             pass
     if kind is bool and isinstance(value, str) and value.lower() in ("true", "false"):
@@ -182,7 +182,7 @@ def _suggestion(key: str, known: list[str]) -> str:
 
 
 def combined(arguments_values: Mapping[str, Any], warn: Warn, others: Mapping[str, Any] = _NONE) -> dict[str, Any]:
-    """What was typed, on top of the recipe that it names. `others` are the flags that are another trainer's keys."""
+    """The typed values on top of the recipe that they name. `others` are flags named like another trainer's keys."""
     file = arguments_values.get("config")
     if not file:
         typed.refuse(others)

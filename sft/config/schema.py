@@ -1,6 +1,4 @@
-"""The JSON schema of recipes, from the dataclasses: editors complete and check with it. `python -m sft.config.schema`
-prints it.
-"""
+"""The JSON schema of recipes, for completion and checks in editors. `python -m sft.config.schema` prints it."""
 
 from __future__ import annotations
 
@@ -116,7 +114,7 @@ def _is_simple(hint: Any) -> bool:
 
 
 def _kind(kind: type, *further: str) -> dict[str, Any]:
-    """Numbers may come from a variable, so they may be texts; null takes away what an extended recipe says."""
+    """Numbers may come from a variable, so they may be strings; null unsets a value of an extended recipe."""
     if kind is tuple:
         return _either("string")
     return {"type": sorted({_TYPES[kind], "string", "null", *(["integer"] if kind is str else []), *further})}

@@ -1,4 +1,4 @@
-"""What looks like a key or a password, so that nothing shows it: reports, converted recipes, messages."""
+"""Masks what looks like a key or a password in reports, converted recipes and messages."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _NAME = re.compile(
 _WHOLE = re.compile(
     r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|AKIA|xox[abp]-|glpat-)[\w-]{8,}|(?i:bearer|basic)\s+[\w.~+/-]{8,}=*"
     r"|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"
-    r"|(?<![\w/@.-])[0-9a-fA-F]{40}(?![\w-])"  # of Weights & Biases; behind / or @ it is a commit
+    r"|(?<![\w/@.-])[0-9a-fA-F]{40}(?![\w-])"  # Weights & Biases keys; after / or @ it is a commit
 )
-# A name that says what follows, in a command, a URL, YAML, JSON or Python.
+# A name that marks a secret, in a command, a URL, YAML, JSON or Python.
 _NAMED = re.compile(
     r"(?i)(?P<name>(?<![a-z])(?:[\w-]*(?:api|access|secret|private|auth)[_-]?key|[\w-]*passw(?:or)?d|passphrase|[\w-]*secret"
     r"|[\w-]*(?:auth|access|api|hub|hf|bearer|github|wandb)[_-]?token|token(?==))[\"']?\s*[=:]\s*)"
@@ -35,7 +35,7 @@ def masked(text: str) -> str:
 
 
 def masked_value(value: Any, name: str = "") -> Any:
-    """A setting, or several in mappings and lists, without what is nobody's business."""
+    """Mask secrets in a value, also within mappings and lists."""
     if isinstance(value, Mapping):
         return {key: masked_value(part, str(key)) for key, part in value.items()}
     if isinstance(value, list | tuple):

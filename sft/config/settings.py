@@ -1,4 +1,4 @@
-"""All settings of a run: groups by topic. Flags and recipe keys are the names of their fields, without the group."""
+"""All settings of a run, in groups by topic. Flags and recipe keys are field names without the group."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ GROUPS: dict[str, type[Group]] = {
 }
 FIELDS: dict[str, Field[Any]] = {entry.name: entry for group in GROUPS.values() for entry in fields_of(group)}
 HINTS: dict[str, Any] = {name: hint for group in GROUPS.values() for name, hint in get_type_hints(group).items()}
-# Names that a recipe may have: it is the same on all nodes.
+# Settings that a recipe may have, since it is the same on all nodes.
 RECIPE_KEYS = tuple(name for name, entry in FIELDS.items() if entry.metadata.get("recipe") is not False)
-# Names of the settings without which a run cannot be resumed: what is trained, and on which data in which order.
+# Settings that must not change on resume: what is trained, on which data, in which order.
 FIXED = tuple(name for name, entry in FIELDS.items() if entry.metadata.get("fixed"))
-# (name, label) of the settings that a run's folder is named after, in the order of the name.
+# (name, label) of the settings that appear in a run's folder name, in that order.
 _PLACES = sorted((entry.metadata["suffix"], name) for name, entry in FIELDS.items() if "suffix" in entry.metadata)
 SUFFIXES = tuple((name, label) for (_, label), name in _PLACES)
 _GROUP_OF = {entry.name: title for title, group in GROUPS.items() for entry in fields_of(group)}
@@ -43,7 +43,7 @@ _DATASETS = ("datasets", "val_datasets")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Frozen. In what the user asked for, None stands for "choose for me"; `resolve` replaces it by a value."""
+    """All settings. In what the user asked for, None means "choose for me"; `resolve` replaces it."""
 
     data: DataSettings
     model: ModelSettings
@@ -57,7 +57,7 @@ class Settings:
 
     @classmethod
     def of(cls, **values: Any) -> Settings:
-        """From values by name; the rest have their defaults."""
+        """Make settings from values by name; the others have their defaults."""
         unknown = values.keys() - FIELDS.keys()
         assert not unknown, unknown
         groups = {
@@ -67,7 +67,7 @@ class Settings:
         return cls(**groups)  # type: ignore[arg-type]  # each group is made by its own class
 
     def replace(self, **values: Any) -> Settings:
-        """A copy with other values, by name."""
+        """A copy with these values changed."""
         changed: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             changed.setdefault(_GROUP_OF[name], {})[name] = value
@@ -82,7 +82,7 @@ class Settings:
             yield name, self.value(name)
 
     def as_json(self) -> dict[str, Any]:
-        """By name, in JSON's types."""
+        """Settings by name, as JSON types."""
         return {name: _as_json(value) for name, value in self.items()}
 
     @classmethod
@@ -96,7 +96,7 @@ def default_of(name: str) -> Any:
 
 
 def defaults() -> dict[str, Any]:
-    """In JSON's types; settings that are required have None."""
+    """Defaults as JSON types; required settings have None."""
     return {name: _as_json(default_of(name)) for name in FIELDS}
 
 

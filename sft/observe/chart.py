@@ -11,15 +11,15 @@ import numpy as np
 from sft.spec.metrics import number
 from tokenize_data.errors import UserError
 
-_PART, _MOST_PARTS = "val_loss/", 8  # of one validation data set of several
-_FEW = 20  # up to so many points are marked, so that a single one is seen
+_PART, _MOST_PARTS = "val_loss/", 8  # a data set of several validation sets
+_FEW = 20  # mark points up to this number, so that a single one is visible
 _BLUE, _RED, _GREY = "#4c72b0", "#c44e52", "#8c8c8c"
 _LOWER = (("lr", "learning rate"), ("grad_norm", "gradient norm"))
 
 
 def write_loss_chart(records: Sequence[Mapping[str, Any]], path: Path, mark_best: bool = False) -> bool:
-    """False where matplotlib is missing, or no record has a finite loss: then no file is written. Marked is the model
-    that was kept.
+    """Draw loss.png and mark the best model. Returns False, without a file, if matplotlib is missing or no loss is
+    finite.
     """
     train, val = series(records, "loss"), series(records, "val_loss")
     if not (np.isfinite(train[1]).any() or np.isfinite(val[1]).any()):
@@ -52,7 +52,7 @@ def write_loss_chart(records: Sequence[Mapping[str, Any]], path: Path, mark_best
 
 
 def series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(iterations, values) of the records that have the key; NaN for a value that is no finite number."""
+    """(iterations, values) of the records with this key; NaN for values that are not finite."""
     pairs = [
         (int(record["iteration"]), number(record, key)) for record in records if key in record and "iteration" in record
     ]
@@ -61,13 +61,13 @@ def series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, 
 
 
 def parts_of(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The validation loss of each data set, where there are several."""
+    """The validation losses of several data sets."""
     names = dict.fromkeys(key.removeprefix(_PART) for record in records for key in record if key.startswith(_PART))
     return {name: series(records, f"{_PART}{name}") for name in list(names)[:_MOST_PARTS]}
 
 
 def best_of(val: tuple[np.ndarray, np.ndarray]) -> tuple[int, float] | None:
-    """(iteration, loss) of the lowest validation loss, the first of equal ones."""
+    """(iteration, loss) of the lowest validation loss; the first one if several are equal."""
     if not np.isfinite(val[1]).any():
         return None
     at = int(np.nanargmin(val[1]))
@@ -75,7 +75,7 @@ def best_of(val: tuple[np.ndarray, np.ndarray]) -> tuple[int, float] | None:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over a window of a fiftieth of the points around each; what is not finite does not count, and stays out."""
+    """Smooth by the mean over a window of a fiftieth of the points. Values that are not finite are ignored."""
     window = 2 * (len(values) // 100) + 1
     finite = np.isfinite(values)
     kernel = np.ones(window)

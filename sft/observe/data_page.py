@@ -1,4 +1,4 @@
-"""A data set as one page: what was found, lengths, samples in colours. Self-contained, for its owner's eyes only."""
+"""A data set as one self-contained HTML page: findings, lengths, coloured samples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NUM_SAMPLES, _MOST_CHARACTERS, _NUM_BINS = 8, 4000, 32
 
 
 def write(reader: ShardReader, backend: Tokenizer, report: Report, file: Path) -> None:
-    """Only its owner can read it: it shows rows."""
+    """Write the page, readable by its owner only, since it shows rows."""
     page = resources.files("sft.observe").joinpath("data.html").read_text()
     content = json.dumps(facts(reader, backend, report), ensure_ascii=False)
     filled = page.replace('"@data@"', content.replace("<", "\\u003c").replace("\u2028", " ").replace("\u2029", " "))
@@ -36,7 +36,7 @@ def write(reader: ShardReader, backend: Tokenizer, report: Report, file: Path) -
 
 
 def facts(reader: ShardReader, backend: Tokenizer, report: Report) -> dict[str, Any]:
-    """What the page shows, as data."""
+    """The page's content as data."""
     manifest = reader.manifest
     examples = [example.document for finding in report.findings for example in finding.examples[:2]]
     shown = list(sample(len(reader), _NUM_SAMPLES).tolist())

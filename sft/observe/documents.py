@@ -1,4 +1,4 @@
-"""Documents as the model sees them, and statistics of a data set."""
+"""Shows documents as the model sees them, and statistics of a data set."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def heading(reader: ShardReader, number: int) -> Rule:
 
 
 def pieces(document: Document, backend: Tokenizer) -> Iterator[tuple[str, int]]:
-    """(text, role) of each run of tokens. Decoded as a whole, so no character is broken."""
+    """(text, role) of each run of tokens, decoded together so that no character is split."""
     ids = document.ids.tolist()
     decoded, at = "", 0
     for length, role in zip(document.run_lengths.tolist(), document.run_roles.tolist(), strict=True):
@@ -52,7 +52,7 @@ def pieces(document: Document, backend: Tokenizer) -> Iterator[tuple[str, int]]:
 
 
 def coloured(document: Document, backend: Tokenizer) -> Text:
-    """The document's text, each run of tokens in the colour of its role."""
+    """The document's text, coloured by role."""
     text = Text()
     for piece, role in pieces(document, backend):
         text.append(piece, TRAINED_STYLE if role == ASSISTANT else TEMPLATE_STYLE if role == TEMPLATE else MASKED_STYLE)

@@ -1,4 +1,4 @@
-"""What the checks of a data set found, in the terminal."""
+"""Prints what the checks of a data set found."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def show(console: Console, report: Report) -> None:
 
 
 def of_manifest(reader: ShardReader, report: Report | None) -> list[str]:
-    """Warnings of the tokenisation that no check has given already."""
+    """The tokeniser's warnings that no check has reported."""
     without = int((reader.trained == 0).sum())
     nothing = [f"{without:,} documents have no trained token: they cost time and teach nothing"] if without else []
     found = [*nothing, *describe.warnings(reader.manifest)]
@@ -56,7 +56,7 @@ def _frequent(report: Report) -> Table:
 
 
 class CheckProgress:
-    """A bar on a terminal, a line now and then where there is none."""
+    """Progress of the checks: a bar on a terminal, otherwise occasional lines."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()

@@ -1,4 +1,4 @@
-"""The header: a summary of a run on one screen before it starts."""
+"""The header: a one-screen summary of a run before it starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sft.observe.progress import duration
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All that the header shows. None stands for what is not known."""
+    """The header's facts. None means unknown."""
 
     family: str
     num_parameters: int
@@ -34,19 +34,19 @@ class Facts:
     num_tokens: int
     num_trained_tokens: int
     num_val_documents: int = 0
-    fill: float | None = None  # tokens over room, of the packed rows
-    balance: float | None = None  # mean over maximum of the replicas' tokens
+    fill: float | None = None  # share of the packed rows that holds tokens
+    balance: float | None = None  # mean over maximum of tokens per replica
 
-    epochs: float | None  # None: the iterations were given
+    epochs: float | None  # None: iterations were given
     global_batch: int
     iterations: int
     start: int = 0  # the iteration after which the run resumes
 
-    layout_note: str = ""  # why it is not what the entry says
-    placement: str = ""  # of processes on nodes, where there are several
+    layout_note: str = ""  # why the layout differs from the entry's
+    placement: str = ""  # placement of processes on several nodes
     folder: Path
     expected_seconds: float | None = None
-    adapters: str | None = None  # what is trained instead of the weights
+    adapters: str | None = None  # description of the adapters
 
     @property
     def world(self) -> int:
@@ -84,7 +84,7 @@ def header(console: Console, facts: Facts) -> None:
 
 
 def iterations_text(facts: Facts) -> str:
-    """How the number of iterations comes about: ceil(3 epochs x 200,000 documents / 64) = 9,375 iterations."""
+    """Explain the number of iterations: ceil(3 epochs x 200,000 documents / 64) = 9,375 iterations."""
     count = _counted(facts.iterations, "iteration")
     documents = _counted(facts.num_documents, "document")
     if facts.epochs is None:

@@ -1,4 +1,4 @@
-"""Document lengths, in the terminal and as a picture."""
+"""Document lengths as a histogram, in the terminal and as a picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WIDTH = 48
 
 
 def bins(lengths: np.ndarray, num_bins: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """(counts, edges) with round edges; from 0 unless the lengths lie close together."""
+    """Returns (counts, edges) with round edges, starting at 0 unless the lengths are close together."""
     shortest, longest = int(lengths.min()), int(lengths.max())
     first = shortest if shortest > longest // 2 else 0
     step = max(-(-(longest + 1 - first) // num_bins), 1)
@@ -45,7 +45,7 @@ def bars(lengths: np.ndarray, seq: int) -> RenderableType:
 
 
 def write_chart(lengths: np.ndarray, trained: np.ndarray, seq: int, file: Path) -> None:
-    """The same as a PNG, with the trained tokens beside."""
+    """Draw a PNG with lengths and trained tokens."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

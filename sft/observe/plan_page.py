@@ -1,6 +1,4 @@
-"""A plan as people read it: what will be done, what it takes of memory and time, what else was considered; formulas
-with their numbers.
-"""
+"""Prints a plan: what will be done, memory and time, alternatives, and formulas with their numbers."""
 
 from __future__ import annotations
 
@@ -121,7 +119,7 @@ def _parts(choice: Choice) -> str:
 
 
 def _memory_table(plan: Plan) -> Table:
-    """Stages that differ; where many are alike, the first of them."""
+    """Memory by stage; of many equal stages only the first."""
     table = Table(
         box=None, padding=(0, 2, 0, 0), title_justify="left", title=f"memory of a rank at its peak, GB of {_room(plan)}"
     )
@@ -202,7 +200,7 @@ def show_scaling(console: Console, rows: Sequence[tuple[int, Plan | str]]) -> No
 
 
 def write_scaling_chart(rows: Sequence[tuple[int, Plan | str]], path: Path) -> bool:
-    """False where matplotlib is missing, or there is nothing to draw."""
+    """Draw the chart. Returns False if matplotlib is missing or there is nothing to draw."""
     points = [(count, plan.tokens_per_second) for count, plan in rows if isinstance(plan, Plan)]
     if not points:
         return False

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, otherwise a line now and then."""
+"""Progress of a run: a bar on a terminal, otherwise occasional lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MEDIAN_OF = 20
 
 
 class Progress:
-    """Fed with the records of metrics.jsonl. `start` is the last iteration that was done before, 0 for a new run."""
+    """Shows the records of metrics.jsonl. `start` is the last finished iteration, 0 for a new run."""
 
     def __init__(
         self, console: Console, iterations: int, start: int = 0, clock: Callable[[], float] = time.monotonic
@@ -87,7 +87,7 @@ class Progress:
                     self.say("  ".join((f"  {name}", *facts)), style="cyan")
 
     def say(self, text: str, style: str = "") -> None:
-        """A line of its own, above the bar."""
+        """Print a line above the bar."""
         self._console.print(Text(text, style), soft_wrap=True)
 
     def warn(self, text: str) -> None:
@@ -107,12 +107,12 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """1:02:10; hours are not turned into days."""
+    """Format seconds as 1:02:10, in hours however many."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60:,}:{minutes % 60:02d}:{rest:02d}"
 
 
-_PART = "val_loss/"  # of one validation data set of several
+_PART = "val_loss/"  # a data set of several validation sets
 
 
 _SHOWN: dict[str, Callable[[float], str]] = {
@@ -132,5 +132,5 @@ def _shown_number(record: Mapping[str, Any], key: str) -> float:
 
 
 def _facts(record: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:
-    """What the record has of these. A value that is no finite number is shown as nan: it must not go unnoticed."""
+    """Format these values of the record. Values that are not finite appear as nan, so that they are noticed."""
     return [_SHOWN[key](_shown_number(record, key)) for key in keys if key in record]

@@ -30,12 +30,12 @@ from tokenize_data.reader import ShardReader
 SERIES = ("loss", "val_loss", "val_accuracy", "lr", "grad_norm", "tokens_per_second", "fill")
 _MOST_POINTS, _NUM_SAMPLES, _MOST_TEXT = 1500, 12, 4000
 _ONLY_IN_RECIPES = ("datasets", "val_datasets")
-_DEEPEST = 40  # of what other programs have left in the folder
+_DEEPEST = 40  # limit for files of other programs in the folder
 _PLACEHOLDER = "__REPORT__"
 
 
 def write_report(folders: Sequence[Path], path: Path) -> None:
-    """The page, whole or not at all."""
+    """Write the page atomically."""
     replace_file(path, page(folders))
 
 
@@ -45,7 +45,7 @@ def page(folders: Sequence[Path], *, is_live: bool = False) -> str:
 
 
 def as_json(folders: Sequence[Path], *, is_live: bool = False) -> str:
-    """What the page shows. NaN is null, and what looks like a key or a password is not shown."""
+    """The page's content as JSON. NaN becomes null, and secrets are masked."""
     content = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "live": is_live,
@@ -55,7 +55,7 @@ def as_json(folders: Sequence[Path], *, is_live: bool = False) -> str:
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
-    """All that a run's folder says of itself; what is missing or damaged is left out."""
+    """The facts in a run's folder, without what is missing or damaged."""
     table = read_run_toml(folder)
     records = metrics.read(folder / "metrics.jsonl")
     status = read_status(folder)
@@ -86,7 +86,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
 
 
 def repeat_command(config: Mapping[str, Any]) -> str:
-    """The command line that gives this configuration: flags whose values are not the defaults."""
+    """The command line for these settings: all flags that differ from their defaults."""
     words = ["sft", *(["--config", "recipe.yaml"] if repeat_recipe(config) else [])]
     for name, default in defaults().items():
         if name not in config or name in _ONLY_IN_RECIPES or (value := config[name]) == default:
@@ -104,7 +104,7 @@ def repeat_command(config: Mapping[str, Any]) -> str:
 
 
 def repeat_recipe(config: Mapping[str, Any]) -> str:
-    """What has no flag: the lists of data sets, as a recipe. Empty where there are none."""
+    """The settings without a flag, which are the lists of data sets, as a recipe; empty without any."""
     lists = {
         name: [entry for entry in _listed(config.get(name)) if isinstance(entry, Mapping)] for name in _ONLY_IN_RECIPES
     }
@@ -125,14 +125,12 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _parts(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys of each validation data set's loss, where there are several."""
+    """The keys of the losses of several validation sets."""
     return [f"val_loss/{name}" for name in chart.parts_of(records)]
 
 
 def _series(records: Sequence[Mapping[str, Any]], key: str) -> list[list[float]] | None:
-    """[iterations, values]; of long runs each point is the mean over as many iterations as it takes. None where there
-    is nothing.
-    """
+    """[iterations, values]; in long runs each point is the mean of several iterations. None without values."""
     iterations, values = chart.series(records, key)
     finite = np.isfinite(values)
     iterations, values = iterations[finite], values[finite]
@@ -151,7 +149,7 @@ def _total(records: Sequence[Mapping[str, Any]], key: str) -> int:
 
 
 def _data(folder: Any) -> dict[str, Any]:
-    """The tokenised data, if it is still there."""
+    """Facts about the tokenised data, if it still exists."""
     if not isinstance(folder, str):
         return {}
     try:
@@ -202,7 +200,7 @@ def _warnings(folder: Path, status: Mapping[str, Any] | None, records: Sequence[
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:
-    """What `sft evaluate` left in the run's folder."""
+    """The results of `sft evaluate` in the run's folder."""
     try:
         scores = json.loads((folder / "scores.json").read_bytes())
         samples = _samples(folder / "predictions.jsonl", [model["label"] for model in scores["models"]])
@@ -212,7 +210,7 @@ def _evaluation(folder: Path) -> dict[str, Any]:
 
 
 def _samples(path: Path, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows with the answers of all models side by side: spread over the data, those on which models differ first."""
+    """Rows with all models' answers side by side, spread over the data; rows on which models differ come first."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     with path.open("rb") as file:
         for line in file:

@@ -1,4 +1,4 @@
-"""All runs below a folder, each as one row, from what their folders hold. What is damaged leaves its column empty."""
+"""Lists all runs below a folder, one row each. Damaged files leave their columns empty."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from sft.spec import metrics
 from sft.spec.run_folder import is_finished, read_run_toml, read_status
 from tokenize_data.errors import UserError
 
-_MARKS = ("status.json", "run.toml", "run.json", "metrics.jsonl")  # a folder with one of them is a run's
+_MARKS = ("status.json", "run.toml", "run.json", "metrics.jsonl")  # files that mark a run's folder
 
 
 def runs_below(folder: Path) -> list[dict[str, Any]]:
-    """In the order of their names."""
+    """The runs below a folder, sorted by name."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: give the folder that holds runs, such as checkpoints")
     return [_row(run, folder) for run in _run_folders(folder)]
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run has left its files there."""
+    """Whether the folder has a run's files."""
     return any((folder / mark).is_file() for mark in _MARKS)
 
 
@@ -49,7 +49,7 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    """Links are not followed, and nothing is looked for inside a run."""
+    """Find run folders, without following links or searching inside runs."""
     for place, below, files in os.walk(folder):
         if any(mark in files for mark in _MARKS):
             below.clear()
@@ -87,7 +87,7 @@ def _row(run: Path, root: Path) -> dict[str, Any]:
 def _records(run: Path) -> list[dict[str, Any]]:
     try:
         return metrics.read(run / "metrics.jsonl")
-    except UserError:  # a folder of that name, or a file of another user
+    except UserError:  # a directory of that name, or another user's file
         return []
 
 

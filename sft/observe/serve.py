@@ -1,4 +1,4 @@
-"""Serves the report of running runs on localhost; the page refreshes its figures every other second."""
+"""Serves the report of running runs on localhost; the page refreshes every two seconds."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _HERE = ("127.0.0.1", "localhost")
 def _host_of(header: str) -> str | None:
     try:
         return urlsplit(f"//{header}").hostname
-    except ValueError:  # such as a bracket that is never closed
+    except ValueError:  # such as an unclosed bracket
         return None
 
 
 def make_server(folders: Sequence[Path], port: int) -> ThreadingHTTPServer:
-    """Not started yet. Port 0 takes any that is free."""
+    """Create the server without starting it. Port 0 selects a free port."""
     for folder in folders:
-        report.run_facts(folder)  # an error now rather than on the page
+        report.run_facts(folder)  # report errors now, not on the page
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if _host_of(self.headers.get("Host", "")) not in _HERE:  # a foreign page that calls itself by our address
+            if _host_of(self.headers.get("Host", "")) not in _HERE:  # a foreign page under our address
                 self._send(403, "text/plain", "only for this machine")
                 return
             path = self.path.partition("?")[0]
@@ -53,7 +53,7 @@ def make_server(folders: Sequence[Path], port: int) -> ThreadingHTTPServer:
             self.wfile.write(body)
 
         def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the base class's name
-            """Nobody wants to read of every request."""
+            """Log nothing per request."""
 
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), Handler)

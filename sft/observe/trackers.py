@@ -1,6 +1,4 @@
-"""TensorBoard, Weights & Biases and Trackio, fed with the records of metrics.jsonl. None of them can stop a
-training.
-"""
+"""TensorBoard, Weights & Biases and Trackio, fed from metrics.jsonl. A tracker's failure never stops training."""
 
 from __future__ import annotations
 
@@ -26,10 +24,10 @@ class Tracker(Protocol):
 
 
 def check_trackers(*, wandb: bool, trackio: bool) -> None:
-    """Before any process starts: what was asked for by name is installed. Imports nothing."""
+    """Check before any process starts that the requested trackers are installed, without importing them."""
     for name, wanted in (("wandb", wandb), ("trackio", trackio)):
         spec = importlib.util.find_spec(name) if wanted else None
-        if wanted and (spec is None or spec.origin is None):  # without an origin it is a mere folder of that name
+        if wanted and (spec is None or spec.origin is None):  # without an origin it is just a folder of that name
             raise _missing(name)
 
 
@@ -44,7 +42,7 @@ def open_trackers(
     warn: Callable[[str], None],
     start: int = 0,
 ) -> list[Tracker]:
-    """Those that were asked for. `start` is the iteration after which the run resumes, 0 for a new one."""
+    """Open the requested trackers. `start` is the iteration after which the run resumes, 0 for a new one."""
     trackers: list[Tracker] = []
     settings = {key: _plain(value) for key, value in config.items()}
     try:
@@ -62,13 +60,13 @@ def open_trackers(
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """The record's numbers by the names that trackers group by: train/loss, val/loss."""
+    """The record's numbers under names that trackers group: train/loss, val/loss."""
     values = {key: number(record, key) for key in record if key != "iteration"}
     return {_tag(key): value for key, value in values.items() if value is not None}
 
 
 class Guarded:
-    """A tracker that is switched off, with a warning, as soon as it fails."""
+    """Wraps a tracker: on its first failure it is switched off with a warning."""
 
     def __init__(self, tracker: Tracker, name: str, warn: Callable[[str], None]) -> None:
         self._tracker: Tracker | None = tracker
@@ -87,7 +85,7 @@ class Guarded:
         assert self._tracker
         try:
             action(self._tracker)
-        except Exception as error:  # whatever it is, the training is worth more
+        except Exception as error:  # whatever the error is, training continues
             self._tracker = None
             self._warn(f"{self._name} failed and is switched off, training goes on: {_said(error)}")
 
@@ -118,7 +116,7 @@ class _Wandb:
         try:
             self._run = module.init(
                 **options, **resuming, settings={"console": "off"}
-            )  # it would record the progress bar
+            )  # otherwise it records the progress bar
         except Exception as error:
             remedy = "run `wandb login`, set WANDB_MODE=offline, or leave --wandb out"
             raise UserError(f"--wandb: cannot start: {_said(error)}: {remedy}") from error
@@ -146,7 +144,7 @@ class _Trackio:
 
 
 def _tensorboard(folder: Path, start: int, warn: Callable[[str], None]) -> Tracker | None:
-    """It is on by default, so that it is missing is no error."""
+    """Open TensorBoard. It is on by default, so a missing package is not an error."""
     try:
         return _TensorBoard(folder, start)
     except ImportError:
@@ -160,7 +158,7 @@ def _tensorboard(folder: Path, start: int, warn: Callable[[str], None]) -> Track
 
 
 def _module(name: str) -> Any:
-    """A folder of that name where the command is run imports as well, but has nothing in it."""
+    """Import a tracker. A folder of that name in the working directory would import as well, but is empty."""
     try:
         module = importlib.import_module(name)
     except ImportError as error:
@@ -175,7 +173,7 @@ def _missing(name: str) -> UserError:
 
 
 def _run_id(file: Path, start: int) -> str:
-    """The id of the run that is resumed, or a new one."""
+    """The id of the resumed run, or a new one."""
     if start and file.exists() and (known := file.read_text().strip()):
         return known
     made = uuid.uuid4().hex

@@ -30,9 +30,7 @@ def is_foreign(content: Mapping[str, Any]) -> bool:
 
 
 def lines_of(content: Mapping[str, Any], file: Path) -> list[Line]:
-    """What becomes of each key, in their order; then what the other trainer does unless it is told otherwise, and this
-    one does not.
-    """
+    """What becomes of each key, in order, followed by the other trainer's defaults that differ from ours."""
     trainer = _trainer(content)
     assert trainer is not None
     lines = [said_of(trainer, key, content) for key in content]
@@ -47,7 +45,7 @@ def lines_of(content: Mapping[str, Any], file: Path) -> list[Line]:
             )
         )
     said = {name for line in lines for name in line.ours}
-    said |= {name for pair in RIVALS if said & set(pair) for name in pair}  # two ways to say one thing
+    said |= {name for pair in RIVALS if said & set(pair) for name in pair}  # two keys for one setting
     for name, value in trainer.defaults(content).items():
         if name not in said:
             lines.append(Line(key=name, kind=Kind.DEFAULT, ours={name: value}, comment=f"{trainer.name}'s default"))
@@ -57,8 +55,8 @@ def lines_of(content: Mapping[str, Any], file: Path) -> list[Line]:
 def translated(
     content: dict[str, Any], file: Path, warn: Callable[[str], None], typed: Mapping[str, Any] = _NOTHING
 ) -> dict[str, Any]:
-    """This project's recipe for it. What is refused is one error that names all of it. `typed` are keys of that trainer
-    that were given as flags: they win over the recipe's.
+    """Translate to our settings. All refused keys are named in one error. `typed` are that trainer's keys given as
+    flags; they override the recipe.
     """
     lines = lines_of({key: value for key, value in content.items() if key not in typed} | dict(typed), file)
     if (reason := refusal(lines)) is not None:
@@ -78,7 +76,7 @@ def translated(
 
 
 def refusal(lines: list[Line]) -> str | None:
-    """Why a recipe cannot be run, all keys in one line."""
+    """Why a recipe cannot run: all refused keys in one line."""
     refused = [f"{line.key}: {line.shown}: {line.comment}" for line in lines if line.kind is Kind.REFUSED]
     if not refused:
         return None
@@ -87,7 +85,7 @@ def refusal(lines: list[Line]) -> str | None:
 
 
 def _trainer(content: Mapping[str, Any]) -> Trainer | None:
-    """Whose keys there are: the trainer of most of those that are not this project's own."""
+    """The trainer that most of the foreign keys belong to."""
     known = own_keys()
     counts = {trainer.name: sum(key in trainer.marks and key not in known for key in content) for trainer in TRAINERS}
     best = max(TRAINERS, key=lambda trainer: counts[trainer.name])

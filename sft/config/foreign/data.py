@@ -1,6 +1,4 @@
-"""The data sets of other trainers' recipes as lists of files of ours: Hub data sets with their splits, or local
-ones.
-"""
+"""Translates the data sets of other trainers' recipes: Hub data sets with their splits, or local ones."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ _LOCAL = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".arrow"
 
 def is_evaluated(recipe: Mapping[str, Any]) -> bool:
     strategy = recipe.get("eval_strategy", recipe.get("evaluation_strategy"))
-    if strategy is False or strategy == "no":  # YAML's `no` is a false
+    if strategy is False or strategy == "no":  # YAML reads `no` as false
         return False
     return bool(recipe.get("do_eval")) or strategy is not None
 
@@ -112,7 +110,7 @@ def named(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
 
 
 def truncation(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
-    """truncation_side, and truncation_mode: which end of a text that is too long is kept."""
+    """Translate truncation_side and truncation_mode: which end of a long text is kept."""
     if recipe.get("max_prompt_length") is not None:
         return mapped(key, value, {}, "see max_prompt_length")
     if value in ("right", "keep_start"):
@@ -128,7 +126,7 @@ def truncation(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
 
 
 def prompt_length(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
-    """Of prompts of documents that are too long, which lose their beginning unless truncation_mode says otherwise."""
+    """Translate max_prompt_length: prompts of long documents lose their beginning unless truncation_mode differs."""
     kept = recipe.get("truncation_mode", recipe.get("truncation_side"))
     side = "end" if kept in ("keep_start", "right") else "start"
     return warned(
@@ -156,7 +154,7 @@ def _entry(recipe: Mapping[str, Any], name: str, config: Any, split: Any, share:
 def _is_local(name: str) -> bool:
     if name.startswith(("/", "./", "../", "~")) or name.endswith(_LOCAL):
         return True
-    with contextlib.suppress(OSError, ValueError):  # no name that a file can have
+    with contextlib.suppress(OSError, ValueError):  # not a valid file name
         return Path(name).exists()
     return False
 

@@ -1,4 +1,4 @@
-"""What can be said of a key of another trainer's recipe, and the usual ways to say it."""
+"""Rules for the keys of other trainers' recipes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tokenize_data.errors import shorten
 
 class Kind(enum.Enum):
     MAPPED = "mapped"
-    WARNED = "warned"  # it has no effect here, or another one
+    WARNED = "warned"  # it has no effect here, or a different one
     REFUSED = "refused"
     OWN = "this project's own key"
     DEFAULT = "not in the recipe"
@@ -25,7 +25,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """What becomes of a key: settings of ours, and a word of why."""
+    """What becomes of a key: our settings, and a short explanation."""
 
     key: str
     value: Any = None
@@ -40,13 +40,13 @@ class Line:
         return shorten(masked_value(self.value, self.key))
 
 
-NO_EFFECT = "no effect"  # how the comment of a key begins that changes nothing here
+NO_EFFECT = "no effect"  # start of the comment for a key without effect
 Rule = Callable[[str, Any, Mapping[str, Any]], Line]  # the key, its value, the whole recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """A kind of recipe. `marks` are keys that tell that a recipe is of this kind."""
+    """A kind of recipe, recognised by the keys in `marks`."""
 
     name: str
     rules: Mapping[str, Rule]
@@ -76,7 +76,7 @@ def said_of(trainer: Trainer, key: str, recipe: Mapping[str, Any]) -> Line:
 
 
 class _WrongValueError(Exception):
-    """A rule met a value that it cannot read, maybe another key's."""
+    """A rule found a value that it cannot read, possibly of another key."""
 
     def __init__(self, key: str, value: Any, wanted: str) -> None:
         super().__init__(f"must be {wanted}")
@@ -84,7 +84,7 @@ class _WrongValueError(Exception):
 
 
 def number(key: str, value: Any) -> float:
-    """The value of a key as a number; refused in `said_of` where it is none."""
+    """A key's value as a number; `said_of` refuses anything else."""
     try:
         found = float(value)
     except (ValueError, TypeError, OverflowError):
@@ -99,7 +99,7 @@ def whole(key: str, value: Any) -> int:
 
 
 def mapping(key: str, value: Any) -> Mapping[str, Any]:
-    """The value of a key that has parts; empty where it is not set."""
+    """A key's value as a mapping; empty if it is not set."""
     if not value:
         return {}
     if not isinstance(value, Mapping):
@@ -123,7 +123,7 @@ def refused(key: str, value: Any, why: str) -> Line:
 
 
 def to(name: str, comment: str = "") -> Rule:
-    """The same under another name."""
+    """Rename the key."""
     return lambda key, value, recipe: mapped(key, value, {name: value}, comment)
 
 
@@ -132,7 +132,7 @@ def no_effect(why: str) -> Rule:
 
 
 def only(*allowed: Any, why: str) -> Rule:
-    """These values are what happens here anyway; others are refused."""
+    """Accept values that match what we do anyway; refuse others."""
 
     def rule(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
         return mapped(key, value, {}, "as it is here") if value in allowed else refused(key, value, why)
@@ -141,12 +141,12 @@ def only(*allowed: Any, why: str) -> Rule:
 
 
 def off(why: str) -> Rule:
-    """Something that is not done here: refused unless it is switched off."""
+    """Refuse an unsupported feature unless it is switched off."""
     return only(False, 0, 0.0, "", "no", "none", [], {}, why=why)
 
 
 def of_words(name: str, words: Mapping[str, Any], otherwise: str) -> Rule:
-    """One word for another."""
+    """Translate words."""
 
     def rule(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
         word = str(value).lower()
@@ -159,7 +159,7 @@ def of_words(name: str, words: Mapping[str, Any], otherwise: str) -> Rule:
 
 
 def part_of(*others: str) -> Rule:
-    """A key that is read together with another one, where it is said what became of both."""
+    """A key that is explained together with another one."""
 
     def rule(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
         for other in others:

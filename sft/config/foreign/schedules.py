@@ -1,4 +1,4 @@
-"""The learning-rate schedules of other trainers: lr_scheduler_type with its lr_scheduler_kwargs."""
+"""Translates learning-rate schedules: lr_scheduler_type with lr_scheduler_kwargs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _stable(key: str, value: Any, extra: Mapping[str, Any], recipe: Mapping[str,
         return mapped(key, value, ours, "falls over decay_fraction of the iterations, the last ones")
     if not isinstance(total, int) or total <= 0:
         return refused(key, value, "num_decay_steps needs max_steps: write schedule: wsd and decay_fraction")
-    share = max(number("num_decay_steps", steps) - 0.5, 0.25) / total  # rounded up, it gives the number again
+    share = max(number("num_decay_steps", steps) - 0.5, 0.25) / total  # rounding up gives the same number again
     return mapped(key, value, ours | {"decay_fraction": min(1.0, share)})
 
 

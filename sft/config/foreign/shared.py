@@ -1,4 +1,4 @@
-"""Keys that the recipes of several trainers have, most of them those of transformers' TrainingArguments."""
+"""Keys shared by several trainers, mostly those of transformers' TrainingArguments."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _ALL_LOGGED = "every iteration is logged"
 
 
 def run_name_of(text: str) -> str:
-    """What of a text may name a run."""
+    """Turn a text into a valid run name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-") or "run"
 
 
@@ -221,7 +221,7 @@ RULES: dict[str, Rule] = {
 
 
 def defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers' trainer does unless it is told otherwise, where that is not this project's default."""
+    """The defaults of transformers' Trainer that differ from ours."""
     found: dict[str, Any] = {
         "weight_decay": 0.0,
         "beta2": 0.999,

@@ -1,4 +1,4 @@
-"""Keys of other trainers' recipes as flags: read next to such a recipe, refused with our flag's name without one."""
+"""Other trainers' keys as flags: accepted beside such a recipe, otherwise refused with the name of our flag."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sft.config.foreign.rules import Kind, Line, own_keys, said_of
 from tokenize_data.errors import UserError, did_you_mean
 from tokenize_data.recipe_file import parse_yaml
 
-_FILES = {"datasets": "data", "val_datasets": "val"}  # what has no flag, and the flag that does nearly the same
+_FILES = {"datasets": "data", "val_datasets": "val"}  # keys without an equivalent flag, and the closest flag
 
 
 def values_of(words: Sequence[str]) -> dict[str, Any]:
-    """By key, from words such as `--learning_rate=1e-5 --num_train_epochs 2`."""
+    """Parse values by key from words such as `--learning_rate=1e-5 --num_train_epochs 2`."""
     texts: dict[str, list[str]] = {}
     key = None
     for word in words:
@@ -32,14 +32,14 @@ def values_of(words: Sequence[str]) -> dict[str, Any]:
 
 
 def check(values: Mapping[str, Any]) -> None:
-    """Next to a foreign recipe: refuse what no trainer knows."""
+    """Beside a foreign recipe: refuse keys that no trainer knows."""
     unknown = [key for key in values if key not in flat.RULES]
     if unknown:
         raise UserError(_unknown(unknown[0], values[unknown[0]]))
 
 
 def refuse(values: Mapping[str, Any]) -> None:
-    """Without a foreign recipe: refuse, and name our flag."""
+    """Without a foreign recipe: refuse the key and name our flag."""
     check(values)
     for key, value in values.items():
         line = said_of(flat.TRAINER, key, values)
@@ -61,7 +61,7 @@ def _value(parts: Sequence[str]) -> Any:
 def _parsed(text: str) -> Any:
     try:
         return parse_yaml(text, "value") if text else text
-    except UserError:  # a template, say
+    except UserError:  # for example a template
         return text
 
 
