@@ -1,4 +1,4 @@
-"""Answers to a data set's questions: from which model, and into which file. An interrupted file is resumed."""
+"""Answers to a data set's questions, from a local model or a server into a file. An interrupted file is resumed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tokenize_data.errors import UserError
 from tokenize_data.examples import Example
 from tokenize_data.prompts import ChatFormat
 
-OWN_KEY = "generation"  # beside the answer: which row, how it ended
+OWN_KEY = "generation"  # fields beside the answer: which row, and why it ended
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What was written for one row, and why it ended there."""
+    """The answer to one row, and why it ended."""
 
     number: int
     text: str
@@ -28,14 +28,14 @@ class Answer:
 
 
 class Asker(Protocol):
-    """Somebody who answers."""
+    """The interface of what answers questions."""
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Equal for two that answer the same."""
+        """Equal for two that give the same answers."""
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
-        """In the order in which they are done."""
+        """Answers, in the order in which they finish."""
 
 
 def prompt_ids(chat: ChatFormat, example: Example) -> list[int]:
@@ -45,7 +45,7 @@ def prompt_ids(chat: ChatFormat, example: Example) -> list[int]:
 
 
 class LocalAsker:
-    """A model in this process."""
+    """Asks a model in this process."""
 
     def __init__(
         self,
@@ -79,8 +79,8 @@ class LocalAsker:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerAsker:
-    """A model behind an OpenAI-compatible server. With `chat`, ids of the model's own template are sent; without, the
-    messages.
+    """Asks a model behind an OpenAI-compatible server. With `chat`, ids of the model's own template are sent; without,
+    the messages.
     """
 
     client: Client
@@ -129,7 +129,7 @@ class ServerAsker:
 
 
 def model_of_server(client: Client) -> str:
-    """The model that a server with only one of them has."""
+    """The name of a server's only model."""
     try:
         names = [entry["id"] for entry in client.get("models")["data"]]
     except ServerError as error:
@@ -144,7 +144,7 @@ def model_of_server(client: Client) -> str:
 
 
 def row_id(asker: Asker, example: Example) -> str:
-    """Changes with the question, the model and the way it is asked."""
+    """An id that changes with the question, the model and the way of asking."""
     return fingerprint(asker.identity, example.prompt, example.text)
 
 
@@ -160,9 +160,8 @@ def fill(
     tell: Callable[[int], None] = lambda done: None,
     may_hold_others: bool = False,
 ) -> list[Record]:
-    """Ask what is not answered in the file yet. Returns one record for each example, in order.
-
-    The file then has these records, in order, and no others; with `may_hold_others` it is only added to.
+    """Ask what the file does not answer yet. Returns one record per example, in order. The file then holds exactly
+    these records; with `may_hold_others` they are only appended.
     """
     ids = {example.number: row_id(asker, example) for example in examples}
     keys = {f"{number}:{name}": number for number, name in ids.items()}

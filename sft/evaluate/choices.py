@@ -1,4 +1,4 @@
-"""Multiple choice: which of the choices an answer names, and which choices a data set has."""
+"""Multiple choice: the choices of a data set, and the choice that an answer names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ _FEWEST_ROWS = 5
 
 
 def choices_of(references: Sequence[Sequence[str]]) -> tuple[str, ...] | None:
-    """The choices of a data set whose answers are all of one kind: yes, no (and maybe), or letters. None where they are
-    texts.
-    """
+    """The choices of a data set whose answers are all yes, no (and maybe), or letters. None for texts."""
     if len(references) < _FEWEST_ROWS:
         return None
     firsts = [row[0].strip() for row in references]
@@ -29,15 +27,13 @@ def choices_of(references: Sequence[Sequence[str]]) -> tuple[str, ...] | None:
 
 
 def leading_letter(text: str) -> str | None:
-    """B of `B`, `(B)`, `B. text` and `B) text`."""
+    """The letter B in `B`, `(B)`, `B. text` and `B) text`."""
     found = re.match(r"\s*\(?([A-J])(?:\)|\.|:|\s*$)", text)
     return found.group(1) if found else None
 
 
 def named_choice(answer: str, choices: Sequence[str]) -> str | None:
-    """The choice that an answer names: as its beginning, after `answer is`, or as the only one in it. None where it is
-    not clear.
-    """
+    """The choice that an answer names: at its start, after `answer is`, or as the only one in it. None if ambiguous."""
     if choices and choices[0] in _LETTERS:
         return _named_letter(answer, choices)
     text = answer.lower()
@@ -58,15 +54,13 @@ def _named_letter(answer: str, choices: Sequence[str]) -> str | None:
     stated = re.search(rf"\b(?:answer|option|choice)\b\W*(?:is\W*)?\(?([{pattern}])\b", answer, re.IGNORECASE)
     if stated and stated.group(1).isupper():
         return stated.group(1)
-    found = set(re.findall(rf"(?<![\w'])\(?([{pattern}])(?:\)|\.|:|,|$)", answer))  # `A patient` is no choice
+    found = set(re.findall(rf"(?<![\w'])\(?([{pattern}])(?:\)|\.|:|,|$)", answer))  # `A patient` is not choice A
     return found.pop() if len(found) == 1 else None
 
 
 def candidates(example: Example, choices: Sequence[str]) -> list[str] | None:
-    """The texts whose likelihoods are compared, in the order of the choices. None where the row does not hold them.
-
-    They are the choices themselves, or, where answers are written as `B. text`, the lines of the question that begin
-    with a choice.
+    """The texts whose likelihoods are compared, in the order of the choices; None if the row does not have them. They
+    are the choices themselves, or for answers such as `B. text` the question's lines that start with a choice.
     """
     reference = example.references[0].strip()
     if choices[0] not in _LETTERS:

@@ -23,14 +23,14 @@ from tokenize_data.errors import UserError, shorten
 
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _MOST_WAIT_SECONDS = 60.0
-_MOST_BYTES, _MOST_ERROR_BYTES = 32 * 2**20, 64 * 2**10  # of an answer, of the page that explains an error
+_MOST_BYTES, _MOST_ERROR_BYTES = 32 * 2**20, 64 * 2**10  # limits for an answer, and for the page that explains an error
 _RETRY_AFTER = re.compile(r"[0-9]+(\.[0-9]*)?")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class ServerError(Exception):
-    """One request failed for good; others may not. `status` None where the server did not answer as HTTP."""
+    """One request failed permanently; others may succeed. `status` is None if the server did not answer with HTTP."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class ServerError(Exception):
 
 @dataclass(kw_only=True)
 class Client:
-    """Of one server. `url` may end with /v1 or not. May be used by several threads."""
+    """A client for one server, usable from several threads. `url` may end with /v1 or not."""
 
     url: str
     key_variable: str = "OPENAI_API_KEY"
@@ -49,7 +49,7 @@ class Client:
     per_minute: float = float("inf")
     stopped: threading.Event = field(
         default_factory=threading.Event, repr=False
-    )  # when set, nobody waits or tries again
+    )  # once set, no thread waits or retries
     _next: float = field(default=0.0, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -66,7 +66,7 @@ class Client:
             self.url += "/v1"
 
     def post(self, path: str, content: dict[str, Any]) -> dict[str, Any]:
-        """The server's object. What may pass is tried again; what will not is an error."""
+        """Post and return the server's object. Temporary errors are retried, permanent ones raised."""
         return self._request(path, json.dumps(content).encode())
 
     def get(self, path: str) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class Client:
         request = urllib.request.Request(f"{self.url}/{path}", data=data, headers={"Content-Type": "application/json"})
         key = os.environ.get(self.key_variable)
         if key:
-            request.add_unredirected_header("Authorization", f"Bearer {key}")  # another host must not get it
+            request.add_unredirected_header("Authorization", f"Bearer {key}")  # the key must not go to another host
         try:
             with urllib.request.urlopen(request, timeout=self.timeout_seconds) as response:
                 content = json.loads(self._body(response, path))
@@ -120,7 +120,7 @@ class Client:
         return content
 
     def _body(self, response: http.client.HTTPResponse, path: str) -> bytes:
-        """All of it. An answer that does not end, or that trickles in for ever, is an error."""
+        """Read the whole answer. One that does not end, or arrives too slowly, is an error."""
         deadline, parts, size = time.monotonic() + self.timeout_seconds, [], 0
         while part := response.read1(2**20):
             parts.append(part)
@@ -141,12 +141,12 @@ class Client:
             self._without_key(f"{self.url}/{path}: {error.code} {error.reason}: {shorten(body, 200)}"), error.code
         )
         after = error.headers.get("Retry-After", "") if error.headers else ""
-        if _RETRY_AFTER.fullmatch(after):  # servers may give a date instead
+        if _RETRY_AFTER.fullmatch(after):  # servers may send a date instead
             made.retry_after = float(after)  # type: ignore[attr-defined]
         return made
 
     def _without_key(self, text: str) -> str:
-        """Some servers repeat the key that they refuse, whole or in part."""
+        """Remove the key from a message: some servers repeat a rejected key."""
         key = os.environ.get(self.key_variable)
         if not key:
             return text
@@ -157,9 +157,7 @@ class Client:
 def in_parallel(
     client: Client, work: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> Iterator[tuple[Item, Result | ServerError]]:
-    """Each item with its result as they are done. What ends this early, such as an interrupt, ends the client's retries
-    too.
-    """
+    """Yield each item with its result as they finish. If this is interrupted, the client's retries end too."""
     pending: dict[Future[Result], Item] = {}
     waiting = iter(items)
     pool = ThreadPoolExecutor(workers)
@@ -176,7 +174,7 @@ def in_parallel(
                     yield item, future.result()
                 except ServerError as error:
                     yield item, error
-    except BaseException:  # GeneratorExit too: whoever asked has been interrupted
+    except BaseException:  # including GeneratorExit: the caller was interrupted
         client.stopped.set()
         raise
     finally:

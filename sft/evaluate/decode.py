@@ -17,12 +17,12 @@ from torch import Tensor
 from tokenize_data.errors import UserError
 
 STOP, LENGTH, TOO_LONG = "stop", "length", "prompt too long"
-_SHRINK_SHARE = 0.25  # the cache is copied without the rows that are done, when they are so many
+_SHRINK_SHARE = 0.25  # finished rows are removed from the cache once this share is finished
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 takes the most likely one."""
+    """How the next token is sampled. Temperature 0 takes the most likely one."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -45,7 +45,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """`number` names the row: it seeds its sampling, so an answer does not depend on the batch."""
+    """One row to answer. `number` seeds its sampling, so that an answer does not depend on the batch."""
 
     number: int
     ids: Sequence[int]
@@ -53,7 +53,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What the model wrote, without the token that ended it."""
+    """The generated ids without the token that ended them."""
 
     number: int
     ids: list[int]
@@ -68,7 +68,7 @@ class _Row:
 
 
 class Decoder:
-    """Bound to a model. `text_of` decodes ids, for stop texts; `on_token` is told of each row's ids so far."""
+    """Decodes with one model. `text_of` decodes ids to find stop texts; `on_token` receives each row's ids so far."""
 
     def __init__(
         self,
@@ -88,8 +88,8 @@ class Decoder:
         self.can_batch = all(_can_lose_rows(layer) for layer in self._new_cache().layers)
 
     def write(self, prompts: Sequence[Prompt], sampling: Sampling, batch_size: int) -> Iterator[Written]:
-        """Answers in the order in which they are done. The longest prompts come first: if memory is short, that shows
-        at once.
+        """Generate answers, in the order in which they finish. The longest prompts come first, so that a lack of
+        memory shows at once.
         """
         fitting = [prompt for prompt in prompts if len(prompt.ids) < self._context]
         for prompt in prompts:
@@ -104,7 +104,7 @@ class Decoder:
     def _batch(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Written]:
         device = self._model.device
         rows = [_Row(prompt, _generator(sampling, prompt.number)) for prompt in prompts]
-        alive = list(range(len(rows)))  # places in the batch, which shrinks
+        alive = list(range(len(rows)))  # rows in the batch, which shrinks
         ids_BT, mask_BT = padded([prompt.ids for prompt in prompts], device)
         cache = self._new_cache()
         stops = (*sampling.stop, *self._stop_texts)
@@ -131,7 +131,7 @@ class Decoder:
                 ids_BT, mask_BT, alive = ids_BT[kept_B], mask_BT[kept_B], [alive[place] for place in kept]
 
     def _forward(self, ids_BT: Tensor, mask_BT: Tensor, cache: Any) -> Tensor:
-        """logits_BV of the next token, in float32."""
+        """Return logits_BV of the next token, in float32."""
         further: dict[str, Any] = dict(self._last_only)
         if self._takes_positions:
             further["position_ids"] = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.size(1) :]
@@ -140,7 +140,7 @@ class Decoder:
         return logits_BV
 
     def _advance(self, row: _Row, token: int, sampling: Sampling, stops: Sequence[str]) -> str | None:
-        """Add a token. Returns why the row is done, None where it goes on."""
+        """Add a token. Returns why the row has finished, or None."""
         if token in self._stop_ids:
             return STOP
         row.ids.append(token)
@@ -161,12 +161,12 @@ class Decoder:
 
 
 def cut_at(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first of the stop texts."""
+    """The text before the first stop text."""
     return text[: min((found for stop in stops if (found := text.find(stop)) >= 0), default=len(text))]
 
 
 def padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """ids_BT and mask_BT, padded on the left."""
+    """Return ids_BT and mask_BT, padded on the left."""
     longest = max(map(len, rows))
     ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
     mask_BT = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -177,13 +177,13 @@ def padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
 
 
 def context_of(config: Any) -> float:
-    """The most positions that the model has."""
+    """The model's maximum number of positions."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else float("inf")
 
 
 def _can_lose_rows(layer: Any) -> bool:
-    """Keys and values alone: other states (of linear attention, of convolutions) do not know of padding."""
+    """Whether finished rows can be removed from the cache: only if it has just keys and values."""
     from transformers.cache_utils import DynamicLayer
 
     return isinstance(layer, DynamicLayer) and not hasattr(layer, "update_conv_state")
@@ -194,7 +194,7 @@ def _generator(sampling: Sampling, number: int) -> torch.Generator | None:
 
 
 def _choose(logits_BV: Tensor, generators: Sequence[torch.Generator | None], sampling: Sampling) -> Tensor:
-    """ids_B of the next tokens."""
+    """Choose ids_B of the next tokens."""
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
     scaled_BV = logits_BV / sampling.temperature
@@ -204,7 +204,7 @@ def _choose(logits_BV: Tensor, generators: Sequence[torch.Generator | None], sam
     probabilities_BV = scaled_BV.softmax(-1)
     if sampling.top_p < 1:
         sorted_BV, order_BV = probabilities_BV.sort(descending=True)
-        before_BV = sorted_BV.cumsum(-1) - sorted_BV  # what lies above a token: the first that reaches top_p is kept
+        before_BV = sorted_BV.cumsum(-1) - sorted_BV  # of the tokens before it: the first to reach top_p is kept
         kept_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(1, order_BV, before_BV < sampling.top_p)
         probabilities_BV = probabilities_BV.masked_fill(~kept_BV, 0.0)
     rows = [

@@ -1,4 +1,4 @@
-"""Several models on several data sets: answers, likelihoods, scores; and scores.json and predictions.jsonl."""
+"""Evaluates models on data sets: answers, likelihoods and scores, written to scores.json and predictions.jsonl."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tokenize_data.examples import Example, Examples
 from tokenize_data.files import open_private
 from tokenize_data.prompts import ChatFormat, Encoded
 
-Tell = Callable[..., None]  # (what is being done, how many are done, total=of how many)
+Tell = Callable[..., None]  # (activity, number done, total)
 ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """One model's predictions, one list for each data set, by name."""
+    """One model's predictions: a list per data set, by name."""
 
     label: str
     model: str
@@ -45,7 +45,7 @@ def collect(
     seq: int | None = None,
     identity: Any = None,
 ) -> dict[str, list[Record]]:
-    """Ask and measure one model. What is in `folder` already is not done again."""
+    """Ask and score one model. Results that are in `folder` already are reused."""
     found = {}
     for group in groups:
         name = _file_name(f"{label}-{group.name}")
@@ -93,8 +93,8 @@ def measure_all(label: str, model: str, predictions: dict[str, list[Record]], pr
 
 
 def summary(evaluated: Sequence[Evaluated], base: str | None, facts: dict[str, Any]) -> dict[str, Any]:
-    """scores.json: for each model and data set, and for all of them, each score with its interval; differences from the
-    base.
+    """The content of scores.json: scores with intervals per model and data set and over all data sets, and differences
+    from the base.
     """
     models = []
     tables = [_with_all(one) for one in evaluated]
@@ -132,7 +132,7 @@ def write_predictions(evaluated: Sequence[Evaluated], path: Path) -> None:
 
 
 def _with_all(one: Evaluated) -> dict[str, dict[str, Measure]]:
-    """By data set, and over all of them where there are several, for measures that all have."""
+    """Measures by data set, and over several data sets those that all have."""
     tables = {name: {part.name: part for part in parts} for name, parts in one.measures.items()}
     if len(tables) > 1:
         shared = [key for key in next(iter(tables.values())) if all(key in table for table in tables.values())]
@@ -175,7 +175,7 @@ def _likelihoods(
     sums = {place: [0.0, 0, len(parts)] for place, parts in documents.items()}
     done = len(ids) - len(left)
     for place in [place for place, parts in documents.items() if not parts]:
-        store.add({"id": ids[place], "nll": None, "tokens": 0})  # cut before its answer, which training refuses
+        store.add({"id": ids[place], "nll": None, "tokens": 0})  # cut before its answer, which training rejects
     for number, likelihood in answer_likelihoods(model, [document for _, document in flat]):
         place = flat[number][0]
         total = sums[place]
@@ -196,7 +196,7 @@ def _likelihoods(
 
 
 def _documents(chat: ChatFormat, example: Example, seq: int | None) -> list[Encoded]:
-    """What training would have made of the row, cut as it would have been."""
+    """The rows as documents, cut as in training."""
     if example.text is not None:
         documents = chat.plain_document(example.text)
     elif example.references:

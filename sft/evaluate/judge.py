@@ -1,7 +1,5 @@
-"""A model that rates answers: one by one against references, from 0 to 1, or two against each other, in both orders.
-
-What it says is JSON and is checked; what is wrong is asked again. Every verdict is kept in judge.jsonl, and none is
-paid for twice.
+"""A judge model rates answers against references from 0 to 1, or compares two answers in both orders. Its JSON replies
+are checked, and asked again if invalid. Verdicts are kept in judge.jsonl, so none is paid for twice.
 """
 
 from __future__ import annotations
@@ -17,11 +15,11 @@ from sft.evaluate.client import Client, ServerError, in_parallel
 from sft.evaluate.lines import LineStore, Record, fingerprint
 from tokenize_data.errors import UserError, shorten
 
-_ATTEMPTS = 3  # at an answer that can be read
+_ATTEMPTS = 3  # attempts to get a valid reply
 _REPLY_TOKENS = 300
-_MOST_CHARACTERS = 100_000  # far more than so many tokens have
+_MOST_CHARACTERS = 100_000  # more than this many tokens take
 _CHARACTERS_A_TOKEN = 3.5
-_STOPS_ALL = (400, 401, 403, 404, 422)  # what is wrong with one request is wrong with all
+_STOPS_ALL = (400, 401, 403, 404, 422)  # statuses that all requests would get
 SCORE, FIRST, SECOND, TIE = "score", "first", "second", "tie"
 _RATE = 'Reply with one JSON object: {"reason": "one or two sentences", "score": a number from 0 to 1}.'
 _CHOOSE = (
@@ -34,7 +32,7 @@ _VERDICT = {"type": "string", "enum": [FIRST, SECOND, TIE]}
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One request to the judge. `other` is the second answer of a comparison, None for a rating."""
+    """A request to the judge. `other` is the second answer in a comparison, None for a rating."""
 
     question: str
     references: tuple[str, ...]
@@ -53,7 +51,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What is still to be asked."""
+    """The cost of what is not asked yet."""
 
     requests: int
     tokens_in: int
@@ -66,14 +64,14 @@ class Estimate:
 
 
 class Judge:
-    """Bound to a server, a model and a rubric; `store` keeps its verdicts."""
+    """Asks one model on one server with one rubric; `store` keeps the verdicts."""
 
     def __init__(self, client: Client, model: str, rubric: str, store: LineStore, workers: int) -> None:
         self._client, self._model, self._rubric, self._store, self._workers = client, model, rubric, store, workers
         self._takes_schema = True
 
     def estimate(self, questions: Sequence[Question], prices: tuple[float, float] | None = None) -> Estimate:
-        """`prices` are those of a million tokens, in and out."""
+        """Estimate the cost. `prices` are per million input and output tokens."""
         left = self._left(questions)
         characters = sum(len(message["content"]) for question in left for message in question.messages(self._rubric))
         tokens_in, tokens_out = int(characters / _CHARACTERS_A_TOKEN), len(left) * _REPLY_TOKENS
@@ -83,7 +81,7 @@ class Judge:
     def ask(
         self, questions: Sequence[Question], tell: Callable[[int], None] = lambda done: None
     ) -> tuple[list[Record | None], list[str]]:
-        """A verdict for each question, None where there is none to be had, and the reasons for those."""
+        """Ask all questions. Returns verdicts, None for failed ones, and the reasons of failures."""
         left = self._left(questions)
         failures: list[str] = []
         done = len(questions) - len(left)
@@ -133,7 +131,7 @@ class Judge:
         except ServerError as error:
             if not (self._takes_schema and error.status in (400, 422) and "response_format" in str(error)):
                 raise
-            self._takes_schema = False  # an older server: what it replies is checked here anyway
+            self._takes_schema = False  # older servers do not support it; replies are checked anyway
             content = self._client.post("chat/completions", request)
         try:
             return str(content["choices"][0]["message"]["content"] or "")
@@ -142,7 +140,7 @@ class Judge:
 
 
 def read_verdict(reply: str, key: str) -> Record:
-    """The object in a reply, checked. ValueError says what is wrong with it."""
+    """Parse and check a reply. ValueError says what is wrong."""
     begin, end = reply.find("{"), reply.rfind("}") + 1
     if begin < 0 or end <= begin:
         raise ValueError("no JSON object")
@@ -164,7 +162,7 @@ def read_verdict(reply: str, key: str) -> Record:
 
 
 def both_orders(question: Question) -> tuple[Question, Question]:
-    """The comparison, and the same with the answers exchanged: judges favour a place."""
+    """The comparison in both orders, since judges prefer one position."""
     assert question.other is not None
     swapped = Question(
         question=question.question, references=question.references, answer=question.other, other=question.answer
@@ -173,9 +171,7 @@ def both_orders(question: Question) -> tuple[Question, Question]:
 
 
 def preference(verdict: Record | None, swapped: Record | None) -> float | None:
-    """1 where the first answer wins in both orders, 0 where it loses in both, 0.5 for a tie, or where the order
-    decides.
-    """
+    """1 if the first answer wins in both orders, 0 if it loses in both, 0.5 otherwise."""
     if verdict is None or swapped is None:
         return None
     if verdict["better"] == FIRST and swapped["better"] == SECOND:

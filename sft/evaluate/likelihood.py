@@ -24,16 +24,14 @@ _BATCH_TOKENS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Likelihood:
-    """The sum of an answer's negative log-likelihoods, and over how many tokens."""
+    """The sum of an answer's negative log-likelihoods, and its number of tokens."""
 
     nll: float
     tokens: int
 
 
 def answer_likelihoods(model: Any, documents: Sequence[Encoded]) -> Iterator[tuple[int, Likelihood]]:
-    """(number of the document, its likelihood), in batches of similar length: what training calls the loss, before it
-    takes the mean.
-    """
+    """Yield (document number, likelihood) in batches of similar length: the training loss before its mean."""
     ordered = sorted(range(len(documents)), key=lambda number: -len(documents[number].ids))
     while ordered:
         width = len(documents[ordered[0]].ids)
@@ -43,7 +41,7 @@ def answer_likelihoods(model: Any, documents: Sequence[Encoded]) -> Iterator[tup
 
 
 def candidate_likelihoods(model: Any, documents: Sequence[Encoded]) -> list[Likelihood]:
-    """Of several answers to one question. What the documents begin with alike is computed once."""
+    """Likelihoods of several answers to one question. The common prefix is computed once."""
     shared = _shared_length(documents)
     if shared < 2:
         return [likelihood for _, likelihood in sorted(answer_likelihoods(model, documents), key=lambda pair: pair[0])]
@@ -65,7 +63,7 @@ def candidate_likelihoods(model: Any, documents: Sequence[Encoded]) -> list[Like
 
 @torch.inference_mode()
 def _batch(model: Any, documents: Sequence[Encoded]) -> list[Tensor]:
-    """nll_N of each document's learnt tokens."""
+    """Return nll_N of each document's trained tokens."""
     ids_BT = _padded_right([document.ids.astype(np.int64) for document in documents], model.device)
     learnt_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
     for row, document in enumerate(documents):
@@ -75,7 +73,7 @@ def _batch(model: Any, documents: Sequence[Encoded]) -> list[Tensor]:
         [[len(d.ids)] for d in documents], device=model.device
     )
     choosing = "logits_to_keep" in inspect.signature(model.forward).parameters
-    more = {"logits_to_keep": kept_S} if choosing else {}  # the head is what costs, and most places are the question's
+    more = {"logits_to_keep": kept_S} if choosing else {}  # the head is expensive; most positions are prompt
     logits_BSV = model(input_ids=ids_BT[:, :-1], attention_mask=mask_BT[:, :-1].long(), use_cache=False, **more).logits
     logits_BSV = logits_BSV if choosing else logits_BSV[:, kept_S]
     found = []
@@ -86,19 +84,19 @@ def _batch(model: Any, documents: Sequence[Encoded]) -> list[Tensor]:
 
 
 def _nll(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """As `sft.objective.likelihood` on a single rank."""
+    """As `sft.objective.likelihood` on one rank."""
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
 
 
 def _trained(document: Encoded) -> np.ndarray:
-    """Which tokens are predicted and learnt; the first of a document never is."""
+    """Which tokens are predicted and trained; a document's first token never is."""
     trained: np.ndarray = np.repeat(np.array(document.run_roles), document.run_lengths) == ASSISTANT
     trained[:1] = False
     return trained
 
 
 def _shared_length(documents: Sequence[Encoded]) -> int:
-    """How many ids all begin with, up to the first that is learnt in the last turn."""
+    """The length of the common prefix, up to the first trained token of the last turn."""
     shortest = min(len(document.ids) for document in documents)
     ids = np.stack([document.ids[:shortest] for document in documents])
     differ = (ids != ids[0]).any(0)
@@ -108,7 +106,7 @@ def _shared_length(documents: Sequence[Encoded]) -> int:
 
 
 def _last_turn(document: Encoded) -> int:
-    """Tokens from the beginning of the last learnt run to the end."""
+    """The number of tokens from the start of the last trained run to the end."""
     after = 0
     for length, role in zip(reversed(document.run_lengths), reversed(document.run_roles), strict=True):
         after += length

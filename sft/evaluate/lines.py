@@ -1,6 +1,4 @@
-"""A JSONL file that grows by whole lines and resumes after an interruption: each object has a key that identifies
-it.
-"""
+"""A JSONL file that grows by whole lines and can be resumed: a key identifies each object."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ Record = dict[str, Any]
 
 
 class LineStore:
-    """Open for writing by one process. A torn last line, as a killed one leaves it, is cut off."""
+    """A file written by one process. A torn last line, left by a killed process, is removed."""
 
     def __init__(self, path: Path, key_of: Callable[[Record], str]) -> None:
         self.path, self._key_of = path, key_of
@@ -50,7 +48,7 @@ class LineStore:
         self._file.close()
 
     def add(self, record: Record) -> None:
-        """One line, with the operating system when this returns."""
+        """Append a line and flush it to the operating system."""
         self.records[self._key_of(record)] = record
         try:
             self._file.write(as_line(record))
@@ -61,7 +59,7 @@ class LineStore:
             ) from error
 
     def replace(self, records: Iterable[Record]) -> None:
-        """The whole file anew, in this order: a reader sees the old one or the new one."""
+        """Replace the whole file atomically, in this order."""
         scratch = self.path.with_name(f".{self.path.name}.part")
         try:
             with open_private(scratch) as file:
@@ -102,7 +100,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A whole file, or the old one stays."""
+    """Write a file atomically."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_private(path, text.encode("utf-8", "backslashreplace"), path.with_name(f".{path.name}.part"))
@@ -115,7 +113,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def finite(value: Any) -> Any:
-    """What is no finite number becomes null: JSON has no other."""
+    """Replace numbers that are not finite by null, which JSON requires."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

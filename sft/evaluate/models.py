@@ -25,21 +25,21 @@ DTYPES = ("fp32", "bf16", "fp16")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPlace:
-    """A model's files. `folder` holds weights and configuration; of an adapter, those of its base."""
+    """The location of a model. `folder` has weights and configuration; for an adapter, its base's."""
 
     label: str
     folder: Path
     tokenizer_folder: Path
     adapter: Path | None = None
-    checkpoint: Path | None = None  # a run's step folder that has to be exported first
+    checkpoint: Path | None = None  # a checkpoint that must be exported first
     run: Path | None = None  # the run that made it
     training: dict[str, Any] = field(default_factory=dict)  # training.json
-    fingerprint: tuple[Any, ...] = ()  # changes when the files do
+    fingerprint: tuple[Any, ...] = ()  # changes when the files change
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model ready to be asked, with its chat format."""
+    """A loaded model with its chat format."""
 
     place: ModelPlace
     model: Any
@@ -48,7 +48,7 @@ class LoadedModel:
 
 
 def find_model(given: str) -> ModelPlace:
-    """The place that a path or name means."""
+    """Find the model that a path or name refers to."""
     path = Path(given).expanduser()
     if not path.exists() or gguf_file_in(path) is not None:
         folder = resolve(given)
@@ -80,7 +80,7 @@ def find_model(given: str) -> ModelPlace:
 
 
 def base_of(place: ModelPlace) -> str:
-    """What `--compare base` means: the model that this one was trained from."""
+    """The base that this model was trained from, for `--compare base`."""
     if place.adapter is not None:
         return str(place.folder)
     folder = place.training.get("resolved", {}).get("base_folder")
@@ -101,7 +101,7 @@ def load_model(
     device: str | None = None,
     dtype: str | None = None,
 ) -> LoadedModel:
-    """Weights and chat format. On the CPU in float32, on a GPU as the files are, unless `dtype` says otherwise."""
+    """Load weights and chat format: in float32 on the CPU, in the files' dtype on a GPU, unless `dtype` is given."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
@@ -139,7 +139,7 @@ def load_model(
 
 
 def with_adapter(model: Any, folder: Path, vocabulary_size: int) -> Any:
-    """A PeftModel: its base grows where the tokenizer has more tokens."""
+    """Load a PeftModel; its base is extended if the tokenizer has more tokens."""
     if importlib.util.find_spec("peft") is None:
         raise UserError(f"{folder} is an adapter, which needs peft: pip install peft, or merge it first (sft merge)")
     from peft import PeftModel
@@ -147,12 +147,12 @@ def with_adapter(model: Any, folder: Path, vocabulary_size: int) -> Any:
     if vocabulary_size > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(vocabulary_size)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name (peft 0.21)
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT uses an old name of transformers (PEFT 0.21)
         return PeftModel.from_pretrained(model, str(folder))
 
 
 def _stop_ids(model: Any, chat: ChatFormat) -> tuple[int, ...]:
-    """The template's end of turn, EOS, and what the model's own generation settings name."""
+    """Stop tokens: the template's end of turn, EOS, and those in the model's generation config."""
     own = getattr(model.generation_config, "eos_token_id", None)
     more = own if isinstance(own, list) else [own] if isinstance(own, int) else []
     return tuple(dict.fromkeys([*chat.stop_ids, *more]))
@@ -203,7 +203,7 @@ def _checkpoint(step: Path | None, run: Path) -> ModelPlace:
 
 
 def exported(place: ModelPlace, folder: Path, export: Callable[[Path, Path], None]) -> ModelPlace:
-    """A checkpoint's model, written to `folder` first by `export(checkpoint or run, folder)`."""
+    """Export a checkpoint to `folder` by `export(checkpoint or run, folder)`, and return its model's location."""
     assert place.checkpoint is not None
     export(place.checkpoint, folder)
     if (folder / ADAPTER).exists():
@@ -217,7 +217,7 @@ def _run_of(folder: Path) -> Path | None:
 
 
 def read_training(folder: Path) -> dict[str, Any]:
-    """training.json, empty where there is none."""
+    """The content of training.json; empty without one."""
     try:
         content = json.loads((folder / "training.json").read_bytes())
     except (OSError, ValueError):
@@ -226,6 +226,6 @@ def read_training(folder: Path) -> dict[str, Any]:
 
 
 def _identity(folder: Path) -> tuple[Any, ...]:
-    """Name, size and time of what decides the answers."""
+    """Hash names, sizes and times of the files that determine the answers."""
     files = sorted(file for pattern in ("*.safetensors", "*.json", "*.jinja") for file in folder.glob(pattern))
     return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)

@@ -1,4 +1,4 @@
-"""Which rows are asked, and how they are read: as in training, unless flags or a recipe say otherwise."""
+"""Selects and reads the rows to ask: as in training, unless flags or a recipe differ."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ _FILLED = re.compile(r"(?<!\{)\{[^{}]+\}")
 def specs_for(
     files: Sequence[str], typed: Mapping[str, Any], training: Mapping[str, Any], config: Path | None = None
 ) -> tuple[DatasetSpec, ...]:
-    """One data set for each file, and those of a recipe. `typed` are flags that were given; `training` is
-    training.json.
-    """
+    """One data set per file, or a recipe's. `typed` are the given flags; `training` is training.json."""
     recipe = read_data(config) if config is not None else None
     listed = (recipe.validation or recipe.training) if recipe is not None else ()
     if config is not None and not listed:
         raise UserError(f"--config {config} lists no data sets: write a datasets: list, or give files with --data")
     reading = {**_as_trained(training), **{key: typed[key] for key in _KEYS if typed.get(key) is not None}}
     if any(typed.get(key) is not None for key in ("question_key", "format")):
-        reading.pop("prompt", None)  # a template over other fields than those that are named now
+        reading.pop("prompt", None)  # the template uses other fields than those named now
     if typed.get("answer_key") is not None:
         reading.pop("answer", None)
     plain = [DatasetSpec(files=(file,), name=Path(file).name.split(".")[0] or file, **reading) for file in files]
@@ -37,7 +35,7 @@ def specs_for(
 
 
 def system_message(training: Mapping[str, Any]) -> str | None:
-    """The system message that all rows were trained with, None where there was none or not always the same."""
+    """The system message of all training rows; None if there was none or several."""
     found = {reading_of(dataset).get("system") for dataset in _datasets(training)}
     (only,) = found if len(found) == 1 else (None,)
     return only if isinstance(only, str) and not _FILLED.search(only) else None
@@ -52,7 +50,7 @@ def _as_trained(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _datasets(training: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the manifest of the training data says of them, if it is still there."""
+    """The data sets in the training data's manifest, if it still exists."""
     folder = (training.get("resolved") or {}).get("data_folder")
     if not isinstance(folder, str) or not Path(folder).is_dir():
         return []

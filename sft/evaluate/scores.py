@@ -51,7 +51,7 @@ NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One score of one data set. `rows` are the places of the examples that it was measured on."""
+    """A score of one data set. `rows` are the indices of the examples that it covers."""
 
     name: str
     counts: np.ndarray  # NK
@@ -65,19 +65,17 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """As it goes into scores.json."""
+    """A score as in scores.json."""
 
     value: float
-    low: float  # of the 95 % interval
+    low: float  # bounds of the 95 % interval
     high: float
     count: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Another model's score minus the base's, on the rows that both have. `p` is that of a paired bootstrap,
-    two-sided.
-    """
+    """Another model's score minus the base's, on common rows. `p` comes from a two-sided paired bootstrap."""
 
     value: float
     low: float
@@ -87,9 +85,7 @@ class Difference:
 
 
 def measures(predictions: Sequence[Mapping[str, Any]], processes: int = 1) -> list[Measure]:
-    """All that can be measured of one model's predictions on one data set; also adds each row's own scores to it, under
-    `scores`.
-    """
+    """All scores of one model's predictions on one data set. Adds each row's own scores to it, as `scores`."""
     found = []
     likely = [
         (place, row["nll"], row["answer_tokens"]) for place, row in enumerate(predictions) if row.get("nll") is not None
@@ -143,7 +139,7 @@ def score_of(measure: Measure) -> Score:
 
 
 def difference_of(measure: Measure, base: Measure) -> Difference | None:
-    """None where the two have no rows in common."""
+    """The difference; None without common rows."""
     _, here, there = np.intersect1d(measure.rows, base.rows, return_indices=True)
     if not len(here):
         return None
@@ -160,7 +156,7 @@ def difference_of(measure: Measure, base: Measure) -> Difference | None:
 
 
 def joined(parts: Sequence[Measure]) -> Measure:
-    """The same measure over several data sets, each row counting the same."""
+    """A measure over several data sets, with equal weight per row."""
     offsets = np.cumsum([0, *(int(part.rows.max()) + 1 for part in parts)])
     rows = np.concatenate([part.rows + offset for part, offset in zip(parts, offsets[:-1], strict=True)])
     return Measure(
@@ -183,7 +179,7 @@ def _perplexity(sums: np.ndarray) -> float:
 
 
 def _resampled(sides: Sequence[Measure]) -> list[np.ndarray]:
-    """The score of each side on the same samples of the rows, drawn with replacement."""
+    """Both scores on the same bootstrap samples of the rows."""
     number = len(sides[0].rows)
     rng = np.random.default_rng(_SEED)
     scores: list[list[float]] = [[] for _ in sides]

@@ -1,6 +1,4 @@
-"""scores.json as tables for people: terminal, CSV, XLSX, HTML. A line for each data set and score, a column for each
-model.
-"""
+"""scores.json as tables: terminal, CSV, XLSX, HTML. One line per data set and score, one column per model."""
 
 from __future__ import annotations
 
@@ -16,12 +14,12 @@ from typing import Any
 from sft.evaluate.scores import LOWER_IS_BETTER, NAMES, PERCENT
 from tokenize_data.errors import UserError
 
-SURE = 0.05  # below this p, a difference is called significant
+SURE = 0.05  # a difference with a smaller p is significant
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One model's score. The last three are None for the base, and without one."""
+    """One model's score. The last three fields are None for the base, or without a base."""
 
     value: float
     low: float
@@ -29,12 +27,12 @@ class Cell:
     count: int
     difference: float | None = None
     p: float | None = None
-    is_better: bool | None = None  # significantly so, or significantly worse
+    is_better: bool | None = None  # significantly better, or significantly worse
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One score of one data set."""
+    """A line of the table: one score of one data set."""
 
     dataset: str
     measure: str
@@ -119,7 +117,7 @@ def write_xlsx(summary: Mapping[str, Any], path: Path) -> None:
 
 
 def as_html(summary: Mapping[str, Any]) -> str:
-    """A page of its own."""
+    """The table as an HTML page."""
     labels = [model["label"] for model in summary["models"]]
     base = summary["base"]
     heads = ["data", "score"]
@@ -205,7 +203,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _harmless(text: str) -> str:
-    """Spreadsheets take what begins so for a formula."""
+    """Escape text that spreadsheets would take for a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
 

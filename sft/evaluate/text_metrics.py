@@ -19,14 +19,14 @@ from tokenize_data.errors import UserError
 ROUGES = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rougeL", "rougeLsum": "rougeLsum"}
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)
-_FEW = 20_000  # up to so many take ten seconds: starting processes hardly pays
+_FEW = 20_000  # fewer take less than ten seconds, so starting processes hardly pays
 _MISSING = "scores need rouge-score and sacrebleu: pip install 'megasft[evaluate]'"
 
 Pair = tuple[str, Sequence[str]]  # an answer and its references
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation and articles, single spaces: as SQuAD compares answers."""
+    """Normalise as SQuAD does: lower case, no punctuation or articles, single spaces."""
     text = "".join(character for character in text.lower() if character not in _PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", text).split())
 
@@ -37,7 +37,7 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
 
 
 def token_f1(answer: str, references: Sequence[str]) -> float:
-    """The best over the references; where one side has no words, equality."""
+    """The best token F1 over the references; equality if one side has no words."""
     return max(_f1(normalised(answer).split(), normalised(reference).split()) for reference in references)
 
 
@@ -50,7 +50,7 @@ def _f1(found: list[str], expected: list[str]) -> float:
 
 
 def rouge(pairs: Sequence[Pair], processes: int = 1) -> dict[str, list[float]]:
-    """F-measures by rouge-score, without stemming; of several references the best, as its score_multi takes it."""
+    """ROUGE F-measures by rouge-score, without stemming; the best of several references, as in its score_multi."""
     try:
         import rouge_score.rouge_scorer  # noqa: F401 - whether it is there
     except ImportError as error:
@@ -73,8 +73,8 @@ def _rouge_rows(pairs: Sequence[Pair]) -> list[tuple[float, ...]]:
 
 
 def corpus_sums(metric: str, pairs: Sequence[Pair]) -> tuple[np.ndarray, Callable[[np.ndarray], float]]:
-    """sacrebleu's counts of each answer, NK, and what turns their sum, K, into the score of all: so samples of rows are
-    cheap to score.
+    """sacrebleu's counts per answer, NK, and the function from their sum, K, to the corpus score, so that bootstrap
+    samples are cheap.
     """
     try:
         from sacrebleu.metrics import BLEU, CHRF
