@@ -16,7 +16,7 @@ from typing import Any
 
 
 class _Package(ModuleType):
-    """`sft.plan` is this package and, of the Python API, a function."""
+    """`sft.plan` is this package, and can be called as a function of the Python API."""
 
     def __call__(self, **settings: Any) -> dict[str, Any]:
         answer: dict[str, Any] = importlib.import_module("sft.api").plan(**settings)

@@ -15,15 +15,13 @@ from sft.plan.layout import Layout
 
 @dataclass(frozen=True, kw_only=True)
 class Activations:
-    """Of one layer and one micro-batch."""
+    """Bytes of one layer for one micro-batch."""
 
     whole: float  # without recomputation
-    products: float  # with selective recomputation: its input, results of matrix products and attention
+    products: float  # with selective recomputation: the input, and the results of matmuls and attention
     boundary: float  # hidden states between layers
-    scores: float  # for a moment besides, where whole attention scores are computed again
-    backward: (
-        float  # for a moment besides, while the layer's backward pass computes: in its MLP, or in the norm before it
-    )
+    scores: float  # temporarily, if whole attention scores are recomputed
+    backward: float  # temporarily in the layer's backward pass: in its MLP, or in the norm before it
 
     def kept(self, recompute: str) -> float:
         return {"none": self.whole, "selective": self.products, "full": self.boundary}[recompute]
@@ -32,21 +30,18 @@ class Activations:
 def activations_of(
     model: Architecture, layout: Layout, tokens: int, each: int, *, longest: int | None = None, ranks: int | None = None
 ) -> Activations:
-    """For a row of `tokens`, with `each` bytes a number; `longest` is that of its documents (None: it is one).
-
-    `ranks`, of all adapters of a layer together, is given where they alone are trained.
+    """Activations for a row of `tokens`, with `each` bytes per number. `longest` is its longest document (None: the
+    row is one document). `ranks` is the sum of a layer's adapter ranks, if only adapters are trained.
     """
     t, stretches = layout.tp, layout.tp if layout.sequence_parallel else 1
     shared = max(model.key_value_heads // t, 1)
     queries, keys = model.queries // t * tokens, shared * model.head_size * tokens
     inner = model.intermediate // t * tokens
     hidden, stretch = model.hidden * tokens, model.hidden * tokens // stretches
-    logarithms = 4 * (model.heads // t) * tokens  # of the softmax
+    logarithms = 4 * (model.heads // t) * tokens  # log-sum-exp of the softmax
     scores, again = _scores(model, t, tokens, min(longest or tokens, tokens), each)
     mlp = each * inner * (model.kept_inner or (4 if model.is_gated else 2))
-    normed = (
-        (4 if model.widens_norms else each) if ranks is None else 0
-    )  # what a trained norm's weights are multiplied by
+    normed = (4 if model.widens_norms else each) if ranks is None else 0  # the input of a trained norm's weights
     low = each * (ranks or 0) * tokens
     whole = (
         _norms(model, hidden, stretch, each, normed)
@@ -66,14 +61,14 @@ def activations_of(
 
 
 def _norms(model: Architecture, hidden: int, stretch: int, each: int, normed: int) -> float:
-    """Each with the linear layers' input behind it."""
+    """Norms, each with the linear layers' input that follows."""
     if not model.is_rms:
         return model.num_norms * each * (stretch + hidden)
     return model.num_norms * ((4 + normed) * stretch + 8 * (stretch // model.hidden)) + 2 * each * hidden
 
 
 def _attention(model: Architecture, queries: int, keys: int, each: int, normed: int) -> float:
-    """Queries and keys after their rotation, values, the result twice: as it comes, and as the next layer takes it."""
+    """Rotated queries and keys, values, and the result twice: as computed, and as the next layer reads it."""
     kept = each * (3 * queries + 2 * keys)
     if model.keeps_fused:
         kept += each * (queries + keys)
@@ -81,7 +76,7 @@ def _attention(model: Architecture, queries: int, keys: int, each: int, normed: 
 
 
 def _scores(model: Architecture, t: int, tokens: int, longest: int, each: int) -> tuple[float, float]:
-    """(kept, for a moment when computed again) of masks, and of scores where no fused kernel does without them."""
+    """(kept, temporary when recomputed) bytes of masks, and of scores without a fused kernel."""
     if model.keeps_row_scores:
         pairs = float(tokens * tokens)
         return pairs * each * (max(model.heads // t, 1) + 1), pairs * 4 * max(model.heads // t, 1)

@@ -1,4 +1,4 @@
-"""The result of a plan as one value: for the page that people read, and as plain data for programs."""
+"""The result of a plan: for the page that people read, and as plain data for programs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sft.plan.stage_weights import stage_weights
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is known of the documents, and from where."""
+    """What is known about the documents, and the source."""
 
     documents: int | None
-    tokens: float | None  # places of an epoch
+    tokens: float | None  # positions per epoch
     trained_tokens: float | None
     source: str
 
@@ -29,12 +29,12 @@ class Plan:
     model: Architecture
     num_parameters: int
     data: Data
-    epochs: float | None  # None: the iterations were given
+    epochs: float | None  # None: iterations were given
     iterations: int | None
     question: Question
     choice: Choice
     found: Found
-    learning_rate: str = ""  # its schedule in words
+    learning_rate: str = ""  # the schedule in words
     notes: tuple[str, ...] = ()
 
     @property
@@ -47,7 +47,7 @@ class Plan:
 
     @property
     def num_trained(self) -> int:
-        """Trained weights of the whole model."""
+        """The number of trained weights in the whole model."""
         layout = self.choice.layout
         if self.question.adapters is None:
             return self.num_parameters
@@ -62,7 +62,9 @@ class Plan:
 
     @property
     def checkpoint_bytes(self) -> float:
-        """Float32 weights and moments, whatever format training keeps them in. Factored moments are next to nothing."""
+        """Bytes of a checkpoint: float32 weights and moments, in whatever format training keeps them. Factored moments
+        are negligible.
+        """
         kind = kind_of(self.question.optimizer, self.question.momentum)
         moments = 0 if kind.is_factored else len(kind.states) if kind.matrix_bytes == kind.other_bytes else 1
         return 4.0 * (1 + moments) * self.num_trained
@@ -73,7 +75,7 @@ class Plan:
 
 
 def first_choices(plan: Plan, most: int = 5) -> list[tuple[Choice, str]]:
-    """The best ones with why each loses: one for each layout with its recomputation, at its best micro-batch."""
+    """The best choices and why each loses: one per layout and recompute mode, at its best micro-batch."""
     kept: list[tuple[Choice, str]] = []
     seen = set()
     for choice in plan.found.fitting:
@@ -90,7 +92,7 @@ def first_choices(plan: Plan, most: int = 5) -> list[tuple[Choice, str]]:
 
 
 def as_data(plan: Plan) -> dict[str, Any]:
-    """For programs. Bytes, seconds; None where something is not known."""
+    """The plan as plain data, in bytes and seconds; None means unknown."""
     question, total = plan.question, plan.total_seconds
     return {
         "model": plan.name,

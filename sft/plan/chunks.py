@@ -7,5 +7,5 @@ _LOGITS_ON_CPU = 2**24
 
 
 def tokens_at_once(columns: int, is_gpu: bool) -> int:
-    """`columns` of the vocabulary are on a rank."""
+    """The number of tokens, for `columns` of the vocabulary on a rank."""
     return max(256, (_LOGITS_ON_GPU if is_gpu else _LOGITS_ON_CPU) // columns)

@@ -7,18 +7,18 @@ from dataclasses import dataclass, fields
 from sft.plan.gpus import Gpu
 from sft.plan.layout import Layout
 
-LAUNCH_SECONDS = 4e-6  # of a kernel
+LAUNCH_SECONDS = 4e-6  # per kernel
 
 
-EXCHANGE_SECONDS = 20e-6  # of a collective, besides its bytes
+EXCHANGE_SECONDS = 20e-6  # latency of a collective
 
 
-_ACROSS_NODES = 0.6  # of all network cards of a node, what a collective of tensor ranks over several nodes reaches
+_ACROSS_NODES = 0.6  # share of a node's network cards that a tensor-parallel collective across nodes reaches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
-    """Of one iteration, by part; parts add up."""
+    """The time of one iteration, as a sum of parts."""
 
     products: float = 0.0
     attention: float = 0.0
@@ -47,7 +47,7 @@ class Seconds:
 
 
 class Clock:
-    """What a GPU takes for one thing."""
+    """The time that a GPU takes for one operation."""
 
     def __init__(self, gpu: Gpu, dtype: str) -> None:
         self._gpu, self._each = gpu, 2 if dtype == "bf16" else 4
@@ -65,7 +65,7 @@ class Clock:
         return num_bytes / self.memory + launches * LAUNCH_SECONDS
 
     def all_reduce(self, num_bytes: float, ranks: int) -> float:
-        """Over ranks next to each other; past a node, its network is the limit."""
+        """All-reduce over neighbouring ranks; beyond a node, its network is the limit."""
         if ranks == 1:
             return 0.0
         bandwidth = (
@@ -76,7 +76,7 @@ class Clock:
         return 2 * (ranks - 1) / ranks * num_bytes / bandwidth + EXCHANGE_SECONDS
 
     def replicas_bandwidth(self, layout: Layout) -> float:
-        """Replicas are tp ranks apart: those in one node reach others over as many of its network cards."""
+        """Bandwidth between replicas, which are tp ranks apart: those in one node share its network cards."""
         here = max(1, min(layout.dp, self._gpu.gpus_per_node // layout.tp))
         return self.link if here == layout.dp else min(self.link, here * self.network)
 

@@ -1,6 +1,4 @@
-"""Which groups of processes talk to each other, and how many of them a process is in: each distinct one takes memory of
-its GPU.
-"""
+"""The communicators of a process: each distinct set of ranks takes GPU memory."""
 
 from __future__ import annotations
 
@@ -8,13 +6,13 @@ from sft.plan.layout import Layout
 
 
 def communicators(layout: Layout) -> int:
-    """Distinct sets of ranks of the first process, which is in as many as any."""
+    """The number of distinct sets of ranks with process 0, which is in the most."""
     return len(rank_sets(layout))
 
 
 def rank_sets(layout: Layout) -> set[frozenset[int]]:
-    """Of process 0: all, its replica, the holders of the same weights, its pipeline, its tensor group, the ends of its
-    pipeline.
+    """The rank sets of process 0: all, its replica, replicas of its weights, its pipeline, its tensor group, the ends
+    of its pipeline.
     """
     tp, pp, dp = layout.tp, layout.pp, layout.dp
     pipeline = range(0, tp * pp, tp)

@@ -16,17 +16,17 @@ from typing import Any
 
 from tokenize_data.errors import UserError
 
-GB = 2**30  # of memory, as GPUs count it
+GB = 2**30  # bytes, as GPUs count memory
 _MAY_BE_ZERO = ("reserved_gb", "spare", "communicator_gb")
-_MIG_SLICES = 7  # of a whole GPU's processors
+_MIG_SLICES = 7  # share of a whole GPU's processors
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A GPU of a machine, or an instance of a partitioned one (MIG): `index` is then that of the GPU."""
+    """A GPU, or an instance of a partitioned one (MIG), where `index` is the GPU's."""
 
     index: int
-    name: str  # as the driver calls it
+    name: str  # the driver's name
     uuid: str | None = None
     memory_gb: float | None = None
     is_partitioned: bool = False
@@ -43,8 +43,8 @@ class Gpu:
     memory_gb: float
     bf16_tflops: float
     memory_gbps: float
-    link_gbps: float  # between GPUs of a node
-    network_gbps: float  # one GPU's share of what a node sends to others
+    link_gbps: float  # between GPUs in a node
+    network_gbps: float  # one GPU's share of a node's bandwidth to others
     fp32_tflops: float = 19.5
     gpus_per_node: int = 8
     matrix_efficiency: float = 0.75
@@ -52,13 +52,11 @@ class Gpu:
     link_efficiency: float = 0.75
     network_efficiency: float = 0.8
     reserved_gb: float = 1.0  # the CUDA context, loaded kernels, workspaces of cuBLAS
-    spare: float = (
-        0.03  # share of the memory that stays free: fragments between segments that grow, and what a plan does not know
-    )
+    spare: float = 0.03  # share of memory kept free for fragmentation and what a plan does not know
     communicator_gb: float = 0.5  # buffers of one of NCCL's communicators over NVLink (nccl issues 864, 964)
 
     def withheld_gb(self, communicators: int) -> float:
-        """What is not for tensors."""
+        """Memory that is not available for tensors."""
         return self.reserved_gb + self.spare * self.memory_gb + self.communicator_gb * communicators
 
     def usable_bytes(self, communicators: int) -> int:
@@ -115,7 +113,7 @@ TABLE: dict[str, Gpu] = {
 
 
 def find_gpu(name: str, table: dict[str, Gpu] | None = None) -> Gpu:
-    """By its name in the table, or by the beginning of one (`h100`), in any case."""
+    """Find a GPU by its name in the table or a prefix (`h100`), in any case."""
     table = TABLE if table is None else table
     wanted = name.strip().lower().replace("_", "-").replace(" ", "-")
     if wanted in table:
@@ -133,9 +131,7 @@ def find_gpu(name: str, table: dict[str, Gpu] | None = None) -> Gpu:
 
 
 def read_gpus(file: Path) -> dict[str, Gpu]:
-    """The user's own GPUs from TOML, one table each, besides those known; what an entry leaves out, `like =
-    "h100-80gb"` gives it.
-    """
+    """Read the user's GPUs from TOML, one table each. `like = "h100-80gb"` fills in what an entry leaves out."""
     try:
         content = tomllib.loads(file.read_text())
     except OSError as error:
@@ -185,7 +181,7 @@ def _read_entry(file: Path, name: str, entry: dict[str, Any], table: dict[str, G
 
 
 def plan_for(device: Device, table: dict[str, Gpu]) -> Gpu | None:
-    """The kind of GPU that a device is. An instance of a partitioned one has its share of memory and rates."""
+    """The kind of GPU to plan for. A MIG instance has its share of memory and rates."""
     whole, _, share = device.name.partition(" MIG ")
     gpu = recognise(whole, table)
     slices = re.match(r"(\d+)(?:c\.\d+)?g\.(\d+)gb", share)
@@ -206,7 +202,9 @@ def plan_for(device: Device, table: dict[str, Gpu]) -> Gpu | None:
 
 
 def recognise(name: str | None, table: dict[str, Gpu]) -> Gpu | None:
-    """`NVIDIA A100-SXM4-80GB` as a100-80gb: the entry most of whose words are in the name, the model's first of all."""
+    """Recognise `NVIDIA A100-SXM4-80GB` as a100-80gb: the entry that shares most words with the name, the model's
+    above all.
+    """
     words = set(re.split(r"[^a-z0-9]+", re.sub(r"rtx (?=\d)", "rtx", (name or "").lower())))
     found = [
         (len(words & set(key.split("-"))), -len(key), gpu) for key, gpu in table.items() if key.split("-")[0] in words

@@ -28,7 +28,7 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """What of a model's config.json decides how it can be spread. None where the file does not say."""
+    """The parts of config.json that decide how a model can be split. None: not in the file."""
 
     kind: str
     layers: int | None = None
@@ -38,7 +38,7 @@ class ModelShape:
 
     @classmethod
     def of_config(cls, config: dict[str, Any]) -> ModelShape:
-        """From config.json as it is, under the names that families use."""
+        """Read config.json under the names that families use."""
 
         def first(*names: str) -> int | None:
             return next((int(config[name]) for name in names if isinstance(config.get(name), int)), None)
@@ -58,7 +58,7 @@ class ModelShape:
 def choose_layout(
     world: int, shape: ModelShape, *, tp: int | None, pp: int | None, sequence_parallel: bool | None, global_batch: int
 ) -> Layout:
-    """The layout of `world` processes; what is not given is 1, and the rest of the world is data-parallel."""
+    """The layout of `world` processes: sizes that are not given are 1, and the rest is data-parallel."""
     tp, pp = tp or 1, pp or 1
     if world % (tp * pp):
         fitting = ", ".join(f"{count}" for count in range(1, world + 1) if world % count == 0)
@@ -103,5 +103,5 @@ def _check_tensors(tp: int, shape: ModelShape) -> None:
 
 
 def _fits(tp: int, heads: int, groups: int, may_share: bool) -> bool:
-    """Key-value heads are split over ranks, or each rank has one that it shares with some others."""
+    """Whether key-value heads can be split over ranks, or shared between them."""
     return heads % tp == 0 and (groups % tp == 0 or (may_share and tp % groups == 0))

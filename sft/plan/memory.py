@@ -28,24 +28,24 @@ from sft.plan.layout import Layout
 from sft.plan.stage_weights import Adapters, StageWeights, adapted_linears, stage_weights, vocabulary_weights
 
 _SMALL_ELEMENTS, _LEAST_ROWS, _BUNDLE_ELEMENTS = 2**16, 8, 2.0**25  # as `optimizer.ownership` has them
-_UPDATE_BYTES = {"adafactor": 16.0, "muon": 20.0}  # for each weight of the tensor that is updated, for a moment
+_UPDATE_BYTES = {"adafactor": 16.0, "muon": 20.0}  # temporary bytes per weight of the tensor that is updated
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is asked of each rank, besides the layout: numbers that memory and time depend on."""
+    """The work of each rank: what memory and time depend on besides the layout."""
 
-    row_tokens: int  # room of a row: micro_batch * seq
-    trained_share: float  # of the tokens
+    row_tokens: int  # capacity of a row: micro_batch * seq
+    trained_share: float  # share of the tokens
     micro_batches: int
     recompute: str
     dtype: str = "bf16"
     optimizer: str = "adamw"
     momentum: float = 0.0  # of SGD
     adapters: Adapters | None = None
-    document_tokens: float | None = None  # mean length; attention looks no further. None: as long as a row
+    document_tokens: float | None = None  # mean length, which limits attention. None: as long as a row
     longest_document: int | None = None  # None: as long as a row
-    logits_chunk_tokens: int | None = None  # the loss is computed for so many tokens at once
+    logits_chunk_tokens: int | None = None  # number of tokens whose loss is computed at once
 
     @property
     def bytes_each(self) -> int:
@@ -80,7 +80,7 @@ def kept_of(model: Architecture, layout: Layout, work: Work) -> Activations:
 
 
 def stage_memory(model: Architecture, layout: Layout, stage: int, layers: range, work: Work) -> StageMemory:
-    """Of a rank of `stage`, which has `layers`."""
+    """The peak memory of a rank of `stage`, which has `layers`."""
     weights = stage_weights(model, layout, stage, layers, work.adapters)
     is_first, is_last = stage == 0, stage == layout.pp - 1
     kept = kept_of(model, layout, work)
@@ -88,7 +88,7 @@ def stage_memory(model: Architecture, layout: Layout, stage: int, layers: range,
     each = work.bytes_each
     in_flight = min(layout.pp - stage, work.micro_batches)
     held = in_flight * (len(layers) * kept.kept(work.recompute) + kept.boundary * (2 if not is_first else 1))
-    stale = kept.boundary * _stale_boundaries(layout, is_last)  # what the engine has not let go of yet
+    stale = kept.boundary * _stale_boundaries(layout, is_last)  # what the engine has not freed yet
     held += max(0.0, stale - 3 * kept.boundary)
     moments = [_layer_moment(rest, held, kept, weights, model, layout, work)]
     if is_last:
@@ -104,8 +104,8 @@ def stage_memory(model: Architecture, layout: Layout, stage: int, layers: range,
 
 
 def _stale_boundaries(layout: Layout, is_last: bool) -> int:
-    """DeepSpeed's pipeline keeps inputs and outputs of its buffers until they are used again, and two buffers for the
-    last stage.
+    """DeepSpeed's pipeline keeps its buffers' inputs and outputs until the next use, and two buffers in the last
+    stage.
     """
     if layout.pp == 1:
         return 2
@@ -129,11 +129,11 @@ def _at_rest(weights: StageWeights, layout: Layout, work: Work) -> StageMemory:
 
 
 def _owned(weights: StageWeights, layout: Layout, work: Work) -> float:
-    """Masters and states of what a replica owns. Where tensors stay whole, the owner of the largest may have more than
-    its share.
+    """Master weights and states of what a replica owns. If tensors stay whole, the owner of the largest may have more
+    than its share.
     """
     kind = kind_of(work.optimizer, work.momentum)
-    ends = 0 if kind.is_factored else weights.ends  # factored moments are no more for them
+    ends = 0 if kind.is_factored else weights.ends  # factored moments are not larger for them
     masters = 4.0 if work.dtype == "bf16" else 0.0
     every = masters * weights.trained + kind.matrix_bytes * (weights.trained - ends) + kind.other_bytes * ends
     share = 1 / layout.dp
@@ -143,12 +143,12 @@ def _owned(weights: StageWeights, layout: Layout, work: Work) -> float:
 
 
 def _sums(weights: StageWeights, work: Work) -> float:
-    """Of the micro-batches before."""
+    """Gradient sums of earlier micro-batches."""
     return 4.0 * weights.trained if work.micro_batches > 1 else 0.0
 
 
 def _passing(largest: float, work: Work) -> float:
-    """A gradient that is about to be added to its sum; the first one in float32 is the sum itself."""
+    """A gradient before it is added to its sum; in float32 the first one is the sum itself."""
     return work.bytes_each * largest if work.dtype == "bf16" or work.micro_batches > 1 else 0.0
 
 
@@ -182,9 +182,7 @@ def _last_moments(
     *,
     is_first: bool,
 ) -> list[StageMemory]:
-    """The end of a backward pass: one layer's activations are left, and every sum is there but the embedding's, which
-    comes last.
-    """
+    """The end of a backward pass: one layer's activations are left, and all sums exist except the embedding's."""
     shapes = (linear.shape_on(layout.tp, model.head_size) for linear in model.linears)
     largest = max(inputs * outputs for inputs, outputs in shapes) if work.adapters is None else 0
     embedding = (
@@ -207,7 +205,7 @@ def _loss_moment(
     at_once = min(trained, work.logits_chunk_tokens or trained)
     copies = (
         12.0 if layout.tp == 1 else (8.0 + each)
-    )  # logits, probabilities and gradients in float32; on several ranks in place
+    )  # logits, probabilities and gradients in float32; in place on several ranks
     logits = at_once * model.vocabulary_on(layout.tp) * copies
     normed = trained * model.hidden * (4 + 2 * each)
     passing = 0.0
@@ -223,16 +221,14 @@ def _loss_moment(
 def _exchange_moment(
     rest: StageMemory, weights: StageWeights, model: Architecture, layout: Layout, layers: range, work: Work
 ) -> StageMemory:
-    """Sums on their way stay until all have arrived."""
+    """The exchange of gradients: sums are kept until all have arrived."""
     part = 4.0 * weights.trained / layout.dp if layout.dp > 1 else 0.0
     copied = 4.0 * _bundled(model, layout, layers, work)
     return replace(rest, moment="exchange", gradients=4.0 * weights.trained + part, buffers=copied)
 
 
 def _bundled(model: Architecture, layout: Layout, layers: range, work: Work) -> float:
-    """Weights of small tensors, and of those that have one owner, are copied to be sent together; others are sent from
-    where they are.
-    """
+    """Weights that are copied to be sent together: small tensors, and those with one owner."""
     dp = layout.dp
     if dp == 1:
         return 0.0
@@ -249,7 +245,7 @@ def _bundled(model: Architecture, layout: Layout, layers: range, work: Work) -> 
 
 
 def _update_moment(rest: StageMemory, weights: StageWeights, layout: Layout, work: Work) -> StageMemory:
-    whole = weights.largest * layout.tp  # put together from the parts of tensor ranks
+    whole = weights.largest * layout.tp  # gathered from tensor ranks
     return replace(
         rest,
         moment="update",

@@ -11,7 +11,7 @@ from tokenize_data.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class MixPart:
-    """One data set: its documents lie one behind another. `per_epoch` of them are taken in each epoch."""
+    """One data set: a range of documents, of which each epoch takes `per_epoch`."""
 
     name: str
     documents: int
@@ -23,7 +23,7 @@ class MixPart:
 
 
 def mix(sizes: Mapping[str, int], temperature: float, wanted: Sequence[str]) -> tuple[MixPart, ...]:
-    """The parts of an epoch, which has as many documents as all data sets together. None of a single data set."""
+    """The parts of an epoch, which has as many documents as all data sets together; empty for a single data set."""
     if len(sizes) < 2:
         if wanted or temperature != 1.0:
             flag = f"--mix {' '.join(wanted)}" if wanted else f"--mix_temperature {temperature:g}"
@@ -38,7 +38,7 @@ def mix(sizes: Mapping[str, int], temperature: float, wanted: Sequence[str]) -> 
 
 
 def shares_of(sizes: Mapping[str, int], temperature: float, wanted: Mapping[str, float]) -> dict[str, float]:
-    """Wanted shares as they are; what they leave goes to the others, by size to the power of 1 / temperature."""
+    """The given shares; the others divide the rest by size to the power of 1 / temperature."""
     left = 1.0 - sum(wanted.values())
     weights = {name: size ** (1.0 / temperature) for name, size in sizes.items() if name not in wanted}
     if weights and left <= 1e-9:
@@ -74,7 +74,7 @@ def _number(text: str) -> float | None:
 
 
 def _whole(shares: Mapping[str, float], total: int) -> dict[str, int]:
-    """Whole numbers that add up to the total, as close to the shares as can be."""
+    """Round shares to whole numbers that add up to the total."""
     exact = {name: share * total for name, share in shares.items()}
     counts = {name: int(value) for name, value in exact.items()}
     left = total - sum(counts.values())

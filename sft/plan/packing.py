@@ -21,14 +21,12 @@ from tokenize_data.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """One iteration. `rows[r][m]` are the positions, within the iteration's documents, that replica r computes in
-    micro-batch m.
-    """
+    """The rows of one iteration. `rows[r][m]` are indices of the documents that replica r computes in micro-batch m."""
 
     rows: tuple[tuple[tuple[int, ...], ...], ...]
     capacity: int
     num_tokens: int
-    balance: float  # mean over maximum of the replicas' tokens: 1 means that none waits
+    balance: float  # mean over maximum of tokens per replica: 1 means no waiting
 
     @property
     def num_micro_batches(self) -> int:
@@ -36,7 +34,7 @@ class BatchPlan:
 
     @property
     def fill(self) -> float:
-        """The share of the rows' room that holds tokens."""
+        """The share of the rows' capacity that holds tokens."""
         return self.num_tokens / (len(self.rows) * self.num_micro_batches * self.capacity)
 
 
@@ -64,7 +62,7 @@ def plan_batch(lengths: Sequence[int], capacity: int, replicas: int = 1, pack: b
 
 
 def _best_fit(order: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best fit, longest first: each document into the fullest row that still has room for it."""
+    """Best fit, longest first: put each document into the fullest row with enough room."""
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, row), sorted
     for document in order:
@@ -80,7 +78,7 @@ def _best_fit(order: Sequence[int], lengths: Sequence[int], capacity: int) -> li
 
 
 def _evenly(order: Sequence[int], lengths: Sequence[int], capacity: int, num_rows: int) -> list[list[int]] | None:
-    """Longest first, each into the emptiest of `num_rows` rows. None where one of them overflows, or stays empty."""
+    """Longest first, each into the emptiest of `num_rows` rows. None if a row overflows or stays empty."""
     rows: list[list[int]] = [[] for _ in range(num_rows)]
     loads = [(0, row) for row in range(num_rows)]
     for document in order:
@@ -93,7 +91,7 @@ def _evenly(order: Sequence[int], lengths: Sequence[int], capacity: int, num_row
 
 
 def _split_until(rows: list[list[int]], lengths: Sequence[int], num_rows: int) -> list[list[int]]:
-    """Give the last document of the fullest row that has several a row of its own, until there are enough rows."""
+    """Move the last document of the fullest row to a new row, until there are enough rows."""
     rows = [list(row) for row in rows]
     while len(rows) < num_rows:
         fullest = max((row for row in rows if len(row) > 1), key=lambda row: sum(lengths[i] for i in row))
@@ -102,9 +100,7 @@ def _split_until(rows: list[list[int]], lengths: Sequence[int], num_rows: int) -
 
 
 def _deal(rows: list[list[int]], lengths: Sequence[int], capacity: int, replicas: int) -> BatchPlan:
-    """Rows of like size side by side in one micro-batch; the next heaviest always to the replica with the least so
-    far.
-    """
+    """Put rows of similar size into one micro-batch; the heaviest goes to the replica with the fewest tokens so far."""
     load = {id(row): sum(lengths[i] for i in row) for row in rows}
     ordered = sorted(rows, key=lambda row: (-load[id(row)], row))
     totals = [0] * replicas

@@ -1,6 +1,4 @@
-"""Which node each process is on: what has to be fast stays inside a node, and neighbours in the pipeline next to each
-other.
-"""
+"""The node of each process: tensor groups stay inside a node, and pipeline neighbours are next to each other."""
 
 from __future__ import annotations
 
@@ -22,15 +20,13 @@ class Placement:
 
     @property
     def nodes_of_a_tensor_group(self) -> int:
-        """The most that one of them is spread over."""
+        """The largest number of nodes of a tensor group."""
         tp = self.layout.tp
         return max(self._node(first + tp - 1) - self._node(first) + 1 for first in range(0, self.layout.world, tp))
 
     @property
     def hand_overs(self) -> tuple[int, int]:
-        """(how many neighbours in a pipeline are on one node, how many neighbours there are), counted for the first
-        tensor rank.
-        """
+        """(pipeline neighbours on the same node, all pipeline neighbours), for the first tensor rank."""
         tp, pp = self.layout.tp, self.layout.pp
         pairs = [(first, first + tp) for first in range(0, self.layout.world, tp) if first // tp % pp < pp - 1]
         return sum(self._node(one) == self._node(other) for one, other in pairs), len(pairs)
@@ -55,7 +51,7 @@ class Placement:
         return ", ".join(parts)
 
     def warning(self, *, layers: int, hidden: int, row_tokens: int, bytes_per_value: int) -> str | None:
-        """What it costs that tensor groups span nodes."""
+        """The cost of tensor groups that span nodes."""
         tp = self.layout.tp
         if self.nodes_of_a_tensor_group == 1:
             return None

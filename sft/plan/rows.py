@@ -15,7 +15,7 @@ from sft.plan.packing import plan_batch
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Means over the sampled iterations. What a micro-batch takes is that of the replica with the most tokens."""
+    """Means over sampled iterations. A micro-batch takes as long as its fullest replica."""
 
     micro_batches: int
     row_tokens: float  # of the fullest replica's rows
@@ -23,11 +23,11 @@ class Rows:
     fill: float
     balance: float
     tokens: float  # of an iteration
-    document_tokens: float  # that a token sees in its document, on average: long documents hold more tokens
+    document_tokens: float  # mean length of a token's document
 
 
 class Batches:
-    """Lengths of documents, iteration by iteration, in places: a document of n tokens has n - 1."""
+    """Document lengths by iteration, in positions: a document of n tokens has n - 1."""
 
     def __init__(self, lengths: Sequence[Sequence[int]], trained: Sequence[Sequence[int]] | None = None) -> None:
         self._lengths = [[int(length) for length in iteration] for iteration in lengths]

@@ -20,7 +20,7 @@ from tokenize_data.errors import UserError
 
 
 def num_iterations(num_documents: int, epochs: float, global_batch: int) -> int:
-    """ceil(epochs * documents / global batch), exactly: no rounding of 0.1 and its like."""
+    """ceil(epochs * documents / global batch), computed exactly for decimals such as 0.1."""
     if num_documents < 1 or epochs <= 0 or global_batch < 1:
         raise UserError(
             f"{num_documents} documents, {epochs} epochs, global_batch {global_batch}: each must be above 0"
@@ -29,12 +29,14 @@ def num_iterations(num_documents: int, epochs: float, global_batch: int) -> int:
 
 
 class Sampler:
-    """The documents of each iteration. Keeps the last two permutations, which are all that an iteration needs."""
+    """Selects the documents of each iteration. Caches the last two permutations, which is all that an iteration
+    needs.
+    """
 
     def __init__(
         self, num_documents: int, global_batch: int, seed: int, mix: Sequence[MixPart] = (), is_in_order: bool = False
     ) -> None:
-        """`is_in_order`: an epoch goes through the data sets one after another, each of them shuffled."""
+        """`is_in_order`: an epoch takes one data set after another, each shuffled."""
         if num_documents < 1 or global_batch < 1:
             raise UserError(f"{num_documents} documents, global_batch {global_batch}: each must be above 0")
         assert not mix or sum(part.documents for part in mix) == num_documents
@@ -45,9 +47,7 @@ class Sampler:
         self._edges = np.cumsum([0, *(part.documents for part in mix)])
 
     def documents(self, iteration: int) -> np.ndarray:
-        """The document numbers of iteration `iteration`, counted from 0. A document may be there twice where epochs
-        meet.
-        """
+        """The document numbers of an iteration, counted from 0. A document may occur twice where epochs meet."""
         first = iteration * self.global_batch
         parts = []
         while first < (iteration + 1) * self.global_batch:
@@ -58,17 +58,17 @@ class Sampler:
         return np.concatenate(parts)
 
     def epoch(self, iteration: int) -> float:
-        """How many times the data have been seen before this iteration."""
+        """The number of epochs before this iteration."""
         return iteration * self.global_batch / self.num_documents
 
     def count(self, numbers: np.ndarray) -> np.ndarray:
-        """How many of these documents are of each data set of the mix."""
+        """The number of these documents in each data set of the mix."""
         places = np.searchsorted(self._edges, numbers, side="right") - 1
         counts: np.ndarray = np.bincount(places, minlength=len(self.mix))
         return counts
 
     def seen(self, iteration: int) -> np.ndarray:
-        """How many documents of each data set come before this iteration."""
+        """The number of documents of each data set before this iteration."""
         epochs, rest = divmod(iteration * self.global_batch, self.num_documents)
         before = np.array([part.per_epoch for part in self.mix], dtype=np.int64) * epochs
         after: np.ndarray = before + self.count(self._permutation(epochs)[:rest])
@@ -82,7 +82,7 @@ class Sampler:
         return chosen if self._is_in_order else random.permutation(chosen)
 
     def _of_part(self, number: int, epoch: int) -> np.ndarray:
-        """The next stretch of a data set's own stream, which is a new permutation each time it has been seen."""
+        """The next documents of a data set's own stream, which is permuted anew in each pass."""
         part, first = self.mix[number], int(self._edges[number])
         at, last, found = epoch * part.per_epoch, (epoch + 1) * part.per_epoch, []
         while at < last:

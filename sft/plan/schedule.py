@@ -1,12 +1,10 @@
-"""The learning rate of an iteration: a function of its number, and of nothing else, so that resuming changes
-nothing.
-"""
+"""The learning rate as a function of the iteration only, so that resuming changes nothing."""
 
 from __future__ import annotations
 
 import math
 
-_TIMESCALE = 10_000  # of inverse_sqrt without warm-up, as in transformers
+_TIMESCALE = 10_000  # for inverse_sqrt without warm-up, as in transformers
 
 
 def learning_rate(
@@ -21,8 +19,9 @@ def learning_rate(
     power: float = 1.0,
     decay_fraction: float = 0.1,
 ) -> float:
-    """For `iteration`, counted from 1. Rises linearly, then falls to `min_lr` at the last iteration, or stays.
-    inverse_sqrt falls more slowly, and never below `min_lr`. wsd, as in transformers, rises from `min_lr`.
+    """The learning rate of `iteration`, counted from 1. It rises linearly, then falls to `min_lr` at the last
+    iteration or stays constant. inverse_sqrt falls more slowly, and not below `min_lr`. wsd rises from `min_lr`, as
+    in transformers.
     """
     assert 1 <= iteration <= iterations, (iteration, iterations)
     warmup = math.ceil(warmup_fraction * iterations)
@@ -43,7 +42,7 @@ def learning_rate(
 
 
 def _share(schedule: str, progress: float, cycles: int, power: float) -> float:
-    """How much of the way from min_lr to lr is left."""
+    """The remaining share of the way from lr to min_lr."""
     if schedule in ("linear", "polynomial"):
         return float((1 - progress) ** (power if schedule == "polynomial" else 1))
     if schedule == "cosine_with_restarts" and progress < 1:
@@ -61,7 +60,7 @@ def in_words(
     power: float = 1.0,
     decay_fraction: float = 0.1,
 ) -> str:
-    """A schedule for a person: rises to 2e-05 over 10% of the iterations, then cosine to 2e-06."""
+    """Describe the schedule: rises to 2e-05 over 10% of the iterations, then cosine to 2e-06."""
     after = {
         "constant": "constant",
         "inverse_sqrt": f"inverse_sqrt, at least {min_lr:g}",

@@ -21,14 +21,12 @@ from tokenize_data.errors import UserError
 
 RECOMPUTES = ("none", "selective", "full")
 _MOST_MICRO_BATCH = 64
-_SPARE = 1.1  # a row of another iteration may have more trained tokens than those looked at
+_SPARE = 1.1  # rows of other iterations may have more trained tokens than the sampled ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is known before a layout is: the model, the data, the machine. None stands for what the search may
-    choose.
-    """
+    """What is known before the layout: model, data, machine. None means that the search may choose."""
 
     model: Architecture
     shape: ModelShape
@@ -52,7 +50,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One layout with its micro-batch and recomputation, its memory and its time."""
+    """One layout with micro-batch and recompute mode, its memory and time."""
 
     layout: Layout
     micro_batch: int
@@ -60,7 +58,7 @@ class Choice:
     rows: Rows
     ranges: tuple[range, ...]
     work: Work
-    memory: tuple[StageMemory, ...]  # of each stage
+    memory: tuple[StageMemory, ...]  # per stage
     seconds: Seconds
     mfu: float
     usable_bytes: int
@@ -85,8 +83,8 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a search came to: fitting choices, fastest first; those that do not fit, smallest first; what was refused,
-    in its words.
+    """The result of a search: fitting choices, fastest first; choices that do not fit, smallest first; refused layouts
+    with reasons.
     """
 
     fitting: tuple[Choice, ...]
@@ -95,7 +93,7 @@ class Found:
 
 
 def evaluate(question: Question, layout: Layout, micro_batch: int, recompute: str, program: Program = OURS) -> Choice:
-    """Memory and time of one choice. Raises UserError where documents make no rows for it."""
+    """Compute memory and time of one choice. Raises UserError if the documents cannot be packed for it."""
     model, capacity = question.model, micro_batch * question.seq
     rows = question.batches.rows(capacity, layout.dp)
     most_trained = min(1.0, max(question.trained_share, _SPARE * rows.most_trained / capacity))
@@ -143,7 +141,7 @@ def _ranges(layers: int, pp: int, cost: float) -> tuple[range, ...]:
 
 @lru_cache(maxsize=64)
 def search(question: Question) -> Found:
-    """Everything that may be chosen, evaluated. A setting that is given stays as it is."""
+    """Evaluate all choices. Given settings stay fixed."""
     fitting: list[Choice] = []
     too_large: list[Choice] = []
     refused: dict[tuple[int, int], str] = {}
@@ -165,7 +163,7 @@ def _choices(question: Question, layout: Layout, refused: dict[tuple[int, int], 
 
 
 def _layouts(question: Question, refused: dict[tuple[int, int], str]) -> Iterator[Layout]:
-    """What may not be, is refused by what training would refuse it with."""
+    """All layouts; invalid ones are refused with training's own message."""
     sizes = [size for size in range(1, question.world + 1) if question.world % size == 0]
     for tp in (question.tp,) if question.tp else sizes:
         for pp in (question.pp,) if question.pp else sizes:
@@ -198,12 +196,12 @@ def _micro_batches(question: Question) -> list[int]:
 
 
 def best(question: Question) -> Choice:
-    """The fastest choice that fits, or a UserError that says what would."""
+    """The fastest choice that fits, or a UserError that suggests what would fit."""
     found = search(question)
     if found.fitting:
         return found.fitting[0]
     if not found.too_large:
-        layout_of(question, question.tp or 1, question.pp or 1)  # says what is wrong
+        layout_of(question, question.tp or 1, question.pp or 1)  # raises the error
         raise UserError(next(iter(found.refused.values())))
     raise UserError(does_not_fit(question, found.too_large[0]))
 
@@ -230,9 +228,7 @@ def does_not_fit(question: Question, choice: Choice) -> str:
 
 
 def nearest_that_fit(question: Question, choice: Choice) -> list[Choice]:
-    """Other choices on the same machine that fit: of those with the fewest settings changed, the fastest of each kind
-    of change.
-    """
+    """Fitting choices with the fewest changed settings: the fastest for each kind of change."""
     free = replace(question, tp=None, pp=None, micro_batch=None, recompute=None)
     found = search(free).fitting
     distance = {id(other): len(_changed(choice, other)) for other in found}
@@ -266,7 +262,7 @@ def _flags_of(choice: Choice) -> str:
 
 
 def reason_it_loses(first: Choice, other: Choice) -> str:
-    """Which parts of an iteration take longer than the first's: the largest difference of all."""
+    """Name the part of an iteration that is most slower than in the best choice."""
     slower = other.seconds.total - first.seconds.total
     parts = {
         "waiting in the pipeline": "bubble",

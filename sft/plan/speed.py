@@ -17,30 +17,30 @@ from sft.plan.layout import Layout
 from sft.plan.memory import Work
 from sft.plan.stage_weights import Adapters, stage_weights
 
-_FLASH_SHARE = 0.75  # of what matrix products reach
-_FLASH_BACKWARD = 2.5  # of the forward pass's operations
-_ADAM_BYTES = 32.0  # read and written for each weight of a rank's share
+_FLASH_SHARE = 0.75  # share of a matmul's rate
+_FLASH_BACKWARD = 2.5  # relative to the forward pass's operations
+_ADAM_BYTES = 32.0  # bytes read and written per weight of a rank's share
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """What a training program does that takes time. Bytes are read and written, for each number of the tensor named."""
+    """What a training program does that takes time. Bytes are read and written per number of the named tensor."""
 
     norm_bytes: float
     residual_bytes: float
-    gate_bytes: float  # of the MLP's activation, for each inner feature
-    attention_bytes: float  # besides attention itself: rotations, copies
+    gate_bytes: float  # the MLP's activation, per inner feature
+    attention_bytes: float  # around attention: rotations, copies
     has_flash: bool = True
-    backward_ratio: float = 2.0  # memory-bound work backward, over forward
-    launches: int = 12  # kernels of a layer besides matrix products
-    launch_seconds: float = 0.0  # of Python, for each: a layer is never faster
-    gradient_bytes: float = 4.0  # sent for each weight
-    accumulation_bytes: float = 0.0  # for each weight and micro-batch
-    step_bytes: float = 0.0  # for each weight of a rank, spread over replicas or not: norms, clipping
-    is_sharded: bool = True  # the optimizer, over replicas
+    backward_ratio: float = 2.0  # memory-bound work in the backward pass, relative to the forward pass
+    launches: int = 12  # kernels per layer besides matmuls
+    launch_seconds: float = 0.0  # Python time per kernel: a lower bound for a layer
+    gradient_bytes: float = 4.0  # sent per weight
+    accumulation_bytes: float = 0.0  # per weight and micro-batch
+    step_bytes: float = 0.0  # per weight of a rank, however it is split over replicas: norms, clipping
+    is_sharded: bool = True  # the optimizer, divided by replicas
     sends_are_split: bool = True  # between stages: each tensor rank sends its share
-    head_bytes: float = 20.0  # of the loss, for each logit
-    has_head_on_all: bool = False  # logits of all tokens, trained or not
+    head_bytes: float = 20.0  # the loss, per logit
+    has_head_on_all: bool = False  # whether logits are computed for all tokens, trained or not
 
 
 # Eager Hugging Face layers under DeepSpeed's pipeline and an optimizer that sums gradients in float32 and reduces them
@@ -70,7 +70,7 @@ def iteration_seconds(
     virtual_pp: int = 1,
     tokens: float | None = None,
 ) -> Seconds:
-    """Of one update. `tokens`: of a row on average, where rows are not full."""
+    """The time of one update. `tokens` is a row's mean, if rows are not full."""
     clock = Clock(gpu, work.dtype)
     tokens = float(work.row_tokens) if tokens is None else tokens
     layer = _layer(model, layout, work, clock, program, tokens)
@@ -99,7 +99,7 @@ def iteration_seconds(
 
 
 def _layer(model: Architecture, layout: Layout, work: Work, clock: Clock, program: Program, tokens: float) -> Seconds:
-    """A layer's part of one micro-batch, forward and backward."""
+    """A layer's time for one micro-batch, forward and backward."""
     products = sum(clock.product(tokens, *_turned(linear, model, layout)) for linear in model.linears)
     attention, attention_backward = _attention(model, layout, work, clock, program, tokens)
     bound = _memory_bound(model, layout, clock, program, tokens)
@@ -132,8 +132,8 @@ def _turned(linear: Linear, model: Architecture, layout: Layout) -> tuple[int, i
 def _backward_products(
     products: float, model: Architecture, layout: Layout, work: Work, clock: Clock, tokens: float
 ) -> float:
-    """Twice the forward pass: for inputs and for weights. Frozen weights need the first alone, and adapters are two
-    thin products each.
+    """Backward matmuls: twice the forward pass, for inputs and weights. Frozen weights need only the first, and
+    adapters are two thin matmuls each.
     """
     if work.adapters is None:
         return 2 * products
@@ -157,7 +157,7 @@ def _adapter_product(
 def _attention(
     model: Architecture, layout: Layout, work: Work, clock: Clock, program: Program, tokens: float
 ) -> tuple[float, float]:
-    """(forward, backward). Each token looks at those before it in its document."""
+    """(forward, backward) time of attention within documents."""
     length = min(work.document_tokens or tokens, tokens)
     heads = max(model.heads // layout.tp, 1)
     if program.has_flash and not model.attention_softcap:
@@ -191,7 +191,7 @@ def _stage(
     program: Program,
     tokens: float,
 ) -> Seconds:
-    """A stage's part of one micro-batch."""
+    """A stage's time for one micro-batch."""
     seconds = layer.times(len(layers))
     if number == layout.pp - 1:
         trained = tokens if program.has_head_on_all else tokens * work.trained_share
@@ -215,7 +215,7 @@ def _most_trained(model: Architecture, layout: Layout, ranges: list[range], work
 def _data_traffic(
     model: Architecture, layout: Layout, ranges: list[range], work: Work, clock: Clock, program: Program
 ) -> float:
-    """Gradients summed over replicas; new weights from the replica that has updated them."""
+    """Time to sum gradients over replicas and to send updated weights."""
     if layout.dp == 1:
         return 0.0
     weights = _most_trained(model, layout, ranges, work)
@@ -235,9 +235,8 @@ def _optimizer(
 def model_operations(
     model: Architecture, tokens: float, *, trained_share: float = 1.0, document_tokens: float
 ) -> float:
-    """Of an update over `tokens`, forward and backward, none counted twice for being computed again: what MFU counts.
-
-    The head counts for trained tokens alone; attention as if each token looked at its whole document, as is customary.
+    """The operations of an update over `tokens` as MFU counts them: forward and backward, without recomputation. The
+    head counts trained tokens only; attention counts the whole document for each token, as is customary.
     """
     layers = model.layers * (
         sum(2 * linear.inputs * linear.outputs for linear in model.linears) + 4 * document_tokens * model.queries

@@ -1,4 +1,4 @@
-"""Number of weights on a rank of a stage: the model's, the quantised ones, the trained ones."""
+"""Number of weights on a rank of a stage: all, quantised and trained ones."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from sft.plan.layout import Layout
 
 @dataclass(frozen=True, kw_only=True)
 class Adapters:
-    """LoRA. `targets` are names of linear layers, or all-linear."""
+    """LoRA adapters. `targets` are names of linear layers, or all-linear."""
 
     rank: int
     targets: tuple[str, ...] = ("all-linear",)
-    quantisation: Quantisation | None = None  # of the frozen linear layers
+    quantisation: Quantisation | None = None  # format of the frozen linear layers
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageWeights:
     """Numbers of weights on a rank of one stage."""
 
-    base: int  # of the model
-    quantised: int  # of those, in 4 or 8 bits
+    base: int  # of the model's weights
+    quantised: int  # of those, quantised
     trained: int  # with gradients and moments
-    largest: int  # of one tensor that is trained
-    ends: int  # of embedding and head, where they are trained
+    largest: int  # the largest trained tensor
+    ends: int  # of embedding and head, if trained
 
 
 def stage_weights(
@@ -59,13 +59,13 @@ def stage_weights(
 
 
 def vocabulary_weights(model: Architecture, layout: Layout) -> int:
-    """Of the vocabulary, on a tensor rank."""
+    """Weights of an embedding or head on a tensor rank."""
     return model.vocabulary_on(layout.tp) * (model.embedding_size or model.hidden)
 
 
 def lora_weights(model: Architecture, tp: int, adapters: Adapters) -> int:
-    """Of a layer's adapters on a tensor rank: A (rank x inputs) and B (outputs x rank), of which the split side is
-    shared out.
+    """Weights of a layer's adapters on a tensor rank: A (rank x inputs) and B (outputs x rank), split like the
+    layer.
     """
     return sum(adapters.rank * sum(linear.shape_on(tp, model.head_size)) for linear in adapted_linears(model, adapters))
 

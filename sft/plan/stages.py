@@ -11,7 +11,7 @@ from tokenize_data.errors import UserError
 
 
 def layer_ranges(num_layers: int, stages: int, *, embedding_cost: float = 0.0, head_cost: float = 0.0) -> list[range]:
-    """The layers of each stage, at least one. The embedding goes with the first layer, the head with the last; costs
+    """The layers of each stage, at least one. The embedding belongs to the first layer, the head to the last; costs
     are in layers.
     """
     costs = [1.0] * num_layers
@@ -21,11 +21,8 @@ def layer_ranges(num_layers: int, stages: int, *, embedding_cost: float = 0.0, h
 
 
 def partition(costs: Sequence[float], stages: int) -> list[range]:
-    """Cut `costs` (embedding, layers, head, in order) into `stages` runs of at least one, with the smallest possible
-    greatest sum.
-
-    Among the cuts with that greatest sum, the first stages take as much as they may: the last, which also computes the
-    loss, stays light.
+    """Split `costs` (embedding, layers, head, in order) into `stages` runs of at least one, minimising the largest
+    sum. Among equal splits, the first stages take as much as possible, since the last one also computes the loss.
     """
     if not 1 <= stages <= len(costs):
         raise UserError(
@@ -41,13 +38,13 @@ def partition(costs: Sequence[float], stages: int) -> list[range]:
 
 
 def _candidates(sums: Sequence[float]) -> list[float]:
-    """The greatest sum is that of some run."""
+    """Candidates for the largest sum: the sums of all runs."""
     return [sums[end] - sums[start] for start in range(len(sums)) for end in range(start + 1, len(sums))]
 
 
 def _cuts(sums: Sequence[float], stages: int, most: float) -> list[int] | None:
-    """Ends of all stages but the last, none above `most`; each takes what it may, but leaves one part for each that
-    follows.
+    """The ends of all stages but the last, with no sum above `most`. Each stage takes as much as it may, but leaves
+    one part per later stage.
     """
     total, start, cuts = len(sums) - 1, 0, []
     for stage in range(stages):
@@ -60,5 +57,5 @@ def _cuts(sums: Sequence[float], stages: int, most: float) -> list[int] | None:
 
 
 def head_cost(model: Architecture, trained_share: float) -> float:
-    """Of the head, in layers: only trained tokens are projected to the vocabulary."""
+    """The head's cost in layers: only trained tokens are projected to the vocabulary."""
     return model.head_weights / model.layer_weights * trained_share
