@@ -27,7 +27,7 @@ _MOST_FILES = 1 << 16  # the index counts them with 16 bits
 
 
 def check_can_append(found: Manifest, seq: int, folder: Path) -> None:
-    """Old and new shards must be alike."""
+    """Raise UserError unless old and new shards are made alike."""
     if found.seq != seq:
         raise UserError(f"{folder} was made with --seq {found.seq}: append with the same, or use --retokenize")
     if found.split:
@@ -42,7 +42,7 @@ def check_can_append(found: Manifest, seq: int, folder: Path) -> None:
 def new_sources(
     specs: Sequence[DatasetSpec], found: Manifest, say: Say
 ) -> tuple[tuple[DatasetSpec, ...], tuple[tuple[Source, ...], ...]]:
-    """The data sets with those of their files whose contents are not among the shards yet."""
+    """The data sets, reduced to files whose contents are not in the shards yet."""
     known = {(file["size"], file["sha256"]): file["name"] for dataset in found.datasets for file in dataset["files"]}
     sizes = {size for size, _ in known}
     kept = []
@@ -62,7 +62,7 @@ def new_sources(
 
 
 def joined(found: Manifest, added: Manifest, folder: Path, prefix: str) -> Manifest:
-    """The manifest of both, with an index of its own, which is written here. The tokenizer's files are the old ones."""
+    """Write a joint index, and return a manifest of old and new shards. The tokenizer's files are the old ones."""
     index = _joined_index(found, added, folder, f"{prefix}-joined-index.arrow")
     sums = (
         "documents",
@@ -92,7 +92,7 @@ def joined(found: Manifest, added: Manifest, folder: Path, prefix: str) -> Manif
 
 
 def _joined_index(found: Manifest, added: Manifest, folder: Path, name: str) -> FileInfo:
-    """A stretch at a time: neither of them is ever in memory as a whole."""
+    """Join the indexes piece by piece, so that neither is in memory as a whole."""
     num_files = sum(len(dataset["files"]) for dataset in found.datasets)
     with contextlib.closing(Index(folder)) as index:
         for manifest, first_source in ((found, 0), (added, num_files)):
@@ -104,7 +104,7 @@ def _joined_index(found: Manifest, added: Manifest, folder: Path, name: str) -> 
 
 
 def _datasets(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """New files that are read like the last ones belong to the same data set."""
+    """Join the data sets: new files that are read like the last one's belong to it."""
     last, first = before[-1], after[0]
     if any(last.get(key) != first.get(key) for key in ("name", "format", "reading")):
         return [*before, *after]

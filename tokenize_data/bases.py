@@ -19,7 +19,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.j
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A base model: where it is, and what its entry says of it."""
+    """A base model: its location and the facts in its entry."""
 
     name: str
     path: str
@@ -30,7 +30,7 @@ class Base:
 
 
 def find_base(checkpoint: str, size: str | None, checkpoints_file: Path | None = None) -> Base:
-    """The base model that `--checkpoint` and `--size` name; a path wins over an entry of the same name."""
+    """Find the base model that `--checkpoint` and `--size` name; a path takes precedence over an entry."""
     folder = Path(checkpoint).expanduser()
     if os.sep in checkpoint or folder.is_dir():
         return _base_of_path(checkpoint, folder)
@@ -52,7 +52,9 @@ def find_base(checkpoint: str, size: str | None, checkpoints_file: Path | None =
 
 
 def read_checkpoints(checkpoints_file: Path | None = None) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """(the file that was read, {checkpoint: {size: entry}}); ./checkpoints.toml goes before the packaged one."""
+    """Returns (the file read, {checkpoint: {size: entry}}); ./checkpoints.toml takes precedence over the
+    packaged one.
+    """
     file = checkpoints_file or default_file()
     try:
         with file.open("rb") as stream:
@@ -72,13 +74,13 @@ def read_checkpoints(checkpoints_file: Path | None = None) -> tuple[Path, dict[s
 
 
 def known_documents(run_name: str, checkpoints_file: Path | None = None) -> int | None:
-    """How many documents the [documents] table of checkpoints.toml says that a data set has."""
+    """The number of documents of a data set in the [documents] table of checkpoints.toml."""
     file = checkpoints_file or default_file()
     try:
         with file.open("rb") as stream:
             count = tomllib.load(stream).get("documents", {}).get(run_name)
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
-        return None  # a base model may be a folder: then nobody needs this file
+        return None  # a base model may be a folder, which needs no such file
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
         raise UserError(f"{file}: [documents] {run_name} = {count!r} must be a whole number above 0")
     return count
@@ -124,7 +126,7 @@ def _base_of_path(given: str, folder: Path) -> Base:
             )
         return Base(name=folder.resolve().name, path=str(folder))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", given) and not given.startswith("."):
-        return Base(name=given.split("/")[1], path=given)  # a Hub id; loading it says whether it exists
+        return Base(name=given.split("/")[1], path=given)  # a Hub id: whether it exists shows when it is loaded
     raise UserError(f"--checkpoint {given}: no such folder: give a Hugging Face folder, a Hub id or an entry's name")
 
 

@@ -43,7 +43,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is made of what: everything that decides the files but the place where they go."""
+    """Everything that determines a data set's files, except their folder."""
 
     run_name: str
     specs: tuple[DatasetSpec, ...]
@@ -56,11 +56,11 @@ class Plan:
     seed: int
     fast: bool
     split: Split | None = None
-    is_validation: bool = False  # which side of the split
+    is_validation: bool = False  # the side of the split
 
     @property
     def files(self) -> list[Source]:
-        """Of all data sets, in order."""
+        """The files of all data sets, in order."""
         return [source for group in self.sources for source in group]
 
     @property
@@ -69,7 +69,7 @@ class Plan:
 
 
 def build(plan: Plan, folder: Path, prefix: str, say: Say) -> Manifest:
-    """Write all files, named with `prefix`, and return the manifest that names them."""
+    """Write all files, with names that start with `prefix`, and return their manifest."""
     begun, formats = time.monotonic(), _formats(plan, say)
     converter = _converter(plan, formats, folder)
     _prove_fast_path(converter, plan.files, say)
@@ -97,7 +97,7 @@ def build_part(plan: Plan, part: PartOf, folder: Path, say: Say) -> None:
 
 
 def join_parts(plan: Plan, count: int, parts: Path, folder: Path, prefix: str, say: Say) -> Manifest:
-    """What `build` would have written, from the parts of all machines."""
+    """Join the parts of all machines into what `build` would have written."""
     begun, formats = time.monotonic(), _formats(plan, lambda _: None)
     is_fast = read_facts(parts, count, plan.files)
     say(f"joining {count:,} parts")
@@ -258,7 +258,7 @@ def _describe(plan: Plan, formats: Sequence[str], tally: Tally) -> list[dict[str
 
 
 def _describe_source(source: Source, rows: int) -> dict[str, Any]:
-    """Times 0 stand for a file of the Hub, which is not compared again."""
+    """Describe a source for the manifest. Times of 0 mark a Hub file, which is not compared again."""
     times = (0, 0) if source.is_remote else (source.mtime_ns, source.ctime_ns)
     return {
         "name": source.name,

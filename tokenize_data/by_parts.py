@@ -1,4 +1,4 @@
-"""One data set made by several machines that share a folder: each makes its part, the last one joins them."""
+"""Builds a data set on several machines that share a folder: each makes its part, the last one joins them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 
 
 def has_all_parts(plan: Plan, part: PartOf, folder: Path, say: Say) -> bool:
-    """Make this machine's part, unless it is there. Whether it was the last one."""
+    """Make this machine's part unless it exists. Returns whether all parts exist now."""
     folder.mkdir(parents=True, exist_ok=True)
     if part.file(folder).exists():
         say(f"part {part.number} of {part.count} is there already")
@@ -40,7 +40,7 @@ def _changed(source: Source) -> int | str:
 
 
 def parts_folder(root: Path, plan: Plan, count: int) -> Path:
-    """Of this data set, made in this way from these files: parts of another are never mixed in."""
+    """The folder for parts of exactly this data set, settings and files, so that others are never mixed in."""
     split = plan.split.facts() if plan.split is not None else None
     facts = {
         "files": [(source.name, source.size, _changed(source)) for source in plan.files],

@@ -25,13 +25,13 @@ Compose = Callable[[str], str]
 
 @dataclass(frozen=True, kw_only=True)
 class ByteLengths:
-    """Bound to one tokenizer."""
+    """Byte lengths of one tokenizer's tokens."""
 
     table: np.ndarray  # id -> bytes
-    prefix: str  # before which stretches of text the tokenizer puts a space: 'none', 'first' or 'always'
-    is_known: bool  # False: what the tokenizer does to texts is not known here, so lengths say nothing
-    unknown: int | None  # the id that stands for any text that the vocabulary lacks
-    compose: Compose | None  # what the tokenizer does to texts before it looks tokens up, but for spaces
+    prefix: str  # where the tokenizer inserts a space: 'none', 'first' piece or 'always'
+    is_known: bool  # False: the tokenizer changes texts in an unknown way, so lengths cannot be used
+    unknown: int | None  # the id of unknown text
+    compose: Compose | None  # the tokenizer's normalisation, apart from spaces
 
     @classmethod
     def of(cls, tokenizer: BaseTokenizer) -> ByteLengths:
@@ -94,14 +94,14 @@ def _steps(described: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]
 
 
 def _changes_spaces_only(step: dict[str, Any]) -> bool:
-    """A space becomes another sign for a space, or one is put before the text."""
+    """Whether the normalizer only replaces spaces, or inserts one before the text."""
     if step["type"] == "Replace":
         return bool(step["pattern"] == {"String": " "} and step["content"] == _SPACE)
     return step["type"] == "Prepend" and step["prepend"] in (_SPACE, " ")
 
 
 def _is_known(model: dict[str, Any]) -> bool:
-    """Whether a token's text is that of the document, without signs for continued or ended words."""
+    """Whether a token's text is the document's, without markers for continued or ended words."""
     signs = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
     return model["type"] in ("BPE", "Unigram") and not signs
 

@@ -30,14 +30,14 @@ _PLACEHOLDER = re.compile("(\\s*)\ue000(\\d+)\ue001(\\s*)")
 
 @dataclass
 class ChatTemplate:
-    """A compiled template, bound to one tokenizer's special tokens."""
+    """A compiled chat template with one tokenizer's special tokens."""
 
     name: str
     source: str
     special_tokens: dict[str, str]
     special_texts: frozenset[str]
     _renderer: Renderer = field(init=False, repr=False)
-    closing: str = field(init=False, default="", repr=False)  # what follows a turn that has no end of its own
+    closing: str = field(init=False, default="", repr=False)  # what follows a turn without its own end
     _opens_thoughts: bool = field(init=False, default=False, repr=False)  # in the generation prompt
     _skeletons: dict[tuple[Any, ...], Skeleton] = field(init=False, default_factory=dict, repr=False)
     _plans: dict[tuple[Any, ...], list[tuple[int, frozenset[int]]]] = field(
@@ -53,7 +53,7 @@ class ChatTemplate:
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False, tools: Tools = None) -> str:
-        """The text that transformers' apply_chat_template gives."""
+        """Render the text that transformers' apply_chat_template returns."""
         return self._renderer(messages, generation_prompt, tools)
 
     def end_of_written(self, text: str, start: int) -> int | None:
@@ -71,20 +71,18 @@ class ChatTemplate:
         return end
 
     def special_at(self, text: str, start: int) -> str:
-        """The special token that stands at `start`, or nothing."""
+        """The special token at `start`, or an empty string."""
         found = self._special.match(text, start)
         return found.group() if found else ""
 
     def documents(self, messages: Sequence[Message], tools: Tools = None) -> list[Rendered]:
-        """The documents of a conversation: one, or more where the template shows a turn otherwise once it is
-        history.
-        """
+        """The documents of a conversation: several if the template renders a turn differently once it is history."""
         if self._opens_thoughts or turn_by_turn.is_needed(messages, tools):
             return turn_by_turn.documents(self, messages, tools)
         key = _key(messages)
         plan = self._plans.get(key)
         if plan is None:
-            if len(self._plans) >= _MOST_KEPT:  # rows whose messages carry keys of their own, such as a time
+            if len(self._plans) >= _MOST_KEPT:  # rows whose messages have further keys, such as a time
                 self._plans.clear()
                 self._skeletons.clear()
             plan = self._plans[key] = self._plan(messages, key)
@@ -97,7 +95,7 @@ class ChatTemplate:
         return found[-1] if found else None
 
     def check(self) -> None:
-        """Refuse a template that cannot be trained with, before any row is read."""
+        """Raise UserError for a template that cannot be used for training, before any row is read."""
         try:
             text = self.render(_hollow(_key(_PROBE)))
         except RowError as error:
@@ -111,7 +109,7 @@ class ChatTemplate:
                 )
         hollow = _hollow(_key(_PROBE))
         if not self._special.search(text, text.index("\ue0001\ue001")):
-            with contextlib.suppress(RowError):  # the model stops where another question would begin
+            with contextlib.suppress(RowError):  # the model stops where the next question would start
                 followed = self.render(_hollow(_key([*_PROBE, _PROBE[0]])))
                 self.closing = (
                     self.special_at(followed, len(text.rstrip())) if followed.startswith(text.rstrip()) else ""
@@ -205,12 +203,12 @@ class ChatTemplate:
         return Skeleton(tuple(parts) if complete else None, suffixes, len(self._special.findall(text)))
 
     def _closed(self, messages: Sequence[Message], is_trained: bool) -> str:
-        """The conversation, with the token at which the model stops where the template leaves that to the next turn."""
+        """Append the token at which the model stops, if the template leaves it to the next turn."""
         text = self.render(messages)
         return text.rstrip() + self.closing if self.closing and is_trained else text
 
     def _length_of_end(self, hollow: Sequence[Message], literal: str) -> int:
-        """How much of the literal behind a turn's content is the end of the turn."""
+        """The length of the end of turn in the literal that follows a turn's content."""
         as_last = self._closed(hollow, True)
         content = as_last.rfind("\ue001") + 1
         suffix = as_last[content : self.end_of_written(as_last, content) or content]
@@ -244,9 +242,7 @@ _PROBE: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant",
 
 
 def _key(messages: Sequence[Message]) -> tuple[Any, ...]:
-    """What of a conversation decides its skeleton: roles, which turns are trained, and any further keys of a
-    message.
-    """
+    """The key of a conversation's skeleton: roles, trained turns, and further keys of messages."""
     return tuple((m["role"], m.get("weight", 1) != 0, "" if len(m) == 2 else _further(m)) for m in messages)
 
 

@@ -1,4 +1,4 @@
-"""Before the first row is converted: the format of each data set, and which rows of it are taken."""
+"""Decides before conversion: the format of each data set, and which of its rows are taken."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUM_ROWS_LOOKED_AT = 16
 
 
 def recognise_format(spec: DatasetSpec, group: Sequence[Source]) -> tuple[str, str]:
-    """(the format's name, a line that says which it is and by which keys)."""
+    """Returns (the format's name, a line with the format and the keys that identify it)."""
     rows = []
     for chunk in group[0].chunks(0):
         for _, row in islice(chunk.rows(), _NUM_ROWS_LOOKED_AT):

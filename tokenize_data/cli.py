@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(training: Request, validation: Request | None, warn: Callable[[str], None]) -> None:
-    """The cheap checks, of data that was just made."""
+    """Run the cheap checks on new data."""
     from tokenize_data.checks.quick import quick
     from tokenize_data.manifest import dataset_folder
     from tokenize_data.reader import ShardReader
@@ -105,7 +105,7 @@ def _check(training: Request, validation: Request | None, warn: Callable[[str], 
 
 
 def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]:
-    """(training, validation or None), from flags and recipe."""
+    """Returns the requests (training, validation or None) from flags and recipe."""
     from tokenize_data import manifest
     from tokenize_data.bases import find_base
     from tokenize_data.parts import PartOf
@@ -145,12 +145,12 @@ def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]
     specs = _truncated(data, (_spec(data, data.val),) if data.val else data.val_datasets)
     if not specs:
         return training, None
-    is_there = data.append and manifest.read(training.root / name) is not None  # otherwise --append makes it
+    is_there = data.append and manifest.read(training.root / name) is not None  # otherwise --append creates it
     return training, replace(training, run_name=name, specs=specs, append=is_there)
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[DataSettings, BaseSettings]:
-    """What was typed, on top of the recipe that --config names."""
+    """The typed values on top of the recipe that --config names."""
     typed = typed_values(arguments, _NAMES["data"] | _NAMES["model"])
     values = {**_from_recipe(arguments.config, typed), **typed} if arguments.config else typed
     if "run_name" not in values:
@@ -160,7 +160,7 @@ def settings_of(arguments: argparse.Namespace) -> tuple[DataSettings, BaseSettin
 
 
 def _from_recipe(file: Path, typed: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a recipe that this command has too. Its other keys are for training."""
+    """The recipe's keys that this command has; the others are for training."""
     from tokenize_data.recipe import read_data
 
     recipe = read_data(file)

@@ -28,7 +28,7 @@ from tokenize_data.truncate import refuse_long, shortened
 
 @dataclass(frozen=True)
 class Reject:
-    """A row that cannot be used."""
+    """A rejected row."""
 
     line: int
     reason: str
@@ -37,7 +37,7 @@ class Reject:
 
 @dataclass
 class Converted:
-    """The documents of a chunk as flat arrays, and what happened to its rows."""
+    """The documents of a chunk as flat arrays, and the counts of its rows."""
 
     chunk: Chunk
     read: int = 0
@@ -62,16 +62,16 @@ class Converted:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which rows of a source are taken, and how often. `rows` None: all of them."""
+    """Which rows of a source are taken, and how often. `rows` is None for all."""
 
     rows: frozenset[int] | None = None
     weight: float = 1.0
     seed: int = 0
-    part: Part | None = None  # of a split
+    part: Part | None = None  # the side of a split
     source: int = 0
 
     def leaves_out(self, line: int, row: Row | None) -> bool:
-        """Whether the row is on the other side of a split, which may depend on what it says."""
+        """Whether the row is on the other side of a split, which may depend on its content."""
         return self.part is not None and not self.part.has(self.source, line, row)
 
     def copies(self, line: int) -> int:
@@ -84,7 +84,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """A row that has been read."""
+    """A parsed row."""
 
     line: int
     raw: bytes
@@ -99,18 +99,18 @@ class _Document:
 
     encoded: Encoded
     num_cut: int  # tokens
-    is_shortened: bool  # rather than cut at the right
-    is_injected: bool  # are there special tokens in its own texts
+    is_shortened: bool  # the question was shortened, instead of a cut at the right
+    is_injected: bool  # whether its own texts contain special tokens
 
 
 def num_copies(weight: float, seed: tuple[int, ...]) -> int:
-    """A whole number of copies; a fraction is the probability of one more."""
+    """The number of copies; a fraction is the probability of one more."""
     whole = int(weight)
     return whole + int(np.random.default_rng(seed).random() < weight - whole)
 
 
 class Converter:
-    """Everything a process needs to turn chunks into documents."""
+    """Turns chunks into documents; each worker process has one."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class Converter:
         self._is_special[list(special_ids)] = True
 
     def __call__(self, chunk: Chunk) -> Converted:
-        result = Converted(replace(chunk, data=b""))  # the lines need not travel back to the process that writes
+        result = Converted(replace(chunk, data=b""))  # the lines are not sent back to the writing process
         rows: list[_Row] = []
         for line, row in chunk.rows():
             copies = self._choices[chunk.source].copies(line)
@@ -170,11 +170,11 @@ class Converter:
         return result
 
     def render(self, raw: bytes, source: int) -> list[Rendered]:
-        """The documents of one line as text."""
+        """Render the documents of one line."""
         return self._read(raw, source)[2]
 
     def _read(self, raw: bytes, source: int, line: int | None = None) -> tuple[float, Conversation, list[Rendered]]:
-        """(the row's own weight, what it says, its documents as text)."""
+        """Returns (the row's own weight, its conversation, its rendered documents)."""
         reader, row = self._readers[source], parse_line(raw)
         choice = self._choices[source]
         if line is not None and choice.part is not None and choice.part.split.group and choice.leaves_out(line, row):
@@ -192,7 +192,7 @@ class Converter:
         truncation = self._readers[result.chunk.source].truncation
         kept: list[np.ndarray] = []
         for row in rows:
-            own = list(islice(encoded, len(row.documents)))  # all of them, also where the first is refused
+            own = list(islice(encoded, len(row.documents)))  # all of them, even if the first is rejected
             try:
                 made = [self._finish(row, number, one, *truncation) for number, one in enumerate(own)]
             except RowError as error:
@@ -218,7 +218,7 @@ class Converter:
             result.ids = np.concatenate(kept).astype(self._id_type)
 
     def _look(self, document: Encoded, result: Converted) -> None:
-        """Count what a person would want to be warned of."""
+        """Count what warnings report."""
         ids, end = document.ids, len(document.ids)
         for length, role in zip(reversed(document.run_lengths), reversed(document.run_roles), strict=True):
             if role == ASSISTANT:
@@ -258,7 +258,7 @@ class Converter:
         return _Document(encoded=encoded, num_cut=num_cut, is_shortened=is_shortened, is_injected=is_injected)
 
     def _again(self, conversation: Conversation, row: _Row, number: int) -> tuple[Rendered, Encoded]:
-        """The same document of a row, of what it says in other words."""
+        """The same document of a row, from a changed conversation."""
         documents = self._documents(conversation)
         if len(documents) != len(row.documents):
             raise RowError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenize_data.errors import UserError
 
-# In the order in which they are recognised. A new one is a name here and a file of that name in `formats`.
+# In the order of detection. A new format is a name here and a file of that name in `formats`.
 FORMATS = ("qa", "prompt_completion", "chat", "sharegpt", "alpaca", "input_output", "text")
 
 RIGHT, QUESTION, REFUSE = TRUNCATIONS = ("right", "question", "refuse")
@@ -20,7 +20,7 @@ DEFAULT_QUESTION_KEY, DEFAULT_ANSWER_KEY, DEFAULT_TEXT_KEY = "prompt", "gold", "
 
 @dataclass(frozen=True, kw_only=True)
 class Cleaning:
-    """What is done to a data set's own texts before a prompt template is filled."""
+    """Cleaning of a data set's texts before a prompt template is filled."""
 
     drop: str | None = None
     lower: bool = False
@@ -60,7 +60,7 @@ class DatasetSpec:
     samples: int | None = None
     weight_key: str | None = None
     train_on: str = "all"
-    truncate: str | None = None  # None: as the run does it, which is "right" where nothing else is said
+    truncate: str | None = None  # None: the run's setting, "right" by default
     truncate_side: str | None = None
     clean: Cleaning = Cleaning()
 
@@ -84,17 +84,17 @@ class DatasetSpec:
             )
 
     def truncated(self, truncate: str, side: str) -> DatasetSpec:
-        """With the run's own way of making documents fit, where this data set has none."""
+        """A copy with the run's truncation, if this data set has none."""
         chosen = self.truncate or truncate
         return replace(self, truncate=chosen, truncate_side=self.truncate_side or side if chosen == QUESTION else None)
 
     def reading(self) -> dict[str, Any]:
-        """What of this decides a row's text; a manifest keeps it."""
+        """The fields that determine a row's text, as kept in a manifest."""
         return {key: value for key, value in asdict(self).items() if key not in ("files", "name")}
 
 
 def reading_of(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """How the rows of a manifest's data set were read, as arguments of a DatasetSpec. Older shards know fewer."""
+    """The reading in a manifest as arguments of a DatasetSpec. Older shards have fewer keys."""
     known = {field.name for field in fields(DatasetSpec)} - {"files", "name", "weight", "samples"}
     reading = {
         key: value for key, value in (dataset.get("reading") or {}).items() if key in known and value is not None

@@ -10,7 +10,7 @@ MANY_CUT = 0.02
 
 
 def summary(manifest: Manifest, folder: Path, is_new: bool = True) -> list[str]:
-    """A few lines: rows, documents, tokens, and, of new ones, where they are."""
+    """A few lines: rows, documents, tokens, and the folder of new data."""
     rows = manifest.rows
     lines = [f"{rows['read']:,} rows read = {rows['accepted']:,} accepted + {rows['rejected']:,} rejected"]
     if rows["left_out"]:
@@ -29,12 +29,12 @@ def summary(manifest: Manifest, folder: Path, is_new: bool = True) -> list[str]:
 
 
 def shortened(manifest: Manifest) -> str:
-    """How many documents --truncate question shortened."""
+    """The number of documents that --truncate question shortened."""
     return f"{manifest.num_shortened:,} documents with a shortened question"
 
 
 def warnings(manifest: Manifest) -> list[str]:
-    """What a person should know before training on this."""
+    """Warnings to read before training on this data."""
     found = []
     if manifest.num_cut > MANY_CUT * manifest.documents:
         share = manifest.num_cut / manifest.documents

@@ -22,17 +22,17 @@ from tokenize_data.errors import RowError, shorten
 from tokenize_data.rendered import ASSISTANT, Rendered
 from tokenize_data.tokenizer import BaseTokenizer
 
-_ANCHORS = ("\n", "0", ".", "\x01")  # one of them does not grow together with what follows
-_CHECK_EVERY = 128  # with the fast tokenizer, every so manieth document is done again with the slow one
+_ANCHORS = ("\n", "0", ".", "\x01")  # a text after which tokens do not merge with what follows
+_CHECK_EVERY = 128  # every n-th document is checked against the slow tokenizer
 
 
 class FastPathError(Exception):
-    """The fast tokenizer gave other ids than the slow one: all that it did is done again without it."""
+    """The fast tokenizer gave different ids, so its work is repeated without it."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One document: ids, and runs of tokens of one role."""
+    """One document: ids, and runs of tokens with one role."""
 
     ids: np.ndarray
     run_lengths: list[int]
@@ -40,7 +40,7 @@ class Encoded:
 
     @property
     def trained(self) -> int:
-        """Tokens that are predicted and learnt: the first token of a document never is."""
+        """The number of trained tokens; a document's first token is never predicted."""
         total = sum(n for n, role in zip(self.run_lengths, self.run_roles, strict=True) if role == ASSISTANT)
         return total - (1 if self.run_roles and self.run_roles[0] == ASSISTANT else 0)
 
@@ -55,14 +55,14 @@ class Encoded:
 
 
 class Encoder:
-    """Bound to one tokenizer. `fast` asks for tiktoken where the tokenizer's kind allows it."""
+    """Encodes with one tokenizer. `fast` uses a faster implementation if the tokenizer's kind allows it."""
 
     def __init__(self, tokenizer: BaseTokenizer, fast: bool = True) -> None:
         self._backend = backend = tokenizer.backend
         self._fast = _build_fast(tokenizer) if fast else None
         self._pipeline = tokenizer.pipeline
         self._lengths = ByteLengths.of(tokenizer)
-        self._splits_texts = self._lengths.prefix == "none"  # elsewhere each piece would get a space of its own
+        self._splits_texts = self._lengths.prefix == "none"  # other tokenizers would insert a space before each piece
         self._is_added = np.zeros(len(self._lengths.table), dtype=bool)
         self._is_added[list(backend.get_added_tokens_decoder())] = True
         self._count = 0
@@ -72,13 +72,13 @@ class Encoder:
         return self._fast is not None
 
     def prove(self, texts: Sequence[str]) -> str | None:
-        """Compare fast and slow on these texts and some hard ones; None when equal, else the text. Falls back for
-        good.
+        """Compare fast and slow on these texts and some hard ones. Returns None if equal, else the text, and disables
+        fast.
         """
         if self._fast is None:
             return None
         fast, texts = self._fast, [*texts, *fast_bpe.HARD_TEXTS]
-        # Neither tokenizer may end this process on a stranger's regular expressions.
+        # Catch whatever either tokenizer does with untrusted regular expressions.
         limits = guard.Limits(
             seconds=60 + sum(map(len, texts)) // 20_000, num_bytes=(4 << 30) + 400 * sum(map(len, texts))
         )
@@ -94,11 +94,11 @@ class Encoder:
         return different
 
     def encode(self, documents: Sequence[Rendered]) -> list[Encoded | RowError]:
-        """Ids and roles of each document, in order."""
+        """Encode documents, in order."""
         try:
             return self._encode(documents)
         except BaseException as error:
-            if type(error) is not Exception and not guard.is_panic(error):  # what `tokenizers` raises
+            if type(error) is not Exception and not guard.is_panic(error):  # the type that `tokenizers` raises
                 raise
             if len(documents) > 1:
                 return [encoded for document in documents for encoded in self.encode([document])]
@@ -179,7 +179,7 @@ class Encoder:
         )
 
     def _added_prefixes(self, tokens: np.ndarray) -> np.ndarray:
-        """1 where a token begins with the space that the tokenizer itself put before a stretch of text."""
+        """1 if a token starts with a space that the tokenizer inserted."""
         added = self._is_added[tokens]
         starts = np.zeros(len(tokens), dtype=np.int64)
         if len(tokens):

@@ -15,21 +15,19 @@ from typing import NoReturn
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 3
-TRACEBACK = "SFT_TRACEBACK"  # set by a person who wants more than a line
-ERROR_FILE = "SFT_ERROR_FILE"  # set by a program that wants to raise our error: it is left there, and not printed
+TRACEBACK = "SFT_TRACEBACK"  # set by users who want a traceback
+ERROR_FILE = "SFT_ERROR_FILE"  # set by programs: the message goes to this file instead of stderr
 
 
 class UserError(Exception):
     """A mistake in what the user gave. Its message is the whole output: no traceback, exit code 2."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(
-            message.encode("utf-8", "backslashreplace").decode()
-        )  # a row's own text may hold half characters
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())  # a row's text may hold lone surrogates
 
 
 class FailedError(UserError):
-    """The machine failed, not the user: a full disk, a process that was killed. One line all the same, exit code 3."""
+    """The machine failed, not the user: a full disk, a killed process. Also one line, exit code 3."""
 
 
 class RowError(UserError):
@@ -40,19 +38,19 @@ class RowError(UserError):
 
 
 def shorten(value: object, limit: int = 60) -> str:
-    """A value for a message: one line, not too long, quotes where it is text."""
+    """Format a value for a message: one line, shortened, in quotes if it is text."""
     text = repr(value) if isinstance(value, str) else str(value)
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is closest to a misspelt one, if any is close."""
+    """Suggest the known name that is closest to a misspelt one."""
     return next(iter(difflib.get_close_matches(name.replace("-", "_"), list(known), n=1)), None)
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A wrong flag is a line, as all that a user can cause. Switches take `=true` and `=false`."""
+    """A parser that reports a wrong flag in one line. Switches take `=true` and `=false`."""
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         arguments, unknown = self.parse_known(argv)
@@ -64,7 +62,7 @@ class OneLineParser(argparse.ArgumentParser):
         return arguments
 
     def parse_known(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """(what was typed, what no flag of this parser explains)."""
+        """Returns (parsed values, unknown words)."""
         for action in list(self._actions):
             if action.nargs == 0 and isinstance(action.const, bool):
                 self._add_spellings(action)
@@ -92,7 +90,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 class RaisingParser(OneLineParser):
-    """For settings that are given in Python: what is wrong is an exception."""
+    """For settings given in Python: errors are exceptions."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(self.explained(message))
@@ -104,7 +102,7 @@ def exit_code_of(program: str, main: Callable[[], int]) -> int:
 
     Python's own exit code for a crash is 1, which says that a run is finished already.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no UTF-8, and is printed all the same
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main()
@@ -112,7 +110,7 @@ def exit_code_of(program: str, main: Callable[[], int]) -> int:
         _tell(program, " ".join(str(error).splitlines()))
         return EXIT_FAILED if isinstance(error, FailedError) else EXIT_USER_ERROR
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output (head, less) went away: not an error
+        sys.stderr.close()  # the reader of our output (head, less) closed it: not an error
         return EXIT_OK
     except KeyboardInterrupt:
         print(f"{program}: interrupted; unfinished work is discarded", file=sys.stderr)

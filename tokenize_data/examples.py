@@ -1,4 +1,4 @@
-"""Rows to questions for a model and the answers that are expected of it, read exactly as training reads them."""
+"""Reads rows as questions for a model with expected answers, exactly as training reads them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tokenize_data.records import RowReader
 from tokenize_data.rows import Unreadable
 from tokenize_data.sources import Source, open_sources
 
-_STAND_IN = "-"  # for an answer that a row need not have
+_STAND_IN = "-"  # stands for a missing answer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
     """One row. `prompt` is the conversation up to the answer; of plain text it is empty, and `text` is the row's."""
 
-    number: int  # among the data set's rows, from 0
+    number: int  # the row's number, from 0
     place: str
     row: Row
     prompt: tuple[Message, ...] = ()
@@ -32,19 +32,19 @@ class Example:
     tools: list[Any] | None = None
 
     def answered(self, answer: str) -> Conversation:
-        """What training would see with this answer."""
+        """The conversation that training would see with this answer."""
         messages = [*self.prompt, {"role": "assistant", "content": answer}]
         return Conversation(messages=messages, kind=self.kind, tools=self.tools)
 
     @property
     def question(self) -> str:
-        """The last thing that was said to the model."""
+        """The last message to the model."""
         return str(self.prompt[-1]["content"]) if self.prompt else self.text or ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """A data set's rows. `description` says which format they were taken for."""
+    """A data set's rows. `description` names the format that they were read as."""
 
     name: str
     rows: list[Example]
@@ -52,9 +52,9 @@ class Examples:
 
 
 def read_examples(spec: DatasetSpec, *, answers_needed: bool, limit: int | None = None) -> Examples:
-    """All rows, or the first `limit`. The first one that cannot be used is an error, with its place."""
+    """Read all rows or the first `limit`. An invalid row is an error with its line."""
     if spec.weight != 1.0 or spec.samples is not None:
-        spec = replace(spec, weight=1.0, samples=None)  # shares are for training; here every row counts once
+        spec = replace(spec, weight=1.0, samples=None)  # shares are for training; evaluation uses every row once
     sources = open_sources(spec.files)
     name, description = recognise_format(spec, sources)
     reading = _Reading(spec, name)
@@ -84,7 +84,7 @@ def _lines(sources: list[Source]) -> Iterator[tuple[str, bytes]]:
 
 
 class _Reading:
-    """The training stage's reader, with answers that may be missing, or several."""
+    """The data stage's reader, with answers that may be missing or several."""
 
     def __init__(self, spec: DatasetSpec, format_name: str) -> None:
         self._reader = RowReader(spec, format_name)

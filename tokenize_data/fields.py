@@ -27,25 +27,25 @@ class Conversation:
 
     messages: list[Message]
     kind: Kind = "chat"
-    tools: list[Any] | None = None  # what the model may call, for the template
+    tools: list[Any] | None = None  # tools for the template
 
 
 class Fields:
-    """What the formats read rows of one data set with."""
+    """Reads the fields of one data set's rows, for the formats."""
 
     def __init__(self, spec: DatasetSpec) -> None:
         self.spec = spec
         self._clean = spec.clean if spec.clean != Cleaning() else None
 
     def system(self, row: Row) -> list[Message]:
-        """The data set's own system message, where it has one."""
+        """The data set's own system message, if any."""
         spec = self.spec
         if spec.system_key is not None:
             return [{"role": "system", "content": self.text(row, spec.system_key, "system_key")}]
         return [{"role": "system", "content": self.fill(spec.system, row)}] if spec.system is not None else []
 
     def fill(self, template: str, row: Row) -> str:
-        """A prompt template with the row's fields."""
+        """Fill a prompt template with the row's fields."""
 
         def value(match: re.Match[str]) -> str:
             if match.group() in ("{{", "}}"):

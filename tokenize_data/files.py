@@ -14,14 +14,14 @@ _SCRATCH_BUFFER = 1 << 16
 
 
 def open_private(path: Path) -> IO[bytes]:
-    """A new, empty file in place of an old one, which whoever opened it before keeps."""
+    """Open a new, empty file, replacing an old one; processes that have the old one open keep it."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     return os.fdopen(_open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
 
 
 def append_private(path: Path) -> IO[bytes]:
-    """A file to append to and to read. An old one that others can read is closed to them first."""
+    """Open a file for appending and reading, after removing other users' access."""
     return os.fdopen(_open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "ab+")
 
 
@@ -33,7 +33,7 @@ def scratch_file(folder: Path) -> IO[bytes]:
 
 
 def replace_private(path: Path, content: bytes, scratch: Path, sync: bool = False) -> None:
-    """A whole file by way of `scratch`: a reader sees the old one or the new one."""
+    """Replace a file atomically by way of `scratch`."""
     with open_private(scratch) as file:
         file.write(content)
         if sync:
@@ -49,7 +49,7 @@ def as_json(content: Any, indent: int | None = None) -> bytes:
 
 def _open(path: Path, flags: int) -> int:
     handle = os.open(path, flags | os.O_CLOEXEC, _MODE)
-    if os.fstat(handle).st_mode & 0o777 != _MODE:  # an old file, or a umask that takes our own right away
-        with contextlib.suppress(PermissionError):  # another's file, who lets us write to it and decides who reads it
+    if os.fstat(handle).st_mode & 0o777 != _MODE:  # an old file, or a umask that removes our own permission
+        with contextlib.suppress(PermissionError):  # another user's file, who decides who may read it
             os.fchmod(handle, _MODE)
     return handle

@@ -28,13 +28,13 @@ def add_flags(parser: argparse.ArgumentParser, groups: Mapping[str, type[Group]]
 
 
 def typed_values(arguments: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
-    """What was typed, by name."""
+    """The typed values, by name."""
     values = {name: value for name, value in vars(arguments).items() if name in names}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def flags_of(group: Group) -> list[str]:
-    """The command line that gives this group again. Fields without a flag are left out."""
+    """The command line for this group. Fields without a flag are left out."""
     words: list[str] = []
     for entry in fields_of(type(group)):
         value = getattr(group, entry.name)
@@ -48,7 +48,7 @@ def flags_of(group: Group) -> list[str]:
 
 
 def words_of(values: Mapping[str, Any]) -> list[str]:
-    """A command line from Python values by name. None is not given."""
+    """Make a command line from Python values by name; None is left out."""
     words: list[str] = []
     for name, value in values.items():
         value = plain(value)
@@ -62,7 +62,7 @@ def words_of(values: Mapping[str, Any]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """In the types of a recipe: paths are texts, and numpy's numbers are Python's."""
+    """Convert to a recipe's types: paths become strings, numpy numbers become Python's."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
@@ -73,7 +73,7 @@ def plain(value: Any) -> Any:
 
 
 def default_text(entry: Field[Any], kind: type) -> str:
-    """For help and manual; empty where the text says it, or there is none."""
+    """The default for help and manual; empty if the text has it or there is none."""
     if entry.default in (MISSING, None, ()) or kind is bool:
         return ""
     return f"{entry.default:g}" if kind is float else str(entry.default)
@@ -91,7 +91,7 @@ def _add_flag(group: Any, entry: Field[Any], hint: Any) -> None:
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
     if kind is bool:
         group.add_argument(f"--{entry.name}", action="store_true", **options)
-        if entry.default is not False:  # on, or automatic: there has to be a way to say no
+        if entry.default is not False:  # on by default, or automatic: there must be a way to switch it off
             no = {"dest": entry.name, "default": argparse.SUPPRESS, "help": "the opposite"}
             group.add_argument(f"--no_{entry.name}", action="store_false", **no)
         return

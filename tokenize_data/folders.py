@@ -1,5 +1,5 @@
-"""Which files a folder of data stands for: those of its training split, or those that `save_to_disk` of Hugging Face's
-datasets wrote.
+"""Finds the files in a data folder: its training split's, or those written by `save_to_disk` of Hugging Face
+datasets.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SPLIT = re.compile(
 
 
 def kind_of(path: Path) -> str | None:
-    """By the name's ending; None where it says nothing."""
+    """The kind of a file by its name's ending; None if unknown."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     is_compressed = bool(suffixes) and suffixes[-1] in COMPRESSED
     inner = suffixes[:-1] if is_compressed else suffixes
@@ -37,7 +37,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def files_of(name: str, folder: Path) -> list[Path]:
-    """The data files of a folder; of one with splits, those to train on."""
+    """The data files of a folder; with splits, the training ones."""
     if (folder / "dataset_dict.json").is_file():
         return _saved(name, _saved_split(name, folder))
     if (folder / "state.json").is_file():

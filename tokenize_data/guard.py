@@ -32,12 +32,12 @@ _TEXT, _USER_ERROR, _ROW_ERROR, _NO_MEMORY, _CRASH = b"t", b"u", b"r", b"m", b"c
 
 
 class LimitError(Exception):
-    """What became of the work, as the end of a sentence that begins with what was worked on."""
+    """What happened to the work, as the end of a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """For one call."""
+    """Limits for one call."""
 
     seconds: int
     num_bytes: int  # besides what the process has already
@@ -51,17 +51,17 @@ class Limits:
 
 
 class Fence:
-    """Limits for many calls in this process, one after another."""
+    """Applies limits to successive calls in this process."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._room: int | None = None
 
     def call(self, function: Callable[[Any], Result], request: Any) -> Result:
-        """MemoryError where memory does not suffice; where time does not, this process is killed."""
+        """Call with limits. Too little memory raises MemoryError; too little time kills this process."""
         room = self._room
         if room is not None:
-            with contextlib.suppress(MemoryError):  # the process may have grown since it was measured
+            with contextlib.suppress(MemoryError):  # the process may have grown since the measurement
                 return self._call(function, request, room)
         self._room = _address_space()
         return self._call(function, request, self._room)
@@ -82,9 +82,7 @@ class Fence:
 
 
 def may_be_killed() -> None:
-    """To be called by a process that lives for such work: timers end it, whatever its parent does with their
-    signals.
-    """
+    """Allow timers to end this process, whatever its parent does with their signals."""
     for number in (signal.SIGPROF, signal.SIGVTALRM):
         signal.signal(number, signal.SIG_DFL)
 
@@ -101,7 +99,7 @@ def is_panic(error: BaseException) -> bool:
 
 
 class Child:
-    """A function in a process of its own, forked at once, which ends with this object."""
+    """Runs a function in a child process, which is forked at once and ends with this object."""
 
     def __init__(self, function: Callable[[Any], str], limits: Limits) -> None:
         self._limits = limits
@@ -123,7 +121,7 @@ class Child:
         self._close = weakref.finalize(self, _end, self._process, self._connection, os.getpid())
 
     def ask(self, request: Any) -> str:
-        """What the function returns. Its UserErrors are raised here; LimitError where it was stopped or crashed."""
+        """Call the function in the child. Raises its UserErrors here, and LimitError if it was stopped or crashed."""
         with self._lock:
             try:
                 self._connection.send(request)
@@ -165,7 +163,7 @@ def _serve(function: Callable[[Any], str], limits: Limits, connection: Pipe) -> 
         while True:
             request = connection.recv()
             connection.send_bytes(_reply(function, fence, request))
-    except (EOFError, OSError, KeyboardInterrupt):  # the parent is gone: so are we
+    except (EOFError, OSError, KeyboardInterrupt):  # the parent is gone, so exit
         pass
     finally:
         os._exit(0)
@@ -187,9 +185,7 @@ def _reply(function: Callable[[Any], str], fence: Fence, request: Any) -> bytes:
 
 
 def _settle(connection: Pipe) -> None:
-    """Let go of what is the parent's: its files, locks and pipes, its signal handlers, its objects that a collection
-    would end.
-    """
+    """Release what belongs to the parent: files, locks, pipes, signal handlers, and objects with finalizers."""
     gc.freeze()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
@@ -216,9 +212,7 @@ def _open_files() -> list[int]:
 
 
 def _address_space() -> int | None:
-    """Bytes of this process's address space; None where the system does not say, or does not hold processes to a
-    limit.
-    """
+    """The size of this process's address space; None if unknown or if the system enforces no limit."""
     try:
         return int(_STATM.read_bytes().split()[0]) * resource.getpagesize()
     except OSError:
