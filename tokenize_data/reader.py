@@ -1,6 +1,4 @@
-"""Opening a tokenised data set: memory-mapped, documents are slices without a copy. What training, planning and
-inspecting read.
-"""
+"""Reads a tokenised data set, memory-mapped: documents are slices without a copy."""
 
 from __future__ import annotations
 
@@ -23,28 +21,26 @@ from tokenize_data.rendered import ASSISTANT
 
 @dataclass(frozen=True)
 class Document:
-    """Token ids and runs of roles; all three are views of the mapped file."""
+    """Token ids and runs of roles, all views of the mapped file."""
 
     ids: np.ndarray
     run_lengths: np.ndarray
     run_roles: np.ndarray
 
     def roles(self) -> np.ndarray:
-        """One role a token."""
+        """The role of each token."""
         roles: np.ndarray = np.repeat(self.run_roles, self.run_lengths)
         return roles
 
     def trained(self) -> np.ndarray:
-        """1 for each token that is predicted and learnt when only answers are. The first token of a document is never
-        predicted.
-        """
+        """1 for each trained token, if only answers are trained. A document's first token is never predicted."""
         trained: np.ndarray = (self.roles() == ASSISTANT).astype(np.uint8)
         trained[:1] = 0
         return trained
 
 
 class ShardReader:
-    """A finished data set. Opening checks that every file is there with its size; `verify` reads them all and checks
+    """A finished data set. Opening checks that every file exists with its size; `verify` reads all files and checks
     SHA-256.
     """
 
@@ -63,7 +59,7 @@ class ShardReader:
 
     @classmethod
     def of(cls, folder: Path, manifest: manifests.Manifest) -> ShardReader:
-        """The files of a manifest that is not written yet."""
+        """A reader for a manifest that is not written yet."""
         reader = cls.__new__(cls)
         reader._open_all(folder, manifest)
         return reader
@@ -77,9 +73,7 @@ class ShardReader:
         self._batches: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
 
     def keep_open(self) -> ShardReader:
-        """Map all files now, so that this data set can be read to its end even where another takes its place
-        meanwhile.
-        """
+        """Map all files now, so that this data set stays readable even if it is replaced meanwhile."""
         self._files = [self._open(info) for info in self.manifest.shards]
         _ = self.index
         return self
@@ -105,7 +99,7 @@ class ShardReader:
 
     @cached_property
     def index(self) -> dict[str, np.ndarray]:
-        """A column of numbers for each fact: length, trained, cut, line, source."""
+        """The index columns: length, trained, cut, line, source."""
         info = self.manifest.index
         batch = self._open(info).get_batch(0)
         if len(batch) != self.manifest.documents:
@@ -116,22 +110,22 @@ class ShardReader:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each document."""
+        """The number of tokens of each document."""
         return self.index["length"]
 
     @property
     def trained(self) -> np.ndarray:
-        """Trained tokens of each document."""
+        """The number of trained tokens of each document."""
         return self.index["trained"]
 
     @property
     def cut(self) -> np.ndarray:
-        """Tokens that were cut off each document, or taken out of its question."""
+        """The number of tokens cut off each document, or taken out of its question."""
         return self.index["cut"]
 
     @cached_property
     def cut_at_right(self) -> np.ndarray:
-        """Tokens that were cut off each document, which may be those of its answer."""
+        """The number of tokens cut off each document's end, which may belong to its answer."""
         if not self.manifest.num_shortened:
             return self.cut
         datasets = self.manifest.datasets
@@ -142,7 +136,7 @@ class ShardReader:
 
     @cached_property
     def parts(self) -> dict[str, range]:
-        """The documents of each data set, by its name. They lie one behind the other."""
+        """The range of documents of each data set, by name."""
         found: dict[str, range] = {}
         source, first = 0, 0
         for place, dataset in enumerate(self.manifest.datasets, 1):
@@ -155,7 +149,7 @@ class ShardReader:
 
     @property
     def rows(self) -> np.ndarray:
-        """A number for the row that each document was made from: equal for copies, and for several turns of one row."""
+        """A number for each document's row, equal for copies and for several turns of one row."""
         found: np.ndarray = self.index["source"].astype(np.int64) << 32 | self.index["line"].astype(np.int64)
         return found
 
@@ -164,7 +158,7 @@ class ShardReader:
         return [file["name"] for dataset in self.manifest.datasets for file in dataset["files"]]
 
     def place(self, number: int) -> tuple[str, int]:
-        """(file, line or row) that a document came from."""
+        """The (file, line or row) of a document."""
         source = int(self.index["source"][number])
         if source >= len(self._names):
             raise UserError(

@@ -23,7 +23,7 @@ _CLEAN_TYPES: dict[str, tuple[type, ...]] = {"drop": (str,), "lower": (bool,), "
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeData:
-    """What of a recipe is the data stage's: its lists of data sets, and the values of flags that were not typed."""
+    """The data stage's part of a recipe: its lists of data sets, and values for flags that were not typed."""
 
     training: tuple[DatasetSpec, ...]
     validation: tuple[DatasetSpec, ...]
@@ -31,7 +31,7 @@ class RecipeData:
 
 
 def read_data(file: Path) -> RecipeData:
-    """The data sets of a recipe, empty where it lists none. Other keys of the recipe belong to training."""
+    """Read the data sets of a recipe; empty if it has none. Its other keys belong to training."""
     content = read_recipe_file(file)
     return RecipeData(
         training=parse_datasets(content.pop("datasets", None), f"{file}: datasets"),
@@ -41,7 +41,7 @@ def read_data(file: Path) -> RecipeData:
 
 
 def parse_datasets(entries: Any, where: str) -> tuple[DatasetSpec, ...]:
-    """The value of `datasets:` or `val_datasets:`."""
+    """Parse the value of `datasets:` or `val_datasets:`."""
     if entries is None:
         return ()
     if not isinstance(entries, list):
@@ -50,7 +50,7 @@ def parse_datasets(entries: Any, where: str) -> tuple[DatasetSpec, ...]:
 
 
 def dataset_values(spec: DatasetSpec) -> dict[str, Any]:
-    """What to write into a recipe for it: what differs from the defaults."""
+    """A data set's values for a recipe: those that differ from the defaults."""
     plain = DatasetSpec(files=spec.files)
     values: dict[str, Any] = {"name": spec.name, "files": list(spec.files)}
     for entry in fields(DatasetSpec):
@@ -61,7 +61,7 @@ def dataset_values(spec: DatasetSpec) -> dict[str, Any]:
 
 
 def parse_dataset(entry: Any, where: str, number: int) -> DatasetSpec:
-    """One entry of `datasets:`."""
+    """Parse one entry of `datasets:`."""
     if not isinstance(entry, dict):
         raise UserError(f"{where} must be a mapping with 'files', not {entry!r}")
     values = _typed(entry, {field.name: _TYPES.get(field.name, (str,)) for field in fields(DatasetSpec)}, where)
@@ -93,7 +93,7 @@ def _typed(entry: dict[str, Any], types: dict[str, tuple[type, ...]], where: str
 
 
 def _number(value: Any, types: tuple[type, ...]) -> Any:
-    """A number from a variable comes as a text."""
+    """Parse a number, which is a string if it came from a variable."""
     if isinstance(value, str) and str not in types:
         for kind in types:
             with contextlib.suppress(ValueError, TypeError):

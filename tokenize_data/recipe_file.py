@@ -14,7 +14,7 @@ import yaml
 
 from tokenize_data.errors import UserError
 
-# Two ways to say one thing: what comes later replaces the other. In one file both are a mistake.
+# Aliases: a later file's key replaces the other. Both in one file are an error.
 RIVALS = (
     ("data", "datasets"),
     ("val", "val_datasets"),
@@ -28,7 +28,7 @@ Translate = Callable[[dict[str, Any], Path], dict[str, Any]]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's idea of numbers: 2e-5 is one, 070 and 12:30 and 2024-01-01 are texts."""
+    """Loads numbers as in YAML 1.2: 2e-5 is a number; 070, 12:30 and 2024-01-01 are strings."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -48,12 +48,14 @@ for _tag, _pattern, _first in (
 
 
 def read_recipe_file(file: Path, translate: Translate | None = None, flag: str = "--config") -> dict[str, Any]:
-    """All keys of a recipe, those of the files that it extends included. `translate` is given each file's own keys."""
+    """Read all keys of a recipe, including those of files that it extends. `translate` receives each file's own
+    keys.
+    """
     return _read(file, translate or (lambda content, _: content), flag, ())
 
 
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """`upper` wins, key by key; a null in it takes the key away."""
+    """Merge key by key: `upper` takes precedence, and its nulls remove keys."""
     gone = {key for key, value in upper.items() if value is None}
     for pair in RIVALS:
         gone |= set(pair) if any(upper.get(key) is not None for key in pair) else set()
@@ -62,7 +64,7 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The content of one YAML document, or a UserError of one line."""
+    """Parse one YAML document, or raise a one-line UserError."""
     if len(text) > _MOST_BYTES:
         raise UserError(f"{where} has {len(text):,} characters, more than any recipe: at most {_MOST_BYTES:,}")
     loader = None
@@ -83,7 +85,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def escaped(value: Any) -> Any:
-    """So that reading a recipe which was written from `value` gives `value`."""
+    """Escape a value, so that a recipe written from it reads back the same."""
     if isinstance(value, str):
         return _VARIABLE.sub(lambda found: f"${found[0]}", value)
     if isinstance(value, Mapping):
@@ -92,7 +94,7 @@ def escaped(value: Any) -> Any:
 
 
 def expanded(value: Any, where: str) -> Any:
-    """With ${VAR}, and ${VAR:-what otherwise}, from the environment; $${VAR} stands for itself."""
+    """Expand ${VAR} and ${VAR:-default} from the environment; $${VAR} stays ${VAR}."""
     if isinstance(value, str):
         _refuse_odd(value, where)
         return _VARIABLE.sub(lambda found: _variable(found, where), value)
@@ -180,7 +182,7 @@ def _content(file: Path, flag: str) -> dict[str, Any]:
 
 
 def _count(node: yaml.Node, where: str, counts: dict[int, int], within: set[int]) -> int:
-    """How many values a node stands for, aliases written out: a small file may stand for more than fit into memory."""
+    """Count a node's values with aliases expanded: a small file may expand to more than fits into memory."""
     if id(node) in counts:
         return counts[id(node)]
     if id(node) in within:

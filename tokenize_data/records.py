@@ -1,4 +1,4 @@
-"""Rows to conversations, by the format of their data set."""
+"""Converts rows to conversations, by the format of their data set."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _MOST_COPIES = 1000
 
 
 class RowReader:
-    """Rows of one data set to conversations."""
+    """Reads the rows of one data set as conversations."""
 
     def __init__(self, spec: DatasetSpec, format_name: str) -> None:
         self._spec, self._fields, self._format = spec, Fields(spec), format_of(format_name)
 
     @property
     def truncation(self) -> tuple[str, str]:
-        """(what is done with documents that are too long, the side of a question that is shortened)."""
+        """Returns (how long documents are truncated, the side of a question that is shortened)."""
         return self._spec.truncate or RIGHT, self._spec.truncate_side or SIDES[0]
 
     def conversation(self, row: Row) -> Conversation:
-        """All of a row. Assistant messages that are not trained have weight 0."""
+        """The whole conversation of a row. Untrained assistant messages have weight 0."""
         read = self._format.read(row, self._fields)
         return read if self._spec.train_on == "all" or read.kind != "chat" else _choose(read, self._spec.train_on)
 
     def share(self, row: Row) -> float:
-        """The row's own weight, where the data set has a key for it."""
+        """The row's own weight, if the data set has a key for it."""
         key = self._spec.weight_key
         if key is None:
             return 1.0
@@ -46,11 +46,11 @@ class RowReader:
         return float(value)
 
     def answers(self, row: Row) -> list[Any] | None:
-        """What evaluation compares with; None where it is the last assistant message."""
+        """The reference answers for evaluation; None if it is the last assistant message."""
         return self._format.answers(row, self._spec)
 
     def why_unanswered(self, row: Row) -> str:
-        """What keeps a row without an answer from being one to learn from."""
+        """Why a row without an answer cannot be trained."""
         try:
             self.conversation(row)
         except RowError as error:
@@ -58,25 +58,25 @@ class RowReader:
         return f"the row has {', '.join(map(repr, row))}; see --answer_key"
 
     def asked(self, row: Row, stand_in: str) -> Conversation | None:
-        """A row that ends with a question, answered by `stand_in`; None for other rows."""
+        """A row that ends with a question, with `stand_in` as its answer; None for other rows."""
         ask = self._format.asked
         question = ask(row, stand_in) if ask is not None else None
         return self._format.read(question, self._fields) if question is not None else None
 
     def with_answer(self, row: Row, answer: Any) -> Row | None:
-        """The row with another answer; None where the format has no field for it."""
+        """The row with another answer; None if the format has no field for it."""
         return self._format.with_answer(row, self._spec, answer) if self._format.with_answer is not None else None
 
 
 def recognise(rows: Sequence[Row], spec: DatasetSpec) -> str:
-    """The format of a data set, from its first rows, unless the user gave it."""
+    """Detect the format of a data set from its first rows, unless it is given."""
     if spec.format is not None:
         return spec.format
     return next((name for name in FORMATS if format_of(name).is_like(rows, spec)), FORMATS[0])
 
 
 def _choose(read: Conversation, train_on: str) -> Conversation:
-    """The conversation with only the chosen turns trained: the last one, or those of assistants with these names."""
+    """Train only the chosen turns: the last one, or those of assistants with these names."""
     turns = [index for index, message in enumerate(read.messages) if message["role"] == "assistant"]
     if train_on == "last":
         chosen = set(turns[-1:])

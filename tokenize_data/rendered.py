@@ -1,4 +1,4 @@
-"""A document as text with roles."""
+"""A rendered document: text with roles."""
 
 from __future__ import annotations
 

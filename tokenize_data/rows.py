@@ -1,6 +1,4 @@
-"""Rows of files that are not one JSON object a line, each as the bytes of a JSON line: every text is what the file
-says.
-"""
+"""Reads files other than JSONL, and yields each row as a JSON line, with texts exactly as in the file."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _BOM = "\ufeff"
 _STRUCTURE = re.compile(
     r'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{}]', re.DOTALL
-)  # a text, whose end may be missing, or a bracket
+)  # a string, possibly unterminated, or a bracket
 _SCALAR = re.compile(r'[^ \t\r\n,\[\]{}"]*+')
 _UNREADABLE = (
     ValueError,
@@ -27,12 +25,12 @@ _UNREADABLE = (
     TypeError,
     NotImplementedError,
     RecursionError,
-)  # what Arrow raises of a value, UTF-8 included
+)  # errors that Arrow raises for a value, including invalid UTF-8
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A row that cannot be read, and its part of the file as far as that is known."""
+    """A row that cannot be read, and its part of the file if known."""
 
     reason: str
     raw: bytes = b""
@@ -49,8 +47,8 @@ def too_long(size: int) -> Unreadable:
 
 
 def json_rows(name: str, blocks: Iterator[bytes]) -> Iterator[Row]:
-    """Each value in the file's own words, checked later. It is an error of the file where nobody can tell where the
-    next one begins.
+    """Yield each value as written, to be checked later. If it is unclear where the next one begins, the file is in
+    error.
     """
     text = _Text(name, blocks)
     if text.next_character() != "[":
@@ -72,17 +70,17 @@ def json_rows(name: str, blocks: Iterator[bytes]) -> Iterator[Row]:
 
 
 class _Text:
-    """What was read of a file and is not a row yet: a piece of it, decoded."""
+    """A buffer of decoded text that has not become a row yet."""
 
     def __init__(self, name: str, blocks: Iterator[bytes]) -> None:
         self._name, self._blocks = name, blocks
         self._decoder = codecs.getincrementaldecoder("utf-8")(
             "surrogateescape"
-        )  # a row is decoded again, and refused by itself
+        )  # rows are decoded again, and rejected one by one
         self._text, self._at, self._row, self._is_whole = "", 0, 0, False
 
     def next_character(self) -> str:
-        """The next one that is not white space, '' at the end."""
+        """The next character that is not white space, '' at the end."""
         while True:
             found = _SPACE.match(self._text, self._at)
             assert found is not None
@@ -95,9 +93,7 @@ class _Text:
         self._at += 1
 
     def value(self) -> bytes:
-        """The JSON value that begins here, on one line: within its texts a line feed is an escape, outside of them it
-        is a space.
-        """
+        """The JSON value that starts here, on one line: line feeds become escapes in strings, and spaces elsewhere."""
         self._row += 1
         if self.next_character() in ("", ",", "]", "}", ":"):
             raise self.error("a value is missing")
@@ -122,7 +118,7 @@ class _Text:
         )
 
     def _read(self, least: int) -> None:
-        """At least so many characters more, unless the file ends."""
+        """Read at least this many more characters, unless the file ends."""
         parts = [self._text[self._at :]]
         while least > 0 and not self._is_whole:
             block = next(self._blocks, None)
@@ -133,8 +129,8 @@ class _Text:
 
 
 def _end_of_value(text: str, at: int, is_whole: bool) -> int | None:
-    """Where the value that begins at `at` ends, None if the text does not show that. No value is made: a small file may
-    hold millions.
+    """The end of the value that starts at `at`, None if it is not in the buffer. Nothing is built: a small file may
+    hold millions of values.
     """
     if text[at] == '"':
         found = _STRUCTURE.match(text, at)
@@ -158,7 +154,7 @@ def _end_of_value(text: str, at: int, is_whole: bool) -> int | None:
 
 
 def csv_rows(name: str, blocks: Iterator[bytes], delimiter: str) -> Iterator[Row]:
-    """Rows under the header's names. All values are texts, and an empty one is an empty text."""
+    """Yield rows under the header's names. All values are strings; empty ones are empty strings."""
     csv.field_size_limit(2 * MAX_LINE_BYTES)  # of the whole process, and never the limit here: `_Lines` stops sooner
     lines = _Lines(name, blocks)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -214,7 +210,7 @@ def _header(name: str, row: Row, record: list[str]) -> list[str]:
 
 
 class _Lines:
-    """The file's lines with their ends, for the csv module, and a memory of those that it took for a row."""
+    """Gives the csv module the file's lines with their ends, and records which ones it used for a row."""
 
     def __init__(self, name: str, blocks: Iterator[bytes]) -> None:
         self._name, self._lines = name, _physical_lines(blocks)
@@ -239,7 +235,7 @@ class _Lines:
         return line.decode("utf-8", "surrogateescape")
 
     def taken(self) -> tuple[bytes, int]:
-        """What was taken since the last time, and how many lines that is."""
+        """The lines used since the last call, and their number."""
         raw, count = bytes(self._taken).rstrip(b"\r\n"), self._count
         self._taken, self._count = bytearray(), 0
         return raw, count
@@ -261,9 +257,7 @@ def _physical_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def arrow_rows(batches: Iterator[Any]) -> Iterator[Row]:
-    """Rows of record batches. What is neither text nor a number becomes an object with its type, which no text can
-    be.
-    """
+    """Yield rows of record batches. Values that are neither strings nor numbers become objects with their type."""
     for batch in batches:
         rows: list[Row]
         try:

@@ -19,10 +19,9 @@ _FACTS = {"metavar", "choices", "least", "above", "most", "flag", "recipe", "fix
 
 
 def setting(default: Any, text: str, **facts: Any) -> Any:
-    """A field and what flags, recipes and checks need to know: metavar, choices, least, above, most; flag=False or
-    recipe=False where it has no flag or must not be in a recipe; fixed=True where a run cannot be resumed with another
-    value; suffix=(place, label) where a value other than the default is part of the run's folder name. MISSING as
-    default: it is required.
+    """A field with the facts for flags, recipes and checks: metavar, choices, least, above, most; flag=False without a
+    flag, recipe=False if not allowed in recipes; fixed=True if it must not change on resume; suffix=(position,
+    label) if values other than the default appear in the run's folder name. The default MISSING makes it required.
     """
     assert facts.keys() <= _FACTS, facts
     metadata = {"text": text, **facts}
@@ -30,7 +29,7 @@ def setting(default: Any, text: str, **facts: Any) -> Any:
 
 
 class Group:
-    """A group of settings. Checks arithmetic only: no file is read here."""
+    """A group of settings. Its checks read no files."""
 
     def __post_init__(self) -> None:
         for entry in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
@@ -38,7 +37,7 @@ class Group:
         self.check()
 
     def check(self) -> None:
-        """Raise UserError where settings contradict each other."""
+        """Raise UserError if settings contradict each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +141,7 @@ def fields_of(group: type[Group]) -> tuple[Field[Any], ...]:
 
 
 def check_value(name: str, value: Any, facts: typing.Mapping[str, Any]) -> None:
-    """Raise UserError where a value is not one of the choices, or out of range."""
+    """Raise UserError if a value is not one of the choices, or out of range."""
     if value is None or isinstance(value, bool):
         return
     if facts.get("choices") and value not in facts["choices"]:

@@ -19,7 +19,7 @@ SHARD_BYTES = 256 << 20
 
 
 class ShardWriter:
-    """Takes converted chunks in order; `close` gives the list of files. Files begin with `prefix`, unique to this
+    """Writes converted chunks in order; `close` returns the files. File names start with `prefix`, unique to this
     build.
     """
 
@@ -50,14 +50,14 @@ class ShardWriter:
         self._carry = pa.concat_batches([batch]) if len(batch) else None
 
     def close(self) -> tuple[list[FileInfo], FileInfo]:
-        """(shards, index), all of them on disk."""
+        """Returns (shards, index), all synced to disk."""
         if self._carry is not None:
             self._write(self._carry)
         self._finish_shard()
         return self.shards, self._index.write(f"{self._prefix}-index.arrow")
 
     def abandon(self) -> None:
-        """Let go of the open files; the caller removes what was written."""
+        """Close the files without finishing them; the caller removes them."""
         self._index.close()
         if self._file is not None:
             self._file.abandon()
@@ -94,9 +94,7 @@ def _lists(lengths: list[int], values: np.ndarray) -> pa.ListArray:
 
 
 def _compact(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Offsets that begin at 0 over values of just this batch, so that a reader can take slices without a look at the
-    parent.
-    """
+    """Copy a batch so that its offsets start at 0 over its own values, which lets readers slice it directly."""
     columns = []
     for column in batch.columns:
         offsets = as_numpy(column.offsets)

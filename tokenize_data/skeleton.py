@@ -1,4 +1,4 @@
-"""What a template writes around the contents of conversations with the same roles, found once for all of them."""
+"""The text that a template writes around the contents of conversations with the same roles."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tokenize_data.rendered import TEMPLATE, Message, Rendered
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a skeleton: a literal with its spans, or (message >= 0) the place of a message's content."""
+    """A piece of a skeleton: a literal with its spans, or the position of a message's content (message >= 0)."""
 
     literal: str = ""
     spans: tuple[tuple[int, int], ...] = ()  # (start within the literal, role)
-    split: int | None = None  # where in the literal the model begins to write
+    split: int | None = None  # positions in the literal where the model starts to write
     message: int = -1
     role: int = TEMPLATE
     strip_left: bool = False
@@ -23,8 +23,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Skeleton:
-    parts: tuple[Part, ...] | None  # None: contents do not appear once each, in order
-    suffixes: dict[int, str]  # turn -> literal between its content and its end of turn, included
+    parts: tuple[Part, ...] | None  # None: contents do not each appear once, in order
+    suffixes: dict[int, str]  # turn -> literal from its content to the end of turn, inclusive
     num_special: int = 0
 
 

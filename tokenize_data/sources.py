@@ -1,6 +1,4 @@
-"""Files to chunks of JSON lines. What a row's texts are is decided by the bytes of the file, and nothing of it is kept
-elsewhere.
-"""
+"""Reads files as chunks of JSON lines. Texts come from the file's bytes, and no copy is kept elsewhere."""
 
 from __future__ import annotations
 
@@ -19,16 +17,14 @@ from tokenize_data.folders import kind_of
 from tokenize_data.rows import Row, Unreadable, arrow_rows, csv_rows, json_rows, too_long
 from tokenize_data.streams import BOM, CHUNK_BYTES, COMPRESSED, MAX_LINE_BYTES, Hashed, first_line, text_blocks
 
-_MOST_FILES = 1 << 16  # the index of a data set numbers them with 16 bits
+_MOST_FILES = 1 << 16  # the index has 16 bits for the number of a source
 _BATCH_ROWS = 128
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Whole lines of one file, of which empty ones are no rows. `bad` are rows that could not be read, with their
-    numbers.
-    """
+    """Whole lines of one file; empty ones are not rows. `bad` are unreadable rows with their numbers."""
 
     source: int
     first_line: int
@@ -37,7 +33,7 @@ class Chunk:
     bad: tuple[tuple[int, Unreadable], ...] = ()
 
     def rows(self) -> Iterator[tuple[int, Row]]:
-        """All rows by number. A byte-order mark before a line is none of its text: joined files have them anywhere."""
+        """All rows by number, without byte-order marks, which joined files have anywhere."""
         lines = (
             (number, line.removeprefix(BOM)) for number, line in enumerate(self.data.split(b"\n"), self.first_line)
         )
@@ -47,7 +43,7 @@ class Chunk:
 
 @dataclass
 class Source:
-    """One file. Its `sha256`, `size` and times are known once all of it has been read."""
+    """One file. Its `sha256`, `size` and times are known once it has been read completely."""
 
     name: str
     path: Path
@@ -56,9 +52,9 @@ class Source:
     sha256: str = ""
     mtime_ns: int = 0
     ctime_ns: int = 0
-    is_remote: bool = False  # `path` is where it was fetched to, or it has a `url`
+    is_remote: bool = False  # `path` is its local copy, or it has a `url`
     url: str | None = None
-    stamp: str = ""  # of a url: changes when the file does
+    stamp: str = ""  # for a url: changes when the file changes
 
     @property
     def unit(self) -> str:
@@ -68,7 +64,7 @@ class Source:
         return f"{self.name} {self.unit} {number}"
 
     def chunks(self, index: int) -> Iterator[Chunk]:
-        """The file's rows; `index` is what the chunks call it."""
+        """Yield the file's rows in chunks, which refer to it by `index`."""
         with self.open() as file:
             begun = self._identity(file)
             if self.kind in ("parquet", "arrow"):
@@ -84,7 +80,7 @@ class Source:
         return self.path.open("rb") if self.url is None else remote.open_file(self.url)
 
     def _identity(self, file: BinaryIO) -> tuple[int | str, ...]:
-        """Size, and what else changes with the content."""
+        """The size, and what else changes with the content."""
         if self.url is not None:
             now = remote.describe(self.url)
             return now.size, now.stamp
@@ -96,7 +92,7 @@ class Source:
 
 
 def open_sources(names: Sequence[str]) -> list[Source]:
-    """What `--data` means: files, folders with data, and data sets on the Hub, each as its files."""
+    """Open what `--data` names: files, folders with data, and data sets on the Hub."""
     sources = [source for name in names for source in _open(name)]
     if len(sources) > _MOST_FILES:
         raise UserError(f"{len(sources):,} files, more than {_MOST_FILES:,}: write them as fewer")
@@ -148,7 +144,7 @@ def _open_file(name: str, path: Path, is_remote: bool = False) -> Source:
 def _checked(source: Source) -> Source:
     if source.kind in ("parquet", "arrow") and source.path.suffix.lower() in COMPRESSED:
         raise UserError(f"{source.name} is a compressed {source.kind} file: decompress it first")
-    if source.kind == "json":  # many people's .json files hold one object a line
+    if source.kind == "json":  # many .json files hold one object per line
         with source.open() as file:
             line = first_line(source.name, source.path, file)
         source.kind = "jsonl" if line.startswith(b"{") and line.endswith(b"}") else "json"
@@ -177,7 +173,7 @@ def _line_chunks(index: int, blocks: Iterator[bytes], raw: Hashed) -> Iterator[C
     rest, line, skipped = b"", 1, 0
     bad: list[tuple[int, Unreadable]] = []
     for block in blocks:
-        if skipped:  # inside a line that is too long: drop up to its end
+        if skipped:  # in a line that is too long: drop the rest of it
             cut = block.find(b"\n")
             if cut < 0:
                 skipped += len(block)

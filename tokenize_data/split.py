@@ -1,7 +1,6 @@
-"""Rows of the training data that are kept for validation: drawn by seed, never trained.
-
-Each row, or each group of rows with the same value of a key, gets a number from the seed; the smallest ones are kept.
-Whether a row is kept follows from that number alone, so that processes need no list of rows.
+"""Splits training rows for validation, drawn by seed. Each row, or each group of rows with the same value of a key,
+gets a number from the seed; the smallest ones are held out. This depends on the number alone, so processes need no
+list of rows.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?)%|(\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """What was asked for."""
+    """The requested split."""
 
     wanted: str  # "5%", or a number of rows
     seed: int
@@ -49,17 +48,17 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The rows of one side of a split."""
+    """One side of a split."""
 
     split: Split
     threshold: int
     is_validation: bool
 
     def has(self, source: int, line: int, row: Row | None) -> bool:
-        """Whether a row belongs to this side. `row` is needed where groups are kept together."""
+        """Whether a row belongs to this side. `row` is needed if groups are kept together."""
         if self.split.group:
             if row is None:
-                return not self.is_validation  # it cannot be used, and is refused where it is trained
+                return not self.is_validation  # an invalid row is rejected on the training side
             number = _of_group(self.split, row)
         else:
             number = int(_of_lines(self.split, source, [line])[0])
@@ -67,7 +66,7 @@ class Part:
 
 
 def share_of(val: Sequence[str], val_group: str | None) -> str | None:
-    """What --val asks for where it names no files: a share such as 5%, or a number of rows."""
+    """Parse --val as a share such as 5%, or a number of rows; None if it names files."""
     asked = [value for value in val if _SHARE.fullmatch(value)]
     if len(asked) != len(val) or len(asked) > 1:
         if asked:
@@ -111,7 +110,7 @@ def _lines(split: Split, sources: Sequence[Source]) -> Iterator[np.ndarray]:
 
 
 def _groups(split: Split, sources: Sequence[Source]) -> Iterator[np.ndarray]:
-    """Rows that cannot be used are refused later."""
+    """Read the groups. Invalid rows are rejected later."""
     for index, source in enumerate(sources):
         for chunk in source.chunks(index):
             found = []
@@ -122,7 +121,7 @@ def _groups(split: Split, sources: Sequence[Source]) -> Iterator[np.ndarray]:
 
 
 def _why(split: Split, sources: Sequence[Source]) -> str:
-    """What the first row has in place of the key."""
+    """Describe what the first row has instead of the key."""
     for index, source in enumerate(sources):
         for chunk in source.chunks(index):
             for line, raw in chunk.rows():
@@ -140,7 +139,7 @@ def _of_group(split: Split, row: Row) -> int:
 
 
 def _of_lines(split: Split, source: int, lines: Sequence[int]) -> np.ndarray:
-    """A number for each line, evenly spread: the finaliser of SplitMix64."""
+    """Hash line numbers evenly by the finaliser of SplitMix64."""
     with np.errstate(over="ignore"):
         x = np.asarray(lines, np.uint64) + np.uint64(
             (split.seed * 0x9E3779B97F4A7C15 + source * 0xD1B54A32D192ED03) % 2**64

@@ -34,23 +34,23 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One data set to be there at the end."""
+    """A data set to find or to build."""
 
     run_name: str
     root: Path
     base: Base
     specs: tuple[DatasetSpec, ...] = ()
     template: str = "auto"
-    template_values: Mapping[str, Any] = field(default_factory=dict)  # for switches of the template
+    template_values: Mapping[str, Any] = field(default_factory=dict)  # values for the template's switches
     seq: int = 2048
     workers: int = 1
     max_bad_rows: int = 0
     retokenize: bool = False
     append: bool = False
-    part: PartOf | None = None  # of several machines
+    part: PartOf | None = None  # this machine's part
     seed: int = 1234
     split: Split | None = None
-    is_validation: bool = False  # which side of the split
+    is_validation: bool = False  # the side of the split
     fast: bool = True
 
     def __post_init__(self) -> None:
@@ -65,9 +65,7 @@ class Request:
 
 
 def ensure(request: Request, say: Say, warn: Say) -> Manifest | None:
-    """The manifest of a data set that fits the request: found, waited for, or made. None where other machines' parts of
-    it are missing.
-    """
+    """Find, wait for, or build the data set, and return its manifest. None if other machines' parts are missing."""
     folder = manifest.dataset_folder(request.root, request.run_name)
     if request.append:
         return _append(request, folder, say)
@@ -102,14 +100,14 @@ def _has_all_parts(plan: Plan, part: PartOf, folder: Path, say: Say) -> bool:
 
 @contextlib.contextmanager
 def _alone(request: Request, folder: Path, say: Say) -> Iterator[None]:
-    """While no other process makes this data set."""
+    """Hold the lock that keeps other processes from building this data set."""
     try:
         request.root.mkdir(parents=True, exist_ok=True)
         with lock.exclusive(
             request.root / f".{request.run_name}.lock", lambda who: say(f"{who} is making {folder}: waiting for it")
         ):
             yield
-    except BrokenPipeError:  # whoever read our output went away
+    except BrokenPipeError:  # the reader of our output is gone
         raise
     except OSError as error:
         raise disk_error(error, request.root) from error
@@ -195,7 +193,7 @@ def _make(plan: Plan, folder: Path, request: Request, say: Say) -> Manifest:
 
 
 def _append(request: Request, folder: Path, say: Say) -> Manifest:
-    """The data set with more rows behind those that it has."""
+    """Append rows to the data set."""
     if not request.specs:
         raise UserError("--append adds the rows of --data, and no --data was given: name the new files")
     tokenizer, template = _tokenizer_and_template(request, say)
@@ -228,7 +226,7 @@ def _append(request: Request, folder: Path, say: Say) -> Manifest:
 
 
 def _join_rejects(folder: Path, prefix: str) -> None:
-    """Rows that were rejected before stay on the list."""
+    """Keep earlier rejected rows on the list."""
     before, now = folder / "rejected.jsonl", folder / f"{prefix}-rejected.jsonl"
     if before.exists():
         joined = folder / f"{prefix}-joined-rejected.jsonl"
@@ -240,7 +238,7 @@ def _join_rejects(folder: Path, prefix: str) -> None:
 
 
 def _build(plan: Plan, folder: Path, prefix: str, kept: Manifest | None, say: Say) -> Manifest:
-    """With the fast tokenizer, or from the beginning without it where it fails on a row."""
+    """Build with the fast tokenizer; if it fails on a row, start over without it."""
     try:
         return build(plan, folder, prefix, say)
     except FastPathError as difference:
@@ -250,7 +248,7 @@ def _build(plan: Plan, folder: Path, prefix: str, kept: Manifest | None, say: Sa
 
 
 def _publish(folder: Path, prefix: str, made: Manifest) -> None:
-    """The manifest comes last but for the list of rejected rows, which is for people."""
+    """Publish the files, with the manifest last. Only the list of rejected rows, which is for people, may follow it."""
     rejects = folder / f"{prefix}-rejected.jsonl"
     manifest.write(folder, made)
     if rejects.exists():
@@ -263,7 +261,7 @@ def _publish(folder: Path, prefix: str, made: Manifest) -> None:
 
 
 def _check_folder_is_ours(folder: Path) -> None:
-    """What is removed later must be ours: a folder with other things in it is not touched."""
+    """Raise UserError for a folder with other files, since we remove files in it later."""
     if not folder.is_dir():
         return
     ours = ("part-", f".{manifest.NAME}", manifest.NAME, "rejected.jsonl")
@@ -283,7 +281,7 @@ def _read_quietly(folder: Path) -> Manifest | None:
 
 
 def _remove_all_but(folder: Path, kept: Manifest | None) -> None:
-    """Remove the parts that no manifest names: those of a killed run, or of the data set that was replaced."""
+    """Remove files that no manifest names: leftovers of a killed run or of a replaced data set."""
     names = {info.file.split("/")[0] for info in kept.all_files()} if kept else set()
     for entry in folder.iterdir():
         if entry.name in names or not entry.name.startswith(("part-", f".{manifest.NAME}.")):

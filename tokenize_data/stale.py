@@ -1,4 +1,4 @@
-"""Checks whether existing shards fit what the user asks for now."""
+"""Checks whether existing shards match what the user asks for now."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DEFAULTS = {entry.name: entry.default for entry in fields(DatasetSpec)} | {
 
 
 def refuse_other_tokenizer(manifest: Manifest, tokenizer: BaseTokenizer, template: ChatTemplate, folder: Path) -> None:
-    """Ids of another vocabulary, or text of another template, are never what a run wants."""
+    """Raise UserError for shards made with another tokenizer or template."""
     for what, made, now in (
         ("tokenizer", manifest.tokenizer["fingerprint"], tokenizer.fingerprint),
         ("template", manifest.template["fingerprint"], template.fingerprint()),
@@ -36,13 +36,13 @@ def refuse_other_tokenizer(manifest: Manifest, tokenizer: BaseTokenizer, templat
 
 
 def refuse_other_split(manifest: Manifest, split: Split, is_validation: bool, folder: Path) -> None:
-    """Rows for validation must be those that these shards leave out."""
+    """Raise UserError unless the validation rows are those that these shards leave out."""
     made = manifest.split
     now = {
         **split.facts(),
         "is_validation": is_validation,
         "seed": made.get("seed"),
-    }  # drawn once, whatever --seed is now
+    }  # drawn once, independent of the current --seed
     if made != now:
         how = f"with --val {made['val']}" if made.get("val") else "without a split"
         how += f" --val_group {made['group']}" if made.get("group") else ""
@@ -53,7 +53,7 @@ def refuse_other_split(manifest: Manifest, split: Split, is_validation: bool, fo
 
 
 def refuse_other_files(training: Manifest, validation: Manifest, folder: Path) -> None:
-    """Both sides of a split come from the same bytes."""
+    """Raise UserError unless both sides of a split come from the same bytes."""
     used, kept = (
         [(file["name"], file["sha256"]) for dataset in made.datasets for file in dataset["files"]]
         for made in (training, validation)
@@ -67,7 +67,7 @@ def refuse_other_files(training: Manifest, validation: Manifest, folder: Path) -
 
 
 def differences(manifest: Manifest, specs: Sequence[DatasetSpec], seq: int) -> list[str]:
-    """What differs between the shards and what is asked for, in words; the shards are used all the same."""
+    """Describe differences between the shards and the request; the shards are still used."""
     found = []
     if manifest.seq != seq:
         found.append(f"sequence length: made with --seq {manifest.seq}, asked for {seq}")
@@ -97,7 +97,7 @@ def _file_differences(spec: DatasetSpec, dataset: dict[str, Any]) -> list[str]:
 
 
 def _names(given: Sequence[str], folders_only: bool = False) -> list[str]:
-    """With a folder's files in place of it."""
+    """Names, with folders replaced by their files."""
     found: list[str] = []
     for name in given:
         path = Path(name).expanduser()
@@ -116,7 +116,7 @@ def _file_difference(name: str, made: dict[str, Any]) -> str | None:
     if made["mtime_ns"] == 0 or not path.is_file():
         return None if name == made["name"] else f"data: made of {made['name']}, asked for {name}"
     status = path.stat()
-    # A program can set mtime back, but not ctime, so a file with both is the same one.
+    # Whether a file is unchanged: programs can reset mtime, but not ctime.
     same_file = name == made["name"] and (status.st_mtime_ns, status.st_ctime_ns) == (
         made["mtime_ns"],
         made.get("ctime_ns"),

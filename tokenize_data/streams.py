@@ -1,4 +1,4 @@
-"""A file's bytes: hashed as they are read, decompressed in pieces of bounded size, without a byte-order mark."""
+"""Reads a file's bytes: hashed, decompressed in pieces of bounded size, without a byte-order mark."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ CHUNK_BYTES = 1 << 20
 MAX_LINE_BYTES = 16 << 20
 BOM = b"\xef\xbb\xbf"
 COMPRESSED = (".gz", ".zst")
-_ZSTD_PIECE = 1 << 10  # four bytes of a zstd file may stand for 128 KiB, so this for 32 MiB at most
+_ZSTD_PIECE = 1 << 10  # four bytes of zstd may expand to 128 KiB, so this expands to at most 32 MiB
 
 
 class Hashed:
-    """A binary file that hashes and counts what is read from it."""
+    """A binary file that hashes and counts the bytes read from it."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
@@ -41,7 +41,7 @@ class Hashed:
 
 
 def text_blocks(name: str, path: Path, raw: Hashed) -> Iterator[bytes]:
-    """The content, decompressed, in pieces of CHUNK_BYTES at most. `name` is what errors call the file."""
+    """Yield the decompressed content in pieces of at most CHUNK_BYTES. `name` appears in errors."""
     is_first = True
     for block in _content(name, path, raw):
         for at in range(0, len(block), CHUNK_BYTES):
@@ -57,7 +57,7 @@ def text_blocks(name: str, path: Path, raw: Hashed) -> Iterator[bytes]:
 
 
 def first_line(name: str, path: Path, file: IO[bytes]) -> bytes:
-    """The first line with anything on it, or the beginning of one that is very long."""
+    """The first line that is not empty, or the start of a very long one."""
     for block in text_blocks(name, path, Hashed(file)):
         if block := block.lstrip():
             return block.partition(b"\n")[0].rstrip()

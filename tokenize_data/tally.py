@@ -14,12 +14,12 @@ from tokenize_data.files import as_json, open_private
 from tokenize_data.rendered import ROLE_NAMES
 from tokenize_data.sources import Source
 
-_MOST_KINDS = 1000  # of reasons: those that quote a row may be as many as the rows
+_MOST_KINDS = 1000  # limit of distinct reasons: those that quote a row may be as many as the rows
 _OTHERS = "other reasons"
 
 
 class Tally:
-    """Counts of a run, and the bad rows: within the limit they are set aside, beyond it the first one is the error."""
+    """Counts rows and sets bad ones aside; beyond the limit, the first bad row is the error."""
 
     def __init__(self, max_bad_rows: int, sources: Sequence[Source], path: Path) -> None:
         self._limit, self._sources, self._path = max_bad_rows, sources, path
@@ -90,5 +90,5 @@ class Tally:
 
 
 def _kind(reason: str) -> str:
-    """A reason without its values, to count by."""
+    """A reason without its values, for counting."""
     return re.sub(r"\d[\d,.]*", "N", re.split(r": | \(|; ", reason)[0])[:60]

@@ -47,7 +47,7 @@ tokenizer.save_pretrained(sys.argv[2])
 
 @dataclass(frozen=True, kw_only=True)
 class BaseTokenizer:
-    """A tokenizer and what belongs to it. `backend` is never changed once this object exists."""
+    """A tokenizer with its special tokens and template. `backend` never changes."""
 
     backend: Tokenizer
     config: dict[str, Any]
@@ -65,13 +65,13 @@ class BaseTokenizer:
         return int(max(self.backend.get_vocab(with_added_tokens=True).values())) + 1
 
     def special(self, name: str) -> str | None:
-        """The text of bos_token, eos_token, ... or None."""
+        """The text of bos_token, eos_token, ..., or None."""
         token = self.config.get(name)
         return token.get("content") if isinstance(token, dict) else token
 
     @property
     def adds_bos(self) -> bool:
-        """Whether this tokenizer itself puts its BOS before a text."""
+        """Whether this tokenizer inserts BOS by itself."""
         bos = self.special("bos_token")
         if bos is None:
             return False
@@ -87,8 +87,8 @@ class BaseTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what decides ids: vocabulary, merges, normalisation, added and special tokens. Not of names or
-        places.
+        """SHA-256 of what determines ids: vocabulary, merges, normalisation, added and special tokens, but not names
+        or paths.
         """
         kept = ("normalizer", "pre_tokenizer", "model", "added_tokens", "decoder")
         pipeline = {key: self.pipeline[key] for key in kept}
@@ -96,9 +96,7 @@ class BaseTokenizer:
         return hashlib.sha256(json.dumps(pipeline, sort_keys=True).encode()).hexdigest()
 
     def extended(self, tokens: tuple[str, ...]) -> BaseTokenizer:
-        """The same with `tokens` as special tokens: those that it finds whole stay, those in its vocabulary alone keep
-        their ids.
-        """
+        """A copy with `tokens` as special tokens. Tokens that are in the vocabulary keep their ids."""
         torn = [token for token in dict.fromkeys(tokens) if not self.finds(token)]
         if not torn:
             return self
@@ -109,16 +107,16 @@ class BaseTokenizer:
         )
 
     def finds(self, token: str) -> bool:
-        """Whether this token is found in a text as a whole. One that is in the vocabulary alone is taken apart."""
+        """Whether this token is matched as a whole in texts, and not just part of the vocabulary."""
         number = self.backend.token_to_id(token)
         return number is not None and number in self.backend.encode(f"a{token}a", add_special_tokens=False).ids
 
     def save(self, folder: Path, chat_template: str | None) -> None:
-        """A folder that AutoTokenizer reads back to the same ids: tokenizer.json is used as it stands."""
+        """Save a folder that AutoTokenizer reads back with the same ids."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.json").write_text(
             self.backend.to_str(pretty=True)
-        )  # its own save() hides a full disk in a bare Exception
+        )  # its save() reports a full disk as a bare Exception
         config = {
             key: value
             for key, value in self.config.items()
@@ -131,10 +129,10 @@ class BaseTokenizer:
 
 
 def load_tokenizer(path: str) -> BaseTokenizer:
-    """The tokenizer of a Hugging Face folder or Hub id."""
+    """Load the tokenizer of a Hugging Face folder or Hub id."""
     os.environ.setdefault(
         "TOKENIZERS_PARALLELISM", "false"
-    )  # our workers are the parallelism; threads and forks do not mix
+    )  # our workers run in parallel; threads and forks do not mix
     folder = Path(path) if Path(path).is_dir() else _from_hub(path)
     config = read_json(folder / "tokenizer_config.json")
     check(folder, config)
@@ -173,7 +171,7 @@ def _is_verbatim(folder: Path, config: dict[str, Any]) -> bool:
 
 
 def _converted(folder: Path) -> Path:
-    """The folder as transformers saves it: made once for these contents and this version of transformers, and kept."""
+    """The folder as saved by transformers, cached for these contents and this version of transformers."""
     names = {file for pattern in _WANTED_FILES for file in folder.glob(pattern) if file.is_file()}
     digest = hashlib.sha256(metadata.version("transformers").encode())
     for file in sorted(names):
@@ -185,12 +183,12 @@ def _converted(folder: Path) -> Path:
     try:
         place.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=place))
-    except OSError:  # a home that cannot be written: converted again each time
+    except OSError:  # a read-only home: converted again each time
         kept = scratch = Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     _convert(folder, scratch)
     if scratch != kept:
-        with contextlib.suppress(OSError):  # another process was first: its result is the same
+        with contextlib.suppress(OSError):  # another process was faster, with the same result
             scratch.rename(kept)
         shutil.rmtree(scratch, ignore_errors=True)
     return kept
@@ -214,7 +212,7 @@ def _from_hub(path: str) -> Path:
 
     try:
         return Path(snapshot_download(path, allow_patterns=list(_WANTED_FILES)))
-    except Exception as error:  # many kinds: no network, no such model, no right to read it
+    except Exception as error:  # many kinds: no network, no such model, no permission
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"the tokenizer of '{path}' is neither a folder nor to be had from the Hub ({type(error).__name__}: "

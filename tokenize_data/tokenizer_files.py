@@ -20,7 +20,7 @@ from tokenize_data.errors import UserError, shorten
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MAX_TEMPLATE_BYTES = 1 << 20
 _MAX_JSON_BYTES = 1 << 29
-_MAX_ID = (1 << 24) - 1  # tables go up to the largest id; the largest vocabularies have a million tokens
+_MAX_ID = (1 << 24) - 1  # tables have as many rows as the largest id; the largest vocabularies have a million tokens
 _TRIED = (
     "".join(map(chr, range(32, 127))),
     "The first treatment. " * 20,
@@ -31,7 +31,7 @@ _TRIED = (
 
 
 def read_template(file: Path) -> str:
-    with file.open("rb") as stream:  # a device has no size to look at first
+    with file.open("rb") as stream:  # devices report no size
         content = stream.read(_MAX_TEMPLATE_BYTES + 1)
     if len(content) > _MAX_TEMPLATE_BYTES:
         raise UserError(
@@ -49,7 +49,7 @@ def chat_template_of(folder: Path, config: dict[str, Any]) -> str | None:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise UserError(f"{file} cannot be read ({reason}): fetch the base model again, or remove it") from error
     template = config.get("chat_template") or read_json(folder / "chat_template.json").get("chat_template")
-    if isinstance(template, list):  # several named ones: the default is for chat
+    if isinstance(template, list):  # several named templates: the default one is for chat
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     if template is not None and not isinstance(template, str):
@@ -86,9 +86,7 @@ def load(file: Path) -> Tokenizer:
 
 
 def try_once(file: Path) -> None:
-    """Load a tokenizer and use it in a process that may be killed, before it is loaded here. What went well is
-    remembered.
-    """
+    """Load and use a tokenizer in a process that may be killed, before loading it here. Success is remembered."""
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -97,7 +95,7 @@ def try_once(file: Path) -> None:
         ) from error
     digest = hashlib.sha256(f"{tokenizers_version} {_MAX_ID} {_TRIED}".encode() + content).hexdigest()
     mark = cache() / "tried" / digest
-    if os.path.exists(mark):  # False too where a home cannot be read
+    if os.path.exists(mark):  # also False if the home cannot be read
         return
     child = guard.Child(
         _use, guard.Limits(seconds=60 + len(content) // 500_000, num_bytes=(2 << 30) + 64 * len(content))
@@ -110,7 +108,7 @@ def try_once(file: Path) -> None:
         ) from error
     finally:
         child.close()
-    with contextlib.suppress(OSError):  # a home that cannot be written: tried again each time
+    with contextlib.suppress(OSError):  # a read-only home: tried again each time
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
 
@@ -137,7 +135,7 @@ def _use(file: str) -> str:
 
 
 def check(folder: Path, config: dict[str, Any]) -> None:
-    """What is read of a configuration has the kind that it should have."""
+    """Raise UserError if a value in a configuration has the wrong type."""
     tokens: list[tuple[str, Any]] = [(name, config.get(name)) for name in SPECIAL_NAMES]
     for name, kinds in (
         ("added_tokens_decoder", dict),

@@ -16,13 +16,13 @@ from tokenize_data.fields import Conversation, Message
 from tokenize_data.rendered import ROLE_OF, SYSTEM, USER, Rendered
 
 Document = tuple[Rendered, Encoded]
-_SLACK = 256  # a document may be shorter than --seq by one token of so many: the search ends sooner
+_SLACK = 256  # the search stops this close to --seq: one token of so many
 _LAST_WORD = re.compile(r"(?<=\s)\S{1,24}\Z")
-Make = Callable[[Conversation], Document]  # the document in question, of another conversation
+Make = Callable[[Conversation], Document]  # makes the same document from another conversation
 
 
 def refuse_long(length: int, seq: int) -> None:
-    """With --truncate refuse."""
+    """Reject long documents, for --truncate refuse."""
     if length > seq:
         raise RowError(
             f"{length:,} tokens, more than --seq {seq:,} (--truncate refuse): raise --seq, shorten the row, or use "
@@ -53,7 +53,7 @@ def shortened(conversation: Conversation, length: int, make: Make, seq: int, sid
     too_long, tokens_too_long, tries = longest, length, 0
     while too_long - fits > 1 and seq - tokens_fit > seq // _SLACK:
         step = (too_long - fits) * (seq - tokens_fit) // (tokens_too_long - tokens_fit)
-        if tries % 3 == 2:  # the line is a bad guess, or a word is longer than what is left
+        if tries % 3 == 2:  # interpolation failed, or a word is longer than the rest
             step = (too_long - fits) // 2
         limit = fits + min(max(step, 1), too_long - fits - 1)
         tried = make(_limited(conversation, limit, side))
@@ -79,7 +79,7 @@ def _limited(conversation: Conversation, limit: int, side: str) -> Conversation:
 
 
 def limited(text: str, limit: int, side: str) -> str:
-    """At most `limit` characters of a text, cut between words where one is near, and never blank."""
+    """Cut a text to at most `limit` characters, between words if possible, and never to blank."""
     if len(text) <= limit:
         return text
     if side == "start":

@@ -28,7 +28,7 @@ class Template(Protocol):
 
 
 def is_needed(messages: Sequence[Message], tools: Tools) -> bool:
-    """Whether contents decide what the template writes around them."""
+    """Whether the template's text depends on the contents."""
     return tools is not None or any(
         message["role"] == "tool" or "tool_calls" in message or thoughts.thoughts_of(message) is not None
         for message in messages
@@ -36,7 +36,7 @@ def is_needed(messages: Sequence[Message], tools: Tools) -> bool:
 
 
 def documents(template: Template, messages: Sequence[Message], tools: Tools) -> list[Rendered]:
-    """One document, or more where the template shows a turn otherwise once it is history."""
+    """The documents of a conversation: several if the template renders a turn differently once it is history."""
     messages = [_with_place_for_thoughts(template, message, number) for number, message in enumerate(messages, 1)]
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and message.get("weight", 1)]
     if not turns:
@@ -46,7 +46,7 @@ def documents(template: Template, messages: Sequence[Message], tools: Tools) -> 
     written = {turn: _written(template, messages, tools, turn) for turn in turns}
     last, *_ = written.get(len(messages) - 1, (whole,))
     if last.startswith(whole.rstrip()):
-        whole = last  # with the token at which the model stops
+        whole = last  # including the token at which the model stops
     together: dict[int, tuple[int, int]] = {}
     made = []
     for turn, (text, start, end) in written.items():
@@ -58,7 +58,7 @@ def documents(template: Template, messages: Sequence[Message], tools: Tools) -> 
 
 
 def _written(template: Template, messages: Sequence[Message], tools: Tools, turn: int) -> tuple[str, int, int]:
-    """(the conversation up to this turn, where the model begins to write in it, where it ends)."""
+    """Returns (the conversation up to this turn, where the model starts to write, where the turn ends)."""
     message = messages[turn]
     thought = thoughts.thoughts_of(message)
     prompt = template.render(messages[:turn], True, tools)
@@ -87,7 +87,7 @@ def _written(template: Template, messages: Sequence[Message], tools: Tools, turn
 
 
 def _stop_of_call(template: Template, messages: Sequence[Message], text: str, tools: Tools) -> str:
-    """The token at which the model stops after a call, where the template leaves that to the tool's result."""
+    """The token at which the model stops after a call, if the template leaves it to the tool's result."""
     with contextlib.suppress(RowError):
         followed = template.render([*messages, {"role": "tool", "content": "?"}], tools=tools)
         return template.special_at(followed, len(text)) if followed.startswith(text) else ""
@@ -95,7 +95,7 @@ def _stop_of_call(template: Template, messages: Sequence[Message], text: str, to
 
 
 def _with_place_for_thoughts(template: Template, message: Message, number: int) -> Message:
-    """Templates without a field for thoughts may know them in the content."""
+    """Move thoughts into the content, for templates without a field for them."""
     if "reasoning_content" not in message or "reasoning_content" in template.source or ".thinking" in template.source:
         return message
     if not thoughts.has_place(template.source):
@@ -107,7 +107,7 @@ def _with_place_for_thoughts(template: Template, message: Message, number: int) 
 
 
 def _check_turn(template: Template, message: Message, turn: int, thought: str | None, written: str) -> None:
-    """What a template leaves out silently would not be trained."""
+    """Raise RowError if the template omits part of a turn, which would then not be trained."""
     parts = {"content": thoughts.without(message["content"]), "thoughts": thought or ""}
     lost = [what for what, part in parts.items() if part.strip() and part.strip() not in written]
     lost += [
