@@ -10,7 +10,7 @@ from torch import nn
 
 from tokenize_data.errors import UserError
 
-# What comes after the layers, in the order in which models apply it.
+# What follows the layers, in the order in which models apply it.
 _FINAL_NAMES = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "project_out")
 
 
@@ -24,7 +24,7 @@ class Anatomy:
     final: tuple[str, ...]
     head: str
     rotary: str | None
-    layer_types: tuple[str | None, ...]  # for each layer, the kind of attention whose rotary embedding it wants
+    layer_types: tuple[str | None, ...]  # per layer, the kind of attention that selects its rotary embedding
     rotary_by_type: bool
     is_tied: bool
     logit_softcap: float | None
@@ -36,7 +36,7 @@ class Anatomy:
 
 
 def find_anatomy(model: Any) -> Anatomy:
-    """Look at a causal LM (on any device, meta as well). What cannot be found is refused by name."""
+    """Find the parts of a causal LM on any device, also meta. Raises UserError naming what cannot be found."""
     config, kind = model.config, type(model).__name__
     names = {id(module): name for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()

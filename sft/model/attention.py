@@ -38,13 +38,13 @@ class Documents:
     another compilation.
     """
 
-    lengths: Sequence[int]  # which add up to the row's tokens
+    lengths: Sequence[int]  # lengths, which add up to the row's tokens
     longest: int
-    bounds: Tensor | None  # where each begins and the last one ends, where a kernel wants to know
+    bounds: Tensor | None  # where each document starts and the last one ends, if a kernel needs it
 
 
 def documents_of(lengths: Sequence[int], like: Tensor) -> Documents:
-    """Of a row whose hidden states are like `like`."""
+    """The documents of a row with hidden states like `like`."""
     return Documents(lengths=lengths, longest=max(lengths), bounds=_bounds_of(lengths, like))
 
 
@@ -62,7 +62,7 @@ def packed_attention(
     softcap: float | None = None,
     **further: Any,
 ) -> tuple[Tensor, None]:
-    """(output_BTHD, None), as transformers' attention functions return it."""
+    """Returns (output_BTHD, None), as transformers' attention functions do."""
     unknown = [name for name, value in further.items() if value is not None and name not in _HARMLESS]
     if unknown or dropout:
         raise NotImplementedError(f"attention with {', '.join(unknown) or 'dropout'}")
@@ -77,12 +77,12 @@ def packed_attention(
 
 
 def has_kernel(head_size: int) -> bool:
-    """Whether the kernel for all documents at once takes heads of this size."""
+    """Whether the kernel for all documents at once supports this head size."""
     return head_size <= _LARGEST_HEAD and head_size % _HEAD_STEP == 0
 
 
 def runs_together(config: Any) -> bool:
-    """Whether all documents of a row are computed at once, in a model with this configuration."""
+    """Whether a model with this configuration computes all documents of a row at once."""
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return has_kernel(head_size) and getattr(config, "attn_logit_softcapping", None) is None
 
@@ -102,7 +102,7 @@ def _together(
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """output_BTHD of all documents in one call."""
+    """Compute output_BTHD of all documents in one call."""
     query_THD, key_TGD, value_TGD = (t[0].transpose(0, 1) for t in (query_BHTD, key_BGTD, value_BGTD))
     options: dict[str, Any] = {"enable_gqa": query_THD.size(1) != key_TGD.size(1)} if _ASKS_FOR_GROUPS else {}
     back = -1 if window is None or window >= longest else window - 1  # a window counts the token itself
@@ -130,7 +130,7 @@ def _one_document(
 def _softcapped(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, softcap: float
 ) -> Tensor:
-    """Gemma 2: scores are squashed before the softmax, which no fused kernel of torch does."""
+    """Attention with softcapped scores, as in Gemma 2, which no fused kernel of torch supports."""
     groups = query.size(1) // key.size(1)
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * (query.size(-1) ** -0.5 if scaling is None else scaling)
@@ -141,7 +141,7 @@ def _softcapped(
 
 
 def _band(length: int, window: int, like: Tensor) -> Tensor:
-    """True where token i may look at token j: i - window < j <= i."""
+    """True where token i may attend to token j: i - window < j <= i."""
     ones = torch.ones(length, length, dtype=torch.bool, device=like.device)
     return ones.tril() & ones.triu(1 - window)
 

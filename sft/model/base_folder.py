@@ -18,11 +18,11 @@ from tokenize_data import lock
 from tokenize_data.errors import UserError, shorten
 
 _WANTED_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-_SECOND_COPIES = "consolidated*.safetensors"  # some repositories hold their weights twice
+_SECOND_COPIES = "consolidated*.safetensors"  # some repositories have their weights twice
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
 _GGUF_PACKAGES = ("gguf", "accelerate")
 _HASHED_BYTES = 16 * 2**20
-# In a process of its own: a quantised model and what it was read with leave no trace in the memory of a worker.
+# Convert in a separate process, whose memory is freed afterwards.
 _CONVERT = """
 import os, sys, warnings
 warnings.filterwarnings("ignore"); os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 
 
 def resolve(path: str, revision_or_subfolder: str | None = None) -> Path:
-    """The local folder with the base model's safetensors files and configuration. What is not here is fetched or
-    converted, and kept.
+    """The local folder with the base model's safetensors and configuration; fetched or converted if necessary, and
+    cached.
     """
     folder, inner = Path(path).expanduser(), revision_or_subfolder
     if not folder.exists():
@@ -59,7 +59,7 @@ def resolve(path: str, revision_or_subfolder: str | None = None) -> Path:
 
 
 def resolve_here(path: str, revision_or_subfolder: str | None = None) -> Path:
-    """As `resolve`, for what needs config.json alone: nothing is fetched or converted."""
+    """Like `resolve`, but without fetching or converting, for what needs only config.json."""
     folder, inner = Path(path).expanduser(), revision_or_subfolder
     if folder.exists():
         gguf = gguf_file_in(folder if inner is None else folder / inner)
@@ -85,7 +85,7 @@ def resolve_here(path: str, revision_or_subfolder: str | None = None) -> Path:
 
 
 def gguf_file_in(path: str | Path) -> Path | None:
-    """The GGUF file that `path` is, or that the folder `path` holds in place of safetensors files."""
+    """The GGUF file at `path`, or in the folder `path` if it has no safetensors."""
     path = Path(path).expanduser()
     if path.is_file():
         return path if path.suffix == ".gguf" else None
@@ -110,7 +110,7 @@ def _from_hub(path: str, inner: str | None) -> Path:
                     path, revision=inner, allow_patterns=list(_WANTED_FILES), ignore_patterns=["*/*", _SECOND_COPIES]
                 )
             )
-        except (errors.RevisionNotFoundError, errors.LocalEntryNotFoundError):  # the latter without a network
+        except (errors.RevisionNotFoundError, errors.LocalEntryNotFoundError):  # the second one without a network
             if inner is None:
                 raise
         wanted = [f"{inner}/{pattern}" for pattern in _WANTED_FILES]
@@ -143,7 +143,7 @@ def _from_hub(path: str, inner: str | None) -> Path:
 
 
 def _from_gguf(file: Path) -> Path:
-    """The file as a Hugging Face folder in float32, which keeps every value as it was dequantised. Made once."""
+    """Convert the file once to a Hugging Face folder in float32, which keeps the dequantised values exactly."""
     cache = _cache_of_conversions()
     try:
         kept = cache / _identity(file)
@@ -171,9 +171,7 @@ def _cache_of_conversions() -> Path:
 
 
 def _identity(file: Path) -> str:
-    """A file is taken for the same by its name, size, time and beginning: hashing all of it would cost each start
-    seconds.
-    """
+    """Identify a file by name, size, time and its first bytes: hashing all of it would take seconds at each start."""
     status = file.stat()
     with file.open("rb") as stream:
         beginning = hashlib.sha256(stream.read(_HASHED_BYTES)).hexdigest()
@@ -193,7 +191,7 @@ def _convert(file: Path, kept: Path) -> None:
                 f"transformers cannot read {file} ({reason[:200]}): "
                 "check that the file is whole, or give the Hugging Face folder that it was made from"
             )
-        scratch.chmod(0o755)  # as mkdir makes it: others may use a shared cache
+        scratch.chmod(0o755)  # mkdir's default permissions: others may use a shared cache
         scratch.rename(kept)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -32,19 +32,19 @@ from tokenize_data.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltStage:
-    """A stage, and what is known of its parameters by their Hugging Face names."""
+    """A stage and the facts about its parameters, by Hugging Face name."""
 
     stage: Stage
     parameters: dict[str, nn.Parameter]
     places: dict[str, ParameterShard]
     anatomy: Anatomy
-    all_places: dict[str, ParameterShard]  # of the whole model, not of this stage alone, and without adapters
+    all_places: dict[str, ParameterShard]  # of the whole model, without adapters
     tied_name: str | None  # the parameter that is both embedding and head
     base_prefix: str
-    ignored: tuple[str, ...]  # patterns of tensors in files that the model has no use for
+    ignored: tuple[str, ...]  # patterns of tensors in files that the model ignores
     renames: tuple[tuple[str, str], ...]  # (pattern, replacement) from names in files to the model's own
-    adapted: Adapted | None = None  # what is trained, where that is not everything
-    quantized: dict[str, QuantizedWeight] = field(default_factory=dict)  # weights that are no parameters
+    adapted: Adapted | None = None  # the adapters, if not all weights are trained
+    quantized: dict[str, QuantizedWeight] = field(default_factory=dict)  # frozen weights that are not parameters
 
 
 def build_stage(
@@ -60,10 +60,9 @@ def build_stage(
     lora: LoraSettings | None = None,
     quantisation: Quantisation | None = None,
 ) -> BuiltStage:
-    """This rank's `layers` of the model that `config` describes, with memory on `device` that holds no weights yet.
-
-    With `lora`, adapters are trained instead of the weights; with `quantisation` the frozen weights of linear layers
-    are kept in that format.
+    """Build this rank's `layers` of the model that `config` describes, with uninitialised memory on `device`. With
+    `lora`, adapters are trained instead of the weights; with `quantisation`, frozen linear weights are kept in that
+    format.
     """
     model = make_on_meta(config, dtype, trust_remote_code)
     anatomy = find_anatomy(model)
@@ -104,11 +103,13 @@ def build_stage(
 
 
 def make_on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
-    """The whole model without memory for its parameters. Buffers are real: they are small, and computed, not loaded."""
+    """Make the whole model without memory for its parameters. Buffers are real: they are small, and computed instead
+    of loaded.
+    """
     kind = (config.architectures or [config.model_type])[0]
     config = without_dropout(config)
     try:
-        with _parameters_on_meta():  # in float32: what buffers are computed from would be rounded to `dtype` otherwise
+        with _parameters_on_meta():  # in float32, so that buffers are not computed from values rounded to `dtype`
             model = AutoModelForCausalLM.from_config(
                 config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=trust_remote_code
             )
@@ -126,7 +127,7 @@ def make_on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool = Fals
 
 
 def without_dropout(config: Any) -> Any:
-    """Fine-tuning drops nothing: the loss would depend on how the model is laid out."""
+    """Switch the model's dropout off: otherwise the loss would depend on the layout."""
     config = copy.deepcopy(config)
     for name, value in vars(config).items():
         if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
@@ -143,7 +144,7 @@ def _parameters_on_meta() -> Iterator[None]:
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> Any:
         if parameter.device.type == "meta":
-            return None  # keep it
+            return None  # keep the parameter as it is
         return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
     hook = register_module_parameter_registration_hook(on_meta)
@@ -154,19 +155,19 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def renames_of(model: Any) -> tuple[tuple[str, str], ...]:
-    """Where transformers has renamed parameters since files were written: GPT-NeoX's head, for one."""
+    """Renamed parameters in newer releases of transformers, such as GPT-NeoX's head."""
     conversions = [entry for entry in get_model_conversion_mapping(model) if type(entry).__name__ == "WeightRenaming"]
     return tuple((entry.source_patterns[0], entry.target_patterns[0]) for entry in conversions)
 
 
 def ignored_of(model: Any) -> tuple[str, ...]:
-    """Patterns of tensors in files that the model has no use for."""
+    """Patterns of tensors in files that the model ignores."""
     theirs = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     return (*theirs, *family_of(model.config.model_type).ignored_tensors)
 
 
 def _give_memory(stage: Stage, names: dict[int, str], device: torch.device) -> dict[str, nn.Parameter]:
-    """Replace the stage's parameters on meta by real ones, one object for those that are tied."""
+    """Replace the stage's meta parameters by real ones; tied parameters stay one object."""
     made: dict[int, nn.Parameter] = {}
     parameters: dict[str, nn.Parameter] = {}
     for module in stage.modules():

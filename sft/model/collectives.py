@@ -28,15 +28,15 @@ class TensorGroup(Protocol):
     def maximum(self, tensor: Tensor) -> Tensor: ...
 
     def gather(self, tensor: Tensor, dim: int) -> Tensor:
-        """All ranks' tensors, one behind the other along `dim`."""
+        """Concatenate all ranks' tensors along `dim`."""
 
     def sum_scatter(self, tensor: Tensor, dim: int) -> Tensor:
-        """The sum over ranks, of which each gets its stretch of `dim`."""
+        """Sum over ranks, and return this rank's slice of `dim`."""
 
 
 @dataclass(frozen=True)
 class SingleRank:
-    """A group of one. Rank and size may be another's, to build its parts without its processes."""
+    """A group of one process. Rank and size may differ, to build another rank's parts without its processes."""
 
     rank: int = 0
     size: int = 1
@@ -59,7 +59,7 @@ def own_stretch(tensor: Tensor, group: TensorGroup, dim: int) -> Tensor:
 
 
 class _Enter(Function):
-    """Tokens that all ranks have, into a region: their gradients are parts of a sum."""
+    """Enter a region with tokens that all ranks have; their gradients are partial sums."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
@@ -72,7 +72,7 @@ class _Enter(Function):
 
 
 class _Leave(Function):
-    """Parts of a sum, out of a region, to all ranks."""
+    """Leave a region: sum the partial results on all ranks."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
@@ -84,7 +84,7 @@ class _Leave(Function):
 
 
 class _EnterFromStretch(Function):
-    """Each rank's stretch of the tokens, into a region that sees them all."""
+    """Enter a region from slices of the tokens: gather all tokens."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
@@ -97,7 +97,7 @@ class _EnterFromStretch(Function):
 
 
 class _LeaveToStretch(Function):
-    """Parts of a sum, out of a region, each rank keeping its stretch of the tokens."""
+    """Leave a region: sum the partial results, and keep this rank's slice of the tokens."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
@@ -110,7 +110,7 @@ class _LeaveToStretch(Function):
 
 
 class _Gather(Function):
-    """Each rank's stretch of `dim`, to all of it, on ranks that then all compute the same."""
+    """Gather slices of `dim`, on ranks that then all compute the same."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor, group: TensorGroup, dim: int) -> Tensor:
@@ -123,7 +123,7 @@ class _Gather(Function):
 
 
 class _Split(Function):
-    """What all ranks have, to each rank's stretch of `dim`."""
+    """Split what all ranks have into slices of `dim`."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor, group: TensorGroup, dim: int) -> Tensor:
@@ -152,7 +152,7 @@ def split(whole: Tensor, group: TensorGroup, dim: int) -> Tensor:
 
 
 class _SumOfParts(Function):
-    """A sum that every rank goes on computing with, each for its own features: gradients are summed as well."""
+    """A sum that each rank uses for its own features, so gradients are summed as well."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor, group: TensorGroup) -> Tensor:

@@ -25,14 +25,14 @@ Run = Callable[[Block, Tensor, Row], Tensor]
 
 _FAILURES = (TorchDynamoException, FailOnRecompileLimitHit)
 _LENGTHS = (37, 91)
-_CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}  # of a tensor's size
-_NOISE = 4.0  # or so many times what rounding makes of the layer as it is written
-_GRAPHS = 32  # for kinds of layers, with and without gradients; more than torch keeps by default
+_CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}  # relative to a tensor's norm
+_NOISE = 4.0  # or this multiple of the eager layer's own rounding error
+_GRAPHS = 32  # graphs for kinds of layers, with and without gradients; more than torch's default
 
 
 class CompiledRun:
-    """A stage's way of running a block, compiled together with the block. From the moment when a compilation fails,
-    as it was written: later rows may ask for another one, and that must not end a run.
+    """Runs blocks compiled. After a failed compilation it runs them eagerly: later rows may need another compilation,
+    and a failure must not end the run.
     """
 
     def __init__(self, as_written: Run, backend: Any, on_failure: Callable[[str], None]) -> None:
@@ -57,8 +57,8 @@ def compile_blocks(
     backend: Any = "inductor",
     on_failure: Callable[[str], None] = lambda text: None,
 ) -> str | None:
-    """Compile the blocks of `stage`, whose weights are there. Returns None, or why they stay as they are. `on_failure`
-    is told of a compilation that fails later.
+    """Compile the blocks of `stage`, whose weights are loaded. Returns None, or why they stay eager. `on_failure`
+    receives later failures.
     """
     blocks = [block for block in stage.blocks if isinstance(block, Block)]
     if not blocks:
@@ -72,7 +72,7 @@ def compile_blocks(
         try:
             expected, found = trained(stage.run, block), trained(run.compiled, block)
             reason = _difference(found, expected, partial(_exact, trained, stage.run, block))
-        except Exception as error:  # of whatever kind: Dynamo's, Inductor's, a C compiler's that is not there
+        except Exception as error:  # errors of Dynamo, Inductor, or a missing C compiler
             reason = _said(error)
         if reason is not None:
             return reason
@@ -81,7 +81,7 @@ def compile_blocks(
 
 
 def _one_of_each_kind(blocks: Sequence[Block]) -> list[Block]:
-    """Some models have layers with and without a window: each kind has a graph of its own."""
+    """One block per kind: layers with and without a window have different graphs."""
     kinds = {(block.kind, getattr(block.layer, "attention_type", None), type(block.layer)): block for block in blocks}
     return list(kinds.values())
 
@@ -91,7 +91,7 @@ def _said(error: Exception) -> str:
 
 
 def _keep_graphs() -> None:
-    """torch stops compiling after 8 graphs of one function: fewer than some models have kinds of layers."""
+    """Raise torch's limit of 8 graphs per function, which some models exceed."""
     limits: Any = torch._dynamo.config
     limits.cache_size_limit = max(limits.cache_size_limit, _GRAPHS)
 
@@ -99,7 +99,7 @@ def _keep_graphs() -> None:
 def _trained_on_a_row(
     run: Run, block: Block, *, rotary: Rotary, hidden_size: int, device: torch.device, rounded_as: Block | None = None
 ) -> list[Tensor]:
-    """A block's output and gradients on a row of two documents, whose inputs have the precision of `rounded_as`."""
+    """A block's output and gradients on a row of two documents, with inputs in the precision of `rounded_as`."""
     weights = [parameter for parameter in block.parameters() if parameter.requires_grad]
     given_in, dtype = (_format(one) for one in (rounded_as or block, block))
     generator = torch.Generator(device).manual_seed(0)
@@ -118,15 +118,15 @@ def _format(block: Block) -> torch.dtype:
 
 
 def _exact(trained: Callable[..., list[Tensor]], run: Run, block: Block) -> list[Tensor]:
-    """The same by a copy of the block in float32."""
+    """The same from a float32 copy of the block."""
     return trained(run, copy.deepcopy(block).float(), rounded_as=block)
 
 
 def _difference(
     found: Sequence[Tensor], expected: Sequence[Tensor], exact: Callable[[], Sequence[Tensor]]
 ) -> str | None:
-    """What is said of compiled results that are not the same up to rounding. Some gradients are little more than
-    rounding: then the difference is measured against the `exact` ones.
+    """Describe compiled results that differ by more than rounding. Gradients that are mostly rounding are compared
+    with the `exact` ones.
     """
     if len(found) != len(expected):
         return "compiled layers have other gradients"
@@ -142,7 +142,7 @@ def _difference(
 
 
 def _share(found: Tensor, expected: Tensor) -> float:
-    """How much of what is allowed it is off by."""
+    """The difference relative to the tolerance."""
     allowed = _CLOSE[expected.dtype] * float(expected.double().norm())
     distance = _distance(found, expected)
     return distance / allowed if allowed else float(distance > 0) * 2

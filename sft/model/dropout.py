@@ -24,18 +24,18 @@ from sft.model.slices import Slice
 KEY_BITS = 31
 _SHIFT, _LOW = 32, 0xFFFFFFFF
 _MIX = ((0x9E3779B1, 15), (0x85EBCA77, 13), (0xC2B2AE3D, 16))
-_HASHES_AT_ONCE = 2**22  # 4 bytes each, and about as much again for a moment
+_HASHES_AT_ONCE = 2**22  # 4 bytes each, and about the same again temporarily
 
 
 class Keys:
-    """Of the row that is computed now. Blocks set it, so that it is right when they are computed again."""
+    """The keys of the current row. Blocks set them, so that they are right in recomputation."""
 
     def __init__(self) -> None:
         self.current_T: Tensor | None = None
 
 
 class AdapterDropout:
-    """For one layer's adapter. `part` says which of the layer's inputs this rank has."""
+    """Dropout for one layer's adapter. `part` says which inputs of the layer this rank has."""
 
     def __init__(
         self, keys: Keys, name: str, share: float, num_features: int, part: Slice | None, stretch: tuple[int, int]
@@ -43,7 +43,7 @@ class AdapterDropout:
         assert 0 < share < 1, share
         self._keys, self._share = keys, share
         self._threshold = int(share * 2**32) - 2**31  # as a signed number
-        self._stretch = stretch  # (rank, ranks): which stretch of the tokens a layer sees that does not see them all
+        self._stretch = stretch  # (rank, ranks): the slice of tokens, for a layer that does not see all of them
         features = torch.arange(num_features)
         if part is not None:
             features = torch.cat([torch.arange(start, stop) for start, stop in part.pieces])
@@ -51,13 +51,13 @@ class AdapterDropout:
         self._features_E = _signed(_hashed(_hashed(features) ^ seed))
 
     def low(self, hidden_TI: Tensor, a_RI: Tensor) -> Tensor:
-        """low_TR, A times the inputs of which some are dropped."""
+        """Return low_TR: A times the inputs after dropout."""
         function: Any = _DroppedProduct
         low_TR: Tensor = function.apply(hidden_TI, a_RI, self, self.keys_of(hidden_TI))
         return low_TR
 
     def keys_of(self, hidden_TE: Tensor) -> Tensor:
-        """Of the tokens that this layer sees. Taken down before the row changes."""
+        """The keys of the tokens that this layer sees, copied before the row changes."""
         keys_T = self._keys.current_T
         assert keys_T is not None, "a row without keys"
         if keys_T.numel() != hidden_TE.size(-2):
@@ -68,20 +68,20 @@ class AdapterDropout:
         return _signed(keys_T)
 
     def in_chunks(self, keys_T: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """(some tokens, factors_CE): 0 for what is dropped, and what makes up for it elsewhere."""
+        """Yield (a slice of tokens, factors_CE): 0 for dropped inputs, the scale for the others."""
         at_once = max(1, _HASHES_AT_ONCE // max(1, self._features_E.numel()))
         for start in range(0, keys_T.numel(), at_once):
             tokens = slice(start, start + at_once)
             values = keys_T[tokens, None] ^ self._features_E
             for factor, shift in _MIX:
-                values.mul_(factor - 2**32 if factor >= 2**31 else factor)  # overflows are cut off
+                values.mul_(factor - 2**32 if factor >= 2**31 else factor)  # overflow is cut off
                 values ^= (values >> shift) & ((1 << (32 - shift)) - 1)  # without the sign
             kept_CE = (values ^ -(2**31)) >= self._threshold
             yield tokens, kept_CE.to(dtype) / (1 - self._share)
 
 
 class _DroppedProduct(Function):
-    """The layer's own input is kept, which other layers keep too, and not what is left of it."""
+    """Keeps the layer's input for the backward pass, which other layers keep too, instead of a dropped copy."""
 
     @staticmethod
     def forward(context: Any, hidden_TI: Tensor, a_RI: Tensor, dropout: AdapterDropout, keys_T: Tensor) -> Tensor:
@@ -105,13 +105,13 @@ class _DroppedProduct(Function):
 
 
 def decoded(coded_RT: Tensor) -> tuple[Tensor, Tensor]:
-    """(positions_RT, keys_T) of positions that came with their documents' keys."""
+    """Split positions that carry document keys into (positions_RT, keys_T)."""
     positions_RT = coded_RT & _LOW
     return positions_RT, _hashed(_hashed(coded_RT[0] >> _SHIFT) ^ positions_RT[0])
 
 
 def document_keys(batch: bytes, count: int) -> list[int]:
-    """A key for each document of an iteration, from what identifies the iteration."""
+    """A key for each document of an iteration, derived from what identifies the iteration."""
     digest = hashlib.sha256(batch).digest()
     return [
         int.from_bytes(hashlib.sha256(digest + number.to_bytes(8, "big")).digest()[:4], "big") >> 1
@@ -120,9 +120,7 @@ def document_keys(batch: bytes, count: int) -> list[int]:
 
 
 def _hashed(values: Tensor) -> Tensor:
-    """32 bits in, 32 bits out, in int64: products that overflow keep their lower bits, which is all that is looked
-    at.
-    """
+    """Hash 32 bits to 32 bits, in int64: overflowing products keep their lower bits, which are all that is used."""
     for factor, shift in _MIX:
         values = (values * factor) & _LOW
         values = values ^ (values >> shift)
@@ -130,5 +128,5 @@ def _hashed(values: Tensor) -> Tensor:
 
 
 def _signed(values: Tensor) -> Tensor:
-    """The same 32 bits in 32 bits."""
+    """The same bits as a signed 32-bit number."""
     return (((values & _LOW) + 2**31) & _LOW).sub_(2**31).to(torch.int32)

@@ -1,4 +1,4 @@
-"""Completes each rank's gradients: sums those that several ranks hold parts of."""
+"""Completes gradients: sums partial gradients over tensor-parallel ranks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sft.model.tensor_parallel import ParameterShard
 
 
 def sum_partial(gradients: Mapping[str, Tensor], places: Mapping[str, ParameterShard], group: TensorGroup) -> None:
-    """In place, all of a stage's gradients in their own shapes."""
+    """Sum a stage's partial gradients in place."""
     sum_shared(gradients, places, group)
     sum_replicas_of_parts(gradients, places, group)
 
 
 def sum_shared(gradients: Mapping[str, Tensor], places: Mapping[str, ParameterShard], group: TensorGroup) -> None:
-    """In place, those that every rank holds, or the same stretch of them. One exchange for all."""
+    """Sum gradients that all ranks hold in place, in one collective."""
     names = [name for name in gradients if places[name].is_partial and not places[name].is_replica_of_part]
     if group.size == 1 or not names:
         return
@@ -30,7 +30,7 @@ def sum_shared(gradients: Mapping[str, Tensor], places: Mapping[str, ParameterSh
 def sum_replicas_of_parts(
     gradients: Mapping[str, Tensor], places: Mapping[str, ParameterShard], group: TensorGroup
 ) -> None:
-    """In place, those that only some ranks share. One exchange for each."""
+    """Sum gradients that only some ranks share in place, one collective each."""
     if group.size == 1:
         return
     for name, gradient in gradients.items():

@@ -1,7 +1,5 @@
-"""A linear layer whose weight may be kept in few bits, and to which a low-rank adapter may be added. Names are those of
-PEFT.
-
-An adapter adds scale * B A x to W x. A_RI has `rank` rows, B_OR as many columns; only they are trained.
+"""A linear layer whose weight may be quantised and which may have a low-rank adapter. Names are PEFT's. An adapter
+adds scale * B A x to W x. A_RI has `rank` rows, B_OR `rank` columns; only they are trained.
 """
 
 from __future__ import annotations
@@ -16,19 +14,19 @@ from sft.model import matmul
 
 
 class FrozenWeight(Protocol):
-    """A weight in another form than a tensor: multiplied with, not trained."""
+    """A frozen weight that is not a tensor, such as a quantised one."""
 
     def product(self, hidden: Tensor) -> Tensor: ...
 
 
 class Dropout(Protocol):
-    """Zeros some of an adapter's inputs while training."""
+    """Dropout of an adapter's inputs in training."""
 
     def low(self, hidden_TI: Tensor, a_RI: Tensor) -> Tensor: ...
 
 
 class Factor(nn.Module):
-    """A or B: a weight with a name of its own."""
+    """A or B: a weight with its own name."""
 
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
@@ -36,13 +34,13 @@ class Factor(nn.Module):
 
 
 class Linear(nn.Module):
-    """torch's, with room for both. `forward` is that of a layer which is whole on every rank."""
+    """torch's Linear with room for both. `forward` is for a layer that is whole on every rank."""
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.weight: nn.Parameter | None = weight
         self.bias = bias
-        self.frozen: FrozenWeight | None = None  # instead of the weight
+        self.frozen: FrozenWeight | None = None  # replaces the weight
         self.dropout: Dropout | None = None
         self._scale = 0.0
 
@@ -54,11 +52,9 @@ class Linear(nn.Module):
         return self.product(hidden, self.bias)
 
     def product(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
-        """W x + bias, and what the adapter adds. With tensor-parallel ranks: this one's features, or its part of a
-        sum.
-        """
+        """W x + bias plus the adapter. With tensor parallelism, this rank's features or its partial sum."""
         drops = self.dropout is not None and self.training
-        # A compiler fuses the plain formula itself, and that of torch 2.11 loses the gradients of such a Function.
+        # The compiler fuses the plain formula, and torch 2.11's loses the gradients of such a Function.
         if self._scale and self.frozen is None and not drops and not torch.compiler.is_compiling():
             assert self.weight is not None
             flat: Tensor = _Adapted.apply(  # type: ignore[no-untyped-call]
@@ -85,8 +81,8 @@ class Linear(nn.Module):
 
 
 class _Adapted(Function):
-    """x W^T + bias + scale * x A^T B^T, of which A and B are trained. One pass less over the gradient of x than by two
-    products.
+    """x W^T + bias + scale * x A^T B^T with trained A and B. One pass fewer over the gradient of x than with two
+    matmuls.
     """
 
     @staticmethod
@@ -103,8 +99,8 @@ class _Adapted(Function):
         context.save_for_backward(hidden_TI, weight_OI, a_RI, b_OR, low_TR)
         context.scale = scale
         output_TO = matmul.linear(hidden_TI, weight_OI, bias_O)
-        # Selective recomputation keeps results of `addmm`, and has that of the weight already: this sum, with `out`, is
-        # made again.
+        # Selective recomputation keeps results of `addmm`, and has the weight's already. This sum is recomputed, because
+        # it has an `out`.
         return torch.addmm(output_TO, low_TR, b_OR.t(), alpha=scale, out=torch.empty_like(output_TO))
 
     @staticmethod

@@ -29,14 +29,14 @@ A, B = "lora_A.weight", "lora_B.weight"
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
-    """What is trained instead of the weights."""
+    """The adapters that are trained instead of the weights."""
 
     rank: int
     alpha: float
-    dropout: float = 0.0  # of the inputs of adapters within the layers
+    dropout: float = 0.0  # dropout of the inputs of adapters within the layers
     targets: tuple[str, ...] = (ALL_LINEAR,)
-    modules_to_save: tuple[str, ...] = ()  # trained in full besides
-    is_rank_stabilised: bool = False  # alpha over the root of the rank
+    modules_to_save: tuple[str, ...] = ()  # modules that are trained in full
+    is_rank_stabilised: bool = False  # scale by alpha / sqrt(rank)
     seed: int = 0
 
     @property
@@ -46,13 +46,13 @@ class LoraSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapted:
-    """What `adapt` made of a model, all of its stages."""
+    """The adapters of a whole model."""
 
     settings: LoraSettings
-    linear: tuple[str, ...]  # all linear layers
+    linear: tuple[str, ...]  # names of all linear layers
     modules: tuple[str, ...]  # those with adapters
-    saved: tuple[str, ...]  # trained in full
-    places: Mapping[str, ParameterShard]  # of A and B, by name
+    saved: tuple[str, ...]  # modules that are trained in full
+    places: Mapping[str, ParameterShard]  # shards of A and B, by name
 
 
 def adapt(
@@ -90,7 +90,7 @@ def adapt(
 
 
 def as_linear(model: Any, name: str) -> Linear:
-    """The layer of that name, made one of ours where it is torch's."""
+    """Return the layer of that name, replaced by ours if it is torch's."""
     module = model.get_submodule(name)
     if isinstance(module, Linear):
         return module
@@ -103,7 +103,9 @@ def as_linear(model: Any, name: str) -> Linear:
 
 
 def choose_targets(model: Any, anatomy: Anatomy, targets: Sequence[str], *, is_tied: bool) -> tuple[str, ...]:
-    """Names of the linear layers that get adapters: `all-linear` are all but the head, a name those that end in it."""
+    """Names of the linear layers that get adapters: `all-linear` means all but the head; a name means all that end in
+    it.
+    """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Linear)]
     chosen: set[str] = set()
     for target in targets:
@@ -127,7 +129,7 @@ def choose_targets(model: Any, anatomy: Anatomy, targets: Sequence[str], *, is_t
 def choose_saved(
     model: Any, anatomy: Anatomy, wanted: Sequence[str], adapted: Collection[str], *, is_tied: bool
 ) -> tuple[str, ...]:
-    """Names of the modules that are trained in full. Of tied embedding and head, both or none."""
+    """Names of the modules that are trained in full. Tied embedding and head are both included or both not."""
     with_weights = [
         name for name, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None
     ]
@@ -166,7 +168,7 @@ def initial(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def initialise(parameters: Mapping[str, nn.Parameter], places: Mapping[str, ParameterShard], seed: int) -> None:
-    """Give this rank's parts of all adapters their first values."""
+    """Initialise this rank's parts of all adapters."""
     with torch.no_grad():
         for name, parameter in parameters.items():
             if is_adapter(name):

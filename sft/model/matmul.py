@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-_SMALLEST = 2**20  # with fewer multiplications a call costs more than it saves
+_SMALLEST = 2**20  # with fewer multiplications the call costs more than it saves
 
 
 def _operations() -> tuple[Callable[..., Tensor], ...]:
-    """(x W^T + bias on plain tensors,), or nothing where this torch has no oneDNN."""
+    """oneDNN's x W^T + bias in a tuple, or an empty one if this torch has no oneDNN."""
     is_there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return (torch.ops.mkldnn._linear_pointwise.default,) if is_there else ()
 
@@ -27,7 +27,7 @@ OPERATIONS = _operations()
 
 
 def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As torch.nn.functional.linear, with its gradients."""
+    """Like torch.nn.functional.linear, with gradients."""
     if not _is_ours(hidden, weight):
         return F.linear(hidden, weight, bias)
     function: Any = _Product

@@ -16,7 +16,9 @@ from sft.model.linear import Linear
 
 
 class ColumnParallel(Linear):
-    """A rank's output features. Its input has entered the region before, unless it is a region of its own."""
+    """A linear layer split by output features. Its input has entered the region already, unless the layer is its own
+    region.
+    """
 
     def __init__(
         self, weight: nn.Parameter, bias: nn.Parameter | None, group: TensorGroup, *, gather_output: bool
@@ -30,8 +32,8 @@ class ColumnParallel(Linear):
 
 
 class RowParallel(Linear):
-    """A rank's input features: its output is a part of a sum, which leaves the region here. The bias is added once,
-    after.
+    """A linear layer split by input features: its partial sums leave the region here, and the bias is added once
+    afterwards.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class RowParallel(Linear):
 
 
 def enters_region(group: TensorGroup, stretches: bool) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]:
-    """A forward pre-hook for the module that is a region: its hidden states enter once, for all its linear layers."""
+    """A forward pre-hook for a region's module: hidden states enter once for all its linear layers."""
 
     def hook(
         module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
@@ -70,7 +72,7 @@ def split_vocabulary(embedding: nn.Embedding, weight: nn.Parameter, start: int, 
     Hooks, not another class: what a family's own embedding does besides, such as scaling, stays.
     """
     rows, padding = weight.size(0), embedding.padding_idx
-    waiting: list[Tensor] = []  # which ids are absent, from the first hook to the second
+    waiting: list[Tensor] = []  # ids on other ranks, passed from the first hook to the second
     embedding.weight = weight
     embedding.num_embeddings = rows
     embedding.padding_idx = padding - start if padding is not None and start <= padding < start + rows else None
@@ -89,7 +91,7 @@ def split_vocabulary(embedding: nn.Embedding, weight: nn.Parameter, start: int, 
 
 
 class ShardedRMSNorm(nn.Module):
-    """A norm over features of which each rank holds a stretch: the mean square is that of all."""
+    """RMSNorm over features that are split over ranks, with the mean square of all of them."""
 
     def __init__(self, weight: nn.Parameter, epsilon: float, group: TensorGroup) -> None:
         super().__init__()

@@ -24,8 +24,8 @@ from sft.model.dropout import Keys
 
 
 class Embedding(nn.Module):
-    """Ids to the first hidden states. It is the model's own trunk without its layers, so scalings and learned positions
-    are as there.
+    """Ids to the first hidden states, by the model's own trunk without its layers, including scalings and learned
+    positions.
     """
 
     def __init__(self, model: Any, anatomy: Anatomy) -> None:
@@ -42,22 +42,22 @@ class Embedding(nn.Module):
 
 @dataclass(frozen=True)
 class Row:
-    """What all blocks of a stage need to know of a packed row."""
+    """What all blocks of a stage need to know about a packed row."""
 
     positions_RT: Tensor
     documents: Documents
-    rotations: dict[str | None, Any]  # cosines and sines, for each kind of layer
-    keys_T: Tensor | None = None  # of the tokens' documents, where something is dropped
+    rotations: dict[str | None, Any]  # cosines and sines per kind of layer
+    keys_T: Tensor | None = None  # document keys of the tokens, with dropout
 
 
 class Rotary(nn.Module):
-    """Rotary embeddings, computed once for a row. A copy of the model's own: it stays in float32 when the model is
+    """Rotary embeddings, computed once per row by a copy of the model's own, which stays in float32 when the model is
     cast.
     """
 
     def __init__(self, rotary: nn.Module | None, kinds: Sequence[str | None]) -> None:
         super().__init__()
-        self._rotary = (copy.deepcopy(rotary),)  # in a tuple: not a submodule, so that no cast reaches it
+        self._rotary = (copy.deepcopy(rotary),)  # in a tuple, so that it is not a submodule and not cast
         self._kinds = tuple(dict.fromkeys(kinds))
 
     def forward(self, positions_RT: Tensor, hidden_RTE: Tensor, lengths: Sequence[int]) -> Row:
@@ -96,7 +96,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Last hidden states to logits."""
+    """The last hidden states to logits."""
 
     def __init__(self, final: list[nn.Module], head: nn.Module, softcap: float | None, multiplier: float) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Head(nn.Module):
         return hidden_RTE
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Any leading shape: rows whose tokens are not trained may be left out before."""
+        """Logits for any leading shape: untrained tokens may have been removed."""
         logits: Tensor = self.head(hidden)
         if self._multiplier != 1.0:
             logits = logits * self._multiplier
@@ -122,7 +122,7 @@ class Head(nn.Module):
 
 @dataclass(frozen=True)
 class Parts:
-    """A whole model: what stages are made of."""
+    """The parts of a whole model, from which stages are made."""
 
     embedding: Embedding
     rotary: Rotary
@@ -131,7 +131,7 @@ class Parts:
 
 
 def take_apart(model: Any, anatomy: Anatomy) -> Parts:
-    """The model's parts, in order. The model itself is not usable afterwards."""
+    """Take a model apart. The model itself is not usable afterwards."""
     kinds = anatomy.layer_types if anatomy.rotary_by_type else (None,) * anatomy.num_layers
     rotary = Rotary(model.get_submodule(anatomy.rotary) if anatomy.rotary else None, kinds)
     layers = list(model.get_submodule(anatomy.layers))
@@ -143,13 +143,15 @@ def take_apart(model: Any, anatomy: Anatomy) -> Parts:
 
 
 def lengths_of(positions_RT: Tensor) -> list[int]:
-    """Document lengths of a packed row: positions begin at 0 in each. Waits for the device."""
+    """Document lengths of a packed row, from positions that restart at 0. Synchronises with the device."""
     starts = [*(positions_RT[0] == 0).nonzero().flatten().tolist(), positions_RT.size(1)]
     return [end - start for start, end in itertools.pairwise(starts)]
 
 
 def block_diagonal_mask(document_lengths: Sequence[int], like: Tensor) -> Tensor:
-    """mask_11TT, 0 where a token may look and the smallest number elsewhere: for attention that knows no documents."""
+    """mask_11TT: 0 where a token may attend, the smallest number elsewhere. For attention that is not aware of
+    documents.
+    """
     blocks = [torch.ones(length, length, dtype=torch.bool, device=like.device).tril() for length in document_lengths]
     allowed = torch.block_diag(*blocks).bool()
     mask = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill_(

@@ -22,15 +22,13 @@ from sft.model.tensor_parallel import ParameterShard
 
 
 def format_of(quantisation: Quantisation) -> Format:
-    """By its name, so that a new format is one file."""
+    """Import a format by name, so that a new one is one file."""
     found: Format = importlib.import_module(f"sft.model.formats.{quantisation.name}").FORMAT
     return found
 
 
 class QuantizedWeight:
-    """A matrix that is multiplied with and never trained. No tensor of it is a parameter or a buffer, so that no cast
-    reaches it.
-    """
+    """A frozen matrix. Its tensors are neither parameters nor buffers, so that they are not cast."""
 
     def __init__(
         self, quantisation: Quantisation, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
@@ -44,7 +42,7 @@ class QuantizedWeight:
         self._stored = self._format.store(weight.detach().to(self.device), self.dtype)
 
     def whole(self) -> Tensor:
-        """In the dtype that is computed in."""
+        """The dequantised weight in the compute dtype."""
         assert self._stored is not None, "a quantised weight was not loaded"
         return self._stored.whole()
 
@@ -59,7 +57,7 @@ class QuantizedWeight:
 
 
 class _Product(Function):
-    """hidden W^T. Nothing is kept for the gradient: the weight is made whole again."""
+    """hidden W^T, without keeping the weight for the backward pass, where it is dequantised again."""
 
     @staticmethod
     def forward(context: Any, hidden: Tensor, weight: QuantizedWeight) -> Tensor:
@@ -74,9 +72,7 @@ class _Product(Function):
 def quantize(
     model: Any, anatomy: Anatomy, quantisation: Quantisation, device: torch.device
 ) -> dict[str, QuantizedWeight]:
-    """Take the weights of the layers' frozen linear modules out of `model` (on meta). By parameter name, what is there
-    instead.
-    """
+    """Replace frozen linear weights of `model` (on meta) by quantised ones, and return these by parameter name."""
     format_of(quantisation).check()
     made = {}
     for name, module in list(model.get_submodule(anatomy.layers).named_modules(prefix=anatomy.layers)):
@@ -91,7 +87,7 @@ def quantize(
 
 
 def fill(weights: Mapping[str, QuantizedWeight], places: Mapping[str, ParameterShard], read: Any) -> None:
-    """`read(name, part)` gives this rank's part of a tensor. One at a time."""
+    """Fill the weights one by one; `read(name, part)` returns this rank's part of a tensor."""
     for name, weight in weights.items():
         weight.fill(read(name, places[name].part))
 

@@ -1,6 +1,5 @@
-"""Which part of a whole tensor a tensor-parallel rank holds, and how that part is taken out of the whole and put back.
-
-The pieces may reach past the end of the whole. What lies there is padding: zeros on the way in, dropped on the way out.
+"""The part of a tensor that a tensor-parallel rank holds, how to take it from the whole tensor and put it back. Pieces
+may extend past the end of the whole. That padding is zero when taken, and dropped when put back.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Which part of a whole tensor a tensor-parallel rank holds: `pieces` of dimension `dim`, one behind the other."""
+    """A tensor-parallel rank's part of a tensor: concatenated `pieces` of dimension `dim`."""
 
     dim: int
     pieces: tuple[tuple[int, int], ...]  # [start, stop) in the whole
-    is_owner: bool = True  # of several ranks that hold the same piece (replicated key-value heads), the first
+    is_owner: bool = True  # whether this is the first rank that holds these pieces (replicated key-value heads)
 
     def __post_init__(self) -> None:
         assert self.dim >= 0, self
@@ -26,7 +25,7 @@ class Slice:
 
     @property
     def length(self) -> int:
-        """Of the part, along `dim`, padding included."""
+        """The part's length along `dim`, including padding."""
         return sum(stop - start for start, stop in self.pieces)
 
     def shape_of(self, whole_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -34,9 +33,7 @@ class Slice:
         return (*whole_shape[: self.dim], self.length, *whole_shape[self.dim + 1 :])
 
     def spans(self, whole_length: int) -> Iterator[tuple[int, int, int]]:
-        """(where it begins in the part, start, stop in the whole) of each piece, without padding and without empty
-        pieces.
-        """
+        """(offset in the part, start, stop in the whole) of each piece, without padding and empty pieces."""
         begin = 0
         for start, stop in self.pieces:
             if (inner := min(stop, whole_length)) > start:
@@ -44,14 +41,14 @@ class Slice:
             begin += stop - start
 
     def take(self, whole: Tensor) -> Tensor:
-        """A contiguous copy of the part, zero where it reaches past the whole."""
+        """A contiguous copy of the part, with zeros as padding."""
         part = torch.zeros(self.shape_of(tuple(whole.shape)), dtype=whole.dtype, device=whole.device)
         for begin, start, stop in self.spans(whole.size(self.dim)):
             part.narrow(self.dim, begin, stop - start).copy_(whole.narrow(self.dim, start, stop - start))
         return part
 
     def put(self, whole: Tensor, part: Tensor) -> None:
-        """Write the part into its place in the whole, padding left out."""
+        """Write the part into the whole, without padding."""
         assert tuple(part.shape) == self.shape_of(tuple(whole.shape)), (self, part.shape, whole.shape)
         for begin, start, stop in self.spans(whole.size(self.dim)):
             whole.narrow(self.dim, start, stop - start).copy_(part.narrow(self.dim, begin, stop - start))

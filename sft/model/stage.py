@@ -52,22 +52,20 @@ class Stage(nn.Module):
         self.drops = False
 
     def expect(self, row_lengths: Iterable[Sequence[int]]) -> None:
-        """The documents' lengths in each row to come, in order. A stage that is not told them reads them from the
-        positions, which waits for the device.
+        """Set the document lengths of the next rows. Without them a stage reads them from the positions, which
+        synchronises with the device.
         """
         self.row_lengths = iter(row_lengths)
 
     def drop_with(self, keys: dropout.Keys) -> None:
-        """Adapters in this stage have dropout: positions come with keys."""
+        """Tell the stage that adapters have dropout, so that positions carry document keys."""
         self.drops = True
         for block in self.blocks:
             assert isinstance(block, Block)
             block.keys = keys
 
     def fill_up(self, device: torch.device) -> None:
-        """A stage that trains nothing still passes gradients on: a parameter that changes nothing makes its output ask
-        for them.
-        """
+        """Add a parameter without effect to a stage that trains nothing, so that its output requires gradients."""
         if not any(parameter.requires_grad for parameter in self.parameters()):
             self.spare.append(nn.Parameter(torch.zeros(1, device=device)))
 
@@ -87,12 +85,12 @@ class Stage(nn.Module):
         return hidden_RTE if self.head is not None else (hidden_RTE, given_RT)
 
     def logits(self, hidden_RTE: Tensor, kept_N: Tensor) -> Tensor:
-        """logits_NV of the places `kept_N` alone: this rank's columns of the vocabulary."""
+        """Return logits_NV of the positions `kept_N`, with this rank's columns of the vocabulary."""
         assert self.head is not None
         return self.head.logits(self.before_logits(hidden_RTE, kept_N))
 
     def before_logits(self, hidden_RTE: Tensor, kept_N: Tensor) -> Tensor:
-        """hidden_NE of the places `kept_N`, for the head's last product."""
+        """Return hidden_NE of the positions `kept_N`, the input of the head's matmul."""
         assert self.head is not None
         if self._sequence_parallel:
             hidden_RTE = collectives.enter_region(self.head.normalised(hidden_RTE), self._group, True)
@@ -105,7 +103,7 @@ class Stage(nn.Module):
 
 
 def _runner(recompute: str) -> Callable[..., Tensor]:
-    """How a block is run: keeping its activations, some of them, or none."""
+    """Return a function that runs a block and keeps all, some or none of its activations."""
     if recompute == "none":
         return lambda block, *arguments: block(*arguments)
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}

@@ -30,22 +30,20 @@ _STYLES = (*_COLUMN_STYLES, *_ROW_STYLES, "replicated_with_grad_allreduce", "nor
 
 @dataclass(frozen=True)
 class ParameterShard:
-    """What a rank knows of a parameter: its shape in the whole model, its own part, and how its gradient comes
-    about.
-    """
+    """A rank's shard of a parameter: its shape in the whole model, its own part, and how its gradient is completed."""
 
     shape: tuple[int, ...]
     part: Slice | None = None  # None: all of it, on every rank
-    is_partial: bool = False  # each rank's gradient is a part of a sum over ranks
+    is_partial: bool = False  # each rank's gradient is a partial sum
 
     @property
     def is_replica_of_part(self) -> bool:
-        """Several ranks, not all, hold this part, and each has a share of its gradient."""
+        """Whether several, but not all, ranks hold this part and a share of its gradient."""
         return self.part is not None and self.is_partial
 
 
 def layer_plan(config: Any) -> dict[str, str]:
-    """{module within a layer: style}. Refuses by name what has none, or one with styles that are not understood."""
+    """Returns {module within a layer: style}. Raises UserError for models without a plan or with unknown styles."""
     plan = dict(family_of(config.model_type).tensor_plan(config) or {})
     if not plan:
         given = getattr(config, "base_model_tp_plan", None) or {}
@@ -62,7 +60,7 @@ def layer_plan(config: Any) -> dict[str, str]:
 
 
 def parallelise(model: Any, anatomy: Anatomy, group: TensorGroup, sequence_parallel: bool) -> dict[str, ParameterShard]:
-    """Make `model` (on meta) this rank's part of it. Returns the place of each parameter, by its Hugging Face name."""
+    """Reduce `model` (on meta) to this rank's part. Returns the shard of each parameter, by Hugging Face name."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if group.size == 1:
         return {name: ParameterShard(shape) for name, shape in shapes.items()}
@@ -80,7 +78,7 @@ def parallelise(model: Any, anatomy: Anatomy, group: TensorGroup, sequence_paral
 
 
 class _LayerBuilder:
-    """Turns one layer into a rank's part of it, and notes what became of its parameters."""
+    """Reduces one layer to a rank's part, and records its parameters' shards."""
 
     def __init__(self, layer: nn.Module, name: str, config: Any, group: TensorGroup, sequence_parallel: bool) -> None:
         self.layer, self.name, self.config, self.group, self.sequence_parallel = (
@@ -121,7 +119,7 @@ class _LayerBuilder:
         self._note_partial(present, regions, whole_inside)
 
     def _note_partial(self, plan: Mapping[str, str], regions: Iterable[str], whole_inside: Iterable[str]) -> None:
-        """Gradients of what every rank holds: parts of a sum inside regions, and everywhere where tokens are split."""
+        """Mark parameters whose gradients are partial sums: inside regions, and everywhere if tokens are split."""
         rows = {name for name, style in plan.items() if style in _ROW_STYLES}
         inside = set(whole_inside)
         for key, _ in self.layer.named_parameters():
@@ -163,7 +161,7 @@ class _LayerBuilder:
         self._replace(name, new, {"weight": part})
 
     def _pieces(self, name: str, style: str, features: int) -> tuple[tuple[tuple[int, int], ...], bool, bool]:
-        """(rows of this rank, are they on other ranks too, is this the first of those)."""
+        """Returns (this rank's rows, whether other ranks have them too, whether this is the first of them)."""
         where, config, group = f"{self.name}.{name}", self.config, self.group
         if style == "colwise_query_key_value":
             heads, groups = config.num_attention_heads, config.num_key_value_heads
@@ -198,7 +196,7 @@ class _LayerBuilder:
         return "norm_over_heads" not in layer_plan(self.config).values()
 
     def _localise_heads(self, module: Any) -> None:
-        """Attention modules count their heads in attributes, some in the configuration: here, those of this rank."""
+        """Set attention modules' head counts, in attributes or in the configuration, to this rank's."""
         if not any(hasattr(module, name) for name in _QKV_NAMES):
             return
         config, size = self.config, self.group.size
@@ -228,7 +226,7 @@ class _LayerBuilder:
 
 
 def _split_vocabulary(model: Any, anatomy: Anatomy, group: TensorGroup) -> dict[str, Slice]:
-    """Embedding and head by rows of the vocabulary, which is padded to a multiple of the ranks."""
+    """Split embedding and head by rows of the vocabulary, padded to a multiple of the ranks."""
     embedding, head = model.get_submodule(anatomy.embedding), model.get_submodule(anatomy.head)
     rows = -(-embedding.num_embeddings // group.size)
     part = Slice(dim=0, pieces=((group.rank * rows, (group.rank + 1) * rows),))

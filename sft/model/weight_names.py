@@ -53,8 +53,8 @@ def match_names(
 def _pair(
     expected: Mapping[str, tuple[int, ...]], names: Sequence[str], base_prefix: str, renames: Sequence[tuple[str, str]]
 ) -> tuple[dict[str, str], list[str]]:
-    """({model's name: files' name}, names that no parameter has). A name that fits as it stands goes before one that is
-    respelled.
+    """Returns ({model's name: files' name}, unmatched names). Exact matches take precedence over alternative
+    spellings.
     """
     found = {name: name for name in names if name in expected}
     extra = []
@@ -73,9 +73,7 @@ def _pair(
 
 
 def _spellings(name: str, base_prefix: str, renames: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """What a tensor of the files may be called in the model: transformers saves a model with or without its head's
-    prefix.
-    """
+    """Possible names in the model for a tensor in the files: transformers saves models with or without the prefix."""
     for plain in dict.fromkeys([name, *(re.sub(pattern, replacement, name) for pattern, replacement in renames)]):
         yield plain
         yield f"{base_prefix}.{plain}"
@@ -83,7 +81,7 @@ def _spellings(name: str, base_prefix: str, renames: Sequence[tuple[str, str]]) 
 
 
 def _look_equal(files: WeightFiles, first: str, second: str) -> bool:
-    """By a few rows: a head that was trained apart from its embedding differs in all of them."""
+    """Compare a few rows: a head that was trained separately differs from its embedding in all of them."""
     shape = files.shape(first)
     if shape != files.shape(second):
         return False

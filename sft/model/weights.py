@@ -31,7 +31,7 @@ _MAPPED_BYTES = 128 * 2**20
 
 
 class WeightFiles:
-    """The tensors of a folder's safetensors files, by name. Files are mapped when they are first needed."""
+    """The tensors of a folder's safetensors files, by name. Files are mapped on first use."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,16 +52,14 @@ class WeightFiles:
         return self._open(name).get_dtype() in _FLOATING
 
     def read(self, name: str, part: Slice | None, dtype: torch.dtype) -> Tensor:
-        """The part of one tensor on the CPU, zero where it reaches past the tensor's end. Only the part's bytes are
-        read.
-        """
+        """Read a part of one tensor to the CPU, with zeros as padding. Only the part's bytes are read."""
         shape = self.shape(name)
         tensor = torch.empty(part.shape_of(shape) if part else shape, dtype=dtype)
         self.read_into(tensor, name, part)
         return tensor
 
     def read_into(self, destination: Tensor, name: str, part: Slice | None) -> None:
-        """As `read`, into a tensor of any device and dtype."""
+        """Like `read`, into a tensor of any device and dtype."""
         shape = self.shape(name)
         assert tuple(destination.shape) == (part.shape_of(shape) if part else shape), (
             name,
@@ -152,7 +150,7 @@ class WeightFiles:
 
 
 def read_grown(files: WeightFiles, name: str, part: Slice | None, dtype: torch.dtype, rows: int) -> Tensor:
-    """As `WeightFiles.read` of a tensor with `rows` rows: those that the files lack are the mean of those they have."""
+    """Like `WeightFiles.read` for a tensor with `rows` rows: missing rows are the mean of the existing ones."""
     whole = (rows, *files.shape(name)[1:])
     tensor = torch.zeros(part.shape_of(whole) if part else whole, dtype=dtype)
     _read_grown_into(tensor, files, name, part, rows)
@@ -166,7 +164,7 @@ def load(
     *,
     grown: Mapping[str, int] | None = None,
 ) -> None:
-    """Fill parameters where they are, in their own dtype, one tensor at a time. `names` is what `match_names` found."""
+    """Load parameters in place, in their own dtype, one tensor at a time. `names` comes from `match_names`."""
     with torch.no_grad():
         for name, (parameter, part) in destinations.items():
             assert not parameter.is_meta, name

@@ -1,1 +1,1 @@
-"""Formats of frozen weights, a file each, called as in `config.quantisation`: it has a `FORMAT`."""
+"""Formats of frozen weights: one file each, named as in `config.quantisation`, with a `FORMAT`."""

@@ -13,19 +13,19 @@ class Stored(Protocol):
     """A weight in the format."""
 
     def whole(self) -> Tensor:
-        """The weight, in the dtype that is computed in."""
+        """The weight in the compute dtype."""
         ...
 
     def tensors(self) -> Iterator[Tensor]:
-        """All memory that it takes."""
+        """All tensors that it keeps."""
         ...
 
 
 class Format(Protocol):
     def check(self) -> None:
-        """Raise UserError where something is missing that it needs."""
+        """Raise UserError if a requirement is missing."""
         ...
 
     def store(self, weight: Tensor, dtype: torch.dtype) -> Stored:
-        """A matrix on its device, to be computed with in `dtype`."""
+        """Quantise a matrix on its device, for computing in `dtype`."""
         ...
