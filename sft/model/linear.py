@@ -99,8 +99,8 @@ class _Adapted(Function):
         context.save_for_backward(hidden_TI, weight_OI, a_RI, b_OR, low_TR)
         context.scale = scale
         output_TO = matmul.linear(hidden_TI, weight_OI, bias_O)
-        # Selective recomputation keeps results of `addmm`, and has the weight's already. This sum is recomputed, because
-        # it has an `out`.
+        # Selective recomputation keeps results of `addmm`, and has the weight's already. This sum is recomputed,
+        # because it has an `out`.
         return torch.addmm(output_TO, low_TR, b_OR.t(), alpha=scale, out=torch.empty_like(output_TO))
 
     @staticmethod

@@ -21,9 +21,10 @@ _SAMPLED_ITERATIONS = 20
 def facts_of(spec: RunSpec, start: int = 0) -> Facts:
     """The header's facts, including fill and balance of the first iterations' batches."""
     settings, reader = spec.settings, ShardReader(spec.data.folder)
+    sampler = spec.sampler  # one for all iterations: it keeps an epoch's permutation
     plans = []
     for number in range(start, min(spec.iterations, start + _SAMPLED_ITERATIONS)):
-        lengths = reader.lengths[spec.sampler.documents(number)].astype(np.int64) - 1
+        lengths = reader.lengths[sampler.documents(number)].astype(np.int64) - 1
         plans.append(plan_batch(lengths.tolist(), spec.capacity, spec.layout.dp))
     mean_length = spec.data.tokens / max(spec.data.documents, 1)
     tokens_left = (spec.iterations - start) * settings.schedule.global_batch * mean_length
