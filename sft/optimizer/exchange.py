@@ -1,6 +1,4 @@
-"""Exchange between replicas: float32 gradient sums to the owners, and new weights from them in the weights' own
-dtype.
-"""
+"""Exchanges between replicas: float32 gradient sums go to their owners, new weights come back in their own dtype."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sca
 
 @dataclass(frozen=True, kw_only=True)
 class Replicas:
-    """The processes that hold the same weights, and this one among them. `group` is None where there is one."""
+    """The processes that hold the same weights. `group` is None for a single one."""
 
     size: int = 1
     rank: int = 0
@@ -30,15 +28,13 @@ class Replicas:
 
 @dataclass(frozen=True)
 class OnItsWay:
-    """An exchange that was begun. `finish` waits for it and gives what this replica owns, by name, flat."""
+    """A started exchange. `finish` waits for it and returns what this replica owns, by name, flat."""
 
     finish: Callable[[], dict[str, Tensor]]
 
 
 def begin_reduction(parcel: Parcel, sums: Mapping[str, Tensor], replicas: Replicas) -> OnItsWay:
-    """Means over replicas, to their owners. A replica's rows of a tensor come as a flat tensor; of what it does not
-    own, nothing comes.
-    """
+    """Start sending means over replicas to their owners, as flat tensors of the rows that each one owns."""
     if replicas.size == 1:
         return OnItsWay(lambda: {name: tensor.reshape(-1) for name, tensor in sums.items()})
     sent, lengths = _laid_out(parcel, sums, replicas)
@@ -57,7 +53,7 @@ def begin_reduction(parcel: Parcel, sums: Mapping[str, Tensor], replicas: Replic
 
 
 def gather_weights(parcel: Parcel, parameters: Mapping[str, nn.Parameter], replicas: Replicas) -> None:
-    """Every replica's own rows of the parameters to all the others."""
+    """Send each replica's own rows of the parameters to all others."""
     if replicas.size == 1:
         return
     data = {name: parameters[name].data for name in parcel.names}
@@ -104,7 +100,7 @@ def _laid_out(
 
 
 def _segment(parcel: Parcel, tensors: Mapping[str, Tensor], replicas: Replicas) -> int:
-    """What the replica that owns the most of a parcel owns of it."""
+    """The size of the largest share of a parcel."""
     return max(
         sum(len(_flat_rows(parcel, name, tensor, replicas, replica)) for name, tensor in tensors.items())
         for replica in range(replicas.size)

@@ -31,23 +31,23 @@ from sft.optimizer.sums import GradientSums
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a process trains: its stage's parameters by their Hugging Face names."""
+    """The trained parameters of a process's stage, by Hugging Face name."""
 
     parameters: Mapping[str, nn.Parameter]
     places: Mapping[str, ParameterShard]
     outside: Collection[str] = ()  # of the layers: embedding, head and projections next to them
-    tied: str | None = None  # of them the one that is both
+    tied: str | None = None  # the one that is both embedding and head
     is_first_stage: bool = True
-    spare: Sequence[nn.Parameter] = ()  # without effect, where a stage has nothing to train
+    spare: Sequence[nn.Parameter] = ()  # a parameter without effect, if a stage has nothing to train
 
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """With whom a process shares what."""
+    """The process groups of an optimizer."""
 
     tensor: TensorGroup
     replicas: Replicas = field(default_factory=Replicas)
-    tied: Any = None  # first and last stage, where they share a parameter
+    tied: Any = None  # first and last stage, if they share a parameter
 
 
 class ShardedOptimizer(torch.optim.Optimizer):
@@ -90,7 +90,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
 
     @property
     def names(self) -> list[str]:
-        """Of everything that is trained in this stage, whoever owns it."""
+        """Names of all trained parameters of this stage, whoever owns them."""
         return list(self._parameters)
 
     def set_rate(self, lr: float) -> None:
@@ -106,7 +106,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """A collective call, when every micro-batch's gradients are there."""
+        """Update after the gradients of all micro-batches. A collective call."""
         assert closure is None
         gradients = self._completed()
         if self.on_gradients is not None:
@@ -132,7 +132,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self.publish()
 
     def publish(self) -> None:
-        """A collective call: the model computes with the owners' weights from now on."""
+        """Send the owners' weights to all replicas' models. A collective call."""
         publish(self.shards)
         for parcel in self._parcels:
             gather_weights(parcel, self._parameters, self._groups.replicas)
@@ -188,7 +188,9 @@ class ShardedOptimizer(torch.optim.Optimizer):
         return found
 
     def _agreed_norm(self, gradients: Mapping[str, Tensor]) -> float:
-        """Every weight counts once. The only moment of an iteration at which the host waits for the device."""
+        """The gradient norm, with every weight counted once. The only synchronisation with the device in an
+        iteration.
+        """
         counted = [gradient for name, gradient in gradients.items() if self.is_first_holder(name)]
         square = square_sum(counted, self._device)
         votes = [torch.as_tensor(vote, dtype=torch.float64).to(self._device) for vote in self._votes()]

@@ -1,4 +1,4 @@
-"""A sharded optimizer's states, for whoever saves and restores them: ranges of tensors under Hugging Face names."""
+"""A sharded optimizer's states for saving and restoring: slices of tensors under Hugging Face names."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Piece:
     )
 
     def numbers(self) -> Tensor:
-        """As float32, flat; training's own memory where that is float32."""
+        """The values as flat float32; training's own memory if that is float32."""
         return self.live if isinstance(self.live, Tensor) else self.live.numbers()
 
 
 def pieces(optimizer: ShardedOptimizer) -> list[Piece]:
-    """All that this process updates."""
+    """The pieces that this process updates."""
     create_states(optimizer)
     found = [
         Piece(name=shard.name, state=MASTER, offset=shard.offset, live=shard.weights.detach().reshape(-1))
@@ -95,7 +95,7 @@ def _piece(shard: Shard, name: str, live: Tensor | EightBits) -> Piece:
 
 
 def _set_steps(algorithm: torch.optim.Optimizer, count: int) -> None:
-    """torch counts a parameter's updates in its state, Apex in its group."""
+    """Set the step count, which torch keeps in a parameter's state, and Apex in its group."""
     for holder in (*algorithm.state.values(), *algorithm.param_groups):
         if isinstance(holder.get("step"), Tensor):
             holder["step"].fill_(count)

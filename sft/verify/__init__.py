@@ -1,4 +1,3 @@
-"""Comparisons of our engine with something else: plain transformers, the user's own rows, the start-up self-check.
-
-Does not belong here: comparisons of our layouts with each other, which are tests.
+"""Compares our engine with something else: plain transformers, on synthetic or the user's own rows, and the self-check
+at start-up. Does not belong here: comparisons of our layouts with each other, which are tests.
 """

@@ -1,5 +1,5 @@
-"""Is training on a layout the same as training with plain transformers? Measured on the CPU, on a small model of the
-user's own shape.
+"""Compares training on a layout with training by plain transformers, on the CPU, with a small model of the user's
+shape.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sft.verify.synthetic import SyntheticReader
 # through tens of roundings, and AdamW makes as much of a small gradient, whose share of rounding is larger, as of a
 # large one.
 TOLERANCES = {torch.float32: (1e-5, 1e-5, 1e-3), torch.bfloat16: (1e-3, 1e-2, 0.2)}
-_LEAST_UPDATE = 0.1  # of the learning rate, an iteration and weight: what moves less is compared with that
+_LEAST_UPDATE = 0.1  # per learning rate, iteration and weight: smaller updates are compared with this size
 _FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _DOCUMENTS, _GLOBAL_BATCH, _LONGEST, _SEED, _CLIP = 40, 12, 48, 7, 1.0
 _SETTINGS = OptimizerSpec(name="adamw", lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-5, weight_decay=0.1)
@@ -43,7 +43,7 @@ _SETTINGS = OptimizerSpec(name="adamw", lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One iteration, by plain transformers and by the layout."""
+    """One iteration by plain transformers and by the layout."""
 
     iteration: int
     theirs: PlainStep
@@ -51,7 +51,7 @@ class Comparison:
 
     @property
     def differences(self) -> tuple[float, float]:
-        """Relative ones, of loss and gradient norm."""
+        """Relative differences of loss and gradient norm."""
         return (
             abs(self.ours.loss - self.theirs.loss) / abs(self.theirs.loss),
             abs(self.ours.grad_norm - self.theirs.grad_norm) / abs(self.theirs.grad_norm),
@@ -61,7 +61,7 @@ class Comparison:
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     comparisons: list[Comparison]
-    updates: float  # the largest difference of a tensor's update by all iterations, relative to the update
+    updates: float  # the largest relative difference of a tensor's update over all iterations
     dtype: torch.dtype
 
     @property
@@ -81,7 +81,7 @@ def compare(
     recompute: str,
     dtype: torch.dtype = torch.float32,
 ) -> Outcome | None:
-    """What the processes of a comparison run. The first returns the outcome."""
+    """Run the comparison on each process. The first one returns the outcome."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     device = start_worker(store, timeout_seconds=300, use_gpu=False)
     processes = form_groups(layout)
@@ -114,7 +114,7 @@ def compare(
     records = list(train(pipeline, feed, sampler, reader, rate=lambda _: _SETTINGS.lr, start=0, iterations=iterations))
     ours = [PlainStep(record["loss"], record["grad_norm"]) for record in records]
     batches = [sampler.documents(number) for number in range(iterations)]
-    # On every process: each compares its own weights.
+    # Compare this process's own weights.
     run = plain.train(model, reader, batches, loss_mask, _SETTINGS, _CLIP)
     worst = torch.tensor([_difference(pipeline, run, iterations)], dtype=torch.float64)
     dist.all_reduce(worst, dist.ReduceOp.MAX)
@@ -141,7 +141,7 @@ def _feed(reader: Any, layout: Layout, pipeline: Pipeline) -> Feed:
 
 
 def fill(built: BuiltStage, whole: dict[str, nn.Parameter]) -> None:
-    """This process's part of a whole model's parameters."""
+    """Fill this process's parts from a whole model's parameters."""
     with torch.no_grad():
         for name, parameter in built.parameters.items():
             part = built.places[name].part
@@ -149,7 +149,7 @@ def fill(built: BuiltStage, whole: dict[str, nn.Parameter]) -> None:
 
 
 def _difference(pipeline: Pipeline, theirs: PlainRun, iterations: int) -> float:
-    """Of the updates of float32 weights that this process owns, the one that differs most."""
+    """The largest difference among updates of float32 weights that this process owns."""
     worst = 0.0
     for piece in states.pieces(pipeline.optimizer):
         if piece.state == states.MASTER:
@@ -165,7 +165,7 @@ def _difference(pipeline: Pipeline, theirs: PlainRun, iterations: int) -> float:
 
 
 def table(outcome: Outcome, layout: Layout, family: str) -> Sequence[str]:
-    """Lines for a person."""
+    """Format the outcome as lines."""
     lines = [f"{family}, {layout}, {_FORMATS[outcome.dtype]} on the CPU, against plain transformers", ""]
     lines.append(
         f"{'iteration':>9}  {'loss, plain':>13}  {'loss, layout':>13}  {'norm, plain':>12}  {'norm, layout':>12} "

@@ -1,8 +1,6 @@
-"""The user's own base model and rows: the loss and every parameter's gradient by a layout, against plain transformers
-on the same devices.
-
-The first process computes what transformers computes, and leaves its gradients in a file, of which each process then
-reads its own slices.
+"""Compares the loss and every parameter's gradient with plain transformers, on the user's base model, rows and
+devices. The first process runs transformers and writes its gradients to a file, from which each process reads its
+slices.
 """
 
 from __future__ import annotations
@@ -34,27 +32,27 @@ from sft.verify.parity import TOLERANCES
 
 _NOTHING = OptimizerSpec(
     name="sgd", lr=0.0, beta1=0.0, beta2=0.0, eps=1e-8, weight_decay=0.0
-)  # gradients are asked for, not updates
-_GRADIENT = {torch.float32: 1e-4, torch.bfloat16: 0.03}  # of a tensor's own size
-# or so many times what other arithmetic makes of it in transformers itself: float32, or there another attention kernel
+)  # only gradients are needed, no updates
+_GRADIENT = {torch.float32: 1e-4, torch.bfloat16: 0.03}  # relative to the tensor's norm
+# or this multiple of the change in transformers itself with other arithmetic: float32, or another attention kernel
 _NOISE = 4.0
-_DEVIATIONS = 6.0  # standard ones, of a mean over tokens whose losses rounding moves independently
+_DEVIATIONS = 6.0  # standard deviations of a mean over tokens whose losses have independent rounding errors
 _ROUNDING = {
     torch.float32: 2.0**-22,
     torch.bfloat16: 2.0**-9,
-}  # of all gradients' size, for sums that are nothing but rounding
+}  # relative to all gradients' norm, for sums that are only rounding
 _SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One parameter's gradient: squared sizes, over all processes."""
+    """The comparison of one parameter's gradient: squared norms over all processes."""
 
     ours: float
     theirs: float
     product: float
     distance: float
-    other: float  # between transformers and transformers with other arithmetic
+    other: float  # distance between transformers and transformers with other arithmetic
     count: int
 
     @property
@@ -67,7 +65,7 @@ class Difference:
 class Outcome:
     losses: tuple[float, float]  # transformers', ours
     norms: tuple[float, float]
-    loss_noise: float  # what rounding may make of the mean loss, absolute
+    loss_noise: float  # allowed rounding error of the mean loss, absolute
     norm_noise: float
     parameters: dict[str, Difference]
     dtype: torch.dtype
@@ -75,7 +73,7 @@ class Outcome:
     documents: int
 
     def share(self, name: str) -> float:
-        """How much of what is allowed a gradient is off by."""
+        """A gradient's difference relative to its tolerance."""
         one, whole = self.parameters[name], sum(other.theirs for other in self.parameters.values())
         weights = sum(other.count for other in self.parameters.values())
         rounding = _ROUNDING[self.dtype] * (whole * one.count / weights) ** 0.5
@@ -184,7 +182,7 @@ class _Reference:
 def _reference(
     spec: RunSpec, vocabulary: int, numbers: np.ndarray, device: torch.device, dtype: torch.dtype, folder: Path
 ) -> _Reference:
-    """Loss and norm by transformers, and how far they move with other arithmetic. Both ways' gradients go to files."""
+    """Loss and norm by transformers, and their change with other arithmetic. Gradients of both are written to files."""
     others = (
         ((dtype, "eager"), (torch.float32, "eager"))
         if dtype is not torch.float32
@@ -193,7 +191,7 @@ def _reference(
     reader = spec.data.open()
     losses, norms, tokens = [], [], []
     for file, (computed_in, kernel) in zip(_FILES, others, strict=True):
-        model = _model(spec, vocabulary, dtype, kernel).to(device, computed_in).eval()  # nothing is dropped
+        model = _model(spec, vocabulary, dtype, kernel).to(device, computed_in).eval()  # without dropout
         tokens.append(plain.token_losses(model, reader, numbers, spec.settings.objective.loss_mask))
         loss, sums = plain.gradients(model, reader, numbers, spec.settings.objective.loss_mask)
         losses.append(loss)
@@ -219,13 +217,13 @@ def _model(spec: RunSpec, vocabulary: int, dtype: torch.dtype, kernel: str) -> A
             raise
         model = AutoModelForCausalLM.from_pretrained(
             spec.base.folder, attn_implementation="eager", **options
-        )  # Gemma 2 has this one alone
+        )  # Gemma 2 has only this one
     _grow(model, vocabulary)
     return model
 
 
 def _grow(model: Any, vocabulary: int) -> None:
-    """As training does: new tokens begin as the mean of the old."""
+    """Extend the vocabulary as training does: new tokens start as the mean of the old ones."""
     held = model.get_input_embeddings().weight.size(0)
     if vocabulary <= held:
         return
@@ -258,7 +256,7 @@ def _difference(ours: Tensor, theirs: Tensor, other: Tensor) -> Difference:
 
 
 def _joined(everyone: Sequence[Mapping[str, Difference]]) -> dict[str, Difference]:
-    """Each parameter's pieces, which different processes own, are one."""
+    """Join the pieces of each parameter, which different processes own."""
     joined: dict[str, Difference] = {}
     for found in everyone:
         for name, one in found.items():
@@ -269,7 +267,7 @@ def _joined(everyone: Sequence[Mapping[str, Difference]]) -> dict[str, Differenc
 
 
 def table(outcome: Outcome, spec: RunSpec) -> Sequence[str]:
-    """Lines for a person: the parameters that differ most come first."""
+    """Format the outcome as lines; parameters that differ most come first."""
     (loss, our_loss), (norm, our_norm) = outcome.losses, outcome.norms
     lines = [
         (

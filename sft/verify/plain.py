@@ -1,6 +1,4 @@
-"""The reference: a training loop over plain transformers, one document at a time, which uses nothing of our model or
-engine.
-"""
+"""The reference: a training loop over plain transformers, one document at a time, without our model or engine."""
 
 from __future__ import annotations
 
@@ -28,13 +26,11 @@ class PlainStep:
 class PlainRun:
     steps: list[PlainStep]
     masters: dict[str, Tensor]  # float32 weights after the last iteration
-    updates: dict[str, Tensor]  # how far they have come
+    updates: dict[str, Tensor]  # progress of training
 
 
 def make_model(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """A random model, far enough from its initial state that a norm left out shows. In every format it has the same
-    weights, rounded.
-    """
+    """A random model, perturbed so that a missing norm would show. In every dtype it has the same weights, rounded."""
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
     torch.manual_seed(seed)
     for parameter in model.parameters():
@@ -98,7 +94,7 @@ def gradients(
     smoothing: float = 0.0,
     on_document: Callable[[np.ndarray, int], None] = lambda *_: None,
 ) -> tuple[float, dict[str, Tensor]]:
-    """The loss over some documents, and every trained parameter's gradient, summed in float32."""
+    """The loss over documents, and all trained parameters' gradients, summed in float32."""
     documents = [reader[int(number)] for number in numbers]
     total = sum(float(_weights(document, loss_mask).sum()) for document in documents)
     weights = trained_parameters(model)
@@ -118,7 +114,7 @@ def gradients(
 
 @torch.no_grad()
 def token_losses(model: Any, reader: Any, numbers: Iterable[int], loss_mask: float) -> Tensor:
-    """The negative log-likelihood of each token that counts, of all documents one behind the other."""
+    """The negative log-likelihoods of all counted tokens, concatenated over documents."""
     found = []
     for number in numbers:
         document = reader[int(number)]

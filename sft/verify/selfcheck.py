@@ -1,8 +1,5 @@
-"""Before a run: the stage, on a tiny random model of the same class, gives the logits and gradients that transformers
-gives.
-
-With several tensor-parallel ranks it is run by all of them together, so that a plan that does not fit the model is
-found here.
+"""The self-check before a run: on a tiny random model of the same class, our stage must give transformers' logits and
+gradients. Tensor-parallel ranks run it together, so that an unsuitable plan is found here.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ from sft.objective.likelihood import negative_log_likelihood
 from tokenize_data.errors import UserError
 
 TOLERANCE = 1e-5
-_GRADIENT_SLACK = 30  # gradients are sums over tokens and layers: their rounding is that much larger
+_GRADIENT_SLACK = 30  # gradients are sums over tokens and layers, with larger rounding errors
 _LENGTHS = (11, 5, 16)
 _HEAD_SIZE = 8
 _ROUNDING_SHARE, _ROUNDING_TIMES = 0.1, 6.0
@@ -71,7 +68,7 @@ def self_check(
         return worst
     except UserError:
         raise
-    except Exception as error:  # whatever a model's own code raises when it is called in a way that is not its own
+    except Exception as error:  # whatever a model's own code raises when it is called differently
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"{kind} cannot be split into stages ({type(error).__name__}: {reason}): it cannot be trained here "
@@ -82,7 +79,7 @@ def self_check(
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """How the stage is run that is compared."""
+    """How the compared stage runs."""
 
     kind: str
     group: TensorGroup
@@ -94,7 +91,7 @@ class _Run:
 
 
 def _compare(run: _Run, model: Any, tolerance: float) -> float:
-    """In float32 the relative difference itself; in other formats, as a share of what rounding may make of it."""
+    """The relative difference in float32; in other formats, relative to the allowed rounding."""
     reference = copy.deepcopy(model).to(run.device)
     documents = _documents(reference.config.vocab_size, run.device)
     expected = _trained_with(reference, documents, run.dtype)
@@ -115,7 +112,7 @@ def _compare(run: _Run, model: Any, tolerance: float) -> float:
         difference = measure(found, theirs, truth)
         if difference > slack * worst:
             worst, where = difference / slack, f"gradient of {name}"
-    worst = float(run.group.maximum(torch.tensor(worst, device=run.device)))  # so that no rank goes on alone
+    worst = float(run.group.maximum(torch.tensor(worst, device=run.device)))  # so that no rank continues alone
     if not worst <= tolerance:
         layout = f" at tp {run.group.size}" if run.group.size > 1 else ""
         in_format = "" if run.dtype is torch.float32 else f" in {str(run.dtype).removeprefix('torch.')}"
@@ -144,7 +141,7 @@ def _documents(vocabulary_size: int, device: torch.device) -> list[Tensor]:
 def _trained_with(
     model: Any, documents: list[Tensor], dtype: torch.dtype, weights: torch.dtype | None = None
 ) -> _Trained:
-    """Losses and gradients of `model`, its weights rounded to `weights` first, computed in `dtype`."""
+    """Losses and gradients of `model` in `dtype`, with weights rounded to `weights` first."""
     run = copy.deepcopy(model)
     for name, parameter in run.named_parameters():
         parameter.data = model.get_parameter(name).detach().to(weights or dtype).to(dtype)
@@ -185,7 +182,7 @@ def _stage_trained_with(
 
 
 def tiny(config: Any, least_layers: int = 2) -> Any:
-    """The same class and structure (heads, kinds of layers, norms, biases, caps), small."""
+    """A small configuration of the same class and structure (heads, kinds of layers, norms, biases, caps)."""
     config = without_dropout(config)
     heads = config.num_attention_heads
     old_size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -217,7 +214,7 @@ def tiny(config: Any, least_layers: int = 2) -> Any:
 
 
 def _shorten_factors(rope: Any, ratio: float) -> None:
-    """Some scalings of positions have one factor for each pair of a head's features."""
+    """Shorten RoPE scaling factors, of which some kinds have one per pair of a head's features."""
     for key, value in rope.items() if isinstance(rope, dict) else ():
         if isinstance(value, list):
             rope[key] = value[: max(1, int(len(value) * ratio))]
@@ -243,7 +240,7 @@ def _reference(config: Any, kind: str, trust_remote_code: bool) -> Any:
         ) from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the same on every rank
-        for parameter in model.parameters():  # norms and biases begin as ones and zeros, and would hide a mistake
+        for parameter in model.parameters():  # norms and biases start as ones and zeros, which would hide mistakes
             torch.nn.init.normal_(parameter, mean=0.05, std=0.15)
     return model.train()
 
@@ -274,6 +271,6 @@ def _difference(found: Tensor, expected: Tensor, exact: Tensor) -> float:
 
 
 def _share_of_rounding(found: Tensor, expected: Tensor, exact: Tensor) -> float:
-    """Of what is allowed: a tenth of the tensor, or several times what rounding does to transformers' own result."""
+    """The difference relative to the tolerance: a tenth of the tensor, or a multiple of transformers' own rounding."""
     allowed = max(_ROUNDING_SHARE * float(exact.norm()), _ROUNDING_TIMES * float((expected - exact).norm()), 1e-3)
     return float((found - expected).norm()) / allowed

@@ -9,7 +9,7 @@ from tokenize_data.rendered import ASSISTANT, SYSTEM, TEMPLATE, USER
 
 
 class SyntheticReader:
-    """What training needs of a ShardReader."""
+    """The part of ShardReader's interface that training needs."""
 
     def __init__(self, num_documents: int, vocabulary_size: int, longest: int, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -30,7 +30,7 @@ class SyntheticReader:
 
 
 def _document(rng: np.random.Generator, vocabulary_size: int, length: int) -> Document:
-    """Template, a system message, a question, an answer, the rest template."""
+    """Roles of a document: template, system message, question, answer, template."""
     cuts = np.sort(rng.choice(np.arange(1, length), size=4, replace=False))
     lengths = np.diff(np.concatenate([[0], cuts, [length]])).astype(np.uint16)
     roles = np.array([TEMPLATE, SYSTEM, USER, ASSISTANT, TEMPLATE], np.uint8)

@@ -1,4 +1,4 @@
-"""A tiny random Llama as a Hugging Face folder, made without torch: a base model to try a training step with."""
+"""Writes a tiny random Llama as a Hugging Face folder, without torch, to try a training step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _END = "</s>"
 
 
 def write_tiny_base(folder: Path) -> None:
-    """Config, weights, and a tokenizer of single bytes."""
+    """Write config, weights, and a byte-level tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), _END]
     tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
