@@ -1,5 +1,5 @@
-"""The place of a number among very many, in memory that does not grow with them: they lie in a file and are counted by
-their first bits, and only the few with the same first bits are looked at one by one.
+"""Order statistics of very many numbers in constant memory: the numbers are in a file and counted by their first bits;
+only those with the same first bits are compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _STRETCH = 1 << 20
 
 
 class Drawn:
-    """64-bit numbers, evenly spread. Used in a `with` statement, which removes the file."""
+    """Evenly spread 64-bit numbers. Use it in a `with` statement, which removes the file."""
 
     def __init__(self, folder: Path) -> None:
         self._file = scratch_file(folder)
@@ -49,7 +49,7 @@ class Drawn:
             self._most = max(self._most, int(numbers.max()))
 
     def smallest(self, count: int) -> int:
-        """The largest of the `count` smallest numbers."""
+        """The `count`-th smallest number."""
         through = np.cumsum(self._counts)
         first = int(np.searchsorted(through, count))
         numbers, counts = self._with_first_bits(first)
@@ -57,8 +57,8 @@ class Drawn:
         return int(numbers[np.searchsorted(np.cumsum(counts) + before, count)])
 
     def smallest_groups(self, count: int) -> int:
-        """The largest number of those that are, with all that are equal to them, at most `count`; at least the smallest
-        one. There must be more than `count` numbers.
+        """The largest number up to which there are at most `count`, equal ones included; at least the smallest one.
+        There must be more than `count` numbers.
         """
         through = np.cumsum(self._counts)
         first = int(np.searchsorted(through, count, side="right"))
@@ -70,7 +70,7 @@ class Drawn:
         return int(self._with_first_bits(int(earlier[-1]))[0][-1]) if len(earlier) else int(numbers[0])
 
     def _with_first_bits(self, bits: int) -> tuple[np.ndarray, np.ndarray]:
-        """(the different numbers that begin with these bits, sorted; how often each is there)."""
+        """Returns (distinct numbers with these first bits, sorted; their counts)."""
         numbers, counts = np.empty(0, np.uint64), np.empty(0, np.int64)
         for stretch in self._stretches():
             mine, times = np.unique(stretch[stretch >> _SHIFT == bits], return_counts=True)

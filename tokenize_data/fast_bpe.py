@@ -45,16 +45,14 @@ HARD_TEXTS = (
     "'S 's ’s",
 )
 
-_NO_TOKEN = np.iinfo(
-    np.uint32
-).max  # a byte that the vocabulary lacks: the Hugging Face tokenizer leaves it out without a word
+_NO_TOKEN = np.iinfo(np.uint32).max  # a byte that the vocabulary lacks: the Hugging Face tokenizer drops it silently
 
 Encode = Callable[[str], np.ndarray]
 
 
 def build(pipeline: dict[str, Any]) -> Encode | None:
-    """A function from text to ids, or None where the tokenizer is of another kind. `pipeline` is what tokenizer.json
-    says.
+    """Build a function from text to ids; None for other kinds of tokenizers. `pipeline` is the content of
+    tokenizer.json.
     """
     pattern = _pattern(pipeline["pre_tokenizer"])
     model, added = pipeline["model"], pipeline["added_tokens"]
@@ -82,7 +80,7 @@ def build(pipeline: dict[str, Any]) -> Encode | None:
 
 
 def first_difference(encode: Encode, backend: Tokenizer, texts: Sequence[str]) -> str | None:
-    """The first text on which the fast tokenizer does not give the ids of the slow one."""
+    """The first text for which fast and slow tokenizer give different ids; None if there is none."""
     slow = backend.encode_batch_fast(list(texts), add_special_tokens=False)
     for text, encoding in zip(texts, slow, strict=True):
         if encode(text).tolist() != encoding.ids:
@@ -114,7 +112,7 @@ def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
 
 
 def _normal_form(normalizer: dict[str, Any] | None) -> str | None:
-    """The Unicode form to bring texts to ('' for none), None for a normalizer that is not known here."""
+    """The Unicode normal form ('' for none); None for an unknown normalizer."""
     if normalizer is None:
         return ""
     steps = normalizer.get("normalizers", [normalizer])
@@ -132,7 +130,7 @@ def _is_plain_bpe(model: dict[str, Any]) -> bool:
 
 
 def _added_are_simple(added: list[dict[str, Any]]) -> bool:
-    """tiktoken matches special tokens as they stand, and in no fixed order where one begins another."""
+    """Whether tiktoken can match the added tokens: literally, and none a prefix of another."""
     texts = sorted(token["content"] for token in added)
     if any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in added):
         return False
@@ -169,6 +167,6 @@ def _ranks(model: dict[str, Any]) -> tuple[dict[bytes, int] | None, list[int]]:
                 if all(character in alphabet for character in token) and (piece := to_bytes(token)) not in ranks:
                     ranks[piece] = len(ids)
                     ids.append(identifier)
-    except KeyError:  # a merge or a character that the vocabulary has not
+    except KeyError:  # a merge or a character that is not in the vocabulary
         return None, []
     return ranks, ids

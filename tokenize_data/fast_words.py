@@ -23,7 +23,7 @@ Encode = Callable[[str], np.ndarray]
 
 
 def build(pipeline: dict[str, Any], backend: Tokenizer) -> Encode | None:
-    """A function from text to ids, or None where the tokenizer is of another kind."""
+    """Build a function from text to ids; None for other kinds of tokenizers."""
     prefix = _prefix(pipeline)
     words = _words(pipeline["model"])
     if prefix is None or words is None or not _added_are_simple(pipeline["added_tokens"]):
@@ -49,7 +49,7 @@ def build(pipeline: dict[str, Any], backend: Tokenizer) -> Encode | None:
 
 
 class _WordCache:
-    """Words to the bytes of their ids."""
+    """A cache from words to the bytes of their ids."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self._model = backend.model
@@ -71,7 +71,7 @@ class _WordCache:
 
 
 def _prefix(pipeline: dict[str, Any]) -> str | None:
-    """What is put before each stretch of text between added tokens; None for a normalisation that is not known here."""
+    """The prefix of each piece of text between added tokens; None for an unknown normalisation."""
     normalizer, pre_tokenizer = pipeline["normalizer"], pipeline["pre_tokenizer"]
     if pre_tokenizer is not None and not (
         pre_tokenizer["type"] == "Split" and pre_tokenizer["pattern"] == {"String": " "}
@@ -85,7 +85,7 @@ def _prefix(pipeline: dict[str, Any]) -> str | None:
 
 
 def _words(model: dict[str, Any]) -> re.Pattern[str] | None:
-    """The pattern whose matches can be tokenised one by one, None where there is none."""
+    """The pattern whose matches can be tokenised separately; None if there is none."""
     vocabulary = model.get("vocab", {})
     if model["type"] != "BPE" or model.get("dropout") or not model.get("byte_fallback") or model.get("ignore_merges"):
         return None

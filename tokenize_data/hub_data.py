@@ -18,7 +18,7 @@ _NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+){0,2}")
 
 @dataclass(frozen=True)
 class HubFile:
-    """`name` is what people are told, `path` where the file was fetched to."""
+    """A fetched file: `name` for messages, `path` of the local copy."""
 
     name: str
     path: Path
@@ -30,9 +30,9 @@ def is_name(name: str) -> bool:
 
 
 def files(name: str) -> list[HubFile]:
-    """The files of the split that is named, else of `train`, else of the only one there is."""
+    """The files of the named split, else of `train`, else of the only split."""
     repository, *rest = name.split(":")
-    for logger in ("datasets", "huggingface_hub"):  # what goes wrong is said below, once
+    for logger in ("datasets", "huggingface_hub"):  # errors are reported once, below
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
         if _is_offline():
@@ -55,7 +55,7 @@ def _is_offline() -> bool:
 
 
 def _fetched_before(name: str, repository: str, is_whole: bool) -> list[HubFile]:
-    """Without the Hub nobody knows what the splits are: what was fetched is read as any folder."""
+    """Read a fetched snapshot like any folder, since the splits are unknown without the Hub."""
     from huggingface_hub import snapshot_download
 
     folder = Path(snapshot_download(repository, repo_type="dataset", local_files_only=True))
@@ -65,9 +65,7 @@ def _fetched_before(name: str, repository: str, is_whole: bool) -> list[HubFile]
 
 
 def _splits(repository: str, configuration: str | None) -> dict[str, list[str]]:
-    """The addresses of each split's files. The builder is made, and asked for no row: it would guess types and keep
-    copies.
-    """
+    """The addresses of each split's files. The builder reads no rows, since it would guess types and keep copies."""
     import datasets  # slow to import, and only needed here
 
     datasets.disable_progress_bars()

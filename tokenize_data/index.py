@@ -29,7 +29,7 @@ COLUMNS: tuple[tuple[str, type[np.unsignedinteger[Any]]], ...] = (
 
 
 class Index:
-    """Takes rows of the index in order; `write` makes the file. Until then they lie in files without a name."""
+    """Collects index rows in order in nameless scratch files; `write` makes the index file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -42,7 +42,7 @@ class Index:
             self._files[name].write(np.ascontiguousarray(columns[name], dtype=kind).data)
 
     def write(self, name: str) -> FileInfo:
-        """The index as a file of its folder, on disk."""
+        """Write the index file and sync it to disk."""
         batch = pa.record_batch({column: as_array(self._mapped(column, kind)) for column, kind in COLUMNS})
         file = HashedFile(self._folder / name)
         with pa.ipc.new_file(file, batch.schema) as writer:

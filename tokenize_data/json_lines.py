@@ -1,4 +1,4 @@
-"""A line of JSONL as a row. Every complaint names the value and the remedy."""
+"""Parses lines of JSONL. Errors name the value and the remedy."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _LARGE, _MOST_VALUES = 1 << 20, 500_000  # 16 MB of small values would take half
 
 
 def _num_values(text: str) -> int:
-    """About so many values a row has."""
+    """Roughly the number of values in a row."""
     structure = _JSON_TEXT.sub("", text)
     return sum(map(structure.count, ",[{"))
 
 
 def parse_line(line: bytes) -> Row:
-    """A line of JSONL as a row."""
+    """Parse a line of JSONL."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:

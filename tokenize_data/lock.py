@@ -16,7 +16,9 @@ _LOOKS, _SECONDS_BETWEEN_LOOKS = 20, 0.05
 
 @contextlib.contextmanager
 def exclusive(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Hold `path` as a lock; `on_wait` is told once who holds it if that is another. The file is gone afterwards."""
+    """Hold `path` as a lock, and remove the file afterwards. `on_wait` is called once with the name of another
+    holder.
+    """
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -26,7 +28,7 @@ def exclusive(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX)
         if _is_current(handle, path):
             break
-        os.close(handle)  # the one who held it removed the file: lock its successor
+        os.close(handle)  # the previous holder removed the file: lock the new one
     try:
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
@@ -45,7 +47,7 @@ def _is_current(handle: int, path: Path) -> bool:
 
 
 def _holder(handle: int) -> str:
-    for _ in range(_LOOKS):  # it writes its name just after it has the lock
+    for _ in range(_LOOKS):  # the holder writes its name just after locking
         try:
             holder = json.loads(os.pread(handle, 4096, 0))
             return f"process {holder['pid']} on {holder['host']}"

@@ -22,7 +22,7 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All that is known of a tokenised data set."""
+    """The facts about a tokenised data set."""
 
     version: int = VERSION
     run_name: str
@@ -55,22 +55,20 @@ class Manifest:
     unknown: dict[str, Any] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
-        """Of the data itself: equal for two data sets that train the same."""
+        """A hash of the data: equal for two data sets that train the same."""
         parts = [shard.sha256 for shard in self.shards] + [
             self.index.sha256,
             self.tokenizer["fingerprint"],
             self.template["fingerprint"],
         ]
-        return hashlib.sha256(
-            "\n".join(parts).encode(errors="surrogatepass")
-        ).hexdigest()  # of what was edited by hand, too
+        return hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()  # also after an edit by hand
 
     def all_files(self) -> list[FileInfo]:
         return [*self.shards, self.index, *self.files]
 
 
 def dataset_folder(root: Path, run_name: str) -> Path:
-    """<root>/<run_name>, refused where a symbolic link leads out of the root."""
+    """<root>/<run_name>. Raises UserError if a symbolic link leads out of the root."""
     folder = root / check_run_name(run_name)
     if folder.resolve().parent != root.resolve() or folder.resolve().name != run_name:
         raise UserError(
@@ -83,7 +81,7 @@ def dataset_folder(root: Path, run_name: str) -> Path:
 
 
 def write(folder: Path, manifest: Manifest) -> None:
-    """Make the data set exist: one atomic replacement."""
+    """Publish the data set by one atomic replacement."""
     content = {key: value for key, value in asdict(manifest).items() if key != "unknown"}
     replace_private(folder / NAME, as_json(content, indent=1) + b"\n", folder / f".{NAME}.{os.getpid()}", sync=True)
     sync_folder(folder)
@@ -98,7 +96,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read(folder: Path) -> Manifest | None:
-    """The manifest of a folder, None where there is none: then there is no data set."""
+    """Read a folder's manifest; None means no data set."""
     file = folder / NAME
     try:
         content = json.loads(file.read_bytes())
@@ -123,7 +121,7 @@ def read(folder: Path) -> Manifest | None:
 
 
 def _check(manifest: Manifest) -> None:
-    """Raises TypeError, KeyError or ValueError where someone has edited what readers rely on."""
+    """Check what readers rely on. Raises TypeError, KeyError or ValueError."""
     names = ("documents", "batch_documents", "seq", "num_shortened")
     counts = {name: getattr(manifest, name) for name in names}
     for info in manifest.all_files():

@@ -62,7 +62,9 @@ class PartOf:
 
 
 def write_part(file: Path, converted: Iterable[Converted], sources: Sequence[Source], is_fast: bool) -> None:
-    """It is there once it is complete. The sources' facts are known at the end, so they come last."""
+    """Write a part, which becomes visible once complete. The sources' facts come last, since they are known at the
+    end.
+    """
     scratch = file.with_name(f".{file.name}.{os.getpid()}")
     schema = pa.schema(
         {"facts": pa.string(), "ids": pa.list_(pa.uint32()), **{name: pa.list_(pa.uint32()) for name in _LISTS}}
@@ -89,7 +91,7 @@ def read_parts(folder: Path, count: int, id_type: np.dtype[Any]) -> Iterator[Con
 
 
 def read_facts(folder: Path, count: int, sources: Sequence[Source]) -> bool:
-    """Set what is known of each source; whether all parts used the fast tokenizer."""
+    """Set the facts of each source. Returns whether all parts used the fast tokenizer."""
     ends = [_end(PartOf(number, count).file(folder)) for number in range(1, count + 1)]
     for index, source in enumerate(sources):
         facts = [end["sources"][index] for end in ends]

@@ -12,7 +12,7 @@ from typing import Any
 from tokenize_data.errors import RowError, shorten
 from tokenize_data.json_lines import Row, kind_of
 
-TEMPLATE = "template"  # named by a field of a prompt template, in place of a flag
+TEMPLATE = "template"  # the key comes from a prompt template instead of a flag
 
 _PATH = re.compile(r"[^.\[\]]+(?:\[-?\d+\]|\.[^.\[\]]+)*")
 _INDEX = re.compile(r"\[(-?\d+)\]")
@@ -22,7 +22,7 @@ _FILL = "give it an entry, or leave the row out"
 
 
 class _LostError(Exception):
-    """What a path asks for is not there."""
+    """A path does not exist in a row."""
 
     def __init__(self, done: str, step: str, rest: str, value: Any) -> None:
         super().__init__(done, step)
@@ -50,7 +50,7 @@ def find(row: Row, key: str, flag: str | None = None) -> Any:
 
 
 def missing(row: Row, key: str, flag: str | None = None) -> RowError:
-    """Of a row without this key."""
+    """The error for a row without this key."""
     shown, close = _names(row), _close(key, row)
     if close and flag:
         return RowError(f"no key '{key}': did you mean '{close}'? {_sentence(_use(close, flag))}; the row has {shown}")
@@ -61,7 +61,7 @@ def missing(row: Row, key: str, flag: str | None = None) -> RowError:
 
 
 def parts_of(value: Any, key: str, flag: str | None) -> RowError | None:
-    """Where a text should be and there is a list or an object: name a part of it. None for other values."""
+    """Suggest a part of a list or object that is in place of a text. None for other values."""
     if flag is None or not isinstance(value, list | dict):
         return None
     if not value:
@@ -99,7 +99,7 @@ def _follow(row: Row, key: str) -> Any:
 
 
 def _name(value: Any, rest: str) -> str:
-    """Which name of an object the rest of a path begins with: all of it, else the shortest one that is there."""
+    """The key with which the rest of a path starts: all of it, else the shortest existing one."""
     ends = [found.start() for found in _END.finditer(rest)]
     names = [rest, *(rest[:end] for end in ends)]
     shortest = rest[: ends[0]] if ends else rest

@@ -1,4 +1,4 @@
-"""Conversations without a template: texts one behind the other."""
+"""Conversations without a template: concatenated texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _ROLES = {"assistant": ASSISTANT, "system": SYSTEM}
 
 
 def without_template(conversation: Conversation, bos: str, eos: str) -> Rendered:
-    """`text` gets BOS and EOS, where it has none itself. `segments` are tokenised one by one, as axolotl does it."""
+    """Join texts. `text` gets BOS and EOS unless it has them; `segments` are tokenised one by one, as in axolotl."""
     is_text = conversation.kind == "text"
     text = bos if is_text and not (bos and conversation.messages[0]["content"].startswith(bos)) else ""
     starts, roles, splits = ([0], [TEMPLATE], []) if text else ([], [], [])

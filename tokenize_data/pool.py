@@ -22,15 +22,15 @@ from tokenize_data import guard
 from tokenize_data.errors import FailedError, UserError
 
 Pipe: TypeAlias = "Connection[Any, Any]"
-_SECONDS_FOR_A_TASK = 600  # of processor time
+_SECONDS_FOR_A_TASK = 600  # of CPU time
 _MOST_AHEAD = 8  # results a worker that wait for an earlier one
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
 def ordered_map(work: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
-    """`map` over processes, also where it is one: it may be killed. Workers are forked, so `work` need not be
-    pickled.
+    """Map over worker processes, in order. Even a single worker is a process, because it may be killed. Workers are
+    forked, so `work` need not be picklable.
     """
     context = multiprocessing.get_context("fork")
     ours: list[Pipe] = []
@@ -110,7 +110,7 @@ def _why_it_died(exit_code: int | None) -> UserError:
 
 
 def _close_other_sockets(ours: int) -> None:
-    """Connections to an object store are the parent's: it would not notice their end while we hold them too."""
+    """Close inherited connections: the parent would not notice their end while a worker holds them."""
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):
@@ -119,13 +119,13 @@ def _close_other_sockets(ours: int) -> None:
 
 
 def _serve(work: Callable[[Any], Any], connection: Pipe, inherited: list[Pipe]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which closes our pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes our pipe
     guard.may_be_killed()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a library prints before it panics; errors go through the pipe
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hide output of panics; errors go through the pipe
     for other in inherited:
         other.close()
     _close_other_sockets(connection.fileno())
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone: so are we
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone, so exit
         while True:
             task = connection.recv()
             try:

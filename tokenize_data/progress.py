@@ -1,4 +1,4 @@
-"""A progress bar with documents, MB/s and ETA on a terminal; a line now and then where there is none."""
+"""A progress bar with documents, MB/s and ETA on a terminal; otherwise occasional lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LINE_EVERY_SECONDS = 10.0
 
 
 class Progress:
-    """Bytes of the input are the measure: how many rows there will be is not known before the end."""
+    """Measures progress by input bytes, since the number of rows is not known in advance."""
 
     def __init__(self, title: str, sizes: Sequence[int]) -> None:
         self._title, self._before, self._total = title, [sum(sizes[:index]) for index in range(len(sizes))], sum(sizes)

@@ -1,4 +1,4 @@
-"""A model's chat format: conversations to the ids that it is asked with and was trained on, and ids back to text."""
+"""A model's chat format: converts conversations to ids for generation and training, and ids to text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tokenize_data.chat import ChatTemplate
-from tokenize_data.encode import Encoded as Encoded  # what `documents` returns
+from tokenize_data.encode import Encoded as Encoded  # return type of `documents`
 from tokenize_data.encode import Encoder
 from tokenize_data.errors import RowError, UserError
 from tokenize_data.fields import Conversation, Kind
@@ -17,12 +17,12 @@ from tokenize_data.rendered import Message, Rendered, Tools
 from tokenize_data.templates import choose_template
 from tokenize_data.tokenizer import BaseTokenizer, load_tokenizer
 
-PLAIN = "plain"  # no template: the model goes on with the question's text
+PLAIN = "plain"  # without a template, the model continues the question's text
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatFormat:
-    """Bound to one tokenizer. `template` None: texts as they are."""
+    """The chat format of one tokenizer. Without a `template`, texts are used as they are."""
 
     tokenizer: BaseTokenizer
     template: ChatTemplate | None
@@ -44,11 +44,11 @@ class ChatFormat:
         return self._ids(self.template.render(messages, True, tools))
 
     def plain_prompt(self, text: str) -> list[int]:
-        """A text to be continued."""
+        """Ids of a text to continue."""
         return self._ids(self._bos + text)
 
     def documents(self, conversation: Conversation) -> list[Encoded]:
-        """What training makes of a conversation: ids, and which of them are learnt."""
+        """A conversation as in training: ids, and which of them are trained."""
         messages = conversation.messages
         if conversation.kind != "chat":
             rendered = [without_template(conversation, self._bos, self._eos)]
@@ -79,7 +79,7 @@ class ChatFormat:
 
     @cached_property
     def stop_texts(self) -> tuple[str, ...]:
-        """Where the end of turn is no token of this tokenizer, it ends the answer as text."""
+        """Stop texts: the end of turn, if it is not a token of this tokenizer."""
         if self.template is None or not self.is_borrowed or self.template.end_of_turn() is not None:
             return ()
         question = [{"role": "user", "content": "?"}]
@@ -115,7 +115,7 @@ class ChatFormat:
 
 
 def open_format(folder: Path, choice: str = "auto", borrowed: ChatTemplate | None = None) -> ChatFormat:
-    """The format of a model's folder. `borrowed` is another model's template, used where `auto` finds none."""
+    """The chat format of a model's folder. `borrowed` is another model's template, used if `auto` finds none."""
     tokenizer = load_tokenizer(str(folder))
     if choice == PLAIN:
         return ChatFormat(tokenizer=tokenizer, template=None)

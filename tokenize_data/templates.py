@@ -1,6 +1,4 @@
-"""Which template `--template` means for a tokenizer: its own, a packaged one, or a Jinja file; and the tokens that it
-needs.
-"""
+"""Chooses the template for a tokenizer: its own, a packaged one, or a Jinja file, with the tokens that it needs."""
 
 from __future__ import annotations
 
@@ -45,7 +43,7 @@ def choose_template(
     if name != OWN:
         _refuse_torn(name, [marker for marker in markers if not tokenizer.finds(marker)], tokenizer)
     whole = {token.content for token in tokenizer.backend.get_added_tokens_decoder().values()}
-    if more := whole.intersection(markers) - template.special_texts:  # added, but not as special tokens
+    if more := whole.intersection(markers) - template.special_texts:  # added tokens that are not special
         template = replace(template, special_texts=template.special_texts | more)
     return template, tokenizer
 
@@ -67,7 +65,7 @@ def template_values(text: str | None) -> dict[str, Any]:
 
 
 def _default(key: str, value: Any, name: str, source: str) -> str:
-    """A line of Jinja that sets a variable where whoever renders does not."""
+    """A line of Jinja that sets a variable's default."""
     if not re.search(rf"\b{key}\b", source):
         raise UserError(f"--chat_template_kwargs {key}: template '{name}' has no such variable: leave it out")
     literal = {None: "none", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else None
@@ -76,7 +74,7 @@ def _default(key: str, value: Any, name: str, source: str) -> str:
 
 
 def _refuse_torn(name: str, torn: Sequence[str], tokenizer: BaseTokenizer) -> None:
-    """Markers that the tokenizer takes apart would be trained, or not, a letter at a time."""
+    """Refuse markers that the tokenizer splits: they would be trained letter by letter."""
     if not torn:
         return
     known = [marker for marker in torn if tokenizer.backend.token_to_id(marker) is not None]

@@ -1,4 +1,4 @@
-"""Answers: empty ones, the most frequent ones, those that look cut off, those that stand in the question."""
+"""Checks answers: empty, most frequent, unfinished, or copied from the question."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tokenize_data.checks.texts import Text, normal, texts_of
 from tokenize_data.reader import ShardReader
 
 NUM_FREQUENT, _LEAST_SHARE = 5, 0.01
-_MANY, _FEW_ANSWERS = 0.5, 50  # half of all; a data set of fewer documents proves nothing
-_FEW_TOKENS = 3  # an answer without a word has its end of turn, and at most some spaces
+_MANY, _FEW_ANSWERS = 0.5, 50  # half of all; fewer documents prove nothing
+_FEW_TOKENS = 3  # an empty answer has only its end of turn and perhaps spaces
 _LONG_WORDS, _USUALLY = 20, 0.8
 _ENDS = tuple(".!?…。！？।؟:;)]}\"'”’»`*>|")
 _OWN_WORDS, _SELDOM = 5, 0.5
@@ -71,7 +71,7 @@ def empty(reader: ShardReader, backend: Tokenizer, num_documents: int) -> list[F
 
 
 def cut_off(reader: ShardReader, num_documents: int) -> list[Finding]:
-    """What --seq cut."""
+    """Documents that --seq cut."""
     cut = np.flatnonzero(reader.cut_at_right[:num_documents])
     if not len(cut):
         return []
@@ -87,7 +87,7 @@ def cut_off(reader: ShardReader, num_documents: int) -> list[Finding]:
 
 
 def unfinished(texts: Sequence[Text]) -> list[Finding]:
-    """Long answers that stop without a full stop where nearly all others end with one."""
+    """Long answers without a final full stop, if nearly all others have one."""
     long = [text for text in texts if not text.is_cut and len(text.answer.split()) >= _LONG_WORDS]
     open_ = [text for text in long if not text.answer.endswith(_ENDS)]
     if not open_ or len(open_) > (1 - _USUALLY) * len(long):
@@ -100,7 +100,7 @@ def unfinished(texts: Sequence[Text]) -> list[Finding]:
 
 
 def within_question(texts: Sequence[Text]) -> list[Finding]:
-    """Long answers that can be copied. Where most can, as in extraction and multiple choice, it is only a note."""
+    """Long answers that are in the question. If most are, as in extraction and multiple choice, this is only a note."""
     asked = [text for text in texts if text.question and text.answer]
     copied = [text for text in asked if normal(text.answer) in normal(text.question)]
     if not copied:

@@ -1,4 +1,4 @@
-"""All checks of a data set, in the order in which people should read them."""
+"""Runs all checks of a data set, in the order of the report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Report:
-    """What was found. `num_exact` documents were compared token by token, `num_read` as text; `skipped` says what could
+    """The findings. `num_exact` documents were compared token by token, `num_read` as text; `skipped` lists what could
     not be checked, and why.
     """
 
@@ -37,7 +37,7 @@ class Report:
         return [finding for finding in self.findings if finding.is_warning]
 
     def scope(self) -> str:
-        """How much of the data was looked at."""
+        """How much of the data was checked."""
         if self.num_exact == self.num_read == self.num_documents:
             return f"all {self.num_documents:,} documents were checked"
         return (
@@ -55,9 +55,9 @@ def check(
     most_texts: int,
     progress: Progress | None = None,
 ) -> Report:
-    """`against` are files of a test set, read by `keys`, or as the training data was."""
+    """Check a data set. `against` are test files, read by `keys`, or as the training data was."""
     step = _steps(progress)
-    tests = _tests(reader, against, keys)  # first: a wrong name should not cost the time of everything else
+    tests = _tests(reader, against, keys)  # first, so that a wrong name fails at once
     backend = backend_of(reader)
     digests = digests_of(reader, step("comparing documents"))
     held_out = digests_of(validation, step("comparing validation documents")) if validation is not None else None
@@ -99,10 +99,10 @@ def _leaks(
 
 
 def _tests(reader: ShardReader, files: Sequence[str], keys: Mapping[str, Any] | None) -> dict[str, list[Text]]:
-    """The rows of test files, by the file's name, read as the training data was unless `keys` say otherwise."""
+    """The rows of test files, by file name, read by `keys`, or as the training data was."""
     reading = {**reading_of(reader.manifest.datasets[0]), **(keys or {})}
     if keys:
-        reading.pop("prompt", None)  # a template over other fields than those that are named now
+        reading.pop("prompt", None)  # the template uses other fields than those named now
     found = {}
     for file in files:
         examples = read_examples(DatasetSpec(files=(file,), **reading), answers_needed=False)

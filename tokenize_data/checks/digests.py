@@ -17,7 +17,7 @@ Step = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Digests:
-    """`question` is all that stands before the last answer, 0 where nobody asks anything."""
+    """Hashes per document. `question` covers everything before the last answer; 0 without a question."""
 
     whole: np.ndarray
     question: np.ndarray
@@ -30,14 +30,14 @@ class Digests:
 
 def last_answer(document: Document) -> slice:
     """The tokens of the last answer."""
-    roles, lengths = document.run_roles.tolist(), document.run_lengths.tolist()  # a few: lists are quicker than arrays
+    roles, lengths = (document.run_roles.tolist(), document.run_lengths.tolist())  # few: lists are faster
     run = len(roles) - 1 - roles[::-1].index(ASSISTANT)
     start = sum(lengths[:run])
     return slice(start, start + lengths[run])
 
 
 def digests_of(reader: ShardReader, step: Step | None = None) -> Digests:
-    """Of the first million documents."""
+    """Digests of the first million documents."""
     count = min(len(reader), MOST_DOCUMENTS)
     found = np.zeros((3, count), dtype=np.uint64)
     for number in range(count):
@@ -54,7 +54,7 @@ def digests_of(reader: ShardReader, step: Step | None = None) -> Digests:
 
 
 def groups(keys: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
-    """Documents with equal keys that come from different rows, in groups, the largest first. Key 0 stands for none."""
+    """Groups of documents with equal keys from different rows, largest first. Key 0 means none."""
     numbers = np.flatnonzero(keys)
     numbers = numbers[np.lexsort((numbers, rows[numbers], keys[numbers]))]
     key, row = keys[numbers], rows[numbers]

@@ -1,4 +1,4 @@
-"""What a check found: a sentence, and where to look."""
+"""A finding: a sentence, and examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NUM_EXAMPLES = 20
 
 @dataclass(frozen=True)
 class Example:
-    """A place to look at. `others` are what it is like, for repeats and leaks."""
+    """An example document. `others` are the ones that it repeats."""
 
     place: str
     document: int | None = None  # its number in the data set
@@ -31,7 +31,7 @@ class Finding:
     share: float = 1.0  # of the documents
 
     def line(self, most: int = 3) -> str:
-        """The sentence with the first few places."""
+        """The sentence with the first few examples."""
         if not self.examples:
             return self.text
         shown = "; ".join(str(example) for example in self.examples[:most])

@@ -1,4 +1,6 @@
-"""Near duplicates: questions that share most of their words in order. MinHash proposes pairs, the words decide."""
+"""Near duplicates: questions that share most word triples. MinHash proposes pairs; comparing the triples confirms
+them.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,12 @@ from typing import Any
 from tokenize_data.checks.finding import Example, Finding, first_few, of_all
 from tokenize_data.checks.texts import Text, normal
 
-ALIKE = 0.8  # of the word triples of both
-_WORDS = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")  # no spaces there: by letter
+ALIKE = 0.8  # share of all word triples of both
+_WORDS = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")  # without spaces: letters
 _WIDTH, _FEWEST_WORDS = 3, 6
 _NUM_HASHES, _NUM_BANDS = 128, 32
-_COMMON, _LEAST_COMMON = 0.2, 20  # triples in a fifth of the documents are the prompt's
-_MOST_PAIRS = 50  # looked at for each document
+_COMMON, _LEAST_COMMON = 0.2, 20  # triples in more than a fifth of the documents belong to the prompt
+_MOST_PAIRS = 50  # candidates per document
 
 
 def is_available() -> bool:
@@ -24,7 +26,7 @@ def is_available() -> bool:
 
 
 def within(texts: Sequence[Text]) -> list[Finding]:
-    """Documents of one data set that are like an earlier one, and not equal to it."""
+    """Documents that are similar, but not equal, to an earlier one."""
     sets = _shingles(texts)
     pairs = [
         (one, two)
@@ -46,7 +48,7 @@ def within(texts: Sequence[Text]) -> list[Finding]:
 
 
 def equal(texts: Sequence[Text], others: Sequence[Text], name: str) -> list[Finding]:
-    """Rows of another file that are among the trained ones."""
+    """Rows of another file that are also training rows."""
     same = _equal(texts, others)
     if not same:
         return []
@@ -59,7 +61,7 @@ def equal(texts: Sequence[Text], others: Sequence[Text], name: str) -> list[Find
 
 
 def alike(texts: Sequence[Text], others: Sequence[Text], name: str) -> list[Finding]:
-    """Rows of another file that are nearly the same as trained ones, and not equal to one."""
+    """Rows of another file that are similar, but not equal, to training rows."""
     if not is_available():
         return []
     taken = _equal(texts, others)
@@ -84,7 +86,7 @@ def _equal(texts: Sequence[Text], others: Sequence[Text]) -> dict[int, Text]:
 
 
 def _shingles(texts: Sequence[Text]) -> list[frozenset[str]]:
-    """Each text's triples of words, without those that most texts share; empty for texts that are too short."""
+    """The word triples of each text, without common ones; empty for short texts."""
     every = []
     for text in texts:
         words = _WORDS.findall(normal(text.main))
@@ -98,7 +100,7 @@ def _shingles(texts: Sequence[Text]) -> list[frozenset[str]]:
 
 
 def _pairs(asking: Sequence[frozenset[str]], known: Sequence[frozenset[str]]) -> list[tuple[int, int]]:
-    """(number in `asking`, number in `known`) of what is alike."""
+    """Pairs (index in `asking`, index in `known`) of similar texts."""
     import rensa
 
     index = rensa.RMinHashLSH(threshold=ALIKE, num_perm=_NUM_HASHES, num_bands=_NUM_BANDS)
@@ -115,6 +117,6 @@ def _pairs(asking: Sequence[frozenset[str]], known: Sequence[frozenset[str]]) ->
 
 
 def _hashes(rensa: Any, sets: Sequence[frozenset[str]]) -> Any:
-    """A text without triples gets one of its own, so that it is like no other."""
+    """Hash triples; a text without triples gets a unique one, so that it matches no other."""
     lists = [sorted(triples) or [f"\0{number}"] for number, triples in enumerate(sets)]
     return rensa.RMinHash.from_token_sets(lists, _NUM_HASHES, 1)

@@ -1,4 +1,4 @@
-"""Documents unlike the others: very long or short ones, other languages."""
+"""Outliers: very long or short documents, other languages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lengths(reader: ShardReader, num_documents: int) -> list[Finding]:
         spread = 1.4826 * float(np.median(np.abs(logs - middle)))
         far = np.flatnonzero(np.abs(logs - middle) > max(_FAR * spread, np.log(_LEAST_TIMES)))
         if not len(far) or len(far) > 0.02 * num_documents:
-            continue  # so many are a second kind of documents, which the histogram shows
+            continue  # more are a second kind of documents, which the histogram shows
         order = far[np.argsort(-np.abs(logs[far] - middle), kind="stable")]
         examples = [
             Example(reader.place_text(int(at)), int(at), note=f"{int(values[at]):,} tokens") for at in order[:20]
@@ -44,7 +44,7 @@ def lengths(reader: ShardReader, num_documents: int) -> list[Finding]:
 
 
 def languages(texts: Sequence[Text], name_of: Callable[[str], str] | None = None) -> list[Finding]:
-    """Documents in another language than most. Short ones are not judged."""
+    """Documents in another language than most. Short ones are skipped."""
     name_of = name_of or classifier() or script
     some = texts[:: max(len(texts) // _MOST_LANGUAGE, 1)]
     long = [(text, joined) for text in some if _letters(joined := f"{text.question} {text.answer}") >= _FEWEST_LETTERS]
@@ -69,7 +69,7 @@ def knows_languages() -> bool:
 
 
 def classifier() -> Callable[[str], str] | None:
-    """The language of a text, empty where it is not certain; None without py3langid."""
+    """A function from a text to its language, empty if uncertain; None without py3langid."""
     if not knows_languages():
         return None
     from py3langid.langid import MODEL_FILE, LanguageIdentifier

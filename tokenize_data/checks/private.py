@@ -1,4 +1,4 @@
-"""What looks private, found by pattern. It is counted and hidden, never shown."""
+"""Finds private data by patterns. It is counted and hidden, never shown."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def private(texts: Sequence[Text]) -> list[Finding]:
 
 
 def hidden(text: str) -> str:
-    """The text without what looks private."""
+    """Hide what looks private in a text."""
     for pattern in _PATTERNS.values():
         text = pattern.sub(HIDDEN, text)
     return text

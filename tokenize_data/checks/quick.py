@@ -1,4 +1,4 @@
-"""What the data stage itself warns of: checks that need neither texts nor other packages."""
+"""The checks of the data stage itself, which need neither texts nor other packages."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from tokenize_data.checks.finding import Finding
 from tokenize_data.checks.texts import backend_of
 from tokenize_data.reader import ShardReader
 
-_LEAST_SHARE = 0.01  # fewer repeats are for `sft inspect`
+_LEAST_SHARE = 0.01  # fewer repeats are reported by `sft inspect` only
 
 
 def quick(training: ShardReader, validation: ShardReader | None) -> list[Finding]:
-    """Of a new data set: repeats that matter, questions that are trained and validated, answers that teach nothing."""
+    """Warnings about a new data set: repeats, questions in training and validation, empty answers."""
     digests = digests_of(training)
     held_out = digests_of(validation) if validation is not None else None
     backend = backend_of(training)

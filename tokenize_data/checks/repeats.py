@@ -1,4 +1,4 @@
-"""Documents that repeat others token by token, and questions that are validated as well as trained."""
+"""Exact duplicates, contradicting answers, and validation questions that are also trained."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def exact(reader: ShardReader, digests: Digests) -> list[Finding]:
 
 
 def conflicts(reader: ShardReader, digests: Digests) -> list[Finding]:
-    """The same question with different answers."""
+    """Equal questions with different answers."""
     found = [group for group in groups(digests.question, digests.rows) if len(np.unique(digests.answer[group])) > 1]
     if not found:
         return []
@@ -39,7 +39,7 @@ def conflicts(reader: ShardReader, digests: Digests) -> list[Finding]:
 
 
 def leaks(training: Digests, validation: Digests, readers: tuple[ShardReader, ShardReader]) -> list[Finding]:
-    """Questions of the validation set that are trained."""
+    """Validation questions that are also trained."""
     has_question = bool(training.question.any() and validation.question.any())
     known = training.question if has_question else training.whole
     asked = validation.question if has_question else validation.whole

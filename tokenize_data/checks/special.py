@@ -1,4 +1,4 @@
-"""Special tokens that stand within what people wrote: the model takes them for the template's."""
+"""Special tokens inside users' texts, which the model takes for the template's."""
 
 from __future__ import annotations
 

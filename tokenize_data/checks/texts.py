@@ -1,4 +1,4 @@
-"""Questions and answers as text again, of all documents or of a sample spread evenly over them."""
+"""Decodes questions and answers of all documents, or of an evenly spread sample."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Text:
 
     @property
     def main(self) -> str:
-        """What tells it from others: the question, of plain text the text."""
+        """The text to compare: the question, or plain text itself."""
         return self.question or self.answer
 
 
@@ -66,12 +66,12 @@ def texts_of(reader: ShardReader, backend: Tokenizer, numbers: np.ndarray, step:
 
 
 def normal(text: str) -> str:
-    """Without differences that do not matter: case and white space."""
+    """Normalise case and white space."""
     return _SPACES.sub(" ", text).strip().casefold()
 
 
 def _ids(reader: ShardReader, number: int) -> tuple[list[int], list[int]]:
-    """(the last question's ids, the last answer's)."""
+    """Returns (ids of the last question, ids of the last answer)."""
     document = reader[number]
     answer = last_answer(document)
     ends = np.cumsum(document.run_lengths)

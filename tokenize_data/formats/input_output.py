@@ -1,5 +1,5 @@
-"""axolotl's input_output: `segments` of text, each with a label that says whether it is trained. Nothing is added:
-neither a template nor BOS and EOS, which the segments contain themselves.
+"""axolotl's input_output: `segments` of text, each with a label that says whether it is trained. Nothing is added: the
+segments contain BOS and EOS themselves.
 """
 
 from __future__ import annotations

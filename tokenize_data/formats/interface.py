@@ -1,4 +1,4 @@
-"""What a format of rows is."""
+"""The interface of a row format."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tokenize_data.json_lines import Row
 
 @dataclass(frozen=True, kw_only=True)
 class RowFormat:
-    """How rows of a data set become conversations."""
+    """Converts rows of a data set to conversations."""
 
     read: Callable[[Row, Fields], Conversation]
-    is_like: Callable[[Sequence[Row], DatasetSpec], bool]  # whether rows are recognised as of this format
-    keys: Callable[[DatasetSpec], str]  # which keys it reads, as shown to the user
-    # For evaluation: a row with another answer, and the answers of a row, None where its last assistant message is it.
+    is_like: Callable[[Sequence[Row], DatasetSpec], bool]  # whether rows have this format
+    keys: Callable[[DatasetSpec], str]  # the keys that it reads, for messages
+    # For evaluation: a row with another answer, and a row's answers; None if it is the last assistant message.
     with_answer: Callable[[Row, DatasetSpec, str], Row] | None = None
     answers: Callable[[Row, DatasetSpec], list[Any] | None] = lambda row, spec: None
-    asked: Callable[[Row, str], Row | None] | None = None  # a row that ends with a question, with this answer behind it
+    asked: Callable[[Row, str], Row | None] | None = None  # a row that ends with a question, with this answer appended
 
 
 def format_of(name: str) -> RowFormat:
-    """By its name, so that a new format is one file."""
+    """Import a format by name, so that a new one is one file."""
     found: RowFormat = importlib.import_module(f"tokenize_data.formats.{name}").FORMAT
     return found
 
@@ -37,5 +37,5 @@ def all_have(rows: Sequence[Row], *keys: str) -> bool:
 
 
 def as_list(value: Any) -> list[Any]:
-    """The answers of a row in one of its fields: none, one, or several."""
+    """The answers in a row's field: none, one, or several."""
     return [] if value is None else value if isinstance(value, list) else [value]

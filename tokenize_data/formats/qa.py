@@ -39,7 +39,7 @@ def _keys(spec: DatasetSpec) -> str:
 
 def _answers(row: Row, spec: DatasetSpec) -> list[Any] | None:
     if spec.answer is not None:
-        return None  # a template over other fields
+        return None  # the template uses other fields
     return as_list(paths.find(row, spec.answer_key)) if paths.has(row, spec.answer_key) else []
 
 
@@ -47,6 +47,6 @@ FORMAT = RowFormat(
     read=_read,
     is_like=_is_like,
     keys=_keys,
-    with_answer=lambda row, spec, answer: {**row, spec.answer_key: answer},  # as it is written, it goes before a path
+    with_answer=lambda row, spec, answer: {**row, spec.answer_key: answer},  # a literal key precedes a path
     answers=_answers,
 )

@@ -1,4 +1,4 @@
-"""Rows with a list of messages, whatever its keys are called: with tools, calls and thoughts where it has them."""
+"""Rows with a list of messages under any keys, with tools, calls and thoughts."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Turns:
     key: str
     role_key: str
     content_key: str
-    system_key: str | None = None  # of a system message beside the list, which a row may have
-    roles: Mapping[str, str]  # the data's name to ours; CALL is an assistant's message that is nothing but a call
+    system_key: str | None = None  # key of an optional system message beside the list
+    roles: Mapping[str, str]  # names in the data to our roles; CALL is an assistant's message with just a call
 
     def __call__(self, row: Row, fields: Fields) -> Conversation:
         messages = self.turns(row, fields)
@@ -38,7 +38,7 @@ class Turns:
         return [{"role": "system", "content": fields.text(row, key)}] if key is not None and row.get(key) else []
 
     def asked(self, row: Row, answer: str) -> Row | None:
-        """A row whose last message is the user's, with an answer behind it."""
+        """A row whose last message is the user's, with an answer appended."""
         turns = row.get(self.key)
         last = turns[-1] if isinstance(turns, list) and turns else None
         if not isinstance(last, dict) or self.roles.get(str(last.get(self.role_key))) not in ("user", "tool"):
@@ -89,7 +89,7 @@ class Turns:
 
 
 def tools_of(row: Row) -> list[Any] | None:
-    """The row's tools: a list of objects, or that as JSON, in `tools` (`functions` in older data)."""
+    """The row's tools in `tools` (`functions` in older data): a list of objects, or JSON of one."""
     given = row.get("tools") or [{"type": "function", "function": one} for one in row.get("functions") or []]
     if isinstance(given, str):
         given = _json(given, "'tools'") if given.strip() else []
@@ -99,7 +99,7 @@ def tools_of(row: Row) -> list[Any] | None:
 
 
 def _call(given: Any, place: str) -> dict[str, Any]:
-    """As OpenAI's, with arguments as an object, which is what templates expect."""
+    """Convert a call to OpenAI's format, with arguments as an object, as templates expect."""
     inner = given.get("function", given) if isinstance(given, dict) else None
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
         raise RowError(
@@ -126,7 +126,7 @@ def _json(text: str, what: str) -> Any:
 
 
 def _thoughts(further: dict[str, Any], place: str) -> Message:
-    """What was thought before the content, out of `further`, under both names that templates look for."""
+    """Move thoughts from `further` to both names that templates look for."""
     given = [(key, further.pop(key)) for key in THOUGHTS if key in further]
     for key, value in given:
         if not isinstance(value, str):
@@ -136,7 +136,7 @@ def _thoughts(further: dict[str, Any], place: str) -> Message:
 
 
 def join_parts(content: Any) -> Any:
-    """A list of text parts as one text; anything else as it is."""
+    """Join a list of text parts; return anything else unchanged."""
     if isinstance(content, list) and content and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
         texts = [part.get("text") for part in content]
         return "".join(texts) if all(isinstance(text, str) for text in texts) else content
