@@ -1,7 +1,7 @@
 """The Python API: what the commands do, as functions. `import sft` shows these names, and imports this file when one of
 them is used.
 
-Settings have the flags' names and Python values. What a command says on the terminal is said here too; what ends a
+Settings have the flags' names and Python values. Output goes to the terminal as with the commands; what ends a
 command with an exit code is an exception.
 """
 
