@@ -76,7 +76,8 @@ def build_stage(
     ignored = ignored_of(model)
     renames = renames_of(model)
     matmul.use_in(model)
-    norms.use_in(model)
+    if device.type == "cpu" and dtype is not torch.float32:
+        norms.use_in(model)
     stage = Stage(take_apart(model, anatomy), layers, group, sequence_parallel=sequence_parallel, recompute=recompute)
     parameters = _give_memory(stage, names, device)
     if adapted is not None:

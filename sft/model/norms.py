@@ -1,4 +1,4 @@
-"""LayerNorm in 16 bits on a CPU, computed in float32.
+"""LayerNorm in 16 bits on a CPU, with gradients that are summed in float32.
 
 torch's own CPU kernel sums the gradients of weight and bias over tokens in the 16-bit format: over the 2,000 tokens of
 a packed row they are off by several percent (torch 2.13). Its GPU kernel sums in float32. RMSNorm is not affected.
@@ -6,9 +6,13 @@ a packed row they are off by several percent (torch 2.13). Its GPU kernel sums i
 
 from __future__ import annotations
 
+from itertools import compress
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
 
 
 def use_in(model: nn.Module) -> None:
@@ -25,7 +29,32 @@ class _LayerNorm(nn.LayerNorm):
         self.weight, self.bias = plain.weight, plain.bias
 
     def forward(self, hidden: Tensor) -> Tensor:
-        if hidden.device.type != "cpu" or hidden.dtype is torch.float32:
-            return super().forward(hidden)
-        weight, bias = (None if one is None else one.float() for one in (self.weight, self.bias))
-        return F.layer_norm(hidden.float(), self.normalized_shape, weight, bias, self.eps).to(hidden.dtype)
+        function: Any = _InFloat32
+        output: Tensor = function.apply(hidden, self.weight, self.bias, self.normalized_shape, self.eps)
+        return output
+
+
+class _InFloat32(Function):
+    """Keeps its 16-bit input for the backward pass, as torch's own does, and normalises it there once more."""
+
+    @staticmethod
+    def forward(
+        context: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, shape: tuple[int, ...], eps: float
+    ) -> Tensor:
+        context.save_for_backward(hidden, weight, bias)
+        context.shape, context.eps = shape, eps
+        wide_weight, wide_bias = (None if one is None else one.float() for one in (weight, bias))
+        return F.layer_norm(hidden.float(), shape, wide_weight, wide_bias, eps).to(hidden.dtype)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        needs = context.needs_input_grad[:3]
+        with torch.enable_grad():
+            wide: list[Any] = [
+                one if one is None else one.detach().float().requires_grad_(is_needed)
+                for one, is_needed in zip(context.saved_tensors, needs, strict=True)
+            ]
+            output = F.layer_norm(wide[0], context.shape, wide[1], wide[2], context.eps)
+        found = iter(torch.autograd.grad(output, list(compress(wide, needs)), gradient.float()))
+        gradients = [next(found).to(gradient.dtype) if is_needed else None for is_needed in needs]
+        return (*gradients, None, None)
