@@ -8,6 +8,7 @@ import os
 import sys
 
 from sft.spec.versions import main_versions, stranger
+from sft.spec.workers import set_library_defaults
 from tokenize_data.errors import OneLineParser, exit_code_of
 
 COMMANDS = {
@@ -45,8 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def entry(argv: list[str] | None = None) -> int:
-    # Waiting threads sleep. Spinning ones run ten times slower if another process wants the same cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    set_library_defaults(os.environ)
     argv = sys.argv[1:] if argv is None else argv
     if (warning := stranger()) is not None:
         print(f"sft: warning: {warning}", file=sys.stderr)

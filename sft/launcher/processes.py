@@ -23,11 +23,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sft.launcher.network import interface_towards
 from sft.spec.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED, EXIT_USER_ERROR, signal_name
-from sft.spec.workers import ATTEMPT, LAUNCHER, NOTES, PASSED_ON, SHOW_STACKS
-from tokenize_data.errors import TRACEBACK
+from sft.spec.workers import ATTEMPT, LAUNCHER, NOTES, PASSED_ON, SHOW_STACKS, set_library_defaults
 
 # Use huge pages for tensors and keep freed memory: otherwise page faults take a sixth of an iteration on a CPU.
 ALLOCATION = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8388608:glibc.malloc.trim_threshold=268435456"
@@ -127,9 +127,7 @@ def _environment(place: NodeSlot, notes: Path, threads: int | None) -> dict[str,
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
         environment.setdefault("NCCL_SOCKET_IFNAME", interface)
     environment.setdefault("GLIBC_TUNABLES", ALLOCATION)
-    if TRACEBACK not in os.environ:  # otherwise torch prints pages of C++ frames about a lost peer
-        environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    environment.setdefault("OMP_WAIT_POLICY", "passive")  # as `sft.cli` sets it
+    set_library_defaults(environment)
     if threads is not None:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     return environment
@@ -226,9 +224,7 @@ def _how_they_ended(notes: Path, codes: Sequence[int], stacks: Path | None) -> t
     killed = sorted({-code for code in codes if code < 0 and code != -signal.SIGKILL})
     hint = f"; where each process was: {stacks}" if stacks is not None and stacks.is_dir() else ""
     if left:
-        # User errors come before their consequences; a process that lost its peer is not the cause.
-        order = {EXIT_USER_ERROR: 0, EXIT_FAILED: 1, EXIT_PREEMPTED: 2}
-        first = min(left, key=lambda entry: (entry["is_consequence"], order.get(entry["code"], 1), entry["time"]))
+        first = min(left, key=_precedence)
         dead = _dead(codes)
         if first["is_consequence"] and dead:
             return EXIT_FAILED, f"{dead}{hint}"
@@ -236,6 +232,14 @@ def _how_they_ended(notes: Path, codes: Sequence[int], stacks: Path | None) -> t
         return int(first["code"]), f"{first['message']}{hint if has_hint else ''}"
     names = ", ".join(map(signal_name, killed)) or f"exit codes {', '.join(map(str, codes))}"
     return EXIT_FAILED, f"{_dead(codes) or f'the processes of this run ended without a word ({names})'}{hint}"
+
+
+def _precedence(note: dict[str, Any]) -> tuple[Any, ...]:
+    """Orders notes by how likely they name the cause: not a process that lost its peer, and not one that only returned
+    a result, which has no message; a user error before what it led to; then the first.
+    """
+    order = {EXIT_USER_ERROR: 0, EXIT_FAILED: 1, EXIT_PREEMPTED: 2}
+    return note["is_consequence"], not note["message"], order.get(note["code"], 1), note["time"]
 
 
 def _dead(codes: Sequence[int]) -> str | None:

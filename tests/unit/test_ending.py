@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -57,12 +58,25 @@ def test_what_stopped_a_worker_decides_exit_code_and_line(monkeypatch, capsys, e
     assert text in capsys.readouterr().err
 
 
-_COMPARES = (
-    "import sys; from sft.worker.ending import guarded; print('differs'); sys.exit(guarded('parity', lambda: 3))"
-)
+_COMPARES = """
+import os, sys
+from sft.worker.ending import guarded
+def compare():
+    if os.environ["RANK"] == "0":
+        print("they differ")
+    return 3 if os.environ["RANK"] == "0" else 0
+sys.exit(guarded("parity", compare))
+"""
 
 
 def test_a_command_whose_result_is_an_exit_code_needs_no_further_line(capfd):
     code = processes.start("parity", ["-c", _COMPARES], processes.NodeSlot(per_node=2))
     out, err = capfd.readouterr()
-    assert (code, out, err) == (3, "differs\ndiffers\n", "")
+    assert (code, out, err) == (3, "they differ\n", "")
+
+
+def test_a_result_does_not_hide_why_another_process_failed(tmp_path):
+    note = {"code": EXIT_FAILED, "is_consequence": False}
+    for rank, message in enumerate(("", "the disk is full")):
+        (tmp_path / f"{rank}.json").write_text(json.dumps({**note, "message": message, "time": rank}))
+    assert processes._how_they_ended(tmp_path, [3, 3], None) == (EXIT_FAILED, "the disk is full")

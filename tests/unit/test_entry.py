@@ -16,6 +16,7 @@ from sft.config.settings import Settings
 from sft.launcher import hostfile
 from sft.resolve import data_stage
 from sft.spec.exit_codes import EXIT_FINISHED
+from sft.spec.workers import set_library_defaults
 from tokenize_data import cli as tokenize_cli
 
 _ASK = """
@@ -42,6 +43,13 @@ def test_help_names_every_command_and_needs_no_torch():
 
 def test_how_threads_wait_is_the_user_s_to_say():
     assert ask(OMP_WAIT_POLICY="active").endswith("False active\n")
+
+
+def test_torch_s_own_messages_are_for_those_who_want_a_traceback():
+    quiet, given, wanted = {}, {"TORCH_CPP_LOG_LEVEL": "INFO"}, {"SFT_TRACEBACK": "1"}
+    for environment in (quiet, given, wanted):
+        set_library_defaults(environment)
+    assert [one.get("TORCH_CPP_LOG_LEVEL") for one in (quiet, given, wanted)] == ["ERROR", "INFO", None]
 
 
 @pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
