@@ -7,7 +7,6 @@ that is called.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from transformers import AttentionInterface
 varlen_attn: Any = None
 KERNELS: tuple[Any, ...] = ()  # expensive enough for selective recomputation to keep their results
 if torch.backends.cuda.is_built():  # elsewhere it is never called, and its import would slow the start of every process
-    varlen = importlib.import_module("torch.nn.attention.varlen")
+    from torch.nn.attention import varlen
+
     varlen_attn, KERNELS = varlen.varlen_attn, (torch.ops.torch_attn._varlen_attn.default,)
 _LARGEST_HEAD, _HEAD_STEP = 256, 8  # that this kernel takes
 # Since torch 2.12, fewer key-value heads than query heads must be announced.
@@ -38,7 +38,7 @@ class Documents:
     another compilation.
     """
 
-    lengths: Sequence[int]  # lengths, which add up to the row's tokens
+    lengths: Sequence[int]  # they add up to the row's tokens
     longest: int
     bounds: Tensor | None  # where each document starts and the last one ends, if a kernel needs it
 
