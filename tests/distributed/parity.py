@@ -98,10 +98,10 @@ def expected(
     dtype: torch.dtype | None = None,
     *,
     kept_alone: bool = False,
-    parts: int = 1,
+    in_halves: bool = False,
 ) -> Trained:
-    """The same by the reference. Quantised weights are what the ranks made of them. `parts`: each matmul in so
-    many, both ways.
+    """The same by the reference. Quantised weights are what the ranks made of them. `in_halves`: each matmul in
+    parts.
     """
     dense: dict[str, Tensor] = {}
     for rank in ranks:
@@ -114,8 +114,8 @@ def expected(
     if "lora" in case:
         model = adapters.with_adapters(model, case)
     model = model.to(device())
-    if parts > 1:
-        reference.compute_in_parts(model, parts)
+    if in_halves:
+        reference.compute_in_halves(model)
     sampler = Sampler(worker.DOCUMENTS, case.get("global_batch", worker.GLOBAL_BATCH), worker.SEED)
     batches = [
         sampler.documents(number).astype(np.int64) for number in range(case.get("iterations", worker.ITERATIONS))
