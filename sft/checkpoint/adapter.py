@@ -186,7 +186,7 @@ def export_adapter(
 
 
 def spelled_out(name: str, tied_name: str | None, head: str) -> list[str]:
-    """Write a tied weight twice: PEFT expects a copy for head and embedding."""
+    """The names under which a tied weight is written: PEFT expects a copy for head and embedding."""
     return [name, f"{head}.weight"] if name == tied_name else [name]
 
 

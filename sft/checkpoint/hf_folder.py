@@ -194,7 +194,7 @@ def publish(scratch: Path, target: Path, *, overwrite: bool = False) -> None:
 
 
 def _without_origins(content: dict[str, Any]) -> dict[str, Any]:
-    """Remove settings that describe the base model's file or this process instead of the model."""
+    """The configuration without settings that describe the base model's file or this process."""
     dropped = ("quantization_config", "_name_or_path", "_model_name_or_path")
     kept = {name: value for name, value in content.items() if name not in dropped and "attn_implementation" not in name}
     return {name: _without_origins(value) if isinstance(value, dict) else value for name, value in kept.items()}

@@ -146,7 +146,7 @@ class Client:
         return made
 
     def _without_key(self, text: str) -> str:
-        """Remove the key from a message: some servers repeat a rejected key."""
+        """The message without the key: some servers repeat a rejected key."""
         key = os.environ.get(self.key_variable)
         if not key:
             return text

@@ -192,7 +192,7 @@ def _remote_command(
 
 
 def _without_hostfile(argv: Sequence[str]) -> list[str]:
-    """Remove `--hostfile F` or `--hostfile=F`."""
+    """The command line without `--hostfile F` or `--hostfile=F`."""
     kept: list[str] = []
     is_value = False
     for word in argv:

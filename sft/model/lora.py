@@ -149,7 +149,8 @@ def choose_saved(
         if getattr(model.get_submodule(anatomy.head), "bias", None) is not None:
             raise UserError(
                 f"--lora_modules_to_save {min(chosen & ends)}: this model's head is its embedding plus a bias, and "
-                "PEFT drops that bias when it loads such an adapter: leave it out, or train without --lora"
+                f"PEFT drops that bias when it loads such an adapter: leave {min(chosen & ends)} out, or train without "
+                "--lora"
             )
         chosen |= ends
     return tuple(name for name in with_weights if name in chosen)

@@ -242,7 +242,7 @@ class _Loop:
 
 
 def _earlier_validations(spec: RunSpec, peers: Peers, start: int) -> list[tuple[int, float]]:
-    """The validations before a resume, so that early stopping continues as if the run had not been interrupted. None
+    """The validations before a resume, so that early stopping continues as if the run had not been interrupted. Empty
     if the best checkpoint is gone.
     """
     found = []
