@@ -69,6 +69,7 @@ class Architecture:
     keeps_fused: bool = False  # values are a view of the fused tensor, so all of it stays in memory
     kept_inner: int | None = None  # how many tensors of the MLP's inner size are kept
     keeps_row_scores: bool = False  # attention scores of the whole row, with a mask
+    widens_scores: bool = False  # computes queries, keys and scores of the whole row in float32
 
     @property
     def layer_weights(self) -> int:

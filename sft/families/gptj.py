@@ -35,7 +35,20 @@ def _count(config: Mapping[str, Any]) -> Architecture:
         Linear(name="fc_in", inputs=hidden, outputs=inner, split="columns", has_bias=True),
         Linear(name="fc_out", inputs=inner, outputs=hidden, split="rows", has_bias=True),
     )
-    return plain(config, linears, inner=inner, num_norms=1, head_has_bias=True, keeps_row_scores=True)
+    return plain(
+        config,
+        linears,
+        inner=inner,
+        num_norms=1,
+        head_has_bias=True,
+        widens_scores=True,
+        kept_inner=_kept_inner(config),
+    )
+
+
+def _kept_inner(config: Mapping[str, Any]) -> int | None:
+    """This form of GELU is written out: x, 0.5 x, tanh(...), 1 + tanh(...), and the product are kept."""
+    return 5 if config.get("activation_function", "gelu_new") == "gelu_new" else None
 
 
 def _small_sizes(config: Any, hidden: int) -> Mapping[str, int]:

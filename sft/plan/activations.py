@@ -21,7 +21,7 @@ class Activations:
     products: float  # with selective recomputation: the input, and the results of matmuls and attention
     boundary: float  # hidden states between layers
     scores: float  # temporarily, if whole attention scores are recomputed
-    backward: float  # temporarily in the layer's backward pass: in its MLP, or in the norm before it
+    backward: float  # temporarily in the layer's backward pass: in its MLP, in the norm before it, or in its attention
 
     def kept(self, recompute: str) -> float:
         return {"none": self.whole, "selective": self.products, "full": self.boundary}[recompute]
@@ -54,7 +54,9 @@ def activations_of(
     products = (
         each * (stretch + 2 * queries + 2 * keys + (2 if model.is_gated else 1) * inner + 2 * hidden) + logarithms + low
     )
-    backward = max(each * (hidden + 2 * inner), (5 * 4 + 5 * each) * stretch - mlp)
+    backward = max(
+        each * (hidden + 2 * inner), (5 * 4 + 5 * each) * stretch - mlp, _wide_scores(model, t, tokens, each) - mlp
+    )
     return Activations(
         whole=whole, products=products, boundary=each * stretch, backward=backward, scores=max(0.0, again - mlp)
     )
@@ -72,11 +74,15 @@ def _attention(model: Architecture, queries: int, keys: int, each: int, normed: 
     kept = each * (3 * queries + 2 * keys)
     if model.keeps_fused:
         kept += each * (queries + keys)
+    if model.widens_scores:
+        kept += (4 - each) * (queries + keys)
     return kept + ((4 + normed) * (queries + keys) if model.norms_heads else 0)
 
 
 def _scores(model: Architecture, t: int, tokens: int, longest: int, each: int) -> tuple[float, float]:
     """(kept, temporary when recomputed) bytes of masks, and of scores without a fused kernel."""
+    if model.widens_scores:  # probabilities, and a copy of them that multiplies the values
+        return float(tokens * tokens) * (model.heads // t) * (4 + each % 4), 0.0
     if model.keeps_row_scores:
         pairs = float(tokens * tokens)
         return pairs * each * (max(model.heads // t, 1) + 1), pairs * 4 * max(model.heads // t, 1)
@@ -85,3 +91,8 @@ def _scores(model: Architecture, t: int, tokens: int, longest: int, each: int) -
         return pairs * (5 + 2 * each) * max(model.heads // t, 1), pairs * 4 * max(model.heads // t, 1)
     has_window = model.window is not None and model.window < longest
     return (pairs * each * model.window_share if has_window else 0.0), 0.0
+
+
+def _wide_scores(model: Architecture, t: int, tokens: int, each: int) -> float:
+    """The gradient of the probabilities and that of the scores. The 16-bit copy is gone by then."""
+    return float(tokens * tokens) * (model.heads // t) * (2 * 4 - each % 4) if model.widens_scores else 0.0

@@ -65,6 +65,7 @@ CI: dict[str, dict[str, Any]] = {  # of two processes each: one start
     "pp2, loss in chunks": case(pp=2, places=1024, at_once=128),
     "dp2, float32": case(dp=2, dtype="float32"),
     "pp2, float32": case(pp=2, dtype="float32"),
+    "tp2, scores in float32": case(tp=2, family="gpt-j", places=512, share=0.1, recompute="full"),
 }
 _LAYOUTS: dict[str, dict[str, Any]] = {
     "one": {},
