@@ -23,9 +23,9 @@ Files: TypeAlias = "str | Path | Sequence[str | Path]"
 
 
 class FailedError(Exception):
-    """What was asked for is right, and failed: a command would have ended with `exit_code`, 3 or 75.
+    """A valid request that failed: a command would have ended with `exit_code`, 3 or 75.
 
-    It is no `UserError`, so that one `except` catches what the caller can mend, and another what can be tried again.
+    It is not a `UserError`: callers can tell a mistake of theirs from a failure that may be retried.
 
     Example:
         try:
@@ -55,7 +55,7 @@ class Run:
         """`metrics.jsonl`: one record per iteration, with `iteration`, `loss`, `lr`, and `val_loss` where validated."""
         from sft.spec import metrics
 
-        with _raised():
+        with _api_errors():
             return metrics.read(self.folder / "metrics.jsonl")
 
     @property
@@ -78,7 +78,7 @@ class Run:
         from sft.evaluate.models import with_adapter
         from tokenize_data.tokenizer import load_tokenizer
 
-        with _raised():
+        with _api_errors():
             place = self._result()
             model = AutoModelForCausalLM.from_pretrained(place.folder, **options)
             if place.adapter is None:
@@ -93,7 +93,7 @@ class Run:
         """
         from transformers import AutoTokenizer
 
-        with _raised():
+        with _api_errors():
             return AutoTokenizer.from_pretrained(self._result().tokenizer_folder, **options)
 
     def evaluate(self, data: Files | None = None, **settings: Any) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Run:
         from sft.commands import evaluate
         from tokenize_data.flags import words_of
 
-        with _raised(), warnings.catch_warnings():  # the command has filters of its own
+        with _api_errors(), warnings.catch_warnings():  # the command has filters of its own
             parser = errors.RaisingParser(prog="sft evaluate", allow_abbrev=False)
             evaluate.add_flags(parser)
             argv = [str(self.folder), *words_of({"data": data, **settings})]
@@ -140,7 +140,7 @@ def fine_tune(
     A run that is finished already is returned as it is. Raises `UserError` where a setting, the data or the base is
     wrong, and `FailedError` where training failed, or was stopped by a signal after saving.
     """
-    with _raised():
+    with _api_errors():
         from sft.launcher import from_python
         from sft.resolve.settings import settings_from
         from sft.spec.exit_codes import EXIT_FINISHED, EXIT_OK, EXIT_USER_ERROR
@@ -178,7 +178,7 @@ def tokenize(
         facts = sft.tokenize(run_name="orders", data=["train.jsonl"], val="5%", checkpoint="models/smollm2")
         print(facts["documents"], facts["validation"]["documents"])
     """
-    with _raised():
+    with _api_errors():
         from tokenize_data import cli
         from tokenize_data.flags import words_of
 
@@ -196,7 +196,7 @@ def plan(*, explain: bool = False, **settings: Any) -> dict[str, Any]:
     Example:
         facts = sft.plan(checkpoint="meta-llama/Llama-3.1-8B", gpu="h100-80gb", nproc_per_node=8, iters=100)
     """
-    with _raised():
+    with _api_errors():
         import json
 
         from sft.commands import plan as command
@@ -233,7 +233,7 @@ def _manifest(root: str, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _raised() -> Iterator[None]:
+def _api_errors() -> Iterator[None]:
     """What a command would end with as an exception that callers know."""
     try:
         yield

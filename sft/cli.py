@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 
-from sft.spec.versions import main_versions, stranger
+from sft.spec.versions import foreign_package_warning, main_versions
 from sft.spec.workers import set_library_defaults
 from tokenize_data.errors import OneLineParser, exit_code_of
 
@@ -37,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="sft [COMMAND] [flags]\n       sft RECIPE.yaml [flags]",
         description="A distributed fine-tuner for language models.",
-        epilog=f"commands:\n{listing}\n\n`sft COMMAND -h` explains one.\n\nexample:\n"
+        epilog=f"commands:\n{listing}\n\n`sft COMMAND -h` lists its flags.\n\nexample:\n"
         "  sft --checkpoint meditron --size 70 --run_name pubmedqa --data train.jsonl --val val.jsonl",
     )
     parser.add_argument("--version", action="store_true", help="versions of megasft, torch, transformers, deepspeed")
@@ -48,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
 def entry(argv: list[str] | None = None) -> int:
     set_library_defaults(os.environ)
     argv = sys.argv[1:] if argv is None else argv
-    if (warning := stranger()) is not None:
+    if (warning := foreign_package_warning()) is not None:
         print(f"sft: warning: {warning}", file=sys.stderr)
     if not argv or argv[0] in ("-h", "--help"):
         make_parser().print_help()

@@ -53,11 +53,11 @@ def new_sources(
             if before is None:
                 new.append(source)
             else:
-                say(f"{source.name} is among the shards already (as {before}): left out")
+                say(f"{source.name} is already among the shards (as {before}): left out")
         if new:
             kept.append((replace(spec, files=tuple(source.name for source in new)), tuple(new)))
     if sum(len(group) for _, group in kept) + len(known) > _MOST_FILES:
-        raise UserError(f"more than {_MOST_FILES:,} files: write them as fewer")
+        raise UserError(f"more than {_MOST_FILES:,} files: merge some of them")
     return tuple(spec for spec, _ in kept), tuple(group for _, group in kept)
 
 

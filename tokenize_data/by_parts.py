@@ -21,7 +21,7 @@ def has_all_parts(plan: Plan, part: PartOf, folder: Path, say: Say) -> bool:
     """Make this machine's part unless it exists. Returns whether all parts exist now."""
     folder.mkdir(parents=True, exist_ok=True)
     if part.file(folder).exists():
-        say(f"part {part.number} of {part.count} is there already")
+        say(f"part {part.number} of {part.count} exists already")
     else:
         try:
             build_part(plan, part, folder, say)

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 _SPACE = "\u2581"
 _MOST_WORDS = 1 << 18
-_LONGEST_KEPT = 64  # characters; longer words are rare, and seldom seen twice
+_LONGEST_KEPT = 64  # characters; longer words are rare, and rarely repeated
 
 Encode = Callable[[str], np.ndarray]
 

@@ -75,7 +75,7 @@ class Fields:
             except UnicodeEncodeError as error:
                 half = f"\\u{ord(value[error.start]):04x}"
                 raise RowError(
-                    f"{what} has half a character ({half}) at {error.start}: write the text as UTF-8 again"
+                    f"{what} has half of a surrogate pair ({half}) at {error.start}: write the text as UTF-8 again"
                 ) from error
         if "\x00" in value:
             raise RowError(f"{what} has a NUL character at {value.index(chr(0))}: remove it")

@@ -53,7 +53,7 @@ def ordered_map(work: Callable[[Task], Result], tasks: Iterable[Task], workers: 
 
 
 def _dispatch(tasks: Iterable[Any], workers: dict[Pipe, BaseProcess]) -> Iterator[Any]:
-    """A worker that takes long over one task does not let the others pile up results: at most so many are kept."""
+    """A worker that takes long over one task does not let the others pile up results: at most this many are kept."""
     waiting, idle = iter(tasks), deque(workers)
     busy: dict[Pipe, int] = {}
     finished: dict[int, Any] = {}
@@ -97,9 +97,7 @@ def _result(connection: Pipe, process: BaseProcess) -> Any:
 
 def _why_it_died(exit_code: int | None) -> UserError:
     if guard.was_stopped_by_timer(exit_code):
-        return UserError(
-            "the template did not come to an end on one of the rows, and was stopped: use another --template"
-        )
+        return UserError("the template did not finish on one of the rows, and was stopped: use another --template")
     if exit_code == -signal.SIGVTALRM:
         return UserError(
             f"the tokenizer took more than {_SECONDS_FOR_A_TASK} s of processor time for a part of a file: use "

@@ -113,7 +113,8 @@ def _refuse_odd(text: str, where: str) -> None:
     odd = "\0" if "\0" in text else next(halves, None)
     if odd is not None:
         raise UserError(
-            f"{where}: {text!r} has {'a NUL character' if odd == chr(0) else 'half a character'}: write the text again"
+            f"{where}: {text!r} has {'a NUL character' if odd == chr(0) else 'half of a surrogate pair'}: "
+            "write the text again"
         )
 
 
@@ -134,10 +135,10 @@ def _read(file: Path, translate: Translate, flag: str, above: tuple[Path, ...]) 
     where = file.expanduser().resolve()
     if where in above:
         raise UserError(
-            f"{file} extends itself ({' -> '.join(path.name for path in (*above, where))}): take one 'extends' away"
+            f"{file} extends itself ({' -> '.join(path.name for path in (*above, where))}): remove one 'extends'"
         )
     if len(above) >= _MOST_FILES:
-        raise UserError(f"{file}: more than {_MOST_FILES} recipes extend each other: write them as fewer")
+        raise UserError(f"{file}: more than {_MOST_FILES} recipes extend each other: merge some of them")
     content = _content(file, flag)
     extended = content.pop("extends", None)
     names = [extended] if isinstance(extended, str) else [] if extended is None else extended
@@ -198,7 +199,7 @@ def _count(node: yaml.Node, where: str, counts: dict[int, int], within: set[int]
     for part in parts:
         total += _count(part, where, counts, within)
         if total > _MOST_VALUES:
-            raise UserError(f"{where} stands for more than {_MOST_VALUES:,} values: take the repeated anchors out")
+            raise UserError(f"{where} stands for more than {_MOST_VALUES:,} values: remove the repeated anchors")
     within.remove(id(node))
     counts[id(node)] = total
     return total

@@ -55,7 +55,7 @@ def open_file(url: str) -> BinaryIO:
         opened: BinaryIO = system.open(path, "rb", block_size=_BLOCK_BYTES, cache_type="readahead")
     except Exception as error:
         raise _failed(url, error) from error
-    return _Told(url, opened)  # type: ignore[return-value]
+    return _Response(url, opened)  # type: ignore[return-value]
 
 
 def describe(url: str) -> RemoteFile:
@@ -68,13 +68,13 @@ def describe(url: str) -> RemoteFile:
         raise _failed(url, error) from error
 
 
-class _Told:
+class _Response:
     """A file whose errors say which one it is."""
 
     def __init__(self, url: str, file: Any) -> None:
         self._url, self._file = url, file
 
-    def __enter__(self) -> _Told:
+    def __enter__(self) -> _Response:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,7 +112,9 @@ def _system(url: str) -> tuple[Any, str]:
         package = _NEEDS.get(protocol, f"the package for {protocol}://")
         raise UserError(f"{url} needs {package}: pip install 'megasft[remote]'") from error
     except ValueError as error:
-        raise UserError(f"{url}: nothing here reads {protocol}://: fetch the file, and name it by its path") from error
+        raise UserError(
+            f"{url}: no installed package reads {protocol}://: fetch the file, and name it by its path"
+        ) from error
     except Exception as error:
         raise _failed(url, error) from error
 

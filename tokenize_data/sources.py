@@ -95,7 +95,7 @@ def open_sources(names: Sequence[str]) -> list[Source]:
     """Open what `--data` names: files, folders with data, and data sets on the Hub."""
     sources = [source for name in names for source in _open(name)]
     if len(sources) > _MOST_FILES:
-        raise UserError(f"{len(sources):,} files, more than {_MOST_FILES:,}: write them as fewer")
+        raise UserError(f"{len(sources):,} files, more than {_MOST_FILES:,}: merge some of them")
     return sources
 
 

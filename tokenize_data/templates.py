@@ -60,7 +60,7 @@ def template_values(text: str | None) -> dict[str, Any]:
             "'{\"enable_thinking\": false}'"
         ) from error
     if not isinstance(values, dict) or not all(_NAME.fullmatch(key) for key in values):
-        raise UserError(f"--chat_template_kwargs {shorten(text)} is no object whose keys are names of variables")
+        raise UserError(f"--chat_template_kwargs {shorten(text)} is not an object whose keys are variable names")
     return values
 
 

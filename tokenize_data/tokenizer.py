@@ -215,7 +215,7 @@ def _from_hub(path: str) -> Path:
     except Exception as error:  # many kinds: no network, no such model, no permission
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"the tokenizer of '{path}' is neither a folder nor to be had from the Hub ({type(error).__name__}: "
+            f"the tokenizer of '{path}' is neither a folder nor available from the Hub ({type(error).__name__}: "
             f"{reason}): "
             "check the name and `hf auth login`, or give a local folder as --checkpoint"
         ) from error

@@ -16,7 +16,7 @@ from tokenize_data.fields import Conversation, Message
 from tokenize_data.rendered import ROLE_OF, SYSTEM, USER, Rendered
 
 Document = tuple[Rendered, Encoded]
-_SLACK = 256  # the search stops this close to --seq: one token of so many
+_SLACK = 256  # the search stops this close to --seq: one token in so many
 _LAST_WORD = re.compile(r"(?<=\s)\S{1,24}\Z")
 Make = Callable[[Conversation], Document]  # makes the same document from another conversation
 

@@ -64,13 +64,13 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         content = json.loads(path.read_bytes())
         kind = str(content["peft_type"]).upper()
         if kind != "LORA":
-            raise UserError(f"{path} describes an adapter of kind {kind}: only LORA is read here")
+            raise UserError(f"{path} describes an adapter of kind {kind}: only LORA is supported")
         used = [name for name in _VARIANTS if content.get(name)]
         used += ["bias"] if content.get("bias", "none") != "none" else []
         if used:
             listing = ", ".join(f"{name} = {shorten(content[name], 40)}" for name in used)
             raise UserError(
-                f"{path} describes an adapter with {listing}, which is not read here: merge it with PEFT's "
+                f"{path} describes an adapter with {listing}, which is not supported: merge it with PEFT's "
                 "merge_and_unload"
             )
         return AdapterConfig(

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from sft.checkpoint.fragments import Checkpoint
 from sft.checkpoint.manifest import FileRecord, appears, damage, fsync_folder, iteration_of, step_name, write_manifest
-from sft.checkpoint.scratch import hidden_beside, is_leftover
+from sft.checkpoint.scratch import hidden_sibling, is_leftover
 from sft.spec.errors import CheckpointError
 from tokenize_data.errors import UserError, shorten
 
@@ -119,11 +119,11 @@ class PendingSave:
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             if self.target.exists() and (reason := damage(self.target)) is None:
-                _log.info("%s is there already, and whole: it is left as it is", self.target)
+                _log.info("%s exists and is complete: it stays as it is", self.target)
                 return None, None
             elif self.target.exists():
                 _log.warning("%s is damaged (%s): it is replaced", self.target, reason)
-            scratch = hidden_beside(self.target, "writing")
+            scratch = hidden_sibling(self.target, "writing")
             scratch.mkdir()
         except OSError as error:
             return None, _one_failure(0, socket.gethostname(), _reason(error))
@@ -134,7 +134,8 @@ class PendingSave:
         try:
             if not appears(scratch, _PATIENCE_SECONDS):
                 raise UserError(
-                    f"{scratch} is not seen after {_PATIENCE_SECONDS:.0f} s: it must be on storage that all hosts share"
+                    f"{scratch} is not visible after {_PATIENCE_SECONDS:.0f} s: it must be on storage that all hosts "
+                    "share"
                 )
             self._report["files"] = self._write(scratch)
             fsync_folder(scratch)
@@ -152,7 +153,7 @@ class PendingSave:
             write_manifest(scratch, {**self._content, "iteration": self._iteration, "files": files})
             fsync_folder(scratch)
             if self.target.exists():
-                os.rename(self.target, hidden_beside(self.target, "damaged"))
+                os.rename(self.target, hidden_sibling(self.target, "damaged"))
             os.rename(scratch, self.target)
             fsync_folder(self.target.parent)
             _point_to(self.target)
@@ -199,7 +200,7 @@ def prune(root: Path, keep: int, best: int | None = None, in_use: Path | None = 
     whole = [folder for folder in step_folders(root) if damage(folder, verify=False) is None]
     gone = [folder for folder in whole[keep:] if iteration_of(folder) != best]
     for folder in gone:
-        hidden = hidden_beside(folder, "removing")  # hide it first, so that nobody sees half a checkpoint
+        hidden = hidden_sibling(folder, "removing")  # hide it first, so that nobody sees half a checkpoint
         os.rename(folder, hidden)
         shutil.rmtree(hidden, ignore_errors=True)
     leftover = (
@@ -239,5 +240,5 @@ def _reason(error: Exception) -> str:
 
 
 def _not_saved(iteration: int, reason: str) -> str:
-    remedy = "free space or mend what it names; earlier checkpoints are as they were"
+    remedy = "free some space, or fix what it names; earlier checkpoints are untouched"
     return f"the checkpoint of iteration {iteration} was not saved ({reason}): {remedy}"

@@ -168,7 +168,7 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 def publish(scratch: Path, target: Path, *, overwrite: bool = False) -> None:
     """Move the finished folder `scratch` to `target` atomically. Both must be on the same file system."""
     if target.exists() and not overwrite:
-        raise UserError(f"{target} exists: give another place, or remove it first")
+        raise UserError(f"{target} exists: give another folder, or remove it first")
     with _writing(scratch):
         _fsync_tree(scratch)
     with _writing(target.parent):
@@ -207,7 +207,7 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or shorten(error, 120)
-        remedy = "see that there is space and the right to write, or give another place"
+        remedy = "check free space and permissions, or give another folder"
         raise UserError(f"{path} cannot be written ({reason}): {remedy}") from error
 
 

@@ -65,7 +65,8 @@ def merge_into(
     config = AutoConfig.from_pretrained(base.folder, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(
-            f"{base.folder} is quantised, and an adapter cannot be added to that: give what it was made of with --base"
+            f"{base.folder} is quantised, and an adapter cannot be merged into that: name the model before "
+            "quantisation with --base"
         )
     chosen = DTYPES[dtype] if dtype else config.dtype if config.dtype in TOLERANCES else torch.float32
     merge = plan_merge(base.folder, config, adapters, chosen, trust_remote_code)

@@ -49,5 +49,5 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def hidden_beside(target: Path, kind: str) -> Path:
+def hidden_sibling(target: Path, kind: str) -> Path:
     return target.with_name(f".{kind}-{target.name}@{socket.gethostname()}@{os.getpid()}@{secrets.token_hex(4)}")

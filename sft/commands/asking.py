@@ -37,7 +37,7 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=None,
         metavar="YAML",
-        help="a recipe whose val_datasets:, or else datasets:, are asked too",
+        help="a recipe whose val_datasets, or else datasets, are added",
     )
     group.add_argument(
         "--limit", type=int, default=None, metavar="N", help="the first N rows of each data set (default: all)"
@@ -48,20 +48,28 @@ def add_writing_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("writing")
     group.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default: 0)")
     group.add_argument(
-        "--top_p", type=float, default=1.0, help="sample among the tokens that make up this share (default: 1)"
+        "--top_p",
+        type=float,
+        default=1.0,
+        help="sample from the likeliest tokens with this total probability (default: 1)",
     )
-    group.add_argument("--top_k", type=int, default=0, help="sample among the K most likely tokens (default: 0, all)")
+    group.add_argument("--top_k", type=int, default=0, help="sample from the K likeliest tokens (default: 0, all)")
     group.add_argument(
-        "--max_tokens", type=int, default=256, metavar="N", help="most tokens of an answer (default: 256)"
+        "--max_tokens", type=int, default=256, metavar="N", help="maximum tokens of an answer (default: 256)"
+    )
+    group.add_argument("--stop", nargs="+", default=[], metavar="TEXT", help="texts that also end an answer")
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=1234,
+        help="seed for sampling; an answer does not depend on its batch (default: 1234)",
     )
     group.add_argument(
-        "--stop", nargs="+", default=[], metavar="TEXT", help="texts that end an answer, besides the end of turn"
-    )
-    group.add_argument(
-        "--seed", type=int, default=1234, help="of sampling; an answer does not depend on its batch (default: 1234)"
-    )
-    group.add_argument(
-        "--batch_size", type=int, default=None, metavar="B", help="rows at once (default: 16; 64 on GPUs and servers)"
+        "--batch_size",
+        type=int,
+        default=None,
+        metavar="B",
+        help="rows in a batch (default: 16; 64 on GPUs and servers)",
     )
     group.add_argument(
         "--template", default="auto", metavar="T", help="auto (the model's own), a packaged one, a Jinja file, or plain"
@@ -83,7 +91,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--server_url", default=None, metavar="URL", help="ask an OpenAI-compatible server, such as vLLM's, instead"
     )
     group.add_argument(
-        "--server_model", default=None, metavar="NAME", help="its name for the model (default: the only one it has)"
+        "--server_model", default=None, metavar="NAME", help="the model's name there (default: the only one)"
     )
     group.add_argument(
         "--server_api",
@@ -122,7 +130,7 @@ def client_of(arguments: argparse.Namespace) -> Client:
     return Client(url=arguments.server_url, key_variable=arguments.key_env)
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """Silence libraries. Call it before transformers is imported."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # deprecation warnings between libraries
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         for finding in found:
             _show(console, finding)
     began = time.monotonic()
-    reason = trained()
+    reason = try_training()
     seconds = round(time.monotonic() - began, 1)
     text = f"a tiny model was trained for one iteration in {seconds} s" if reason is None else f"fails: {reason}"
     found.append(Finding(topic="training", text=text, level="ok" if reason is None else "problem"))
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_OK if reason is None else EXIT_FAILED
 
 
-def trained() -> str | None:
+def try_training() -> str | None:
     """Train a tiny random model for one iteration in a child process. Returns the reason of a failure in one line, or
     None.
     """
@@ -72,12 +72,12 @@ def trained() -> str | None:
                 timeout=_MOST_SECONDS,
             )
         except subprocess.TimeoutExpired:
-            return f"no end after {_MOST_SECONDS} s"
+            return f"not finished after {_MOST_SECONDS} s"
         if done.returncode == 0:
             return None
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         said = next((line for line in reversed(lines) if line.startswith("sft train:")), lines[-1] if lines else "")
-        return f"{said.removeprefix('sft train: ') or 'it said nothing'} (exit code {done.returncode})"
+        return f"{said.removeprefix('sft train: ') or 'no output'} (exit code {done.returncode})"
 
 
 _OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

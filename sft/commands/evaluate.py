@@ -38,9 +38,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=None, metavar="DIR", help="default: evaluation/ of the run, else ./evaluation"
     )
     parser.add_argument(
-        "--no_answers", action="store_true", help="likelihoods alone (perplexity, choices): nothing is generated"
+        "--no_answers", action="store_true", help="likelihoods only (perplexity, choices): nothing is generated"
     )
-    parser.add_argument("--no_likelihood", action="store_true", help="answers alone: no perplexity")
+    parser.add_argument("--no_likelihood", action="store_true", help="answers only: no perplexity")
     parser.add_argument(
         "--seq", type=int, default=None, metavar="L", help="cut documents as in training (default: its --seq)"
     )
@@ -52,17 +52,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--judge_url", default=None, metavar="URL", help="an OpenAI-compatible server whose model rates the answers"
     )
     group.add_argument(
-        "--judge_model", default=None, metavar="NAME", help="the judge (default: the only model the server has)"
+        "--judge_model", default=None, metavar="NAME", help="the judge's model (default: the only one of the server)"
     )
     group.add_argument(
-        "--judge_rubric", type=Path, default=None, metavar="FILE", help="what is rated, in words (default: correctness)"
+        "--judge_rubric",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="text file with the criteria (default: correctness)",
     )
     group.add_argument(
         "--judge_key_env", default="OPENAI_API_KEY", metavar="VAR", help="environment variable with its key, if any"
     )
     group.add_argument("--judge_workers", type=int, default=4, metavar="N", help="requests at once (default: 4)")
     group.add_argument(
-        "--judge_per_minute", type=float, default=float("inf"), metavar="N", help="most requests a minute"
+        "--judge_per_minute", type=float, default=float("inf"), metavar="N", help="maximum requests per minute"
     )
     group.add_argument(
         "--judge_prices", type=float, nargs=2, default=None, metavar=("IN", "OUT"), help="price of a million tokens"
@@ -84,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Ask, score, write the files and show the table. Returns the content of scores.json."""
-    asking.quiet()
+    asking.silence_libraries()
     from rich.console import Console
 
     from sft.evaluate.models import find_model

@@ -12,17 +12,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "run_dir", type=Path, metavar="RUN_DIR", help="a run's folder, such as checkpoints/llama-70-meditron-pubmedqa"
     )
     parser.add_argument(
-        "--iteration", type=int, default=None, metavar="K", help="which checkpoint (default: the newest whole one)"
+        "--iteration", type=int, default=None, metavar="K", help="which checkpoint (default: the newest complete one)"
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=None,
         metavar="DIR",
-        help="where to (default: RUN_DIR/hf; of adapters, RUN_DIR/adapter)",
+        help="output folder (default: RUN_DIR/hf; of adapters, RUN_DIR/adapter)",
     )
     parser.add_argument(
-        "--dtype", default=None, choices=["fp32", "bf16"], help="of the weights (default: as it was trained)"
+        "--dtype", default=None, choices=["fp32", "bf16"], help="dtype of the weights (default: as trained)"
     )
     parser.add_argument(
         "--push_to_hub", default=None, metavar="ID", help="upload the folder as this model; needs `hf auth login`"

@@ -24,7 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt", default=None, metavar="TEXT", help="one question; - reads it from standard input")
     parser.add_argument(
-        "--chat", action="store_true", help="talk in the terminal (default, if no other way of asking is given)"
+        "--chat", action="store_true", help="chat in the terminal (default without --prompt and --data)"
     )
     parser.add_argument(
         "--system",
@@ -47,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    asking.quiet()
+    asking.silence_libraries()
     from rich.console import Console
 
     from sft.evaluate.models import find_model, read_training

@@ -28,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--any_base", action="store_true", help="add it to another base than it was trained on")
     parser.add_argument(
-        "--dtype", default=None, choices=["fp32", "bf16", "fp16"], help="of the weights (default: as the base's)"
+        "--dtype", default=None, choices=["fp32", "bf16", "fp16"], help="dtype of the weights (default: the base's)"
     )
     parser.add_argument(
         "--prompts",

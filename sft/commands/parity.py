@@ -43,7 +43,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="compare the base's own weights on rows of --run_name, on the devices here",
     )
     parser.add_argument(
-        "--rows", type=int, default=64, metavar="N", help="with --weights: so many documents (default: 64)"
+        "--rows", type=int, default=64, metavar="N", help="with --weights: number of documents (default: 64)"
     )
     parser.add_argument("--run_name", default=None, metavar="R", help="with --weights: the data, tokenised before")
     parser.add_argument(

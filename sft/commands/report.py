@@ -8,7 +8,7 @@ from pathlib import Path
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="a run's folder; several are laid over each other"
+        "run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="a run's folder; several are overlaid"
     )
     parser.add_argument(
         "--out",
@@ -21,7 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--watch", action="store_true", help="serve the page on this machine, live, until Ctrl-C; writes no file"
     )
     parser.add_argument(
-        "--port", type=int, default=6060, metavar="P", help="of --watch (default: 6060; 0 for any that is free)"
+        "--port", type=int, default=6060, metavar="P", help="port for --watch (default: 6060; 0 for any free one)"
     )
 
 

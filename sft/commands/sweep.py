@@ -32,7 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slurm", action="store_true", help="print the sbatch command that runs what is left as an array"
     )
-    parser.add_argument("--retry_failed", action="store_true", help="try those again that have failed too often")
+    parser.add_argument("--retry_failed", action="store_true", help="retry trials that have failed too often")
 
 
 def run(arguments: argparse.Namespace) -> int:

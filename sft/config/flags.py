@@ -13,7 +13,7 @@ _SWITCH: dict[str, Any] = {"action": "store_true"}
 WORDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "loss": (
         "objective",
-        "completion: learn the answers alone, as --loss_mask 0; full: questions and system messages too, as "
+        "completion: learn only the answers, as --loss_mask 0; full: questions and system messages too, as "
         "--loss_mask 1",
         {"choices": ("completion", "full"), "metavar": "completion|full"},
     ),

@@ -31,7 +31,7 @@ _DATASET_TEXTS = {
     "train_on": "assistant turns that are trained: all, last, or those whose `name` is listed",
     "truncate": "documents longer than seq (default: as the recipe's truncate)",
     "truncate_side": "where truncate: question shortens a text (default: as the recipe's truncate_side)",
-    "samples": "take so many rows, drawn by seed",
+    "samples": "number of rows to take, drawn by seed",
     "clean": "what is done to a row's texts",
     "drop": "a regular expression of what is removed",
     "lower": "in small letters",

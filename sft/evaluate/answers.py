@@ -28,11 +28,11 @@ class Answer:
 
 
 class Asker(Protocol):
-    """The interface of what answers questions."""
+    """Something that answers questions: a model in this process, or a server."""
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Equal for two that give the same answers."""
+        """Two askers with equal identities give the same answers."""
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
         """Answers, in the order in which they finish."""
@@ -169,7 +169,7 @@ def fill(
     if foreign and not may_hold_others:
         raise UserError(
             f"{store.path} holds {len(foreign):,} answers to other questions, or of another model or setting: "
-            "give another place, or remove it"
+            "give another path, or remove it"
         )
     left = [example for example in examples if f"{example.number}:{ids[example.number]}" not in store.records]
     by_number = {example.number: example for example in examples}

@@ -30,11 +30,9 @@ class LineStore:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
         except BlockingIOError as error:
-            raise UserError(
-                f"{path} is being written by another process: wait for it, or give another place"
-            ) from error
+            raise UserError(f"{path} is being written by another process: wait for it, or give another path") from error
         except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}: give another place") from error
+            raise UserError(f"{path} cannot be written: {error.strerror}: give another path") from error
 
     def __enter__(self) -> LineStore:
         return self
@@ -68,7 +66,7 @@ class LineStore:
             os.replace(scratch, self.path)
         except OSError as error:
             raise UserError(
-                f"{self.path} cannot be written: {error.strerror}: check the folder and the room on the disk"
+                f"{self.path} cannot be written: {error.strerror}: check the folder and the free disk space"
             ) from error
 
     def _read(self) -> None:
@@ -84,7 +82,7 @@ class LineStore:
                 record = json.loads(line)
                 self.records[self._key_of(record)] = record
             except (ValueError, KeyError, TypeError) as error:
-                remedy = "remove it, or give another place"
+                remedy = "remove it, or give another path"
                 raise UserError(
                     f"{self.path} line {number} was not written by this command ({shorten(error)}): {remedy}"
                 ) from error
@@ -105,7 +103,7 @@ def write_text(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_private(path, text.encode("utf-8", "backslashreplace"), path.with_name(f".{path.name}.part"))
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}: give another place") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}: give another path") from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -23,7 +23,7 @@ class Ended:
 
 
 @dataclass
-class _Seen:
+class _Progress:
     """What becomes known while a run is started."""
 
     folder: Path | None = None
@@ -33,25 +33,25 @@ class _Seen:
 def fine_tune(settings: Settings) -> Ended:
     """Run these settings from data to model."""
     _refuse_other_launchers(settings)
-    seen = _Seen()
+    progress = _Progress()
 
     def decide(settings: Settings) -> RunSpec | int:
         with tempfile.TemporaryDirectory(prefix="sft-") as scratch:
             error_file = Path(scratch, "error")
             prepared = launch.prepare(settings, error_file)
             if isinstance(prepared, int):
-                seen.reasons += [error_file.read_text()] if error_file.exists() else []
+                progress.reasons += [error_file.read_text()] if error_file.exists() else []
                 return prepared
-        seen.folder = prepared.folder
+        progress.folder = prepared.folder
         return launch.accept(prepared)
 
     def start(spec: RunSpec, slot: processes.NodeSlot, end: processes.End | None) -> int:
-        seen.folder = spec.folder
-        return launch.start_workers(spec, slot, end, seen.reasons.append)
+        progress.folder = spec.folder
+        return launch.start_workers(spec, slot, end, progress.reasons.append)
 
     code = launch.on_this_node(settings, decide, start)
-    reason = seen.reasons[-1] if seen.reasons else f"it ended with exit code {code}: see its output"
-    return Ended(code=code, folder=seen.folder, reason=reason)
+    reason = progress.reasons[-1] if progress.reasons else f"it ended with exit code {code}: see its output"
+    return Ended(code=code, folder=progress.folder, reason=reason)
 
 
 def _refuse_other_launchers(settings: Settings) -> None:

@@ -75,7 +75,7 @@ def read_hostfile(path: Path) -> list[HostLine]:
     if len({one.slots for one in hosts}) > 1:
         counts = ", ".join(f"{one.host} {one.slots or 'none'}" for one in hosts)
         raise UserError(
-            f"{path} gives hosts different slots ({counts}): every node runs as many processes; give all the same"
+            f"{path} gives hosts different slots ({counts}): every node runs the same number of processes; give all hosts the same"
         )
     if hosts[0].slots == 0:
         raise UserError(f"{path}: slots=0 leaves no process: give the number of GPUs of a host")
@@ -88,7 +88,9 @@ def run(settings: Settings, argv: Sequence[str]) -> int:
     if settings.machine.nodes != 1 or settings.machine.rank != 0:
         raise UserError("--hostfile starts all nodes itself: leave --nodes and --rank out")
     if settings.schedule.no_autoaccept_iters:
-        raise UserError("--no_autoaccept_iters asks, and with --hostfile no terminal is there to answer: give --iters")
+        raise UserError(
+            "--no_autoaccept_iters asks for confirmation, but with --hostfile there is no terminal: give --iters"
+        )
     hosts = read_hostfile(Path(settings.machine.hostfile))
     address = settings.machine.addr if settings.machine.addr != "localhost" else hosts[0].host.rpartition("@")[2]
     nodes = [
@@ -109,7 +111,7 @@ def run(settings: Settings, argv: Sequence[str]) -> int:
     if unreached is not None:
         what = f"ssh to {unreached} failed, or `sft` was killed there"
         sys.stderr.write(
-            f"sft train: {what}: see that `ssh {unreached} true` works without a password, and what is said above\n"
+            f"sft train: {what}: see that `ssh {unreached} true` works without a password, and read the output above\n"
         )
         return EXIT_FAILED
     code = next((code for code in codes if code), EXIT_OK)

@@ -105,7 +105,8 @@ def _ask(calculation: str, iterations: int) -> int | None:
     """Ask for the number of iterations; None if the user declines."""
     if not sys.stdin.isatty():
         raise UserError(
-            f"--no_autoaccept_iters asks, and there is no terminal: {calculation}; accept it with --iters {iterations}"
+            f"--no_autoaccept_iters asks for confirmation, but there is no terminal: {calculation}; accept it with "
+            f"--iters {iterations}"
         )
     while True:
         try:

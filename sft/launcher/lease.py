@@ -51,7 +51,7 @@ def held(folder: Path, watch_seconds: float = WATCH_SECONDS) -> Iterator[None]:
 def is_free(folder: Path, wait_seconds: float) -> bool:
     """Whether no run is alive in the folder, waiting up to `wait_seconds` for one to end."""
     deadline = time.monotonic() + wait_seconds
-    while (content := _read(folder / NAME)) is not None and _why_alive(folder / NAME, content, 0.0) is not None:
+    while (content := _read(folder / NAME)) is not None and _sign_of_life(folder / NAME, content, 0.0) is not None:
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.2)
@@ -65,7 +65,7 @@ def _take(file: Path, token: str, watch_seconds: float) -> None:
             if file.exists() and _unchanged(file, 1.0 if _is_empty(file) else watch_seconds):
                 _remove(file, None)
             continue
-        reason = _why_alive(file, content, watch_seconds)
+        reason = _sign_of_life(file, content, watch_seconds)
         if reason is not None:
             raise UserError(
                 f"{file.parent} is being trained by process {content['pid']} on {content['host']}, {reason}: "
@@ -74,7 +74,7 @@ def _take(file: Path, token: str, watch_seconds: float) -> None:
         _remove(file, content["token"])
 
 
-def _why_alive(file: Path, content: dict[str, Any], watch_seconds: float) -> str | None:
+def _sign_of_life(file: Path, content: dict[str, Any], watch_seconds: float) -> str | None:
     """The evidence that the holder is alive; None if it is dead."""
     age = f"its lease is {max(0.0, time.time() - content['renewed']):.0f} s old"
     if content["host"] == platform.node() and content["boot"] == _boot():

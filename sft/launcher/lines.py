@@ -41,11 +41,11 @@ class Line:
                 raise ConnectionError("the connection was closed")
             self._buffer += part
             if len(self._buffer) > _LONGEST_LINE:
-                raise ConnectionError(f"it sent a line of more than {_LONGEST_LINE:,} bytes, which no `sft` does")
+                raise ConnectionError(f"it sent a line of more than {_LONGEST_LINE:,} bytes, which `sft` never does")
         line, _, self._buffer = self._buffer.partition(b"\n")
         message = parsed(line)
         if message is None:
-            raise ConnectionError(f"it sent {shorten(line.decode(errors='replace'), 60)}, which no `sft` does")
+            raise ConnectionError(f"it sent {shorten(line.decode(errors='replace'), 60)}, which `sft` never does")
         return message
 
     @property
@@ -94,7 +94,7 @@ def watch(line: Line, name: str, stop: threading.Event, lost: Callable[[str], No
                 return
         except TimeoutError:
             if time.monotonic() - heard > LOST_SECONDS:
-                lost(f"{name} has not been heard of for {LOST_SECONDS:.0f} s: its host or the network is down")
+                lost(f"{name} has not been heard from for {LOST_SECONDS:.0f} s: its host or the network is down")
                 return
         except OSError:
             if not stop.is_set():

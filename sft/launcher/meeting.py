@@ -17,9 +17,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from sft.launcher.door import Arrival, Door, hello
 from sft.launcher.lines import Line, reason_of, watch
 from sft.launcher.listen import listen
+from sft.launcher.listener import Arrival, Listener, hello
 from sft.launcher.preflight import Ready
 from tokenize_data.errors import UserError
 
@@ -50,16 +50,16 @@ class Coordinator:
                 f"node 0 cannot listen on {address}:{port} ({reason}): "
                 "give --addr an address of this host and --port a free one, the same on every node"
             ) from error
-        self._door = Door(listening)
+        self._listener = Listener(listening)
 
     def collect(self, timeout_seconds: float) -> list[int]:
         """Wait for the other nodes until a deadline. Returns the numbers of those present."""
         deadline, told = time.monotonic() + timeout_seconds, time.monotonic()
         while True:
-            self._forget_those_who_left()
+            self._remove_departed()
             with contextlib.suppress(queue.Empty):
                 while True:
-                    self._let_in(self._door.arrivals.get_nowait())
+                    self._admit(self._listener.arrivals.get_nowait())
             missing = [node for node in range(1, self._nodes) if node not in self._lines]
             left = deadline - time.monotonic()
             if not missing or left <= 0:
@@ -68,9 +68,9 @@ class Coordinator:
                 told = time.monotonic()
                 self._say(f"waiting for node {_listing(missing)}")
             with contextlib.suppress(queue.Empty):
-                self._let_in(self._door.arrivals.get(timeout=max(0.001, min(_LOOK_SECONDS, left))))
+                self._admit(self._listener.arrivals.get(timeout=max(0.001, min(_LOOK_SECONDS, left))))
 
-    def _let_in(self, arrival: Arrival) -> None:
+    def _admit(self, arrival: Arrival) -> None:
         """Accept a node, or tell it why it is rejected."""
         node, line = arrival.node, arrival.line
         if not line.is_waiting:
@@ -78,11 +78,11 @@ class Coordinator:
             return
         if arrival.run != self._run:
             why = (
-                f"this is the meeting of --run_name {self._run}, not of {arrival.run}: give each run a --port of "
+                f"this is the rendezvous of --run_name {self._run}, not of {arrival.run}: give each run a --port of "
                 "its own"
             )
         elif not 0 < node < self._nodes:
-            why = f"--rank {node} is none of 0 to {self._nodes - 1}: give each of the {self._nodes} nodes its own"
+            why = f"--rank {node} is not between 0 and {self._nodes - 1}: give each of the {self._nodes} nodes its own"
         elif node in self._lines and self._lines[node].is_waiting:
             why = f"--rank {node} is taken by {self._hosts[node]}: give each of the {self._nodes} nodes its own"
         else:
@@ -93,7 +93,7 @@ class Coordinator:
             line.send({"stop": why})
         line.close()
 
-    def _forget_those_who_left(self) -> None:
+    def _remove_departed(self) -> None:
         """Drop nodes that closed their connection, or that send data before the decision."""
         for node in [node for node, line in self._lines.items() if not line.is_waiting]:
             self._lines.pop(node).close()
@@ -107,7 +107,7 @@ class Coordinator:
         for node in [node for node in self._lines if node not in chosen]:
             with contextlib.suppress(OSError):
                 self._lines[node].send(
-                    {"stop": f"the run goes on with {len(chosen) + 1} nodes, and node {node} would be one too many"}
+                    {"stop": f"the run goes on with {len(chosen) + 1} nodes, and node {node} is not needed"}
                 )
             self._lines.pop(node).close()
         for number, node in enumerate(chosen, start=1):
@@ -165,7 +165,7 @@ class Coordinator:
                 line.send({"lost": reason})
 
     def close(self) -> None:
-        self._door.close()
+        self._listener.close()
         self._part()
 
     def _part(self) -> None:
@@ -197,7 +197,7 @@ class Member:
                     raise UserError(
                         f"{self._name} did not answer within {timeout_seconds:.0f} s ({reason_of(error)}): start the "
                         "same command "
-                        "there with --rank 0, check --addr and --port, and that no firewall is between"
+                        "there with --rank 0, check --addr and --port, and that no firewall is in between"
                     ) from error
                 if time.monotonic() - told > 30:
                     told = time.monotonic()

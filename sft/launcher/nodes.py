@@ -93,7 +93,7 @@ def _await_all(coordinator: Coordinator, settings: Settings) -> None:
     missing = [node for node in range(1, machine.nodes) if node not in present]
     if missing:
         raise UserError(
-            f"node {', '.join(map(str, missing))} did not come within {machine.node_timeout:.0f} s: start the same "
+            f"node {', '.join(map(str, missing))} did not connect within {machine.node_timeout:.0f} s: start the same "
             f"command there with --rank {missing[0]}, the same --addr and --port, and check that it can reach this host"
         )
 
@@ -101,7 +101,7 @@ def _await_all(coordinator: Coordinator, settings: Settings) -> None:
 def _with_present_nodes(coordinator: Coordinator, decided: RunSpec) -> tuple[RunSpec, list[int]]:
     """The run for as many of the present nodes as the layout allows, and their numbers."""
     machine, present = decided.asked.machine, coordinator.collect(0)
-    came = f"{len(present) + 1} of {machine.nodes} nodes came within {machine.replace_timeout:.0f} s"
+    came = f"{len(present) + 1} of {machine.nodes} nodes connected within {machine.replace_timeout:.0f} s"
     refusal = ""
     for count in range(len(present) + 1, 0, -1):
         try:

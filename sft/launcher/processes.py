@@ -225,13 +225,16 @@ def _how_they_ended(notes: Path, codes: Sequence[int], stacks: Path | None) -> t
     hint = f"; where each process was: {stacks}" if stacks is not None and stacks.is_dir() else ""
     if left:
         first = min(left, key=_precedence)
-        dead = _dead(codes)
+        dead = _killed_ranks(codes)
         if first["is_consequence"] and dead:
             return EXIT_FAILED, f"{dead}{hint}"
         has_hint = first["message"] and first["code"] == EXIT_FAILED
         return int(first["code"]), f"{first['message']}{hint if has_hint else ''}"
     names = ", ".join(map(signal_name, killed)) or f"exit codes {', '.join(map(str, codes))}"
-    return EXIT_FAILED, f"{_dead(codes) or f'the processes of this run ended without a word ({names})'}{hint}"
+    return (
+        EXIT_FAILED,
+        f"{_killed_ranks(codes) or f'the processes of this run ended without an error message ({names})'}{hint}",
+    )
 
 
 def _precedence(note: dict[str, Any]) -> tuple[Any, ...]:
@@ -242,7 +245,7 @@ def _precedence(note: dict[str, Any]) -> tuple[Any, ...]:
     return note["is_consequence"], not note["message"], order.get(note["code"], 1), note["time"]
 
 
-def _dead(codes: Sequence[int]) -> str | None:
+def _killed_ranks(codes: Sequence[int]) -> str | None:
     """Name the ranks that a signal killed. We kill the remaining ones ourselves, but only after one has failed."""
     killed = [f"{rank} ({signal_name(-code)})" for rank, code in enumerate(codes) if code < 0]
     if not killed:

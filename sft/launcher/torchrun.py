@@ -35,7 +35,7 @@ _TELL_SECONDS = 30.0
 
 def run(settings: Settings) -> int:
     if settings.schedule.no_autoaccept_iters:
-        raise UserError("--no_autoaccept_iters asks, and a worker cannot: give --iters")
+        raise UserError("--no_autoaccept_iters asks for confirmation, and a worker cannot: give --iters")
     store = importlib.import_module("sft.launcher.rendezvous").connect(settings.machine.node_timeout)
     return _first(store, settings) if os.environ["RANK"] == "0" else _other(store, settings)
 

@@ -49,7 +49,9 @@ def resolve(path: str, revision_or_subfolder: str | None = None) -> Path:
     if inner is not None and folder.is_dir():
         folder = folder / inner
         if not folder.is_dir():
-            raise UserError(f"{path} has no folder '{inner}' inside: give one that it has as intermediate, or none")
+            raise UserError(
+                f"{path} has no folder '{inner}' inside: name one that exists as intermediate, or leave it out"
+            )
     gguf = gguf_file_in(folder)
     if gguf is not None:
         return _from_gguf(gguf)
@@ -121,9 +123,7 @@ def _from_hub(path: str, inner: str | None) -> Path:
             / inner
         )
     except errors.GatedRepoError as error:
-        raise UserError(
-            f"the Hub gives '{path}' only to those it knows: accept its terms there, then `hf auth login`"
-        ) from error
+        raise UserError(f"'{path}' is gated on the Hub: accept its terms there, then `hf auth login`") from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(
             f"the Hub has no model '{path}', or a private one: check the name, and `hf auth login` if it is yours"
@@ -189,7 +189,7 @@ def _convert(file: Path, kept: Path) -> None:
             reason = re.sub(r"^\w+(\.\w+)*: ", "", reason)
             raise UserError(
                 f"transformers cannot read {file} ({reason[:200]}): "
-                "check that the file is whole, or give the Hugging Face folder that it was made from"
+                "check that the file is complete, or give the Hugging Face folder that it was made from"
             )
         scratch.chmod(0o755)  # mkdir's default permissions: others may use a shared cache
         scratch.rename(kept)

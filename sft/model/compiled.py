@@ -46,7 +46,7 @@ class CompiledRun:
             return self.compiled(block, hidden_RTE, row)
         except _FAILURES as error:
             self._has_failed = True
-            self._on_failure(f"layers are not compiled any more, which is slower: {_said(error)}")
+            self._on_failure(f"layers are not compiled any more, which is slower: {_one_line(error)}")
             return self._as_written(block, hidden_RTE, row)
 
 
@@ -73,7 +73,7 @@ def compile_blocks(
             expected, found = trained(stage.run, block), trained(run.compiled, block)
             reason = _difference(found, expected, partial(_exact, trained, stage.run, block))
         except Exception as error:  # errors of Dynamo, Inductor, or a missing C compiler
-            reason = _said(error)
+            reason = _one_line(error)
         if reason is not None:
             return reason
     stage.run = run
@@ -86,7 +86,7 @@ def _one_of_each_kind(blocks: Sequence[Block]) -> list[Block]:
     return list(kinds.values())
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -129,7 +129,7 @@ def _difference(
     with the `exact` ones.
     """
     if len(found) != len(expected):
-        return "compiled layers have other gradients"
+        return "compiled layers compute other gradients"
     far = [number for number, pair in enumerate(zip(found, expected, strict=True)) if _share(*pair) > 1]
     truth = exact() if far else ()
     for number in far:
@@ -137,7 +137,7 @@ def _difference(
         if not _distance(found[number], truth[number]) <= _NOISE * rounding:
             size = max(float(expected[number].double().norm()), 1e-30)
             off = _distance(found[number], expected[number]) / size
-            return f"compiled layers compute something else, off by {off:.1e} of its size"
+            return f"compiled layers compute other values, off by {off:.1e} of its size"
     return None
 
 

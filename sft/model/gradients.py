@@ -18,7 +18,7 @@ def sum_partial(gradients: Mapping[str, Tensor], places: Mapping[str, ParameterS
 
 
 def sum_shared(gradients: Mapping[str, Tensor], places: Mapping[str, ParameterShard], group: TensorGroup) -> None:
-    """Sum gradients that all ranks hold in place, in one collective."""
+    """Sum, in place and in one collective, the gradients that all ranks hold."""
     names = [name for name in gradients if places[name].is_partial and not places[name].is_replica_of_part]
     if group.size == 1 or not names:
         return
@@ -30,7 +30,7 @@ def sum_shared(gradients: Mapping[str, Tensor], places: Mapping[str, ParameterSh
 def sum_replicas_of_parts(
     gradients: Mapping[str, Tensor], places: Mapping[str, ParameterShard], group: TensorGroup
 ) -> None:
-    """Sum gradients that only some ranks share in place, one collective each."""
+    """Sum, in place and in one collective each, the gradients that only some ranks share."""
     if group.size == 1:
         return
     for name, gradient in gradients.items():

@@ -19,8 +19,8 @@ from sft.model import attention, collectives, dropout, matmul
 from sft.model.collectives import TensorGroup
 from sft.model.parts import Block, Parts, lengths_of
 
-# Results that selective recomputation keeps: what is dear to compute. Norms, rotations and activations are computed
-# again.
+# Results that selective recomputation keeps: those that are expensive to compute. Norms, rotations and activations
+# are computed again.
 _KEPT_OPERATIONS = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,

@@ -25,7 +25,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 _PICKLES = ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth")
 _CHUNK_ELEMENTS = 16 * 2**20
-# Pages that were read stay in this process's memory for as long as their file is mapped: it is mapped anew after so
+# Pages that were read stay in this process's memory for as long as their file is mapped: it is mapped again after so
 # many bytes.
 _MAPPED_BYTES = 128 * 2**20
 

@@ -47,7 +47,7 @@ def write_loss_chart(records: Sequence[Mapping[str, Any]], path: Path, mark_best
     try:
         figure.savefig(path, dpi=120, format="png")
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}: check the folder and the room on the disk") from error
+        raise UserError(f"cannot write {path}: {error.strerror}: check the folder and the free disk space") from error
     return True
 
 

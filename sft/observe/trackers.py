@@ -87,7 +87,7 @@ class Guarded:
             action(self._tracker)
         except Exception as error:  # whatever the error is, training continues
             self._tracker = None
-            self._warn(f"{self._name} failed and is switched off, training goes on: {_said(error)}")
+            self._warn(f"{self._name} failed and is switched off, training continues: {_one_line(error)}")
 
 
 class _TensorBoard:
@@ -119,7 +119,7 @@ class _Wandb:
             )  # otherwise it records the progress bar
         except Exception as error:
             remedy = "run `wandb login`, set WANDB_MODE=offline, or leave --wandb out"
-            raise UserError(f"--wandb: cannot start: {_said(error)}: {remedy}") from error
+            raise UserError(f"--wandb: cannot start: {_one_line(error)}: {remedy}") from error
 
     def log(self, record: Mapping[str, Any]) -> None:
         self._run.log(scalars(record), step=int(record["iteration"]))
@@ -134,7 +134,7 @@ class _Trackio:
         try:
             self._module.init(project=_PROJECT, name=run_name, config=config, resume="allow" if start else "never")
         except Exception as error:
-            raise UserError(f"--trackio: cannot start: {_said(error)}: fix that, or leave --trackio out") from error
+            raise UserError(f"--trackio: cannot start: {_one_line(error)}: fix that, or leave --trackio out") from error
 
     def log(self, record: Mapping[str, Any]) -> None:
         self._module.log(scalars(record), step=int(record["iteration"]))
@@ -153,7 +153,7 @@ def _tensorboard(folder: Path, start: int, warn: Callable[[str], None]) -> Track
             "'megasft[tensorboard]', or --no_tensorboard"
         )
     except Exception as error:
-        warn(f"no TensorBoard files are written: {_said(error)}")
+        warn(f"no TensorBoard files are written: {_one_line(error)}")
     return None
 
 
@@ -193,5 +193,5 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -27,16 +27,16 @@ class Replicas:
 
 
 @dataclass(frozen=True)
-class OnItsWay:
+class PendingExchange:
     """A started exchange. `finish` waits for it and returns what this replica owns, by name, flat."""
 
     finish: Callable[[], dict[str, Tensor]]
 
 
-def begin_reduction(parcel: Parcel, sums: Mapping[str, Tensor], replicas: Replicas) -> OnItsWay:
+def begin_reduction(parcel: Parcel, sums: Mapping[str, Tensor], replicas: Replicas) -> PendingExchange:
     """Start sending means over replicas to their owners, as flat tensors of the rows that each one owns."""
     if replicas.size == 1:
-        return OnItsWay(lambda: {name: tensor.reshape(-1) for name, tensor in sums.items()})
+        return PendingExchange(lambda: {name: tensor.reshape(-1) for name, tensor in sums.items()})
     sent, lengths = _laid_out(parcel, sums, replicas)
     received = sent.new_empty(sent.numel() // replicas.size)
     work = REDUCE_SCATTER(received, sent, group=replicas.group, async_op=True)
@@ -49,7 +49,7 @@ def begin_reduction(parcel: Parcel, sums: Mapping[str, Tensor], replicas: Replic
             zip([name for name, _ in own], received[: sum(n for _, n in own)].split([n for _, n in own]), strict=True)
         )
 
-    return OnItsWay(finish)
+    return PendingExchange(finish)
 
 
 def gather_weights(parcel: Parcel, parameters: Mapping[str, nn.Parameter], replicas: Replicas) -> None:

@@ -22,7 +22,7 @@ from sft.model.collectives import TensorGroup
 from sft.model.gradients import sum_replicas_of_parts, sum_shared
 from sft.model.tensor_parallel import ParameterShard
 from sft.optimizer.algorithms.interface import Work, make_algorithms
-from sft.optimizer.exchange import OnItsWay, Replicas, begin_reduction, gather_weights
+from sft.optimizer.exchange import PendingExchange, Replicas, begin_reduction, gather_weights
 from sft.optimizer.norm import square_sum
 from sft.optimizer.ownership import Parcel, num_rows_of, parcels
 from sft.optimizer.shards import make_shards, publish
@@ -71,7 +71,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self._parameters, self._trained, self._groups, self._clip, self._device = own, trained, groups, clip, device
         self._votes, self._approve = votes, approve
         self._parcels = _parcels_of(own, trained, spec, groups)
-        self._begun: list[OnItsWay] = []
+        self._begun: list[PendingExchange] = []
         self._complete: set[str] = set()
         self._sums = GradientSums(own, self._note_complete if groups.replicas.size > 1 else None)
         self.on_gradients: Callable[[Mapping[str, tuple[int, Tensor]]], None] | None = (

@@ -42,7 +42,7 @@ def shares_of(sizes: Mapping[str, int], temperature: float, wanted: Mapping[str,
     left = 1.0 - sum(wanted.values())
     weights = {name: size ** (1.0 / temperature) for name, size in sizes.items() if name not in wanted}
     if weights and left <= 1e-9:
-        raise UserError(f"--mix gives everything away, and nothing to '{next(iter(weights))}': lower the shares")
+        raise UserError(f"--mix leaves nothing for '{next(iter(weights))}': lower the shares")
     if not weights and abs(left) > 1e-6:
         raise UserError(f"--mix: the shares of all data sets add up to {1.0 - left:g}: make it 1")
     total = sum(weights.values())

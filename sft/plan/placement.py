@@ -25,7 +25,7 @@ class Placement:
         return max(self._node(first + tp - 1) - self._node(first) + 1 for first in range(0, self.layout.world, tp))
 
     @property
-    def hand_overs(self) -> tuple[int, int]:
+    def transfers(self) -> tuple[int, int]:
         """(pipeline neighbours on the same node, all pipeline neighbours), for the first tensor rank."""
         tp, pp = self.layout.tp, self.layout.pp
         pairs = [(first, first + tp) for first in range(0, self.layout.world, tp) if first // tp % pp < pp - 1]
@@ -36,7 +36,7 @@ class Placement:
 
     def text(self) -> str:
         """One line for the header."""
-        inside, pairs = self.hand_overs
+        inside, pairs = self.transfers
         parts = [f"{self.nodes} nodes of {self.per_node}"]
         if self.layout.tp > 1:
             spread = self.nodes_of_a_tensor_group
@@ -44,7 +44,7 @@ class Placement:
         if pairs:
             share = "all" if inside == pairs else f"{inside} of {pairs}" if inside else ""
             parts.append(
-                f"{share} pipeline hand-overs inside a node" if share else "pipeline hand-overs to the next node"
+                f"{share} pipeline transfers inside a node" if share else "pipeline transfers to the next node"
             )
         if self.layout.dp > 1:
             parts.append(f"{self.layout.dp} replicas")

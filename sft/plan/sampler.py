@@ -82,7 +82,7 @@ class Sampler:
         return chosen if self._is_in_order else random.permutation(chosen)
 
     def _of_part(self, number: int, epoch: int) -> np.ndarray:
-        """The next documents of a data set's own stream, which is permuted anew in each pass."""
+        """The next documents of a data set's own stream, which is permuted again for each pass."""
         part, first = self.mix[number], int(self._edges[number])
         at, last, found = epoch * part.per_epoch, (epoch + 1) * part.per_epoch, []
         while at < last:

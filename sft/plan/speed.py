@@ -43,8 +43,7 @@ class Program:
     has_head_on_all: bool = False  # whether logits are computed for all tokens, trained or not
 
 
-# Eager Hugging Face layers under DeepSpeed's pipeline and an optimizer that sums gradients in float32 and reduces them
-# so.
+# Eager Hugging Face layers under DeepSpeed's pipeline, and an optimizer that sums and reduces gradients in float32.
 OURS = Program(
     norm_bytes=34,
     residual_bytes=6,

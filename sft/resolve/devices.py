@@ -39,7 +39,7 @@ def visible() -> list[Device]:
     return list(found) if is_selected else selected(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-def gpu_here(table: dict[str, Gpu]) -> Gpu | None:
+def local_gpu(table: dict[str, Gpu]) -> Gpu | None:
     """The kind of GPU to plan for: of several kinds, the one with the least memory. None if the table does not have
     it.
     """

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from sft.resolve.devices import visible
-from sft.spec.versions import stranger
+from sft.spec.versions import foreign_package_warning
 
 _US = "megasft"
 _GIB = 1 << 30
@@ -32,7 +32,7 @@ class Finding:
 
 def findings(folder: Path) -> list[Finding]:
     """All findings except whether training works. Runs would be written to `folder`."""
-    return [*packages(), *extras(), *devices(), *memory(), *disk(folder), *tokens(), *strangers()]
+    return [*packages(), *extras(), *devices(), *memory(), *disk(folder), *tokens(), *foreign_package()]
 
 
 def packages() -> list[Finding]:
@@ -110,8 +110,8 @@ def wandb_netrc() -> Path | None:
         return None
 
 
-def strangers() -> list[Finding]:
-    warning = stranger()
+def foreign_package() -> list[Finding]:
+    warning = foreign_package_warning()
     if warning is None:
         return [Finding(topic="package sft", text="the other project of that name is not installed")]
     return [Finding(topic="package sft", text=warning, level="problem")]

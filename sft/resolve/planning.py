@@ -19,9 +19,9 @@ from sft.plan.sampler import Sampler, num_iterations
 from sft.plan.schedule import in_words
 from sft.plan.search import RECOMPUTES, Choice, Question, best, layout_of, search
 from sft.resolve.base import Described, describe_base_model
-from sft.resolve.devices import gpu_here, visible_gpus
+from sft.resolve.devices import local_gpu, visible_gpus
 from sft.resolve.mixing import sampler_of
-from sft.resolve.question import Case, Pack, global_batch_of, recompute_of
+from sft.resolve.question import Pack, RunBeforeLayout, global_batch_of, recompute_of
 from sft.resolve.speed import cpu_operations_per_second
 from sft.spec.base import BaseModel
 from tokenize_data.bases import known_documents
@@ -41,7 +41,7 @@ def machine(settings: Settings) -> Gpu | None:
     table = read_gpus(Path(settings.layout.gpu_file)) if settings.layout.gpu_file else TABLE
     if settings.layout.gpu:
         return find_gpu(settings.layout.gpu, table)
-    return gpu_here(table) if visible_gpus() else None
+    return local_gpu(table) if visible_gpus() else None
 
 
 def this_cpu(processes: int, operations_per_second: float = _CPU_OPERATIONS) -> Gpu:
@@ -79,11 +79,15 @@ def make_plan(settings: Settings) -> Plan:
         gpu = this_cpu(settings.machine.nproc_per_node or 1, cpu_operations_per_second())
         notes.append("planned for this computer's CPU: name GPUs with --gpu h100-80gb --nproc_per_node 8 --nodes 2")
     data, pack, share = _data(settings, notes)
-    asked = Case(settings=settings, base=base, world=world, gpu=gpu, pack=pack, trained_share=share).ask()
+    asked = RunBeforeLayout(
+        settings=settings, base=base, world=world, gpu=gpu, pack=pack, trained_share=share
+    ).layout_question()
     question = asked.question
     choice, found = best(question), search(question)
     notes += [
-        line for line in (_layout_note(asked.why_not, choice.layout), _batch_note(settings, choice.layout)) if line
+        line
+        for line in (_layout_note(asked.preference_note, choice.layout), _batch_note(settings, choice.layout))
+        if line
     ]
     notes += _further_notes(settings, base, question, choice)
     iterations = settings.schedule.iters or (
@@ -136,17 +140,17 @@ def choose(settings: Settings, base: BaseModel, reader: ShardReader, world: int)
     gpus = visible_gpus()
     gpu = machine(settings) if gpus else this_cpu(max(1, world // settings.machine.nodes))
     pack, share = _packed(reader, settings), trained_share(settings, reader)
-    case = Case(settings=settings, base=base, world=world, gpu=gpu, pack=pack, trained_share=share)
+    case = RunBeforeLayout(settings=settings, base=base, world=world, gpu=gpu, pack=pack, trained_share=share)
     if gpu is None:
-        layout, why_not = case.simple_layout()
+        layout, preference_note = case.simple_layout()
         return Chosen(
             layout=layout,
             micro_batch=settings.layout.micro_batch or max(1, _GPU_ROW_TOKENS // settings.data.seq),
             recompute=recompute_of(settings) or "none",
             gpu="unknown",
-            note=_layout_note(why_not, layout),
+            note=_layout_note(preference_note, layout),
         )
-    asked = case.ask()
+    asked = case.layout_question()
     question = asked.question
     if gpus:
         choice = best(question)
@@ -156,7 +160,7 @@ def choose(settings: Settings, base: BaseModel, reader: ShardReader, world: int)
             recompute=choice.recompute,
             gpu=gpu.name,
             seconds=choice.seconds.total,
-            note=_layout_note(asked.why_not, choice.layout),
+            note=_layout_note(asked.preference_note, choice.layout),
         )
     layout = layout_of(question, question.tp or 1, question.pp or 1)
     micro_batch, recompute = settings.layout.micro_batch or 1, recompute_of(settings)
@@ -164,12 +168,12 @@ def choose(settings: Settings, base: BaseModel, reader: ShardReader, world: int)
         found = search(replace(question, micro_batch=micro_batch))
         fitting = {choice.recompute for choice in found.fitting}
         recompute = next((way for way in RECOMPUTES if way in fitting), RECOMPUTES[-1])
-    note = _layout_note(asked.why_not, layout)
+    note = _layout_note(asked.preference_note, layout)
     return Chosen(layout=layout, micro_batch=micro_batch, recompute=recompute, gpu=gpu.name, note=note)
 
 
-def _layout_note(why_not: str | None, layout: Layout) -> str:
-    return "" if why_not is None else f"{why_not}: using tp {layout.tp} x pp {layout.pp} instead"
+def _layout_note(preference_note: str | None, layout: Layout) -> str:
+    return "" if preference_note is None else f"{preference_note}: using tp {layout.tp} x pp {layout.pp} instead"
 
 
 def _batch_note(settings: Settings, layout: Layout) -> str:
@@ -218,12 +222,12 @@ def _data(settings: Settings, notes: list[str]) -> tuple[Data, Pack, float]:
     source = "[documents] of checkpoints.toml" if known_number else "rows of the files" if counted else "not known"
     if counted:
         notes.append(
-            f"no shards yet: documents are taken to have {length + 1:,} tokens, {_BYTES_PER_TOKEN:g} bytes of "
+            f"no shards yet: documents are assumed to have {length + 1:,} tokens, {_BYTES_PER_TOKEN:g} bytes of "
             "the files each"
         )
     else:
         notes.append(
-            f"no shards yet: documents are taken to be as long as --seq, {settings.data.seq:,} tokens, the longest "
+            f"no shards yet: documents are assumed to be as long as --seq, {settings.data.seq:,} tokens, the longest "
             "there can be"
         )
     notes.append("which tokens are trained is not known before the data are tokenised: planned as if all were")
@@ -262,11 +266,11 @@ def _further_notes(settings: Settings, base: Described, question: Question, choi
     model = question.model
     if not model.is_known:
         notes.append(
-            f"{model.kind} models are counted like Llama: memory and time are rougher than for the families known here"
+            f"{model.kind} models are counted like Llama: memory and time are less accurate than for known families"
         )
     counted, stored = model.num_parameters, base.num_stored
     if stored is not None and abs(stored / counted - 1) > 0.02 and not model.is_tied:
-        notes.append(f"the weights' files hold {stored:,} numbers, the configuration makes {counted:,} of them")
+        notes.append(f"the weights' files hold {stored:,} numbers, but the configuration describes {counted:,} of them")
     if (
         settings.layout.tp is None
         and settings.layout.pp is None
@@ -290,7 +294,7 @@ def scaling(settings: Settings, counts: list[int]) -> list[tuple[int, Plan | str
     for count in counts:
         here = min(count, max(per_node, 8))
         if count % here:
-            rows.append((count, f"{count} GPUs are no whole number of nodes of {here}"))
+            rows.append((count, f"{count} GPUs do not fill whole nodes of {here}"))
             continue
         asked: dict[str, Any] = {"nproc_per_node": here, "nodes": count // here, "rank": 0}
         try:

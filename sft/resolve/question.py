@@ -28,15 +28,15 @@ Sizes = tuple[int | None, int | None]  # tp and pp; None: not given
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class LayoutQuestion:
     """`question` allows all valid layouts, with the matching documents per iteration."""
 
     question: Question
-    why_not: str | None = None  # why a preference is not used
+    preference_note: str | None = None  # why a preference is not used
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class RunBeforeLayout:
     """What is known about a run before its layout."""
 
     settings: Settings
@@ -46,24 +46,28 @@ class Case:
     pack: Pack
     trained_share: float
 
-    def ask(self) -> Asked:
+    def layout_question(self) -> LayoutQuestion:
         """Ask for the simplest layout on a CPU, and for the fastest on GPUs."""
         assert self.gpu is not None
         if self.gpu.name == "cpu":
-            layout, why_not = self.simple_layout()
-            return Asked(question=self._question((layout.tp, layout.pp), layout.dp), why_not=why_not)
+            layout, preference_note = self.simple_layout()
+            return LayoutQuestion(
+                question=self._question((layout.tp, layout.pp), layout.dp), preference_note=preference_note
+            )
         if self._preferred == self._ordered:
-            return Asked(question=self._best_question(self._ordered))
+            return LayoutQuestion(question=self._best_question(self._ordered))
         question = self._best_question(self._preferred)
         found = search(question)
         if found.fitting:
-            return Asked(question=question)
+            return LayoutQuestion(question=question)
         reason = (
             "does not fit into the memory of these GPUs"
             if found.too_large
             else self._refusal(self._preferred) or "cannot be"
         )
-        return Asked(question=self._best_question(self._ordered), why_not=self._why_not(reason))
+        return LayoutQuestion(
+            question=self._best_question(self._ordered), preference_note=self._preference_note(reason)
+        )
 
     def simple_layout(self) -> tuple[Layout, str | None]:
         """Returns (the layout without a plan: the preference, or what was ordered; why the preference is not used)."""
@@ -73,7 +77,7 @@ class Case:
         if refusal is None:
             return self._layout(self._preferred), None
         near = next((sizes for sizes in self._below_preference() if self._refusal(sizes) is None), self._ordered)
-        return self._layout(near), self._why_not(refusal)
+        return self._layout(near), self._preference_note(refusal)
 
     @property
     def _ordered(self) -> Sizes:
@@ -86,12 +90,12 @@ class Case:
         of_path = layout_of_path(entry.path) or (None, None)
         return self.settings.layout.tp or entry.tp or of_path[0], self.settings.layout.pp or entry.pp or of_path[1]
 
-    def _why_not(self, reason: str) -> str:
+    def _preference_note(self, reason: str) -> str:
         tp, pp = (size or 1 for size in self._preferred)
         where = "the entry's" if self.base.entry.tp or self.base.entry.pp else "the path's"
         if self.world % (tp * pp):
             reason = (
-                f"takes a multiple of {tp * pp} processes, and there {'is' if self.world == 1 else 'are'} {self.world}"
+                f"needs a multiple of {tp * pp} processes, and there {'is' if self.world == 1 else 'are'} {self.world}"
             )
         return f"{where} tp {tp} x pp {pp} {reason}"
 

@@ -85,7 +85,7 @@ def early_stopping_warning(spec: RunSpec) -> str | None:
     times = f"{earlier} validation{'' if earlier == 1 else 's'} before its end"
     return (
         f"--early_stopping {patience} cannot stop this run, which has {times} ({spec.iterations:,} iterations, one "
-        f"every {output.eval_interval:,}): lower one of them; the best model is kept all the same"
+        f"every {output.eval_interval:,}): lower one of them; the best model is kept anyway"
     )
 
 

@@ -98,7 +98,7 @@ def replace_file(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_private(path, text.encode("utf-8", "backslashreplace"), path.with_name(f".{path.name}.part"))
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}: check the folder and the room on the disk") from error
+        raise UserError(f"cannot write {path}: {error.strerror}: check the folder and the free disk space") from error
 
 
 def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:

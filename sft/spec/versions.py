@@ -30,7 +30,7 @@ def main_versions() -> dict[str, str]:
     }
 
 
-def stranger() -> str | None:
+def foreign_package_warning() -> str | None:
     """A warning if `pip install sft` was run: it installs a seismology program over our files."""
     try:
         found = metadata.distribution("sft")

@@ -49,7 +49,7 @@ class Pool:
 
     def run(self, next_task: Callable[[], Task | None], ended: Callable[[Task, int, float], None]) -> None:
         """`next_task` returns the next task, None if there is none now; `ended` receives exit code and seconds."""
-        before = {number: signal.signal(number, self._heard) for number in _PASSED_ON}
+        before = {number: signal.signal(number, self._on_signal) for number in _PASSED_ON}
         try:
             while True:
                 while self._free and self.signal is None and (task := next_task()) is not None:
@@ -87,7 +87,7 @@ class Pool:
                 self._free.append(slot)
                 ended(running.task, code, time.monotonic() - running.began)
 
-    def _heard(self, number: int, frame: object) -> None:
+    def _on_signal(self, number: int, frame: object) -> None:
         self.signal = signal.Signals(number).name
         for running, _ in self._running.values():
             running.process.send_signal(number)

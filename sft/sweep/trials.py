@@ -142,7 +142,7 @@ class Runner:
             reason = _last_line(task.log)
             if code in (EXIT_OK, EXIT_FINISHED):
                 where = f"no model in {run}" if run is not None else "no run's folder"
-                reason = f"it ended as if finished, and left {where}; its last words: {reason or 'none'}"
+                reason = f"it ended as if finished, and left {where}; its last output: {reason or 'none'}"
             elif code < 0:
                 reason = f"it was killed ({signal_name(-code)}): out of memory, or from outside?"
             record = replace(record, failures=record.failures + 1, reason=reason, is_refused=code == EXIT_USER_ERROR)

@@ -35,11 +35,11 @@ class Interrupt:
     def __init__(self) -> None:
         self.name: str | None = None
         self.error: Exception | None = None
-        self._heard_at = 0.0
+        self._signalled_at = 0.0
 
     def listen(self) -> None:
         for number in PASSED_ON:
-            signal.signal(number, self._heard)
+            signal.signal(number, self._on_signal)
         unblock_signals()
 
     def because(self, error: Exception) -> None:
@@ -50,15 +50,15 @@ class Interrupt:
     def is_asked(self) -> bool:
         return self.name is not None or self.error is not None
 
-    def _heard(self, number: int, frame: object) -> None:
-        if self.name is not None and time.monotonic() - self._heard_at < _SAME_SIGNAL_SECONDS:
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self.name is not None and time.monotonic() - self._signalled_at < _SAME_SIGNAL_SECONDS:
             return  # queues and launchers may deliver the same signal more than once
         if self.name is not None:
             leave(
                 EXIT_FAILED,
-                f"left at once by a second signal ({signal.Signals(number).name}); the newest checkpoint stays",
+                f"stopped at once by a second signal ({signal.Signals(number).name}); the newest checkpoint is kept",
             )
-        self.name, self._heard_at = signal.Signals(number).name, time.monotonic()
+        self.name, self._signalled_at = signal.Signals(number).name, time.monotonic()
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(
                 f"sft: {self.name}: saving after this iteration, then stopping; send it again to stop at once\n"

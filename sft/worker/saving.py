@@ -62,7 +62,7 @@ class Saver:
             raise CheckpointError(
                 f"the checkpoint of iteration {iteration} was not saved ({'; '.join(failed[:3])}): too little memory "
                 "for its copy; "
-                "training goes on, and earlier checkpoints are as they were"
+                "training goes on, and earlier checkpoints are untouched"
             )
         return taken
 

@@ -46,7 +46,7 @@ class _FirstWatch(Watch):
         self._file = metrics.MetricsFile(spec.folder / "metrics.jsonl")
         self._progress: Progress | None = None
         self._trackers: list[Tracker] = []
-        self._said = 0.0
+        self._written_at = 0.0
         self._began = time.monotonic()
         earlier = run_folder.read_status(spec.folder)
         self.iteration = int(earlier["iteration"]) if earlier else 0
@@ -86,8 +86,8 @@ class _FirstWatch(Watch):
         self._progress.update(written)
         for tracker in self._trackers:
             tracker.log(written)
-        if time.monotonic() - self._said > 1.0:  # programs poll this file; it is not a log
-            self._said = time.monotonic()
+        if time.monotonic() - self._written_at > 1.0:  # programs poll this file; it is not a log
+            self._written_at = time.monotonic()
             self.status("running")
 
     def say(self, text: str) -> None:
@@ -115,7 +115,7 @@ class _FirstWatch(Watch):
                 raise
             if not self._is_status_old:
                 self._is_status_old = True
-                self.warn(f"status.json stays as it was: {error}")
+                self.warn(f"status.json was not updated: {error}")
         else:
             self._is_status_old = False
 

@@ -190,7 +190,8 @@ def test_after_a_loss_the_run_goes_on(site: Site, node: Callable, tmp_path: Path
         assert err.count("node 1 is here: sfthost1") == 2
     else:
         assert (
-            "1 of 2 nodes came within 4 s: continuing with 1: tp 1 x pp 1 x dp 1 instead of tp 1 x pp 1 x dp 2" in err
+            "1 of 2 nodes connected within 4 s: continuing with 1: tp 1 x pp 1 x dp 1 instead of tp 1 x pp 1 x dp 2"
+            in err
         )
     assert [record["iteration"] for record in site.metrics(f"{_RUN}-{end}")] == list(range(1, 41))
 
@@ -244,7 +245,7 @@ def test_the_same_rank_twice(site: Site, node: Callable):
         [first, node(1, "--iters", "4", "--id", "rank", "--rank", "0", "--port", "6030")]
     )
     assert code == 2
-    assert "node 1 did not come within 6 s: start the same command there with --rank 1" in err
+    assert "node 1 did not connect within 6 s: start the same command there with --rank 1" in err
     assert other_code == 2
     assert "node 0 cannot listen on 10.77.0.1:6030" in other_err
 

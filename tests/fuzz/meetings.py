@@ -8,13 +8,13 @@ import contextlib
 import json
 import socket
 
-from sft.launcher.door import Door, hello
 from sft.launcher.lines import Line
+from sft.launcher.listener import Listener, hello
 from sft.launcher.preflight import Ready
 
 _LISTENING = socket.create_server(("127.0.0.1", 0))
 _ADDRESS = _LISTENING.getsockname()
-_DOOR = Door(_LISTENING)
+_LISTENER = Listener(_LISTENING)
 _READY = Ready(
     node=1,
     host="h",
@@ -45,7 +45,7 @@ PREFIX = 0  # bytes before the JSON
 
 def one(data: bytes) -> None:
     _as_a_line(data)
-    _at_the_door(data)
+    _at_the_listener(data)
 
 
 def _as_a_line(data: bytes) -> None:
@@ -61,13 +61,13 @@ def _as_a_line(data: bytes) -> None:
                     Ready.from_json(message.get("ready"))
 
 
-def _at_the_door(data: bytes) -> None:
+def _at_the_listener(data: bytes) -> None:
     with socket.create_connection(_ADDRESS, timeout=_HANG_SECONDS) as stranger, contextlib.suppress(OSError):
         stranger.sendall(data)
     with socket.create_connection(_ADDRESS, timeout=_HANG_SECONDS) as node:
         node.sendall(json.dumps(hello("the run", 1, "me")).encode() + b"\n")
         while True:
-            arrival = _DOOR.arrivals.get(timeout=_HANG_SECONDS)
+            arrival = _LISTENER.arrivals.get(timeout=_HANG_SECONDS)
             arrival.line.close()
             if arrival.run == "the run":
                 return

@@ -55,7 +55,7 @@ def test_appending_again_changes_nothing(bench):
     manifest = bench.manifest()
     outcome = bench.tokenize("--data", one, two, "--append")
     assert outcome.code == 0
-    assert f"{two} is among the shards already (as {two}): left out" in outcome.out
+    assert f"{two} is already among the shards (as {two}): left out" in outcome.out
     assert "nothing to append: using" in outcome.out
     assert bench.manifest() == manifest
     plain = bench.tokenize("--data", one, two)  # the same files without the flag: they fit

@@ -38,7 +38,10 @@ BAD_LINES = {
     "not UTF-8": (b'{"prompt": "caf\xe9", "gold": "b"}', ["line 2", "not UTF-8: byte 0xe9 at 16"]),
     "raw NUL": (b'{"prompt": "a\x00", "gold": "b"}', ["line 2", "NUL"]),
     "escaped NUL": (b'{"prompt": "a\\u0000", "gold": "b"}', ["line 2", "NUL character at 1"]),
-    "half a character": (b'{"prompt": "a\\ud83d", "gold": "b"}', ["line 2", "half a character (\\ud83d)"]),
+    "half of a surrogate pair": (
+        b'{"prompt": "a\\ud83d", "gold": "b"}',
+        ["line 2", "half of a surrogate pair (\\ud83d)"],
+    ),
     "30 MB": (line(prompt="word " * 6_000_000, gold="b"), ["line 2", "30,000,", "bytes long"]),
     "deep": (b"[" * 5000 + b"]" * 5000, ["line 2", "nested"]),
     "long number": (b'{"prompt": ' + b"1" * 5000 + b', "gold": "b"}', ["line 2"]),

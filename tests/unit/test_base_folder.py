@@ -35,7 +35,7 @@ def test_a_local_folder_is_itself(tmp_path):
     assert resolve(str(tmp_path), "step1000") == tmp_path / "step1000"
     assert (
         refusal(str(tmp_path), "step2")
-        == f"{tmp_path} has no folder 'step2' inside: give one that it has as intermediate, or none"
+        == f"{tmp_path} has no folder 'step2' inside: name one that exists as intermediate, or leave it out"
     )
 
 
@@ -145,7 +145,7 @@ def test_a_broken_gguf_file_leaves_nothing_behind(tmp_path, monkeypatch):
     (tmp_path / "a.gguf").write_bytes(b"no gguf")
     message = refusal(str(tmp_path))
     assert f"transformers cannot read {tmp_path}/a.gguf (" in message
-    assert "check that the file is whole" in message
+    assert "check that the file is complete" in message
     assert list((tmp_path / "cache" / "sft" / "models").iterdir()) == []
 
 

@@ -309,7 +309,7 @@ def test_a_failure_on_one_rank_is_one_on_all(tmp_path: Path) -> None:
     assert {str(error) for error in errors} == {
         f"the checkpoint of iteration 8 was not saved (rank 2 on {socket.gethostname()}: No space left on device "
         "(/x/rank-2)): "
-        "free space or mend what it names; earlier checkpoints are as they were"
+        "free some space, or fix what it names; earlier checkpoints are untouched"
     }
     assert all(isinstance(error, CheckpointError) for error in errors)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-0000004"]

@@ -201,11 +201,11 @@ def test_answers_within_the_question(bench):
     data = rows(60)
     data[3] = pair("The nurse gave him two tablets at noon. What happened?", "The nurse gave him two tablets at noon.")
     found(bench, data)
-    assert "1 of 60 answers (1.7%) of 5 words or more stand verbatim in their question" in inspect(bench)
+    assert "1 of 60 answers (1.7%) of 5 words or more appear verbatim in their question" in inspect(bench)
     choice = [{**row, "gold": row["prompt"].split()[3]} for row in rows(60)]
     found(bench, choice, "--retokenize", name="choice.jsonl")
     out = inspect(bench)
-    assert "note: 60 of 60 answers (100.0%) stand verbatim in their question, as in multiple choice" in out
+    assert "note: 60 of 60 answers (100.0%) appear verbatim in their question, as in multiple choice" in out
 
 
 def test_special_tokens_in_texts(bench):

@@ -13,7 +13,7 @@ import pytest
 
 from sft.plan.gpus import TABLE, Device, plan_for
 from sft.resolve import devices, nvml
-from sft.resolve.devices import check_torch, gpu_here, prepare_gpus, selected, visible, visible_gpus
+from sft.resolve.devices import check_torch, local_gpu, prepare_gpus, selected, visible, visible_gpus
 from tokenize_data.errors import UserError
 
 A100, H100, L4 = "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA L4"
@@ -175,13 +175,13 @@ def here(monkeypatch: pytest.MonkeyPatch, gpus: list[Device], listed: str | None
 )
 def test_plans_are_for_the_gpu_that_is_selected(monkeypatch, listed, kind):
     here(monkeypatch, found(), listed)
-    gpu = gpu_here(TABLE)
+    gpu = local_gpu(TABLE)
     assert (gpu and gpu.name) == kind
 
 
 def test_an_instance_has_its_share(monkeypatch):
     here(monkeypatch, found(), "MIG-aa1")
-    gpu, whole = gpu_here(TABLE), TABLE["a100-80gb"]
+    gpu, whole = local_gpu(TABLE), TABLE["a100-80gb"]
     assert gpu is not None
     assert (gpu.name, gpu.memory_gb, gpu.gpus_per_node) == ("a100-80gb-3g.40gb", 39.0, 1)
     assert gpu.bf16_tflops == pytest.approx(whole.bf16_tflops * 3 / 7)

@@ -179,7 +179,7 @@ def test_what_is_printed_has_each_key_and_runs_the_same(tmp_path, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("fp16: true", "fp16: true: float16 is not trained with: use bf16: true"),
+        ("fp16: true", "fp16: true: fp16 is not supported: use bf16: true"),
         ("neftune_noise_alpha: 5", "noise on embeddings is not added"),
         ("lr_scheduler_type: greedy", "there is no such schedule: use one of constant, cosine, "),
         ("lr_scheduler_type: cosine\nlr_scheduler_kwargs: {num_cycles: 2}", "num_cycles of lr_scheduler_kwargs"),
@@ -194,9 +194,9 @@ def test_what_is_printed_has_each_key_and_runs_the_same(tmp_path, name):
         ),
         ("optim: lion_32bit", "no such optimizer"),
         ("model_revision: abc", "download that revision"),
-        ("use_dora: true", "there is LoRA, not DoRA"),
+        ("use_dora: true", "LoRA is supported, DoRA is not"),
         ("bnb_4bit_quant_type: fp4", "NF4"),
-        ("hub_token: hf_secret", "hub_token: '...': a secret does not belong into a recipe"),
+        ("hub_token: hf_secret", "hub_token: '...': a secret does not belong in a recipe"),
         ("report_to: [mlflow]", "there is no mlflow"),
         ("label_smoothing_factor: 0.1", "labels are not smoothed"),
         ("learning_rte: 1", "did you mean 'learning_rate'?"),
@@ -219,7 +219,7 @@ def test_what_is_printed_has_each_key_and_runs_the_same(tmp_path, name):
         ("dataset_mixture: {datasets: [{id: a/b, weight: much}]}", "weight: 'much': must be a number"),
         ("chat_template_path: someone/model", "save its Jinja file"),
         ("truncation_side: middle", "truncation_side: 'middle': use right or left (keep_start or keep_end)"),
-        ("lora_task_type: SEQ_CLS", "causal language models alone"),
+        ("lora_task_type: SEQ_CLS", "causal language models only"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(tmp_path, change, message):

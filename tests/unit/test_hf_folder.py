@@ -184,7 +184,7 @@ def test_publish_refuses_what_exists_unless_told(tmp_path):
     target = tmp_path / "target"
     publish(scratch_of(tmp_path, "old"), target)
     scratch = scratch_of(tmp_path, "new")
-    with pytest.raises(UserError, match=f"{target} exists: give another place, or remove it first"):
+    with pytest.raises(UserError, match=f"{target} exists: give another folder, or remove it first"):
         publish(scratch, target)
     assert (target / "inner" / "file").read_text() == "old"
     publish(scratch, target, overwrite=True)

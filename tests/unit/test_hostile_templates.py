@@ -91,7 +91,7 @@ def test_refused_at_the_row_that_it_waits_for(bench, name, workers, monkeypatch)
     data = bench.jsonl([*[pair()] * 389, pair("now"), pair()])
     outcome = bench.tokenize("--data", data, "--template", template, "--workers", workers)
     if name in ("nested ranges", "power", "lists that are compared"):
-        fragment = "did not come to an end on one of the rows"
+        fragment = "did not finish on one of the rows"
     check_refused(bench, outcome, [fragment])
 
 

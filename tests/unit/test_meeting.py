@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft.launcher import door, lines
-from sft.launcher.door import hello
+from sft.launcher import lines, listener
+from sft.launcher.listener import hello
 from sft.launcher.meeting import Coordinator, Member
 from sft.launcher.preflight import Ready
 from sft.launcher.processes import free_port
@@ -50,7 +50,7 @@ class Meeting:
         self._stack = contextlib.ExitStack()
         self._stack.callback(self.host.close)
 
-    def stranger(self, payload: bytes = b"", is_closed: bool = True) -> socket.socket:
+    def foreign_package_warning(self, payload: bytes = b"", is_closed: bool = True) -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=LONG)
         with contextlib.suppress(OSError):  # node 0 may have had enough of it
             connection.sendall(payload)
@@ -104,7 +104,7 @@ NOT_A_NODE = {
 
 @pytest.mark.parametrize("name", NOT_A_NODE)
 def test_a_stranger_keeps_no_node_out(meeting: Meeting, name: str):
-    meeting.stranger(NOT_A_NODE[name])
+    meeting.foreign_package_warning(NOT_A_NODE[name])
     meeting.guest()
     assert meeting.host.collect(LONG) == [1]
     assert any(line.startswith("node 1 is here") for line in meeting.said)
@@ -112,16 +112,16 @@ def test_a_stranger_keeps_no_node_out(meeting: Meeting, name: str):
 
 @pytest.mark.parametrize("payload", [b"", b'{"hello"', NOT_A_NODE["node 2"][:-1]])
 def test_slow_senders_are_not_waited_for(meeting: Meeting, payload: bytes, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(door, "_HELLO_SECONDS", 10 * LONG)
+    monkeypatch.setattr(listener, "_HELLO_SECONDS", 10 * LONG)
     for _ in range(3):
-        meeting.stranger(payload, is_closed=False)
+        meeting.foreign_package_warning(payload, is_closed=False)
     meeting.guest()
     assert meeting.host.collect(LONG) == [1]
 
 
 def test_strangers_that_say_nothing_are_let_go_of(meeting: Meeting, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(door, "_MOST_UNKNOWN", 4)
-    held = [meeting.stranger(b"x", is_closed=False) for _ in range(5)]
+    monkeypatch.setattr(listener, "_MOST_UNKNOWN", 4)
+    held = [meeting.foreign_package_warning(b"x", is_closed=False) for _ in range(5)]
     with contextlib.suppress(ConnectionResetError):
         assert held[0].recv(1) == b""  # closed by node 0
     meeting.guest()
@@ -129,9 +129,9 @@ def test_strangers_that_say_nothing_are_let_go_of(meeting: Meeting, monkeypatch:
 
 
 def test_those_who_never_say_who_they_are_have_a_time_limit(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(door, "_HELLO_SECONDS", 0.0)
+    monkeypatch.setattr(listener, "_HELLO_SECONDS", 0.0)
     with Meeting() as meeting, contextlib.suppress(ConnectionResetError):
-        assert meeting.stranger(b"x", is_closed=False).recv(1) == b""
+        assert meeting.foreign_package_warning(b"x", is_closed=False).recv(1) == b""
 
 
 def test_two_that_are_the_same_node(meeting: Meeting):
@@ -152,7 +152,7 @@ def test_two_that_are_the_same_node(meeting: Meeting):
         (
             1,
             "other",
-            r"stops: this is the meeting of --run_name orders, not of other: give each run a --port of its own$",
+            r"stops: this is the rendezvous of --run_name orders, not of other: give each run a --port of its own$",
         ),
     ],
 )
@@ -165,7 +165,7 @@ def test_a_node_that_is_not_of_this_run_hears_why(meeting: Meeting, node: int, r
 
 
 def test_a_node_that_left_is_replaced(meeting: Meeting):
-    leaving = meeting.stranger(NOT_A_NODE["a node that goes again"], is_closed=False)
+    leaving = meeting.foreign_package_warning(NOT_A_NODE["a node that goes again"], is_closed=False)
     assert meeting.host.collect(LONG) == [1]
     leaving.shutdown(socket.SHUT_RDWR)
     meeting.guest()
@@ -186,7 +186,7 @@ def test_they_start_together_among_strangers(meeting: Meeting):
     thread = threading.Thread(target=other_node)
     thread.start()
     for payload in NOT_A_NODE.values():
-        meeting.stranger(payload)
+        meeting.foreign_package_warning(payload)
     nodes = meeting.host.agree(DECISION, [1], ready(0), LONG)
     meeting.host.answer(None)
     thread.join()
@@ -207,7 +207,7 @@ def test_they_start_together_among_strangers(meeting: Meeting):
     ],
 )
 def test_a_node_that_cannot_say_that_it_is_ready(meeting: Meeting, said: bytes):
-    node = meeting.stranger(NOT_A_NODE["a node that goes again"], is_closed=False)
+    node = meeting.foreign_package_warning(NOT_A_NODE["a node that goes again"], is_closed=False)
     assert meeting.host.collect(LONG) == [1]
 
     def answer() -> None:
@@ -238,7 +238,7 @@ def test_what_a_node_says_of_itself_is_checked(change: dict[str, Any]):
         (b"{}\n", "sent no decision that this `sft` understands"),
         (b'{"decision": 1}\n', "sent no decision"),
         (b'{"decision": {"iters": "3"}}\n', "sent no decision"),
-        (b"[" * 3000 + b"\n", "which no `sft` does"),
+        (b"[" * 3000 + b"\n", "which `sft` never does"),
         (b"x" * (1 << 21), "a line of more than 1,048,576 bytes"),
     ],
 )
@@ -311,11 +311,11 @@ def test_whatever_strangers_send(before: list[tuple[bytes, int, bool]], after: l
     with Meeting() as meeting:
         for payload, cut, is_closed in before:
             claims_the_place = _claims(payload, 1) and not is_closed
-            meeting.stranger(payload[:-cut] if cut or claims_the_place else payload, is_closed)
+            meeting.foreign_package_warning(payload[:-cut] if cut or claims_the_place else payload, is_closed)
         guest = meeting.guest()
         assert meeting.host.collect(LONG) == [1]
         for payload, _, is_closed in after:
-            meeting.stranger(payload, is_closed)
+            meeting.foreign_package_warning(payload, is_closed)
         assert meeting.host.collect(0) == [1]
         meeting.host.answer("enough")
         with pytest.raises(UserError, match="stops: enough"):

@@ -181,7 +181,7 @@ def test_what_cannot_be_merged_is_said_with_the_remedy(
         ([empty], "has no adapter_model.safetensors: fetch the adapter again"),
         (
             [adapter, "--base", quantized],
-            "is quantised, and an adapter cannot be added to that: give what it was made of with --base",
+            "is quantised, and an adapter cannot be merged into that: name the model before quantisation with --base",
         ),
         (
             [_changed(adapter, tmp_path / "dora", use_dora=True)],
@@ -189,7 +189,7 @@ def test_what_cannot_be_merged_is_said_with_the_remedy(
         ),
         (
             [_changed(adapter, tmp_path / "ia3", peft_type="IA3")],
-            "describes an adapter of kind IA3: only LORA is read here",
+            "describes an adapter of kind IA3: only LORA is supported",
         ),
         ([tmp_path], "adapter_config.json: No such file or directory: give the folder of an adapter in PEFT's format"),
         ([adapter, "--prompts", tmp_path / "none"], "cannot be read as text"),

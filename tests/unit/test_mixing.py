@@ -120,7 +120,7 @@ def test_seeds_and_epochs_differ():
         (SIZES, 1.0, ("notes=",), "write a share between 0 and 1"),
         (SIZES, 1.0, ("notes=0.1", "notes=0.2"), "--mix names 'notes' twice"),
         (SIZES, 1.0, ("notes=0.5", "letters=0.4"), "the shares of all data sets add up to 0.9: make it 1"),
-        ({**SIZES, "c": 9}, 1.0, ("notes=0.5", "letters=0.5"), "--mix gives everything away, and nothing to 'c'"),
+        ({**SIZES, "c": 9}, 1.0, ("notes=0.5", "letters=0.5"), "--mix leaves nothing for 'c'"),
         (SIZES, 1.0, ("notes=0.0001",), "none of 1,000 documents would be of 'notes'"),
     ],
 )

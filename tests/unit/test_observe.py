@@ -69,9 +69,7 @@ def test_a_damaged_status_is_none(tmp_path: Path, content: str):
 
 def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        UserError, match=r"^cannot write .*status\.json: .*: check the folder and the room on the disk$"
-    ):
+    with pytest.raises(UserError, match=r"^cannot write .*status\.json: .*: check the folder and the free disk space$"):
         write_status(tmp_path / "file", state="running", iteration=0, iterations=1)
 
 

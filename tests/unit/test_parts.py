@@ -93,7 +93,7 @@ def test_with_a_validation_split(bench, small_chunks):
 def test_a_part_is_made_once(bench, small_chunks):
     flags = ("--data", bench.jsonl(rows(60)))
     bench.tokenize(*flags, "--part", "1/2")
-    assert "part 1 of 2 is there already" in bench.tokenize(*flags, "--part", "1/2").out
+    assert "part 1 of 2 exists already" in bench.tokenize(*flags, "--part", "1/2").out
     bench.tokenize(*flags, "--part", "2/2")
     assert "using" in bench.tokenize(*flags, "--part", "1/2").out
 

@@ -13,9 +13,9 @@ from sft.plan.placement import Placement
 @pytest.mark.parametrize(
     ("layout", "per_node", "text"),
     [
-        ((8, 8, 1), 8, "8 nodes of 8, tensor groups inside a node, pipeline hand-overs to the next node"),
-        ((2, 4, 2), 8, "2 nodes of 8, tensor groups inside a node, all pipeline hand-overs inside a node, 2 replicas"),
-        ((2, 4, 1), 4, "2 nodes of 4, tensor groups inside a node, 2 of 3 pipeline hand-overs inside a node"),
+        ((8, 8, 1), 8, "8 nodes of 8, tensor groups inside a node, pipeline transfers to the next node"),
+        ((2, 4, 2), 8, "2 nodes of 8, tensor groups inside a node, all pipeline transfers inside a node, 2 replicas"),
+        ((2, 4, 1), 4, "2 nodes of 4, tensor groups inside a node, 2 of 3 pipeline transfers inside a node"),
         ((1, 1, 4), 2, "2 nodes of 2, 4 replicas"),
         ((16, 1, 1), 8, "2 nodes of 8, tensor groups over up to 2 nodes"),
     ],
@@ -48,6 +48,6 @@ def test_groups_that_divide_a_node_stay_inside(tp_power: int, pp: int, dp: int, 
     tp = 2**tp_power
     placement = Placement(layout=Layout(tp=tp, pp=pp, dp=dp), per_node=tp * 2**further)
     assert placement.nodes_of_a_tensor_group == 1
-    inside, pairs = placement.hand_overs
+    inside, pairs = placement.transfers
     assert pairs == dp * (pp - 1)
     assert 0 <= inside <= pairs

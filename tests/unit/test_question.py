@@ -63,7 +63,7 @@ def test_every_packaged_entry_plans_or_says_what_is_too_small(packaged, capsys, 
         there = "is 1" if world == 1 else f"are {world}"
         used = f"using tp {found['tp']} x pp {found['pp']} instead"
         assert (
-            f"the entry's tp {tp} x pp {pp} takes a multiple of {tp * pp} processes, and there {there}: {used}"
+            f"the entry's tp {tp} x pp {pp} needs a multiple of {tp * pp} processes, and there {there}: {used}"
             in found["notes"]
         )
 
@@ -140,7 +140,7 @@ def tokenised(bench: Workbench, tmp_path: Path) -> Settings:
 def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, gpu: str | None = "h100-80gb") -> None:
     for module in ("sft.resolve.planning", "sft.resolve.run", "sft.resolve.summary"):
         monkeypatch.setattr(f"{module}.visible_gpus", lambda: count)
-    monkeypatch.setattr(planning, "gpu_here", lambda table: None if gpu is None else TABLE[gpu])
+    monkeypatch.setattr(planning, "local_gpu", lambda table: None if gpu is None else TABLE[gpu])
 
 
 @pytest.mark.parametrize("gpu", ["h100-80gb", None])

@@ -108,7 +108,7 @@ def test_too_little_memory_for_a_copy_is_a_warning(tmp_path: Path, monkeypatch: 
     assert len(warnings) == 1
     assert warnings[0].startswith("the checkpoint of iteration 1 was not saved (rank 0: ")
     assert warnings[0].endswith(
-        "too little memory for its copy; training goes on, and earlier checkpoints are as they were"
+        "too little memory for its copy; training goes on, and earlier checkpoints are untouched"
     )
     monkeypatch.setattr(resume, "snapshot", right)
     saver.save(2, {})

@@ -218,7 +218,7 @@ def test_an_end_without_a_result_is_a_failure(folder: Path, capsys: pytest.Captu
         f"small-full-120: failed (exit code {code}), tried again (1 of 1): it ended as if finished, and left "
         "no model in "
     ) in out
-    assert err.endswith(f"its last words: it went wrong {code}\n")
+    assert err.endswith(f"its last output: it went wrong {code}\n")
     assert table()["small-full-120"]["state"] == "failed"
 
 

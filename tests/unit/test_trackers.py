@@ -81,7 +81,7 @@ def test_a_tracker_that_fails_is_switched_off_with_one_warning():
     for iteration in range(3):
         tracker.log({"iteration": iteration})
     tracker.close()
-    assert warnings == ["wandb failed and is switched off, training goes on: ConnectionError: no route"]
+    assert warnings == ["wandb failed and is switched off, training continues: ConnectionError: no route"]
     assert failing.calls == 1
 
 

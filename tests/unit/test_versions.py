@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 
 from sft.cli import entry
-from sft.spec.versions import stranger
+from sft.spec.versions import foreign_package_warning
 
 
 def _install(monkeypatch, folder, entry_point):
@@ -28,7 +28,7 @@ def test_a_package_of_another_project_with_the_commands_name_is_warned_of(monkey
 
 def test_an_earlier_release_of_this_project_is_no_stranger(monkeypatch, tmp_path):
     _install(monkeypatch, tmp_path, "sft.cli:entry")
-    assert stranger() is None
+    assert foreign_package_warning() is None
 
 
 def test_nothing_is_said_where_it_is_not_installed(monkeypatch):
@@ -36,4 +36,4 @@ def test_nothing_is_said_where_it_is_not_installed(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "distribution", missing)
-    assert stranger() is None
+    assert foreign_package_warning() is None

@@ -34,8 +34,8 @@ def test_a_status_that_cannot_be_written_is_one_warning_while_training(watch, tm
     assert json.loads((tmp_path / "status.json").read_text())["iteration"] == 4
     said = watch.screen.getvalue()
     assert said.count("warning: ") == 1
-    assert said.startswith(f"warning: status.json stays as it was: cannot write {tmp_path / 'status.json'}: Is a dir")
-    assert (tmp_path / "warnings.log").read_text().startswith("status.json stays as it was: cannot write")
+    assert said.startswith(f"warning: status.json was not updated: cannot write {tmp_path / 'status.json'}: Is a dir")
+    assert (tmp_path / "warnings.log").read_text().startswith("status.json was not updated: cannot write")
 
 
 def test_before_training_it_is_an_error(watch, tmp_path):

@@ -58,7 +58,7 @@ def lopsided(answers: Sequence[Frequent], num_documents: int) -> list[Finding]:
         f"{top.share:.1%} of the answers are {shown}: always giving it scores {top.share:.1%} (exact match)"
         f"{of_validation}; compare every score with that"
     )
-    return [Finding("one answer prevails", text)]
+    return [Finding("one answer dominates", text)]
 
 
 def empty(reader: ShardReader, backend: Tokenizer, num_documents: int) -> list[Finding]:
@@ -108,15 +108,15 @@ def within_question(texts: Sequence[Text]) -> list[Finding]:
     share = len(copied) / len(asked)
     if share >= _SELDOM:
         text = (
-            f"{of_all(len(copied), len(asked), 'answers')} stand verbatim in their question, as in multiple choice and "
-            "extraction: the task is to copy the right part"
+            f"{of_all(len(copied), len(asked), 'answers')} appear verbatim in their question, as in multiple choice "
+            "and extraction: the task is to copy the right part"
         )
         return [Finding("answers within the question", text, is_warning=False)]
     long = [text for text in copied if len(text.answer.split()) >= _OWN_WORDS]
     if not long:
         return []
     text = (
-        f"{of_all(len(long), len(asked), 'answers')} of {_OWN_WORDS} words or more stand verbatim in their question: "
+        f"{of_all(len(long), len(asked), 'answers')} of {_OWN_WORDS} words or more appear verbatim in their question: "
         "the model only has to copy them; check that the question does not give them away"
     )
     return [Finding("answers within the question", text, _places(long))]

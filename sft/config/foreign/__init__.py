@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sft.config.foreign import flat, trl
-from sft.config.foreign.rules import NO_EFFECT, Kind, Line, Trainer, own_keys, said_of
+from sft.config.foreign.rules import NO_EFFECT, Kind, Line, Trainer, comment_on, own_keys
 from tokenize_data.errors import UserError
 from tokenize_data.recipe_file import RIVALS
 
@@ -33,7 +33,7 @@ def lines_of(content: Mapping[str, Any], file: Path) -> list[Line]:
     """What becomes of each key, in order, followed by the other trainer's defaults that differ from ours."""
     trainer = _trainer(content)
     assert trainer is not None
-    lines = [said_of(trainer, key, content) for key in content]
+    lines = [comment_on(trainer, key, content) for key in content]
     if all("run_name" not in line.ours for line in lines):
         name = Path(str(content.get("output_dir") or file.resolve().stem)).name
         lines.append(

@@ -37,7 +37,7 @@ RULES: dict[str, Rule] = {
     "model_name": to("checkpoint"),
     "dataset_text_field": part_of("dataset_name"),
     "dataset_name": data.named,
-    "batch_size": to("micro_batch", "room for so many documents of seq tokens"),
+    "batch_size": to("micro_batch", "number of documents of seq tokens that fit"),
     "seq_length": to("seq"),
     "use_peft": _peft,
     "peft_lora_r": _rank,

@@ -58,7 +58,7 @@ def own_keys() -> frozenset[str]:
     return frozenset(RECIPE_KEYS) | WORDS.keys()
 
 
-def said_of(trainer: Trainer, key: str, recipe: Mapping[str, Any]) -> Line:
+def comment_on(trainer: Trainer, key: str, recipe: Mapping[str, Any]) -> Line:
     value = recipe[key]
     rule = trainer.rules.get(key)
     if rule is None and key in own_keys():
@@ -84,7 +84,7 @@ class _WrongValueError(Exception):
 
 
 def number(key: str, value: Any) -> float:
-    """A key's value as a number; `said_of` refuses anything else."""
+    """A key's value as a number; `comment_on` refuses anything else."""
     try:
         found = float(value)
     except (ValueError, TypeError, OverflowError):

@@ -25,7 +25,7 @@ _EXTRAS = {  # known lr_scheduler_kwargs
 def kind_of(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     kind, extra = str(value).lower(), mapping("lr_scheduler_kwargs", recipe.get("lr_scheduler_kwargs"))
     if odd := [name for name in extra if name not in _EXTRAS.get(kind, ())]:
-        return refused(key, value, f"{odd[0]} of lr_scheduler_kwargs: there is no such setting of it here")
+        return refused(key, value, f"{odd[0]} of lr_scheduler_kwargs: this schedule has no such setting")
     if kind == "cosine_with_min_lr":
         return mapped(key, value, {"schedule": "cosine", "min_lr": _lowest("min_lr_rate", extra, recipe)})
     if kind == "polynomial":

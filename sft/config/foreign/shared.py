@@ -84,7 +84,7 @@ def checkpointing(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
 def report_to(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     names = [str(name).lower() for name in (value if isinstance(value, list) else [value])]
     if names == ["all"]:
-        return warned(key, value, "TensorBoard alone: ask for others with wandb, trackio", {"tensorboard": True})
+        return warned(key, value, "TensorBoard only: ask for others with wandb, trackio", {"tensorboard": True})
     if unknown := [name for name in names if name not in (*_TRACKERS, "none", "no", "false")]:
         return refused(key, value, f"there is no {unknown[0]}: use {', '.join(_TRACKERS)} or none")
     return mapped(key, value, {name: name in names for name in _TRACKERS})
@@ -136,7 +136,7 @@ def hub_private(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
 def token(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     if isinstance(value, str) and value.lower() not in ("true", "false"):
         return refused(
-            key, "...", "a secret does not belong into a recipe: `hf auth login`, or HF_TOKEN in the environment"
+            key, "...", "a secret does not belong in a recipe: `hf auth login`, or HF_TOKEN in the environment"
         )
     return mapped(key, value, {}, "the token of `hf auth login`, or HF_TOKEN, is used where there is one")
 
@@ -155,7 +155,7 @@ def eight_bits(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     return warned(
         key,
         value,
-        "weights alone are in 8 bits here: activations are not rounded, as LLM.int8() does",
+        "only weights are in 8 bits here: activations are not rounded as in LLM.int8()",
         {"weight_only_8bit": True},
     )
 
@@ -163,7 +163,7 @@ def eight_bits(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
 def trust(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     if not value:
         return mapped(key, value, {})
-    return mapped(key, value, {"trust_remote_code": True}, "the base has to be a folder: its code may not change")
+    return mapped(key, value, {"trust_remote_code": True}, "the base must be a folder, so that its code cannot change")
 
 
 def run_name(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
@@ -190,9 +190,9 @@ RULES: dict[str, Rule] = {
     "optim_args": off("set the optimizer's own flags"),
     "seed": to("seed"),
     "bf16": half,
-    "fp16": off("float16 is not trained with: use bf16: true, or dtype: fp32"),
+    "fp16": off("fp16 is not supported: use bf16: true, or dtype: fp32"),
     "gradient_checkpointing": checkpointing,
-    "gradient_checkpointing_kwargs": no_effect("layers are computed again without re-entrance, whatever it says"),
+    "gradient_checkpointing_kwargs": no_effect("recomputation is never reentrant"),
     "load_in_4bit": quantised,
     "load_in_8bit": eight_bits,
     "trust_remote_code": trust,

@@ -165,9 +165,9 @@ _NO_EFFECT = {
     "shuffle_dataset": "the order is shuffled by seed for each epoch",
     "dataset_streaming": "data are tokenised once, from files",
     "ignore_bias_buffers": "there are none",
-    "use_bnb_nested_quant bnb_4bit_quant_storage": "what quantisation keeps beside the weights is not set",
-    "bnb_4bit_use_double_quant": "what quantisation keeps beside the weights is not set",
-    "optim_target_modules": "for optimizers that are not here",
+    "use_bnb_nested_quant bnb_4bit_quant_storage": "what quantisation keeps beside the weights cannot be set",
+    "bnb_4bit_use_double_quant": "what quantisation keeps beside the weights cannot be set",
+    "optim_target_modules": "for optimizers that are not supported",
     (
         "jit_mode_eval use_ipex use_mps_device no_cuda half_precision_backend fp16_opt_level fp16_backend past_index"
     ): "not here",
@@ -194,9 +194,9 @@ RULES: dict[str, Rule] = {
     "bnb_4bit_compute_dtype": only("bfloat16", why="computed in bfloat16"),
     "use_peft": _peft,
     **dict.fromkeys(_LORA, _lora),
-    "lora_task_type": only("CAUSAL_LM", why="causal language models alone"),
+    "lora_task_type": only("CAUSAL_LM", why="causal language models only"),
     "lora_target_parameters": off("adapters are on linear layers: use lora_targets"),
-    "use_dora": off("there is LoRA, not DoRA"),
+    "use_dora": off("LoRA is supported, DoRA is not"),
     "dataset_mixer": data.mixer,
     "dataset_mixture": data.mixture,
     "dataset_name": data.named,
@@ -219,7 +219,7 @@ RULES: dict[str, Rule] = {
     "truncation_side": data.truncation,
     "truncation_mode": data.truncation,
     "max_prompt_length": data.prompt_length,
-    "per_device_train_batch_size": to("micro_batch", "room for so many documents of seq tokens"),
+    "per_device_train_batch_size": to("micro_batch", "number of documents of seq tokens that fit"),
     "completion_only_loss": _loss_of_completions,
     "assistant_only_loss": _loss_of_completions,
     "loss_type": only("nll", "chunked_nll", why="the loss is that of the next token"),
@@ -243,7 +243,7 @@ RULES: dict[str, Rule] = {
     "use_cpu": off("hide the GPUs: CUDA_VISIBLE_DEVICES="),
     "benchmarks": off("see `sft evaluate`"),
     "callbacks": off("there are no callbacks"),
-    "decontaminate": off("clean the rows before"),
+    "decontaminate": off("clean the rows first"),
 }
 
 

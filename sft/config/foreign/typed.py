@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft.config.foreign import flat
-from sft.config.foreign.rules import Kind, Line, own_keys, said_of
+from sft.config.foreign.rules import Kind, Line, comment_on, own_keys
 from tokenize_data.errors import UserError, did_you_mean
 from tokenize_data.recipe_file import parse_yaml
 
@@ -42,7 +42,7 @@ def refuse(values: Mapping[str, Any]) -> None:
     """Without a foreign recipe: refuse the key and name our flag."""
     check(values)
     for key, value in values.items():
-        line = said_of(flat.TRAINER, key, values)
+        line = comment_on(flat.TRAINER, key, values)
         typed = _flag(key, value)
         if line.kind is Kind.REFUSED:
             raise UserError(f"{typed} is a flag of other trainers, and cannot be used here: {line.comment}")
@@ -88,6 +88,6 @@ def _unknown(key: str, value: Any) -> str:
         return f"unrecognized arguments: {_flag(key, value)}: `sft train -h` lists all flags"
     if close in own_keys():
         return f"unrecognized arguments: {_flag(key, value)}: did you mean --{close}?"
-    line = said_of(flat.TRAINER, close, {close: value})
+    line = comment_on(flat.TRAINER, close, {close: value})
     ours = f": here it is {' '.join(f'--{_FILES.get(name, name)}' for name in line.ours)}" if line.ours else ""
     return f"unrecognized arguments: {_flag(key, value)}: did you mean {close} of other trainers{ours}?"

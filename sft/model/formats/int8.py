@@ -26,7 +26,7 @@ class _Rows:
 
 class _Int8:
     def check(self) -> None:
-        """It needs nothing."""
+        """No package is needed."""
 
     def store(self, weight: Tensor, dtype: torch.dtype) -> _Rows:
         scales = weight.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / _LARGEST

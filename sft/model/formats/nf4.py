@@ -71,7 +71,7 @@ def _library() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """While it is imported it says what it looks for in vain."""
+    """bitsandbytes logs each library that it does not find during its import."""
     logger = logging.getLogger("bitsandbytes")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -32,7 +32,7 @@ def hello(run: str, node: int, host: str) -> dict[str, object]:
     return {"hello": "sft", "run": run, "node": node, "host": host}
 
 
-class Door:
+class Listener:
     """Listens from the start, so that early nodes can connect. One thread reads from all connections at the same time:
     scanners and misdirected programs must not keep nodes out.
     """
@@ -47,7 +47,7 @@ class Door:
         self._woken, self._wake = socket.socketpair()
         for source in (listening, self._woken):
             self._selector.register(source, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._serve, name="door", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="listener", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class Door:
                 elif key.fileobj is not self._woken:
                     self._read(key.fileobj)
             for connection in [one for one, (_, until) in self._unknown.items() if time.monotonic() > until]:
-                self._let_go(connection)
+                self._drop(connection)
 
     def _accept(self) -> None:
         try:
@@ -78,7 +78,7 @@ class Door:
             self._is_closed.wait(0.01)
             return
         if len(self._unknown) >= _MOST_UNKNOWN:
-            self._let_go(next(iter(self._unknown)))
+            self._drop(next(iter(self._unknown)))
         connection.setblocking(False)
         self._unknown[connection] = (b"", time.monotonic() + _HELLO_SECONDS)
         self._selector.register(connection, selectors.EVENT_READ)
@@ -99,11 +99,11 @@ class Door:
             run, node, host = found
             self.arrivals.put(Arrival(run=run, node=node, host=host, line=Line(connection, rest)))
         elif not part or newline or len(said) > _HELLO_BYTES:
-            self._let_go(connection)
+            self._drop(connection)
         else:
             self._unknown[connection] = (said, until)
 
-    def _let_go(self, connection: socket.socket) -> None:
+    def _drop(self, connection: socket.socket) -> None:
         if self._unknown.pop(connection, None) is not None:
             self._selector.unregister(connection)
         with contextlib.suppress(OSError):
