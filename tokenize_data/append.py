@@ -16,7 +16,7 @@ from tokenize_data.arrow_files import FileInfo
 from tokenize_data.dataset import DatasetSpec
 from tokenize_data.errors import UserError
 from tokenize_data.index import Index
-from tokenize_data.manifest import Manifest
+from tokenize_data.manifest import Manifest, shuffle_of
 from tokenize_data.reader import ShardReader
 from tokenize_data.shards import BATCH_DOCUMENTS
 from tokenize_data.sources import Source, open_sources
@@ -79,6 +79,7 @@ def joined(found: Manifest, added: Manifest, folder: Path, prefix: str) -> Manif
         found,
         **counts,
         created=added.created,
+        shuffle=shuffle_of(counts["documents"]),
         role_tokens=_sum(found.role_tokens, added.role_tokens),
         rows=_sum(found.rows, added.rows),
         rejected_reasons=_sum(found.rejected_reasons, added.rejected_reasons),

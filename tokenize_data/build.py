@@ -25,7 +25,7 @@ from tokenize_data.convert import Choice, Converted, Converter
 from tokenize_data.dataset import DatasetSpec
 from tokenize_data.encode import Encoder
 from tokenize_data.errors import RowError
-from tokenize_data.manifest import Manifest
+from tokenize_data.manifest import Manifest, shuffle_of
 from tokenize_data.parts import PartOf, read_facts, read_parts, write_part
 from tokenize_data.pool import ordered_map
 from tokenize_data.progress import Progress
@@ -164,6 +164,7 @@ def _write(
         template={"name": plan.template.name, "fingerprint": plan.template.fingerprint()},
         datasets=_describe(plan, formats, tally),
         split={**plan.split.facts(), "is_validation": plan.is_validation} if plan.split is not None else {},
+        shuffle=shuffle_of(tally.documents),
         shards=shards,
         index=index,
         files=files,

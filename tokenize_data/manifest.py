@@ -18,6 +18,8 @@ from tokenize_data.names import check_run_name
 
 NAME = "manifest.json"
 VERSION = 1
+PERMUTATION, FEISTEL = "permutation", "feistel"  # how training shuffles: all at once, or what is needed
+_MOST_PERMUTED = 2**24  # documents; more of them take seconds to permute, whenever a process starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class Manifest:
     versions: dict[str, str]
     num_shortened: int = 0  # documents whose question was shortened
     split: dict[str, Any] = field(default_factory=dict)  # val, seed, group, is_validation; empty where there is none
+    shuffle: str = PERMUTATION
     seconds: float = 0.0
     fast_tokenizer: bool = False
     unknown: dict[str, Any] = field(default_factory=dict)
@@ -60,11 +63,17 @@ class Manifest:
             self.index.sha256,
             self.tokenizer["fingerprint"],
             self.template["fingerprint"],
+            *([] if self.shuffle == PERMUTATION else [self.shuffle]),
         ]
         return hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()  # also after an edit by hand
 
     def all_files(self) -> list[FileInfo]:
         return [*self.shards, self.index, *self.files]
+
+
+def shuffle_of(documents: int) -> str:
+    """How training will shuffle a new data set of this size."""
+    return PERMUTATION if documents <= _MOST_PERMUTED else FEISTEL
 
 
 def dataset_folder(root: Path, run_name: str) -> Path:
@@ -138,6 +147,8 @@ def _check(manifest: Manifest) -> None:
         raise ValueError(wrong[0] if wrong else "it has been edited")
     if sum(shard.documents for shard in manifest.shards) != manifest.documents:
         raise ValueError(f"the shards do not have {manifest.documents} documents")
+    if manifest.shuffle not in (PERMUTATION, FEISTEL):
+        raise ValueError(f"shuffle is {manifest.shuffle!r}")
     for text in (manifest.tokenizer["fingerprint"], manifest.template["fingerprint"]):
         if not isinstance(text, str):
             raise ValueError(f"a fingerprint is {text!r}")

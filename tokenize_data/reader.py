@@ -147,10 +147,10 @@ class ShardReader:
             first = last
         return found
 
-    @property
-    def rows(self) -> np.ndarray:
-        """A number for each document's row, equal for copies and for several turns of one row."""
-        found: np.ndarray = self.index["source"].astype(np.int64) << 32 | self.index["line"].astype(np.int64)
+    def rows_of(self, documents: slice) -> np.ndarray:
+        """A number for the row of each of these documents, equal for copies and for several turns of one row."""
+        source, line = (self.index[name][documents].astype(np.int64) for name in ("source", "line"))
+        found: np.ndarray = source << 32 | line
         return found
 
     @cached_property

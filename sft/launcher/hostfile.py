@@ -75,7 +75,8 @@ def read_hostfile(path: Path) -> list[HostLine]:
     if len({one.slots for one in hosts}) > 1:
         counts = ", ".join(f"{one.host} {one.slots or 'none'}" for one in hosts)
         raise UserError(
-            f"{path} gives hosts different slots ({counts}): every node runs the same number of processes; give all hosts the same"
+            f"{path} gives hosts different slots ({counts}): every node runs the same number of processes; "
+            "give all hosts the same"
         )
     if hosts[0].slots == 0:
         raise UserError(f"{path}: slots=0 leaves no process: give the number of GPUs of a host")

@@ -29,8 +29,7 @@ def match_names(
     their rows.
 
     `tied` maps a head to its embedding; both get the name that is there. `ignore` are patterns of tensors that may be
-    there without success,
-    `renames` (pattern, replacement) from names in the files to those of the model.
+    there unused, `renames` (pattern, replacement) from names in the files to those of the model.
     """
     found, extra = _pair(expected, files.names(), base_prefix, renames)
     for head, embedding in tied.items():

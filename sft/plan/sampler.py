@@ -5,6 +5,9 @@ The documents form one endless stream, a new permutation for each epoch. Iterati
 
 Where data sets are mixed, each is an endless stream of its own, and an epoch takes the next stretch of each. So every
 document has its turn, also where an epoch takes only a part of a data set.
+
+Shards say how they are shuffled. numpy permutes all documents of an epoch at once. For data sets so large that this
+takes seconds and gigabytes, `shuffle.py` computes what an iteration needs.
 """
 
 from __future__ import annotations
@@ -16,7 +19,11 @@ from functools import lru_cache
 import numpy as np
 
 from sft.plan.mixing import MixPart
+from sft.plan.shuffle import shuffled
 from tokenize_data.errors import UserError
+from tokenize_data.manifest import FEISTEL, PERMUTATION
+
+_AT_ONCE = 2**15  # documents that are counted at once
 
 
 def num_iterations(num_documents: int, epochs: float, global_batch: int) -> int:
@@ -29,22 +36,29 @@ def num_iterations(num_documents: int, epochs: float, global_batch: int) -> int:
 
 
 class Sampler:
-    """Selects the documents of each iteration. Caches the last two permutations, which is all that an iteration
-    needs.
+    """Selects the documents of each iteration. Of numpy's permutations it caches the last two, which is all that an
+    iteration needs.
     """
 
     def __init__(
-        self, num_documents: int, global_batch: int, seed: int, mix: Sequence[MixPart] = (), is_in_order: bool = False
+        self,
+        num_documents: int,
+        global_batch: int,
+        seed: int,
+        mix: Sequence[MixPart] = (),
+        is_in_order: bool = False,
+        shuffle: str = PERMUTATION,
     ) -> None:
         """`is_in_order`: an epoch takes one data set after another, each shuffled."""
         if num_documents < 1 or global_batch < 1:
             raise UserError(f"{num_documents} documents, global_batch {global_batch}: each must be above 0")
         assert not mix or sum(part.documents for part in mix) == num_documents
         self.num_documents, self.global_batch, self.seed = num_documents, global_batch, seed
-        self.mix, self._is_in_order = tuple(mix), is_in_order
+        self.mix, self._is_in_order, self._is_computed = tuple(mix), is_in_order, shuffle == FEISTEL
         self._is_plain = (not is_in_order or not mix) and all(part.is_whole for part in mix)
         self._permutation = lru_cache(maxsize=2)(self._permute)
         self._edges = np.cumsum([0, *(part.documents for part in mix)])
+        self._edges_in_epoch = np.cumsum([0, *(part.per_epoch for part in mix)])
 
     def documents(self, iteration: int) -> np.ndarray:
         """The document numbers of an iteration, counted from 0. A document may occur twice where epochs meet."""
@@ -52,7 +66,7 @@ class Sampler:
         parts = []
         while first < (iteration + 1) * self.global_batch:
             epoch, at = divmod(first, self.num_documents)
-            part = self._permutation(epoch)[at : at + (iteration + 1) * self.global_batch - first]
+            part = self._stretch(epoch, at, min(at + (iteration + 1) * self.global_batch - first, self.num_documents))
             parts.append(part)
             first += len(part)
         return np.concatenate(parts)
@@ -70,9 +84,30 @@ class Sampler:
     def seen(self, iteration: int) -> np.ndarray:
         """The number of documents of each data set before this iteration."""
         epochs, rest = divmod(iteration * self.global_batch, self.num_documents)
-        before = np.array([part.per_epoch for part in self.mix], dtype=np.int64) * epochs
-        after: np.ndarray = before + self.count(self._permutation(epochs)[:rest])
-        return after
+        found = np.array([part.per_epoch for part in self.mix], dtype=np.int64) * epochs
+        for start in range(0, rest, _AT_ONCE):
+            found += self.count(self._stretch(epochs, start, min(start + _AT_ONCE, rest)))
+        return found
+
+    def _stretch(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        """The documents at these positions of an epoch."""
+        if not self._is_computed:
+            return self._permutation(epoch)[start:stop]
+        positions = np.arange(start, stop)
+        if self._is_plain or not self._is_in_order:
+            positions = shuffled(self.num_documents, (self.seed, epoch), positions)
+        if self._is_plain:
+            return positions.astype(np.uint32)
+        found = np.empty(len(positions), np.uint32)
+        places = np.searchsorted(self._edges_in_epoch, positions, side="right") - 1
+        for number in np.unique(places):
+            part, chosen = self.mix[number], np.flatnonzero(places == number)
+            at = epoch * part.per_epoch + positions[chosen] - self._edges_in_epoch[number]
+            for time in np.unique(at // part.documents):
+                now = at // part.documents == time
+                order = shuffled(part.documents, (self.seed, int(number), int(time), 1), at[now] % part.documents)
+                found[chosen[now]] = order + self._edges[number]
+        return found
 
     def _permute(self, epoch: int) -> np.ndarray:
         random = np.random.default_rng((self.seed, epoch))

@@ -18,5 +18,11 @@ def mix_of(settings: Settings, reader: ShardReader) -> tuple[MixPart, ...]:
 
 def sampler_of(settings: Settings, reader: ShardReader, global_batch: int) -> Sampler:
     """The sampler that selects the documents of each iteration."""
-    is_in_order = settings.schedule.order == "curriculum"
-    return Sampler(len(reader), global_batch, settings.data.seed, mix_of(settings, reader), is_in_order)
+    return Sampler(
+        len(reader),
+        global_batch,
+        settings.data.seed,
+        mix_of(settings, reader),
+        is_in_order=settings.schedule.order == "curriculum",
+        shuffle=reader.manifest.shuffle,
+    )

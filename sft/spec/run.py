@@ -14,6 +14,7 @@ from sft.plan.sampler import Sampler
 from sft.spec.base import BaseModel
 from tokenize_data.bases import Base
 from tokenize_data.errors import UserError, shorten
+from tokenize_data.manifest import PERMUTATION
 from tokenize_data.reader import ShardReader
 
 FILE = "run.json"
@@ -30,6 +31,7 @@ class DataSet:
     documents: int
     tokens: int
     trained_tokens: int
+    shuffle: str = PERMUTATION
 
     @classmethod
     def of(cls, reader: ShardReader) -> DataSet:
@@ -40,6 +42,7 @@ class DataSet:
             documents=len(reader),
             tokens=manifest.tokens,
             trained_tokens=manifest.trained_tokens,
+            shuffle=manifest.shuffle,
         )
 
     def open(self) -> ShardReader:
@@ -106,6 +109,7 @@ class RunSpec:
             self.settings.data.seed,
             self.mix,
             is_in_order=schedule.order == "curriculum",
+            shuffle=self.data.shuffle,
         )
 
     @property

@@ -301,7 +301,7 @@ def test_the_command(bench, tmp_path):
 
     done: Outcome = bench._run(entry, ["convert-recipe", FOLDER / "flat_full.yml"])
     assert done.code == 0, done.err
-    assert "micro_batch: 16  # was batch_size: 16; room for so many documents of seq tokens" in done.out
+    assert "micro_batch: 16  # was batch_size: 16; number of documents of seq tokens that fit" in done.out
     refused = bench._run(entry, ["convert-recipe", bench.write("model_name: a/b\nfp16: true\n", "old.yaml")])
     assert refused.code == 2
     assert "# refused: fp16: true: " in refused.out

@@ -148,7 +148,7 @@ def test_two_that_are_the_same_node(meeting: Meeting):
 @pytest.mark.parametrize(
     ("node", "run", "message"),
     [
-        (2, "orders", r"stops: --rank 2 is none of 0 to 1: give each of the 2 nodes its own$"),
+        (2, "orders", r"stops: --rank 2 is not between 0 and 1: give each of the 2 nodes its own$"),
         (
             1,
             "other",

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from sft.plan.mixing import MixPart, mix, shares_of
 from sft.plan.sampler import Sampler, num_iterations
 from tokenize_data.errors import UserError
+from tokenize_data.manifest import FEISTEL, PERMUTATION
 
 SIZES = {"notes": 100, "letters": 900}
+SHUFFLES = (PERMUTATION, FEISTEL)
 
 
 def parts(*pairs):
@@ -25,10 +27,11 @@ def stream(sampler, epochs):
     return np.concatenate([sampler.documents(number) for number in range(iterations)])
 
 
-def test_by_size_an_epoch_is_what_it_is_without_a_mix():
+@pytest.mark.parametrize("shuffle", SHUFFLES)
+def test_by_size_an_epoch_is_what_it_is_without_a_mix(shuffle):
     made = mix(SIZES, 1.0, ())
     assert [(part.name, part.per_epoch) for part in made] == [("notes", 100), ("letters", 900)]
-    plain, mixed = Sampler(1000, 64, 3), Sampler(1000, 64, 3, made)
+    plain, mixed = Sampler(1000, 64, 3, shuffle=shuffle), Sampler(1000, 64, 3, made, shuffle=shuffle)
     assert all((plain.documents(number) == mixed.documents(number)).all() for number in range(40))
 
 
@@ -59,8 +62,9 @@ def test_what_is_left_is_divided_by_size():
     st.integers(1, 17),
     st.integers(1, 4),
     st.booleans(),
+    st.sampled_from(SHUFFLES),
 )
-def test_every_epoch_has_its_shares_and_every_document_its_turn(pairs, batch, epochs, in_order):
+def test_every_epoch_has_its_shares_and_every_document_its_turn(pairs, batch, epochs, in_order, shuffle):
     total = sum(k for _, k in pairs)
     pairs = [*pairs[:-1], (pairs[-1][0], pairs[-1][1])]
     sizes = [n for n, _ in pairs]
@@ -70,7 +74,7 @@ def test_every_epoch_has_its_shares_and_every_document_its_turn(pairs, batch, ep
             return
         pairs[-1] = (sizes[-1], difference)
     made = parts(*pairs)
-    sampler = Sampler(sum(sizes), batch, 5, made, in_order)
+    sampler = Sampler(sum(sizes), batch, 5, made, in_order, shuffle)
     found = stream(sampler, epochs)
     edges = np.cumsum([0, *sizes])
     for epoch in range(epochs):
@@ -88,12 +92,12 @@ def test_every_epoch_has_its_shares_and_every_document_its_turn(pairs, batch, ep
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 13), st.integers(0, 30), st.booleans())
-def test_seeking_and_counting_equal_going_through(batch, iteration, in_order):
+@given(st.integers(1, 13), st.integers(0, 30), st.booleans(), st.sampled_from(SHUFFLES))
+def test_seeking_and_counting_equal_going_through(batch, iteration, in_order, shuffle):
     made = parts((20, 5), (10, 25))
-    sampler = Sampler(30, batch, 7, made, in_order)
+    sampler = Sampler(30, batch, 7, made, in_order, shuffle)
     batches = [sampler.documents(number) for number in range(iteration + 1)]
-    assert Sampler(30, batch, 7, made, in_order).documents(iteration).tolist() == batches[-1].tolist()
+    assert Sampler(30, batch, 7, made, in_order, shuffle).documents(iteration).tolist() == batches[-1].tolist()
     before = np.concatenate([np.empty(0, np.uint32), *batches[:-1]])
     assert sampler.seen(iteration).tolist() == [int((before < 20).sum()), int((before >= 20).sum())]
     assert sampler.count(batches[-1]).tolist() == [int((batches[-1] < 20).sum()), int((batches[-1] >= 20).sum())]

@@ -50,7 +50,7 @@ def digests_of(reader: ShardReader, step: Step | None = None) -> Digests:
         found[2, number] = _hash(document.ids[answer])
         if step is not None and number % 1024 == 0:
             step(number, count)
-    return Digests(found[0], found[1], found[2], reader.rows[:count])
+    return Digests(found[0], found[1], found[2], reader.rows_of(slice(count)))
 
 
 def groups(keys: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:

@@ -55,7 +55,7 @@ def texts_of(reader: ShardReader, backend: Tokenizer, numbers: np.ndarray, step:
                 reader.place_text(number),
                 question,
                 answer,
-                int(reader.rows[number]),
+                int(reader.rows_of(slice(number, number + 1))[0]),
                 bool(reader.cut_at_right[number]),
             )
             for number, question, answer in decoded
