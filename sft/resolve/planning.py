@@ -21,7 +21,7 @@ from sft.plan.search import RECOMPUTES, Choice, Question, best, layout_of, searc
 from sft.resolve.base import Described, describe_base_model
 from sft.resolve.devices import local_gpu, visible_gpus
 from sft.resolve.mixing import sampler_of
-from sft.resolve.question import Pack, RunBeforeLayout, global_batch_of, recompute_of
+from sft.resolve.question import Pack, RunFacts, global_batch_of, recompute_of
 from sft.resolve.speed import cpu_operations_per_second
 from sft.spec.base import BaseModel
 from tokenize_data.bases import known_documents
@@ -79,16 +79,10 @@ def make_plan(settings: Settings) -> Plan:
         gpu = this_cpu(settings.machine.nproc_per_node or 1, cpu_operations_per_second())
         notes.append("planned for this computer's CPU: name GPUs with --gpu h100-80gb --nproc_per_node 8 --nodes 2")
     data, pack, share = _data(settings, notes)
-    asked = RunBeforeLayout(
-        settings=settings, base=base, world=world, gpu=gpu, pack=pack, trained_share=share
-    ).layout_question()
+    asked = RunFacts(settings=settings, base=base, world=world, gpu=gpu, pack=pack, trained_share=share).question()
     question = asked.question
     choice, found = best(question), search(question)
-    notes += [
-        line
-        for line in (_layout_note(asked.preference_note, choice.layout), _batch_note(settings, choice.layout))
-        if line
-    ]
+    notes += [line for line in (_layout_note(asked.note, choice.layout), _batch_note(settings, choice.layout)) if line]
     notes += _further_notes(settings, base, question, choice)
     iterations = settings.schedule.iters or (
         num_iterations(data.documents, settings.schedule.epochs, question.global_batch) if data.documents else None
@@ -140,17 +134,17 @@ def choose(settings: Settings, base: BaseModel, reader: ShardReader, world: int)
     gpus = visible_gpus()
     gpu = machine(settings) if gpus else this_cpu(max(1, world // settings.machine.nodes))
     pack, share = _packed(reader, settings), trained_share(settings, reader)
-    case = RunBeforeLayout(settings=settings, base=base, world=world, gpu=gpu, pack=pack, trained_share=share)
+    case = RunFacts(settings=settings, base=base, world=world, gpu=gpu, pack=pack, trained_share=share)
     if gpu is None:
-        layout, preference_note = case.simple_layout()
+        layout, note = case.simple_layout()
         return Chosen(
             layout=layout,
             micro_batch=settings.layout.micro_batch or max(1, _GPU_ROW_TOKENS // settings.data.seq),
             recompute=recompute_of(settings) or "none",
             gpu="unknown",
-            note=_layout_note(preference_note, layout),
+            note=_layout_note(note, layout),
         )
-    asked = case.layout_question()
+    asked = case.question()
     question = asked.question
     if gpus:
         choice = best(question)
@@ -160,7 +154,7 @@ def choose(settings: Settings, base: BaseModel, reader: ShardReader, world: int)
             recompute=choice.recompute,
             gpu=gpu.name,
             seconds=choice.seconds.total,
-            note=_layout_note(asked.preference_note, choice.layout),
+            note=_layout_note(asked.note, choice.layout),
         )
     layout = layout_of(question, question.tp or 1, question.pp or 1)
     micro_batch, recompute = settings.layout.micro_batch or 1, recompute_of(settings)
@@ -168,12 +162,12 @@ def choose(settings: Settings, base: BaseModel, reader: ShardReader, world: int)
         found = search(replace(question, micro_batch=micro_batch))
         fitting = {choice.recompute for choice in found.fitting}
         recompute = next((way for way in RECOMPUTES if way in fitting), RECOMPUTES[-1])
-    note = _layout_note(asked.preference_note, layout)
+    note = _layout_note(asked.note, layout)
     return Chosen(layout=layout, micro_batch=micro_batch, recompute=recompute, gpu=gpu.name, note=note)
 
 
-def _layout_note(preference_note: str | None, layout: Layout) -> str:
-    return "" if preference_note is None else f"{preference_note}: using tp {layout.tp} x pp {layout.pp} instead"
+def _layout_note(note: str | None, layout: Layout) -> str:
+    return "" if note is None else f"{note}: using tp {layout.tp} x pp {layout.pp} instead"
 
 
 def _batch_note(settings: Settings, layout: Layout) -> str:

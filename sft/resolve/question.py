@@ -32,11 +32,11 @@ class LayoutQuestion:
     """`question` allows all valid layouts, with the matching documents per iteration."""
 
     question: Question
-    preference_note: str | None = None  # why a preference is not used
+    note: str | None = None  # why a preference is not used
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunBeforeLayout:
+class RunFacts:
     """What is known about a run before its layout."""
 
     settings: Settings
@@ -46,14 +46,12 @@ class RunBeforeLayout:
     pack: Pack
     trained_share: float
 
-    def layout_question(self) -> LayoutQuestion:
+    def question(self) -> LayoutQuestion:
         """Ask for the simplest layout on a CPU, and for the fastest on GPUs."""
         assert self.gpu is not None
         if self.gpu.name == "cpu":
-            layout, preference_note = self.simple_layout()
-            return LayoutQuestion(
-                question=self._question((layout.tp, layout.pp), layout.dp), preference_note=preference_note
-            )
+            layout, note = self.simple_layout()
+            return LayoutQuestion(question=self._question((layout.tp, layout.pp), layout.dp), note=note)
         if self._preferred == self._ordered:
             return LayoutQuestion(question=self._best_question(self._ordered))
         question = self._best_question(self._preferred)
@@ -65,9 +63,7 @@ class RunBeforeLayout:
             if found.too_large
             else self._refusal(self._preferred) or "cannot be"
         )
-        return LayoutQuestion(
-            question=self._best_question(self._ordered), preference_note=self._preference_note(reason)
-        )
+        return LayoutQuestion(question=self._best_question(self._ordered), note=self._preference_note(reason))
 
     def simple_layout(self) -> tuple[Layout, str | None]:
         """Returns (the layout without a plan: the preference, or what was ordered; why the preference is not used)."""

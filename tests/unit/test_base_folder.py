@@ -103,7 +103,7 @@ def test_an_intermediate_is_a_revision_or_else_a_folder(hub, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        (errors.GatedRepoError, "only to those it knows: accept its terms there, then `hf auth login`"),
+        (errors.GatedRepoError, "is gated on the Hub: accept its terms there, then `hf auth login`"),
         (errors.RepositoryNotFoundError, "the Hub has no model 'someone/model', or a private one: check the name"),
         (
             errors.LocalEntryNotFoundError,

@@ -147,7 +147,7 @@ def test_against_with_other_keys(bench):
     assert "'prompt'" in outcome.err
 
 
-def test_one_answer_prevails(bench):
+def test_one_answer_dominates(bench):
     data = [{**row, "gold": "yes" if number % 4 else "no"} for number, row in enumerate(rows(80))]
     val = bench.jsonl([{**row, "gold": "yes"} for row in rows(10, seed=1)], "val.jsonl")
     expected = (

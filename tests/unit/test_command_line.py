@@ -117,7 +117,7 @@ def test_our_flags_win(asked, foreign):
 
 
 def test_what_is_refused_in_a_recipe_is_refused_as_a_flag(foreign, capsys):
-    assert "fp16: true: float16 is not trained with" in refusal([str(foreign), "--fp16"], capsys)
+    assert "fp16: true: fp16 is not supported" in refusal([str(foreign), "--fp16"], capsys)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_what_is_refused_in_a_recipe_is_refused_as_a_flag(foreign, capsys):
         (["--dataset_name", "some/rows"], "here it is --data some/rows:train"),
         (["--bf16"], "--bf16 is a flag of other trainers: here it is --dtype bf16"),
         (["--packing", "true"], "leave it out (no effect: documents are always packed, and never see each other)"),
-        (["--fp16"], "cannot be used here: float16 is not trained with"),
+        (["--fp16"], "cannot be used here: fp16 is not supported"),
     ],
 )
 def test_without_such_a_recipe_our_flag_is_named(recipe, capsys, flags, said):

@@ -45,7 +45,7 @@ def test_training_that_fails_is_a_reason_and_3(capsys, monkeypatch):
 
 
 def test_the_page_lists_findings_by_level(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "trained", lambda: None)
+    monkeypatch.setattr(doctor, "try_training", lambda: None)
     assert entry(["doctor"]) == 0
     marks = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
     assert marks <= {"ok", "note", "!!"}

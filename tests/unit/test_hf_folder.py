@@ -203,16 +203,14 @@ def test_a_publish_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
         replace(source, destination)
 
     monkeypatch.setattr(os, "replace", failing)
-    with pytest.raises(
-        UserError, match=r"target cannot be written \(Invalid cross-device link\): see that there is space"
-    ):
+    with pytest.raises(UserError, match=r"target cannot be written \(Invalid cross-device link\): check free space"):
         publish(scratch, target, overwrite=True)
     assert (target / "inner" / "file").read_text() == "old"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/folder cannot be written \(Not a directory\): see that there is space"):
+    with pytest.raises(UserError, match=r"file/folder cannot be written \(Not a directory\): check free space"):
         ShardWriter(tmp_path / "file" / "folder", 0)
 
 

@@ -185,7 +185,7 @@ def test_what_cannot_be_merged_is_said_with_the_remedy(
         ),
         (
             [_changed(adapter, tmp_path / "dora", use_dora=True)],
-            "an adapter with use_dora = True, which is not read here",
+            "an adapter with use_dora = True, which is not supported",
         ),
         (
             [_changed(adapter, tmp_path / "ia3", peft_type="IA3")],

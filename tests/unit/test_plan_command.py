@@ -16,7 +16,7 @@ from sft.cli import entry
 from sft.config.settings import Settings
 from sft.plan.gpus import TABLE
 from sft.resolve import planning
-from sft.resolve.question import Case
+from sft.resolve.question import RunFacts
 from sft.resolve.run import resolve
 from sft.resolve.summary import facts_of
 from tests.conftest import Workbench, pair
@@ -220,7 +220,7 @@ def test_training_takes_the_first_of_the_plan(tokenised, monkeypatch):
     base: Any = BaseStub(LLAMA_8B)
     job = resolve(tokenised, base)
     reader = job.data.open()
-    case = Case(
+    case = RunFacts(
         settings=tokenised,
         base=base,
         world=8,
@@ -228,7 +228,7 @@ def test_training_takes_the_first_of_the_plan(tokenised, monkeypatch):
         pack=lambda _: planning.batches_of(reader, job.sampler),
         trained_share=planning.trained_share(tokenised, reader),
     )
-    question = case.ask().question
+    question = case.question().question
     choice = planning.best(question)
     assert (job.layout, job.micro_batch, job.recompute, job.dtype) == (
         choice.layout,

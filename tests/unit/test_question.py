@@ -178,7 +178,7 @@ def test_on_gpus_that_nobody_knows_the_nearest_to_the_preference_is_used(tokenis
     job = resolve(tokenised, base)
     assert str(job.layout) == layout
     used = layout.rpartition(" x dp")[0]
-    note = f"the entry's tp 8 x pp 8 takes a multiple of 64 processes, and there are {world}: using {used} instead"
+    note = f"the entry's tp 8 x pp 8 needs a multiple of 64 processes, and there are {world}: using {used} instead"
     assert facts_of(job).layout_note == ("" if world == 64 else note)
 
 
@@ -190,6 +190,6 @@ def test_on_a_cpu_the_simplest_is_used_where_the_preference_does_not_fit(tokenis
     assert str(alone.layout) == "tp 1 x pp 1 x dp 1"
     assert (
         facts_of(alone).layout_note
-        == "the entry's tp 4 x pp 1 takes a multiple of 4 processes, and there is 1: using tp 1 x pp 1 instead"
+        == "the entry's tp 4 x pp 1 needs a multiple of 4 processes, and there is 1: using tp 1 x pp 1 instead"
     )
     assert str(resolve(tokenised.replace(nproc_per_node=4), base).layout) == "tp 4 x pp 1 x dp 1"
