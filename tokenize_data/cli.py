@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenize_data.dataset import DatasetSpec
+from tokenize_data.dataset_info import expanded
 from tokenize_data.errors import EXIT_OK, OneLineParser, UserError, exit_code_of
 from tokenize_data.flags import add_flags, typed_values
 from tokenize_data.settings import BaseSettings, DataSettings, fields_of
@@ -122,7 +123,7 @@ def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]
         run_name=data.run_name,
         root=Path(data.tokenized_data_dir),
         base=find_base(base.checkpoint, base.size, checkpoints_file),
-        specs=_truncated(data, (_spec(data, data.data, samples=data.samples),) if data.data else data.datasets),
+        specs=_ready(data, (_spec(data, data.data, samples=data.samples),) if data.data else data.datasets),
         template=data.template,
         template_values=template_values(data.chat_template_kwargs),
         seq=data.seq,
@@ -142,7 +143,7 @@ def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]
         training = replace(training, split=Split(wanted=wanted, seed=data.seed, group=data.val_group))
         whole = tuple(replace(spec, samples=None, weight=1.0, weight_key=None) for spec in training.specs)
         return training, replace(training, run_name=name, specs=whole, is_validation=True)
-    specs = _truncated(data, (_spec(data, data.val),) if data.val else data.val_datasets)
+    specs = _ready(data, (_spec(data, data.val),) if data.val else data.val_datasets)
     if not specs:
         return training, None
     is_there = data.append and manifest.read(training.root / name) is not None  # otherwise --append creates it
@@ -195,8 +196,9 @@ def _spec(data: DataSettings, files: tuple[str, ...], samples: int | None = None
     )
 
 
-def _truncated(data: DataSettings, specs: tuple[DatasetSpec, ...]) -> tuple[DatasetSpec, ...]:
-    return tuple(spec.truncated(data.truncate, data.truncate_side) for spec in specs)
+def _ready(data: DataSettings, specs: tuple[DatasetSpec, ...]) -> tuple[DatasetSpec, ...]:
+    """With entries of a dataset_info.json in place of their names, and the run's truncation where there is none."""
+    return tuple(spec.truncated(data.truncate, data.truncate_side) for spec in expanded(specs))
 
 
 def _cores() -> int:

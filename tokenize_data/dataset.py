@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from tokenize_data.columns import Columns
 from tokenize_data.errors import UserError
 
 # In the order of detection. A new format is a name here and a file of that name in `formats`.
@@ -63,12 +64,15 @@ class DatasetSpec:
     truncate: str | None = None  # None: the run's setting, "right" by default
     truncate_side: str | None = None
     clean: Cleaning = Cleaning()
+    columns: Columns | None = None
 
     def __post_init__(self) -> None:
         if not self.files:
             raise UserError(f"data set '{self.name}' has no files: give at least one")
         if self.format is not None and self.format not in FORMATS:
             raise UserError(f"unknown format '{self.format}': use one of {', '.join(FORMATS)}")
+        if self.format is not None and self.columns is not None:
+            raise UserError(f"data set '{self.name}' has format {self.format} and columns: give one of them")
         for name, known in (("truncate", TRUNCATIONS), ("truncate_side", SIDES)):
             if getattr(self, name) not in (None, *known):
                 raise UserError(f"data set '{self.name}': {name} {getattr(self, name)}: use one of {', '.join(known)}")
@@ -101,4 +105,6 @@ def reading_of(dataset: Mapping[str, Any]) -> dict[str, Any]:
     }
     if isinstance(reading.get("clean"), dict):
         reading["clean"] = Cleaning(**reading["clean"])
+    if isinstance(reading.get("columns"), dict):
+        reading["columns"] = Columns(**reading["columns"])
     return reading

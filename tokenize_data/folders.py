@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenize_data.dataset_info import NAME, entries_in, listing
 from tokenize_data.errors import UserError
 from tokenize_data.streams import COMPRESSED
 
@@ -42,6 +43,11 @@ def files_of(name: str, folder: Path) -> list[Path]:
         return _saved(name, _saved_split(name, folder))
     if (folder / "state.json").is_file():
         return _saved(name, folder)
+    if entries := entries_in(folder):
+        raise UserError(
+            f"{name} has a {NAME} with the data sets {listing(entries)}: name one, such as "
+            f"{Path(name) / NAME}:{entries[0]}"
+        )
     files = [file for file in sorted(folder.rglob("*")) if _is_data(file.relative_to(folder)) and file.is_file()]
     if not files:
         raise UserError(

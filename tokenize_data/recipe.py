@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from tokenize_data.columns import Columns
 from tokenize_data.dataset import Cleaning, DatasetSpec
 from tokenize_data.errors import UserError
 from tokenize_data.recipe_file import read_recipe_file
@@ -17,6 +18,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "weight": (int, float),
     "samples": (int,),
     "clean": (dict,),
+    "columns": (dict,),
 }
 _CLEAN_TYPES: dict[str, tuple[type, ...]] = {"drop": (str,), "lower": (bool,), "strip": (bool,)}
 
@@ -56,7 +58,8 @@ def dataset_values(spec: DatasetSpec) -> dict[str, Any]:
     for entry in fields(DatasetSpec):
         value = getattr(spec, entry.name)
         if entry.name not in values and value != getattr(plain, entry.name):
-            values[entry.name] = {k: v for k, v in asdict(value).items() if v} if isinstance(value, Cleaning) else value
+            is_group = isinstance(value, Cleaning | Columns)
+            values[entry.name] = {k: v for k, v in asdict(value).items() if v} if is_group else value
     return values
 
 
@@ -74,6 +77,9 @@ def parse_dataset(entry: Any, where: str, number: int) -> DatasetSpec:
     values.setdefault("name", f"data set {number + 1}")
     if "clean" in values:
         values["clean"] = Cleaning(**_typed(values["clean"], _CLEAN_TYPES, f"{where}: clean"))
+    if "columns" in values:
+        types: dict[str, tuple[type, ...]] = {field.name: (str,) for field in fields(Columns)}
+        values["columns"] = Columns(**_typed(values["columns"], types, f"{where}: columns"))
     return DatasetSpec(**values)
 
 

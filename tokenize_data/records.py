@@ -60,7 +60,7 @@ class RowReader:
     def asked(self, row: Row, stand_in: str) -> Conversation | None:
         """A row that ends with a question, with `stand_in` as its answer; None for other rows."""
         ask = self._format.asked
-        question = ask(row, stand_in) if ask is not None else None
+        question = ask(row, self._spec, stand_in) if ask is not None else None
         return self._format.read(question, self._fields) if question is not None else None
 
     def with_answer(self, row: Row, answer: Any) -> Row | None:
@@ -70,8 +70,8 @@ class RowReader:
 
 def recognise(rows: Sequence[Row], spec: DatasetSpec) -> str:
     """Detect the format of a data set from its first rows, unless it is given."""
-    if spec.format is not None:
-        return spec.format
+    if spec.format is not None or spec.columns is not None:
+        return spec.format or "columns"
     return next((name for name in FORMATS if format_of(name).is_like(rows, spec)), FORMATS[0])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from sft.config.flags import WORDS
 from sft.config.settings import FIELDS, HINTS, RECIPE_KEYS
+from tokenize_data.columns import FORMATTINGS, Columns
 from tokenize_data.dataset import FORMATS, SIDES, TRUNCATIONS, Cleaning, DatasetSpec
 from tokenize_data.settings import plain_type
 
@@ -36,7 +37,22 @@ _DATASET_TEXTS = {
     "drop": "a regular expression of what is removed",
     "lower": "in small letters",
     "strip": "without white space around",
+    "columns": "keys of rows of no known format, as in LLaMA-Factory's dataset_info.json",
+    "formatting": "alpaca, sharegpt or openai",
+    "query": "key of what is put below the prompt",
+    "response": "key of the answer",
+    "history": "key of earlier turns, a list of pairs",
+    "messages": "key of the list of messages",
+    "tools": "key of the tools",
+    "role_tag": "key of a message's role",
+    "content_tag": "key of a message's text",
+    "user_tag": "the user's role",
+    "assistant_tag": "the assistant's role",
+    "observation_tag": "the role of a tool's result",
+    "function_tag": "the role of a call",
+    "system_tag": "the role of the system message",
 }
+_KEY_TEXTS = {"prompt": "key of the question", "system": "key of the system message"}  # in `columns`
 
 
 def schema() -> dict[str, Any]:
@@ -93,24 +109,27 @@ def _dataset() -> dict[str, Any]:
     inner["properties"]["files"] = {"description": _DATASET_TEXTS["files"], **_either("string")}
     for name, choices in (("format", FORMATS), ("truncate", TRUNCATIONS), ("truncate_side", SIDES)):
         inner["properties"][name]["enum"] = [*choices, None]
-    inner["properties"]["clean"] = {"description": _DATASET_TEXTS["clean"], **_of(Cleaning), "type": ["object", "null"]}
+    groups: tuple[tuple[str, type[Cleaning] | type[Columns]], ...] = (("clean", Cleaning), ("columns", Columns))
+    for name, group in groups:
+        inner["properties"][name] = {"description": _DATASET_TEXTS[name], **_of(group), "type": ["object", "null"]}
+    inner["properties"]["columns"]["properties"]["formatting"]["enum"] = list(FORMATTINGS)
     return {**inner, "required": ["files"]}
 
 
-def _of(kind: type[DatasetSpec] | type[Cleaning]) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
+def _of(kind: type[DatasetSpec] | type[Cleaning] | type[Columns]) -> dict[str, Any]:
+    hints, texts = typing.get_type_hints(kind), _DATASET_TEXTS | (_KEY_TEXTS if kind is Columns else {})
     properties: dict[str, Any] = {}
     for entry in fields(kind):
         hint = hints[entry.name]
         properties[entry.name] = {
-            "description": _DATASET_TEXTS[entry.name],
+            "description": texts[entry.name],
             **(_kind(plain_type(hint)) if _is_simple(hint) else {}),
         }
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
 def _is_simple(hint: Any) -> bool:
-    return isinstance(hint, types.UnionType) or hint in _TYPES
+    return hint in _TYPES or (isinstance(hint, types.UnionType) and plain_type(hint) in _TYPES)
 
 
 def _kind(kind: type, *further: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from sft.config.objective import ObjectiveSettings
 from sft.config.optimizer import OptimizerSettings
 from sft.config.output import OutputSettings
 from sft.config.schedule import ScheduleSettings
+from tokenize_data.columns import Columns
 from tokenize_data.dataset import Cleaning, DatasetSpec
 from tokenize_data.settings import DataSettings, Group, fields_of
 
@@ -120,4 +121,5 @@ def _dataset(values: Mapping[str, Any]) -> DatasetSpec:
     cleaning = Cleaning(**values["clean"])
     known = {entry.name for entry in fields(DatasetSpec)}
     assert values.keys() <= known, values
-    return DatasetSpec(**{**values, "files": tuple(values["files"]), "clean": cleaning})
+    columns = Columns(**values["columns"]) if values.get("columns") else None
+    return DatasetSpec(**{**values, "files": tuple(values["files"]), "clean": cleaning, "columns": columns})

@@ -10,6 +10,7 @@ from typing import Any
 
 from tokenize_data import manifest as manifests
 from tokenize_data.dataset import DatasetSpec, reading_of
+from tokenize_data.dataset_info import expanded, is_entry
 from tokenize_data.errors import UserError
 from tokenize_data.recipe import read_data
 
@@ -27,11 +28,17 @@ def specs_for(
         raise UserError(f"--config {config} lists no data sets: write a datasets: list, or give files with --data")
     reading = {**_as_trained(training), **{key: typed[key] for key in _KEYS if typed.get(key) is not None}}
     if any(typed.get(key) is not None for key in ("question_key", "format")):
-        reading.pop("prompt", None)  # the template uses other fields than those named now
+        for key in ("prompt", "columns"):  # they use other fields than those named now
+            reading.pop(key, None)
     if typed.get("answer_key") is not None:
         reading.pop("answer", None)
-    plain = [DatasetSpec(files=(file,), name=Path(file).name.split(".")[0] or file, **reading) for file in files]
-    return tuple(_named_apart([*plain, *listed]))
+    named = [
+        DatasetSpec(files=(file,))  # which says by itself how its rows are read
+        if is_entry(file)
+        else DatasetSpec(files=(file,), name=Path(file).name.split(".")[0] or file, **reading)
+        for file in files
+    ]
+    return tuple(_named_apart([*expanded([*named, *listed])]))
 
 
 def system_message(training: Mapping[str, Any]) -> str | None:

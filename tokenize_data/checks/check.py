@@ -13,6 +13,7 @@ from tokenize_data.checks.finding import Finding
 from tokenize_data.checks.private import private
 from tokenize_data.checks.texts import Text, backend_of, sample, texts_of
 from tokenize_data.dataset import DatasetSpec, reading_of
+from tokenize_data.dataset_info import expanded, is_entry
 from tokenize_data.examples import read_examples
 from tokenize_data.reader import ShardReader
 
@@ -102,10 +103,13 @@ def _tests(reader: ShardReader, files: Sequence[str], keys: Mapping[str, Any] | 
     """The rows of test files, by file name, read by `keys`, or as the training data was."""
     reading = {**reading_of(reader.manifest.datasets[0]), **(keys or {})}
     if keys:
-        reading.pop("prompt", None)  # the template uses other fields than those named now
+        for key in ("prompt", "columns"):  # they use other fields than those named now
+            reading.pop(key, None)
     found = {}
     for file in files:
-        examples = read_examples(DatasetSpec(files=(file,), **reading), answers_needed=False)
+        named = DatasetSpec(files=(file,)) if is_entry(file) else DatasetSpec(files=(file,), **reading)
+        (spec,) = expanded([named])
+        examples = read_examples(spec, answers_needed=False)
         found[file] = [
             Text(None, Path(example.place).name, example.question if example.prompt else "", example.text or "")
             for example in examples.rows

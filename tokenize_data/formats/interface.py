@@ -23,7 +23,8 @@ class RowFormat:
     # For evaluation: a row with another answer, and a row's answers; None if it is the last assistant message.
     with_answer: Callable[[Row, DatasetSpec, str], Row] | None = None
     answers: Callable[[Row, DatasetSpec], list[Any] | None] = lambda row, spec: None
-    asked: Callable[[Row, str], Row | None] | None = None  # a row that ends with a question, with this answer appended
+    # A row that ends with a question, with this answer appended.
+    asked: Callable[[Row, DatasetSpec, str], Row | None] | None = None
 
 
 def format_of(name: str) -> RowFormat:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenize_data import paths
+from tokenize_data.dataset import DatasetSpec
 from tokenize_data.errors import RowError, shorten
 from tokenize_data.fields import Conversation, Fields, Message
 from tokenize_data.json_lines import Row, kind_of
@@ -37,7 +38,7 @@ class Turns:
         key = self.system_key
         return [{"role": "system", "content": fields.text(row, key)}] if key is not None and row.get(key) else []
 
-    def asked(self, row: Row, answer: str) -> Row | None:
+    def asked(self, row: Row, spec: DatasetSpec, answer: str) -> Row | None:
         """A row whose last message is the user's, with an answer appended."""
         turns = row.get(self.key)
         last = turns[-1] if isinstance(turns, list) and turns else None
@@ -70,8 +71,8 @@ class Turns:
             if key not in (self.role_key, self.content_key, "function_call") and value not in (None, [])
         }
         if self.roles[name] == CALL:
-            call = _call(_object(turn.get(self.content_key), f"{place}: '{self.content_key}'"), place)
-            return {"role": "assistant", "content": "", **further, "tool_calls": [call]}
+            calls = _calls(turn, self.content_key, place)
+            return {"role": "assistant", "content": "", **further, "tool_calls": calls}
         calls = further.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
         if calls:
             if self.roles[name] != "assistant" or not isinstance(calls, list):
@@ -109,6 +110,13 @@ def _call(given: Any, place: str) -> dict[str, Any]:
     arguments = _object(arguments, f"{place}: arguments of '{inner['name']}'") if arguments not in (None, "") else {}
     kept = {key: value for key, value in given.items() if key == "id"}
     return {**kept, "type": "function", "function": {"name": inner["name"], "arguments": arguments}}
+
+
+def _calls(turn: Mapping[str, Any], key: str, place: str) -> list[dict[str, Any]]:
+    """A message that is a call, or a list of calls, as an object or as JSON text."""
+    given, what = turn.get(key), f"{place}: '{key}'"
+    value = _json(given, what) if isinstance(given, str) else given
+    return [_call(_object(one, what), place) for one in (value if isinstance(value, list) and value else [value])]
 
 
 def _object(given: Any, what: str) -> dict[str, Any]:
