@@ -4,6 +4,7 @@ needed, and never stored here.
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -102,6 +103,7 @@ class _Response:
 def _system(url: str) -> tuple[Any, str]:
     import fsspec
 
+    logging.getLogger("gcsfs").setLevel(logging.ERROR)  # it warns several times of each public bucket
     found = _URL.fullmatch(url)
     assert found is not None, url
     protocol = found["protocol"]
@@ -130,8 +132,22 @@ def _failed(url: str, error: Exception) -> UserError:
     if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
         error = error.__cause__  # HTTP's "not found" may stand for "no connection"
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    if url.startswith("hf://") and (refusal := _hub_refusal(url, error)) is not None:
+        return refusal
     if isinstance(error, FileNotFoundError):
         return UserError(f"{url}: no such file: check the address")
     if isinstance(error, PermissionError) or "credentials" in reason.lower():
         return UserError(f"{url}: no access ({reason}): check your credentials for it")
     return FailedError(f"{url} cannot be read ({reason}): check the connection, then run again")
+
+
+def _hub_refusal(url: str, error: Exception) -> UserError | None:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return UserError(f"{url} is gated on the Hub: accept its terms there, then `hf auth login`")
+    if isinstance(error, RepositoryNotFoundError):
+        return UserError(f"{url}: the Hub has no such data set, or a private one: check the name, and `hf auth login`")
+    if isinstance(error, RevisionNotFoundError):
+        return UserError(f"{url}: the data set has no such revision: check what follows the @")
+    return None

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+from huggingface_hub import HfFileSystem, constants
 
 from tests import fake_store
 from tests.conftest import pair
@@ -21,6 +22,9 @@ from tokenize_data.streams import CHUNK_BYTES
 def _running() -> Iterator[fake_store.Store]:
     with fake_store.running() as store:
         yield store
+
+
+GOOGLE, HUB = "gs://data/", "hf://datasets/data/set/"
 
 
 @pytest.fixture
@@ -36,6 +40,12 @@ def store(_running: fake_store.Store, monkeypatch: pytest.MonkeyPatch) -> fake_s
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", _running.address)
+    monkeypatch.setattr(constants, "ENDPOINT", _running.address)
+    template = f"{_running.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    HfFileSystem.clear_instance_cache()
     return _running
 
 
@@ -85,6 +95,30 @@ def test_a_pattern_and_a_folder(bench, store, url):
         ("s3://data/parts/b.jsonl", 20),
     ]
     assert [document["line"] for document in bench.documents()] == [*range(1, 21), *range(1, 21)]
+
+
+@pytest.mark.parametrize("place", [GOOGLE, HUB])
+def test_google_s_and_the_hub_s_files(bench, store, place):
+    root = place.split("://")[1].removeprefix("datasets/")
+    store.objects |= {f"{root}a/1.jsonl": lines(0, 40), f"{root}a/2.jsonl": lines(40, 9), f"{root}x.txt": b"?"}
+    same_as_local(bench, lines(0, 40), "1.jsonl", f"{place}a/1.jsonl")
+    for number, several in enumerate([f"{place}a", f"{place}a/*.jsonl"]):
+        outcome = bench.tokenize("--data", several, run_name=f"several-{number}")
+        assert outcome.code == 0, outcome.err
+        (dataset,) = bench.manifest(f"several-{number}")["datasets"]
+        assert [(file["name"], file["rows"]) for file in dataset["files"]] == [
+            (f"{place}a/1.jsonl", 40),
+            (f"{place}a/2.jsonl", 9),
+        ]
+    missing = bench.tokenize("--data", f"{place}none.jsonl", run_name="none")
+    assert (missing.code, missing.err.count("\n")) == (2, 1)
+    assert f"{place}none.jsonl: no such file: check the address" in missing.err
+
+
+def test_a_data_set_that_the_hub_does_not_have(bench, store):
+    outcome = bench.tokenize("--data", "hf://datasets/nobody/nothing/train.jsonl")
+    assert outcome.code == 2
+    assert "nothing/train.jsonl: the Hub has no such data set, or a private one: check the name" in outcome.err
 
 
 def test_compressed(bench, store):
@@ -144,7 +178,7 @@ def test_bad_rows_have_their_place(bench, store):
         ("s3://data/none.jsonl", 2, "s3://data/none.jsonl: no such file: check the address"),
         ("s3://data/none*.jsonl", 2, "s3://data/none*.jsonl: no such file: check the address"),
         ("http://127.0.0.1:9/train.jsonl", 3, "http://127.0.0.1:9/train.jsonl cannot be read"),
-        ("quack://data/train.jsonl", 2, "nothing here reads quack://: fetch the file, and name it by its path"),
+        ("quack://data/train.jsonl", 2, "no installed package reads quack://: fetch the file, and name it by its path"),
     ],
 )
 def test_what_cannot_be_read(bench, store, url, code, message):
