@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenize_data import __version__
+from tokenize_data import __version__, ray_pool
 from tokenize_data.arrow_files import FileInfo
 from tokenize_data.chat import ChatTemplate
 from tokenize_data.choose import choose_rows, recognise_format
@@ -27,7 +27,7 @@ from tokenize_data.encode import Encoder
 from tokenize_data.errors import RowError
 from tokenize_data.manifest import Manifest, shuffle_of
 from tokenize_data.parts import PartOf, read_facts, read_parts, write_part
-from tokenize_data.pool import ordered_map
+from tokenize_data.pool import LOCAL, RAY, ordered_map
 from tokenize_data.progress import Progress
 from tokenize_data.records import RowReader
 from tokenize_data.rendered import ROLE_NAMES
@@ -51,10 +51,11 @@ class Plan:
     tokenizer: BaseTokenizer
     template: ChatTemplate
     seq: int
-    workers: int
+    workers: int | None  # None, with Ray: as many as the cluster has CPUs
     max_bad_rows: int
     seed: int
     fast: bool
+    engine: str = LOCAL
     split: Split | None = None
     is_validation: bool = False  # the side of the split
 
@@ -73,7 +74,7 @@ def build(plan: Plan, folder: Path, prefix: str, say: Say) -> Manifest:
     begun, formats = time.monotonic(), _formats(plan, say)
     converter = _converter(plan, formats, folder)
     _prove_fast_path(converter, plan.files, say)
-    converted = ordered_map(converter, _chunks(plan), plan.workers)
+    converted = _mapped(plan, converter, _chunks(plan), say)
     return _write(plan, formats, converted, folder, prefix, begun, converter.encoder.is_fast)
 
 
@@ -85,7 +86,7 @@ def build_part(plan: Plan, part: PartOf, folder: Path, say: Say) -> None:
 
         def watched() -> Iterator[Converted]:
             documents = rejected = 0
-            for converted in ordered_map(converter, part.own(_chunks(plan)), plan.workers):
+            for converted in _mapped(plan, converter, part.own(_chunks(plan)), say):
                 documents, rejected = documents + len(converted.lengths), rejected + len(converted.rejects)
                 if rejected > plan.max_bad_rows:
                     first, source = converted.rejects[0], plan.files[converted.chunk.source]
@@ -102,6 +103,12 @@ def join_parts(plan: Plan, count: int, parts: Path, folder: Path, prefix: str, s
     is_fast = read_facts(parts, count, plan.files)
     say(f"joining {count:,} parts")
     return _write(plan, formats, read_parts(parts, count, plan.id_type), folder, prefix, begun, is_fast)
+
+
+def _mapped(plan: Plan, converter: Converter, chunks: Iterator[Chunk], say: Say) -> Iterator[Converted]:
+    if plan.engine == RAY:
+        return ray_pool.ordered_map(converter, chunks, plan.workers, say)
+    return ordered_map(converter, chunks, plan.workers or 1)
 
 
 def _formats(plan: Plan, say: Say) -> list[str]:

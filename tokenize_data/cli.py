@@ -15,6 +15,7 @@ from tokenize_data.dataset import DatasetSpec
 from tokenize_data.dataset_info import expanded
 from tokenize_data.errors import EXIT_OK, OneLineParser, UserError, exit_code_of
 from tokenize_data.flags import add_flags, typed_values
+from tokenize_data.pool import ENGINES, RAY
 from tokenize_data.settings import BaseSettings, DataSettings, fields_of
 
 if TYPE_CHECKING:
@@ -42,6 +43,12 @@ def make_parser(kind: type[OneLineParser] = OneLineParser) -> OneLineParser:
     )
     parser.add_argument(
         "--workers", type=int, default=None, metavar="N", help="processes (default: one for each core, at most 16)"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="where the processes are: on this machine, or on a Ray cluster (RAY_ADDRESS, or the one that runs here)",
     )
     parser.add_argument(
         "--part", default=None, metavar="i/N", help="make the i-th of N parts, for N machines; the last one joins them"
@@ -118,6 +125,7 @@ def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]
     part = PartOf.parse(arguments.part) if arguments.part is not None else None
     if part is not None and data.append:
         raise UserError("--part makes a new data set and --append adds to one: give one of them")
+    workers = None if arguments.engine == RAY else _cores()
     checkpoints_file = Path(base.checkpoints_file) if base.checkpoints_file else None
     training = Request(
         run_name=data.run_name,
@@ -127,7 +135,8 @@ def requests_of(arguments: argparse.Namespace) -> tuple[Request, Request | None]
         template=data.template,
         template_values=template_values(data.chat_template_kwargs),
         seq=data.seq,
-        workers=arguments.workers if arguments.workers is not None else _cores(),
+        workers=arguments.workers if arguments.workers is not None else workers,
+        engine=arguments.engine,
         max_bad_rows=data.max_bad_rows,
         retokenize=data.retokenize,
         append=data.append,

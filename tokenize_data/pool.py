@@ -21,9 +21,10 @@ from typing import Any, TypeAlias, TypeVar
 from tokenize_data import guard
 from tokenize_data.errors import FailedError, UserError
 
+LOCAL, RAY = ENGINES = ("local", "ray")
 Pipe: TypeAlias = "Connection[Any, Any]"
-_SECONDS_FOR_A_TASK = 600  # of CPU time
-_MOST_AHEAD = 8  # results a worker that wait for an earlier one
+SECONDS_FOR_A_TASK = 600  # of CPU time
+MOST_AHEAD = 8  # results a worker that wait for an earlier one
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -61,7 +62,7 @@ def _dispatch(tasks: Iterable[Any], workers: dict[Pipe, BaseProcess]) -> Iterato
 
     def feed() -> None:
         nonlocal sent
-        while idle and sent < due + _MOST_AHEAD * len(workers):
+        while idle and sent < due + MOST_AHEAD * len(workers):
             try:
                 task = next(waiting)
             except StopIteration:
@@ -100,7 +101,7 @@ def _why_it_died(exit_code: int | None) -> UserError:
         return UserError("the template did not finish on one of the rows, and was stopped: use another --template")
     if exit_code == -signal.SIGVTALRM:
         return UserError(
-            f"the tokenizer took more than {_SECONDS_FOR_A_TASK} s of processor time for a part of a file: use "
+            f"the tokenizer took more than {SECONDS_FOR_A_TASK} s of processor time for a part of a file: use "
             "another base model"
         )
     how = f" ({signal.Signals(-exit_code).name})" if exit_code is not None and -exit_code in set(signal.Signals) else ""
@@ -127,7 +128,7 @@ def _serve(work: Callable[[Any], Any], connection: Pipe, inherited: list[Pipe]) 
         while True:
             task = connection.recv()
             try:
-                signal.setitimer(signal.ITIMER_VIRTUAL, _SECONDS_FOR_A_TASK)
+                signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS_FOR_A_TASK)
                 result = work(task)
             except BaseException as error:
                 result = error

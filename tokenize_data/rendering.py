@@ -34,9 +34,14 @@ class Renderer:
         self._source = source
         self._variables = dict(variables)
         self._now = datetime.now()
-        self._home = os.getpid()
+        self._home: int | None = os.getpid()
         self._child: guard.Child | None = None
         self._fence = guard.Fence(LIMITS)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker elsewhere, which renders by itself, as forked ones do."""
+        kept = {name: value for name, value in self.__dict__.items() if name != "_compiled"}
+        return {**kept, "_home": None, "_child": None, "_fence": guard.Fence(LIMITS)}
 
     def __call__(self, messages: Sequence[Message], generation_prompt: bool, tools: Tools = None) -> str:
         """RowError where the template refuses the conversation, UserError where it breaks a limit."""

@@ -24,6 +24,7 @@ from tokenize_data.files import open_private
 from tokenize_data.manifest import Manifest
 from tokenize_data.names import check_run_name
 from tokenize_data.parts import PartOf
+from tokenize_data.pool import LOCAL
 from tokenize_data.sources import Source, open_sources
 from tokenize_data.split import Split
 from tokenize_data.templates import choose_template
@@ -43,7 +44,8 @@ class Request:
     template: str = "auto"
     template_values: Mapping[str, Any] = field(default_factory=dict)  # values for the template's switches
     seq: int = 2048
-    workers: int = 1
+    workers: int | None = 1
+    engine: str = LOCAL
     max_bad_rows: int = 0
     retokenize: bool = False
     append: bool = False
@@ -60,7 +62,7 @@ class Request:
             ("workers", self.workers, 1),
             ("max_bad_rows", self.max_bad_rows, 0),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise UserError(f"--{name} {value} must be at least {least}")
 
 
@@ -160,6 +162,7 @@ def _plan(
         template=template,
         seq=request.seq,
         workers=request.workers,
+        engine=request.engine,
         max_bad_rows=request.max_bad_rows,
         seed=request.seed,
         split=request.split,
