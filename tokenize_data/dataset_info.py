@@ -86,7 +86,7 @@ def _of_entry(spec: DatasetSpec, file: str, name: str | None) -> DatasetSpec:
         hint = f"did you mean {file}:{close[0]}?" if close else f"write {file}:ENTRY with {listing(list(entries))}"
         what = f"has no entry '{name}'" if name else "names no entry"
         raise UserError(f"{file} {what}: {hint}")
-    entry, where = entries[name], f"{file}: '{name}'"
+    entry, where = {key: value for key, value in entries[name].items() if value is not None}, f"{file}: '{name}'"
     _check(entry, where)
     samples = entry.get("num_samples")
     return replace(

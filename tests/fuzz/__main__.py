@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-TARGETS = ("rows", "recipes", "manifests", "shards", "meetings", "replies")
+TARGETS = ("rows", "entries", "recipes", "manifests", "shards", "meetings", "replies")
 FOUND = Path(__file__).with_name("found")  # inputs that broke something once, for each target: they are tried first
 
 

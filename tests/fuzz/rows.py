@@ -6,6 +6,7 @@ import contextlib
 import json
 
 from tests.real_parts import smollm2_tokenizer
+from tokenize_data.columns import Columns
 from tokenize_data.dataset import FORMATS, Cleaning, DatasetSpec
 from tokenize_data.errors import RowError, UserError
 from tokenize_data.json_lines import parse_line
@@ -43,8 +44,24 @@ _ROWS = [
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
     },
     {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": '{"name": "f"}'}]},
+    {
+        "conversations": [
+            {"from": "human", "value": "q"},
+            {"from": "function_call", "value": '[{"name": "f"}, {"name": 1}]'},
+        ]
+    },
+    {"q": "a?", "below": "", "a": "b", "h": [["x", "y"], ["z", None]], "s": "be brief", "t": "[]"},
+    {
+        "d": [
+            {"who": "p", "says": "q"},
+            {"who": "c", "says": "{}"},
+            {"who": "r", "says": "1"},
+            {"who": "b", "says": "a"},
+        ]
+    },
 ]
 SEEDS = [bytes([n]) + json.dumps(row).encode() for n, row in enumerate(_ROWS)]
+SEEDS += [bytes([2 * len(FORMATS) + n]) + json.dumps(row).encode() for n in range(6) for row in _ROWS[-2:]]
 SEEDS += [
     b"\x00" + line
     for line in (
@@ -67,6 +84,24 @@ _SPECS = [
         },
     )
 ]
+_SPECS += [
+    DatasetSpec(files=("x",), columns=Columns(**columns), train_on=train_on)
+    for columns in (
+        {"prompt": "q", "query": "below", "response": "a", "history": "h", "system": "s", "tools": "t"},
+        {
+            "formatting": "sharegpt",
+            "messages": "d",
+            "role_tag": "who",
+            "content_tag": "says",
+            "user_tag": "p",
+            "assistant_tag": "b",
+            "function_tag": "c",
+            "observation_tag": "r",
+            "tools": "t",
+        },
+    )
+    for train_on in ("all", "last", "b, c")
+]
 _CHAT = open_format(smollm2_tokenizer())
 
 PREFIX = 1  # bytes before the JSON
@@ -77,7 +112,7 @@ def one(data: bytes) -> None:
     try:
         row = parse_line(line)
         recognise([row], DatasetSpec(files=("x",)))
-        reader = RowReader(spec, spec.format or "qa")
+        reader = RowReader(spec, recognise([row], spec))
         conversation = reader.conversation(row)
         documents = _CHAT.documents(conversation)
     except RowError as error:
