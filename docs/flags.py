@@ -22,7 +22,7 @@ _TOP = """# Flags
 <!-- Made by `python docs/flags.py > docs/flags.md`. Change the settings, not this page. -->
 
 Every setting of a run is a flag of `sft train` and `sft plan`, and a key of a [recipe](recipes.md) under the same name.
-A flag wins over the recipe. `sft train -h` prints the same list.
+Flags override the recipe. `sft train -h` prints the same list.
 
 Where the default is empty, the setting is off or not needed. Where it is "automatic", it depends on the run: `sft plan`
 shows it.

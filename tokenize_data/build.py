@@ -237,7 +237,7 @@ def _prove_fast_path(converter: Converter, sources: Sequence[Source], say: Say) 
     if different is None:
         say(f"fast tokenizer: same ids as the Hugging Face one on {len(texts)} of your rows, used")
     else:
-        say(f"fast tokenizer: other ids than the Hugging Face one on {different[:60]!r}, not used")
+        say(f"fast tokenizer: not the same ids as the Hugging Face one on {different[:60]!r}, not used")
 
 
 def _save_tokenizer(plan: Plan, folder: Path, name: str) -> list[FileInfo]:

@@ -38,9 +38,7 @@ def make_parser(kind: type[OneLineParser] = OneLineParser) -> OneLineParser:
         ),
     )
     add_flags(parser, _GROUPS)
-    parser.add_argument(
-        "--config", type=Path, default=None, metavar="RECIPE", help="a YAML recipe; a flag wins over it"
-    )
+    parser.add_argument("--config", type=Path, default=None, metavar="RECIPE", help="a YAML recipe; flags override it")
     parser.add_argument(
         "--workers", type=int, default=None, metavar="N", help="processes (default: one for each core, at most 16)"
     )

@@ -147,7 +147,7 @@ def _place(entry: Mapping[str, Any], folder: Path, where: str) -> str:
     if "cloud_file_name" in entry:
         return str(entry["cloud_file_name"])
     here = next((key for key in _PLACES if key in entry), None)
-    what = f"has only a {here}" if here else "says nowhere where its rows are"
+    what = f"has only a {here}" if here else "does not say where its rows are"
     raise UserError(f"{where} {what}: fetch the rows, and give it a file_name")
 
 

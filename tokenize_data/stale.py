@@ -112,7 +112,7 @@ def _names(given: Sequence[str], folders_only: bool = False) -> list[str]:
 def _file_difference(name: str, made: dict[str, Any]) -> str | None:
     path = Path(name).expanduser()
     if not path.exists():
-        return None if name == made["name"] and made["mtime_ns"] == 0 else f"file {name}: not there (any more)"
+        return None if name == made["name"] and made["mtime_ns"] == 0 else f"file {name}: missing now"
     if made["mtime_ns"] == 0 or not path.is_file():
         return None if name == made["name"] else f"data: made of {made['name']}, asked for {name}"
     status = path.stat()
@@ -124,7 +124,7 @@ def _file_difference(name: str, made: dict[str, Any]) -> str | None:
     if status.st_size == made["size"] and (same_file or _sha256(path) == made["sha256"]):
         return None
     if status.st_size == made["size"]:
-        return f"contents of {name}: other ones than the shards were made of, in the same {status.st_size:,} bytes"
+        return f"contents of {name}: not those the shards were made of, though {status.st_size:,} bytes as before"
     return (
         f"contents of {name}: {status.st_size:,} bytes, the shards were made of {made['name']} with "
         f"{made['size']:,} bytes"

@@ -10,6 +10,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenize_data.dataset import FORMATS
+
 if TYPE_CHECKING:  # slow imports
     from sft.evaluate.client import Client
     from sft.evaluate.decode import Sampling
@@ -18,10 +20,8 @@ if TYPE_CHECKING:  # slow imports
 
 
 def add_row_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("rows", "read as in training, unless said otherwise")
-    group.add_argument(
-        "--format", default=None, help="qa, chat, sharegpt, alpaca or text (default: from the first rows)"
-    )
+    group = parser.add_argument_group("rows", "read as in training unless given")
+    group.add_argument("--format", default=None, help=f"{', '.join(FORMATS)} (default: from the first rows)")
     group.add_argument(
         "--question_key", default=None, metavar="K", help="key of the question (default: that of training, else prompt)"
     )
@@ -37,7 +37,7 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=None,
         metavar="YAML",
-        help="a recipe whose val_datasets, or else datasets, are added",
+        help="a recipe: its val_datasets, or datasets if it has none, are added",
     )
     group.add_argument(
         "--limit", type=int, default=None, metavar="N", help="the first N rows of each data set (default: all)"

@@ -220,7 +220,7 @@ def _write(summary: dict[str, Any], evaluated: list[Evaluated], folder: Path, co
         everything = [row for part in one.predictions.values() for row in part]
         if uncounted := sum("nll" in row and row["nll"] is None for row in everything):
             console.print(
-                f"warning: {uncounted:,} rows are cut before their answer (--seq), and not in the perplexity",
+                f"warning: {uncounted:,} rows are cut before their answer (--seq) and do not count in the perplexity",
                 style="yellow",
             )
         rows = [row for row in everything if row.get("finish") is not None]

@@ -105,10 +105,10 @@ def _store_for_hub(token: str) -> None:
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403):
-            raise UserError(f"the Hub refuses this token ({status}): copy it again from {_PAGES['hub']}") from None
+            raise UserError(f"the Hub rejects this token ({status}): copy it again from {_PAGES['hub']}") from None
         raise FailedError(f"the Hub answered {status}: try again later; nothing was stored") from None
     except ValueError:
-        raise UserError(f"the Hub refuses this token: copy it again from {_PAGES['hub']}") from None
+        raise UserError(f"the Hub rejects this token: copy it again from {_PAGES['hub']}") from None
     except Exception as error:
         raise FailedError(f"the Hub cannot be reached ({type(error).__name__}): nothing was stored") from None
 
@@ -123,5 +123,5 @@ def _store_for_wandb(token: str) -> None:
         wandb.login(key=token, relogin=True)
     except Exception as error:
         raise UserError(
-            f"W&B refuses this key ({type(error).__name__}): copy it again from {_PAGES['wandb']}"
+            f"W&B rejects this key ({type(error).__name__}): copy it again from {_PAGES['wandb']}"
         ) from None

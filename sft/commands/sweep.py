@@ -113,7 +113,7 @@ def _dry_run(sweep: Any, console: Any) -> int:
     known = [took for took in seconds if took is not None]
     total = f"about {duration(sum(known) / sweep.parallel)}" if known else "not known"
     unknown = (
-        f", besides {len(seconds) - len(known)} whose time is not known" if known and len(known) < len(seconds) else ""
+        f", without {len(seconds) - len(known)} whose time is not known" if known and len(known) < len(seconds) else ""
     )
     sys.stdout.write(f"{len(seconds)} trials, {sweep.parallel} at once; total time {total}{unknown}\n")
     sys.stdout.flush()

@@ -23,7 +23,7 @@ WORDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         _SWITCH,
     ),
 }
-CONFIG_TEXT = "a YAML recipe with any of these settings; a flag wins over it"
+CONFIG_TEXT = "a YAML recipe with any of these settings; flags override it"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -87,7 +87,7 @@ class Coordinator:
             why = f"--rank {node} is taken by {self._hosts[node]}: give each of the {self._nodes} nodes its own"
         else:
             self._lines[node], self._hosts[node] = line, arrival.host
-            self._say(f"node {node} is here: {arrival.host}")
+            self._say(f"node {node} has connected: {arrival.host}")
             return
         with contextlib.suppress(OSError):
             line.send({"stop": why})

@@ -52,7 +52,7 @@ class Ready:
             "clock_offset": float | int,
         }
         if not isinstance(content, dict) or content.keys() != kinds.keys():
-            raise ValueError("it describes itself differently from this `sft`")
+            raise ValueError("its report has other fields than this `sft` expects")
         for name, kind in kinds.items():
             if not isinstance(content[name], kind):
                 raise ValueError(f"its {name} is {shorten(content[name])}")

@@ -145,7 +145,7 @@ def _named(name: str, devices: Sequence[Device], gpus: Sequence[Device], listed:
         return matching[0]
     if not matching and any(device.uuid is None for device in gpus):
         return Device(index=len(gpus), name=gpus[0].name, uuid=name)  # nothing to compare it with
-    problem = "is the beginning of several" if matching else "is not here"
+    problem = "matches several" if matching else "is not here"
     raise UserError(
         f"{where}: {name} {problem}: nvidia-smi -L lists {', '.join(device.uuid or '?' for device in pool) or 'none'}"
     )

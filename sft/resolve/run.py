@@ -20,6 +20,7 @@ from sft.spec.base import BaseModel
 from sft.spec.run import DataSet, RunSpec
 from sft.spec.versions import versions
 from tokenize_data.bases import default_file
+from tokenize_data.dataset import FORMATS
 from tokenize_data.errors import UserError
 from tokenize_data.manifest import dataset_folder
 from tokenize_data.reader import ShardReader
@@ -93,10 +94,11 @@ def _complete(asked: Settings, base: BaseModel, reader: ShardReader, chosen: Cho
     schedule, layout = asked.schedule, chosen.layout
     epoch = num_iterations(len(reader), 1.0, schedule.global_batch)
     formats = {data_set["format"] for data_set in reader.manifest.datasets}
+    only = formats.pop() if len(formats) == 1 else None  # of rows with `columns`, it is no setting
     return asked.replace(
         size=asked.model.size or (DEFAULT_SIZE if base.is_entry else None),
         checkpoints_file=str(asked.model.checkpoints_file or default_file()) if base.is_entry else None,
-        format=asked.data.format or (formats.pop() if len(formats) == 1 else None),
+        format=asked.data.format or (only if only in FORMATS else None),
         dtype=asked.model.dtype or ("bf16" if visible_gpus() else "fp32"),
         iters=schedule.iters or num_iterations(len(reader), schedule.epochs, schedule.global_batch),
         eval_interval=epoch if asked.output.eval_each_epoch else asked.output.eval_interval,

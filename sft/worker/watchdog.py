@@ -98,7 +98,7 @@ class Watchdog(threading.Thread):
             return None
         where = f"rank {os.environ.get('RANK', '0')} of {platform.node()}"
         while_what = f" while {self._phase.what}" if self._phase is not None else ""
-        return f"no progress for {waited:.0f} s on {where}{while_what}: this process, or one that it waits for, hangs"
+        return f"no progress for {waited:.0f} s on {where}{while_what}: this process hangs, or one that it waits for"
 
     def end(self) -> None:
         """Stop watching: what follows has no time limit."""

@@ -93,7 +93,7 @@ def test_two_hosts_train_as_one_does(site: Site, node: Callable):
     _until_said(second, "waiting for node 0 at ")
     (code, out, err), (other_code, other_out, other_err) = _ended([node(0, *flags), second])
     assert (code, other_code) == (0, 0), err + other_err
-    assert "node 1 is here: sfthost1" in err
+    assert "node 1 has connected: sfthost1" in err
     assert "4 processes = tp 2 x pp 1 x dp 2" in out
     assert "waiting for node 0 at 10.77.0.1:6020" in other_err
     assert "waiting until it has prepared the data" in other_err
@@ -162,7 +162,7 @@ def test_four_hosts_one_of_them_late(site: Site, node: Callable):
     (code, out, err), *others = _ended([*some, late])
     assert [code, *(other[0] for other in others)] == [0, 0, 0, 0], err + "".join(other[2] for other in others)
     assert "waiting for node 3" in err
-    assert "node 3 is here: sfthost3" in err
+    assert "node 3 has connected: sfthost3" in err
     assert "4 nodes of 1, tensor groups over up to 2 nodes" in out
     assert "warning: --tp 2 does not fit into nodes of 1 processes" in err
     for one, four in zip(site.metrics(_RUN), site.metrics(f"{_RUN}-four"), strict=True):
@@ -187,7 +187,7 @@ def test_after_a_loss_the_run_goes_on(site: Site, node: Callable, tmp_path: Path
     assert "resumed after iteration " in out
     if end == "replaced":
         assert _ended([second])[0][0] == 0
-        assert err.count("node 1 is here: sfthost1") == 2
+        assert err.count("node 1 has connected: sfthost1") == 2
     else:
         assert (
             "1 of 2 nodes connected within 4 s: continuing with 1: tp 1 x pp 1 x dp 1 instead of tp 1 x pp 1 x dp 2"

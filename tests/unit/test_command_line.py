@@ -107,7 +107,7 @@ def test_keys_of_the_recipe_s_trainer_are_flags(asked, foreign, capsys):
     (found,) = asked
     assert (found.schedule.lr, found.schedule.epochs, found.schedule.schedule) == (1e-5, 2.0, "linear")
     assert capsys.readouterr().err == (
-        "sft train: warning: --packing: true: no effect: documents are always packed, and never see each other\n"
+        "sft train: warning: --packing: true: no effect: documents are always packed, and never attend to each other\n"
     )
 
 
@@ -130,7 +130,7 @@ def test_what_is_refused_in_a_recipe_is_refused_as_a_flag(foreign, capsys):
         (["--model_name_or_path", "some/model"], "here it is --checkpoint some/model"),
         (["--dataset_name", "some/rows"], "here it is --data some/rows:train"),
         (["--bf16"], "--bf16 is a flag of other trainers: here it is --dtype bf16"),
-        (["--packing", "true"], "leave it out (no effect: documents are always packed, and never see each other)"),
+        (["--packing", "true"], "leave it out (no effect: documents are always packed, and never"),
         (["--fp16"], "cannot be used here: fp16 is not supported"),
     ],
 )

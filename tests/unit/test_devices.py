@@ -139,7 +139,7 @@ def test_what_is_selected_is_what_cuda_shows(listed, uuids):
         ("0,4", "CUDA_VISIBLE_DEVICES=0,4: there is no GPU 4 here: this machine has 4 GPUs, numbers 0 to 3"),
         ("1,1", "names 1 twice, and CUDA then shows no GPU at all"),
         ("GPU-44", "GPU-44 is not here: nvidia-smi -L lists GPU-11aa, GPU-22bb, GPU-22cc, GPU-33dd"),
-        ("GPU-22", "GPU-22 is the beginning of several"),
+        ("GPU-22", "GPU-22 matches several"),
         ("MIG-zz", "MIG-zz is not here: nvidia-smi -L lists MIG-aa1, MIG-bb2"),
         ("all", "'all' is neither a GPU's number nor a UUID"),
     ],

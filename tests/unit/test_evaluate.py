@@ -267,7 +267,7 @@ def test_rows_that_are_cut_before_their_answer_are_counted(folders: dict[str, Pa
         "evaluate", folders["run"], "--data", folders["data"], "--seq", 20, "--no_answers", "--out", tmp_path
     )
     assert code == 0
-    assert "5 rows are cut before their answer (--seq), and not in the perplexity" in out
+    assert "5 rows are cut before their answer (--seq) and do not count in the perplexity" in out
 
 
 def test_keys_within_keys(folders: dict[str, Path], sft: Run, tmp_path: Path) -> None:

@@ -239,10 +239,10 @@ def test_what_cannot_be_is_refused_by_name(tmp_path, change, message):
     [
         ("truncation_side: right", "right", "end", None),
         ("truncation_mode: keep_start", "right", "end", None),
-        ("truncation_side: left", "question", "start", "truncation_side: 'left': not the whole document loses its"),
+        ("truncation_side: left", "question", "start", "truncation_side: 'left': only the longest question loses its"),
         ("truncation_mode: keep_end", "question", "start", "so that all answers stay"),
-        ("max_prompt_length: 512", "question", "start", "max_prompt_length: 512: a question is shortened where its"),
-        ("max_prompt_length: 512\ntruncation_mode: keep_start", "question", "end", "no more than that takes"),
+        ("max_prompt_length: 512", "question", "start", "max_prompt_length: 512: a question is shortened only if its"),
+        ("max_prompt_length: 512\ntruncation_mode: keep_start", "question", "end", "by as much as needed"),
         ("max_prompt_length: null\ntruncation_mode: keep_start", "right", "end", None),
     ],
 )

@@ -52,7 +52,7 @@ def test_a_token_that_the_hub_refuses(tmp_path):
     with fake_hub() as hub:
         done = login(tmp_path, hub, f"{TOKEN}\n")
     assert done.returncode == 2
-    assert "sft login: the Hub refuses this token" in done.stderr
+    assert "sft login: the Hub rejects this token" in done.stderr
     assert TOKEN not in done.stdout + done.stderr
     assert not (tmp_path / "hf" / "token").exists()
 
@@ -81,7 +81,7 @@ def test_wandb_stores_its_own(tmp_path):
     assert refused.returncode == 2
     assert (
         refused.stderr
-        == "sft login: W&B refuses this key (ValueError): copy it again from https://wandb.ai/authorize\n"
+        == "sft login: W&B rejects this key (ValueError): copy it again from https://wandb.ai/authorize\n"
     )
 
 

@@ -107,7 +107,7 @@ def test_a_stranger_keeps_no_node_out(meeting: Meeting, name: str):
     meeting.foreign_package_warning(NOT_A_NODE[name])
     meeting.guest()
     assert meeting.host.collect(LONG) == [1]
-    assert any(line.startswith("node 1 is here") for line in meeting.said)
+    assert any(line.startswith("node 1 has connected") for line in meeting.said)
 
 
 @pytest.mark.parametrize("payload", [b"", b'{"hello"', NOT_A_NODE["node 2"][:-1]])
@@ -226,7 +226,7 @@ def test_a_node_that_cannot_say_that_it_is_ready(meeting: Meeting, said: bytes):
 @pytest.mark.parametrize("change", [{"clock": "now"}, {"facts": []}, {"more": 1}, {"error": 1}, {"processes": None}])
 def test_what_a_node_says_of_itself_is_checked(change: dict[str, Any]):
     assert Ready.from_json(ready(1).as_json()) == ready(1)
-    with pytest.raises(ValueError, match=r"its |it describes itself"):
+    with pytest.raises(ValueError, match=r"its |its report"):
         Ready.from_json({**ready(1).as_json(), **change})
 
 

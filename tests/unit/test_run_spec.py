@@ -93,6 +93,17 @@ def test_no_choice_is_left_open(settings, given):
     assert spec.asked.schedule.iters is None  # what the user asked for stays known
 
 
+def test_columns_of_the_shards_are_no_format_of_the_run(settings, bench):
+    rows = [{"instruction": f"Number {i}?", "output": f"It is {i}."} for i in range(8)]
+    (bench.root / "rows.json").write_text(json.dumps(rows))
+    (bench.root / "dataset_info.json").write_text(json.dumps({"numbers": {"file_name": "rows.json"}}))
+    assert bench.tokenize("--data", f"{bench.root}/dataset_info.json:numbers", run_name="lf").code == 0
+    spec = spec_of(settings.replace(run_name="lf"))
+    assert spec.settings.data.format is None
+    assert spec.data.documents == 8
+    assert spec_of(settings).settings.data.format == "qa"
+
+
 def test_once_an_epoch_is_a_number_of_iterations(settings):
     spec = spec_of(settings.replace(eval_each_epoch=True, save_each_epoch=True, global_batch=32, epochs=2.0))
     output = spec.settings.output

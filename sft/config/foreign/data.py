@@ -119,7 +119,7 @@ def truncation(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
         return warned(
             key,
             value,
-            "not the whole document loses its beginning, but its longest question, so that all answers stay",
+            "only the longest question loses its beginning, so that all answers stay",
             {"truncate": "question", "truncate_side": "start"},
         )
     return refused(key, value, "use right or left (keep_start or keep_end)")
@@ -132,7 +132,7 @@ def prompt_length(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     return warned(
         key,
         value,
-        "a question is shortened where its document is longer than seq, and no more than that takes",
+        "a question is shortened only if its document is longer than seq, by as much as needed",
         {"truncate": "question", "truncate_side": side},
     )
 

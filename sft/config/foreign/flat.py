@@ -19,10 +19,7 @@ def _peft(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
         "lora_alpha": number("peft_lora_alpha", recipe.get("peft_lora_alpha") or 16),
     }
     return warned(
-        key,
-        value,
-        "adapters are on all linear layers here, there on peft's choice for the family: see lora_targets",
-        ours,
+        key, value, "adapters are on all linear layers here, where peft chooses by family: see lora_targets", ours
     )
 
 

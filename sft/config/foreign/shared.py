@@ -91,7 +91,7 @@ def report_to(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
 
 
 def save_limit(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
-    return mapped(key, value, {"keep": max(1, whole(key, value))}, "the best one besides, with early_stopping")
+    return mapped(key, value, {"keep": max(1, whole(key, value))}, "the best one as well, with early_stopping")
 
 
 def save_strategy(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
@@ -112,7 +112,7 @@ def save_steps(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
     if isinstance(value, float) and value < 1:
         return refused(key, value, "a share of the run: write save_interval, a number of iterations")
     if recipe.get("save_strategy", "steps") != "steps":
-        return warned(key, value, "it counts here whatever save_strategy says", {"save_interval": whole(key, value)})
+        return warned(key, value, "applies here with any save_strategy", {"save_interval": whole(key, value)})
     return mapped(key, value, {"save_interval": whole(key, value)})
 
 
@@ -213,7 +213,7 @@ RULES: dict[str, Rule] = {
     "hub_token": token,
     "use_auth_token": token,
     "token": token,
-    "packing": no_effect("documents are always packed, and never see each other"),
+    "packing": no_effect("documents are always packed, and never attend to each other"),
     "dataset_text_field": part_of("dataset_name"),
     "dataset_num_proc": no_effect("the data stage uses every core"),
     "neftune_noise_alpha": off("noise on embeddings is not added here: take it out"),

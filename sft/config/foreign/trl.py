@@ -51,10 +51,7 @@ def _peft(key: str, value: Any, recipe: Mapping[str, Any]) -> Line:
             ours[name] = given if given is not None else default
     if recipe.get("lora_target_modules") is None:
         return warned(
-            key,
-            value,
-            "adapters are on all linear layers here, there on peft's choice for the family: see lora_targets",
-            ours,
+            key, value, "adapters are on all linear layers here, where peft chooses by family: see lora_targets", ours
         )
     return mapped(key, value, ours)
 
