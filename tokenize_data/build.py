@@ -218,7 +218,7 @@ def _choices(plan: Plan, scratch: Path) -> list[Choice]:
     part = part_of(plan.split, plan.files, plan.is_validation, scratch) if plan.split is not None else None
     choices: list[Choice] = []
     for spec, group in zip(plan.specs, plan.sources, strict=True):
-        choices += choose_rows(spec, group, plan.seed, part, first=len(choices))
+        choices += choose_rows(spec, group, plan.seed, scratch, part, first=len(choices))
     return choices
 
 

@@ -21,7 +21,7 @@ from tokenize_data.records import RowReader
 from tokenize_data.rendered import ASSISTANT, ROLE_NAMES, Rendered
 from tokenize_data.rows import Unreadable, too_long
 from tokenize_data.sources import Chunk
-from tokenize_data.split import Part
+from tokenize_data.split import Part, numbers_of
 from tokenize_data.streams import MAX_LINE_BYTES
 from tokenize_data.truncate import refuse_long, shortened
 
@@ -62,10 +62,13 @@ class Converted:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which rows of a source are taken, and how often. `rows` is None for all."""
+    """Which rows of a source are taken, and how often. `rows` is None for all. A weight of 2.5 takes each row twice,
+    and once more those whose number is at most `threshold`.
+    """
 
     rows: frozenset[int] | None = None
     weight: float = 1.0
+    threshold: int = -1
     seed: int = 0
     part: Part | None = None  # the side of a split
     source: int = 0
@@ -79,7 +82,10 @@ class Choice:
             return 0
         if self.rows is not None:
             return int(line in self.rows)
-        return 1 if self.weight == 1.0 else num_copies(self.weight, (self.seed, line))
+        whole = int(self.weight)
+        if self.weight == whole:
+            return whole
+        return whole + int(int(numbers_of(self.seed, self.source, [line])[0]) <= self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)

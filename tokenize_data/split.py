@@ -61,7 +61,7 @@ class Part:
                 return not self.is_validation  # an invalid row is rejected on the training side
             number = _of_group(self.split, row)
         else:
-            number = int(_of_lines(self.split, source, [line])[0])
+            number = int(numbers_of(self.split.seed, source, [line])[0])
         return (number <= self.threshold) == self.is_validation
 
 
@@ -106,7 +106,7 @@ def part_of(split: Split, sources: Sequence[Source], is_validation: bool, folder
 def _lines(split: Split, sources: Sequence[Source]) -> Iterator[np.ndarray]:
     for index, source in enumerate(sources):
         for chunk in source.chunks(index):
-            yield _of_lines(split, index, [line for line, _ in chunk.rows()])
+            yield numbers_of(split.seed, index, [line for line, _ in chunk.rows()])
 
 
 def _groups(split: Split, sources: Sequence[Source]) -> Iterator[np.ndarray]:
@@ -138,12 +138,10 @@ def _of_group(split: Split, row: Row) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
-def _of_lines(split: Split, source: int, lines: Sequence[int]) -> np.ndarray:
+def numbers_of(seed: int, source: int, lines: Sequence[int]) -> np.ndarray:
     """Hash line numbers evenly by the finaliser of SplitMix64."""
     with np.errstate(over="ignore"):
-        x = np.asarray(lines, np.uint64) + np.uint64(
-            (split.seed * 0x9E3779B97F4A7C15 + source * 0xD1B54A32D192ED03) % 2**64
-        )
+        x = np.asarray(lines, np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15 + source * 0xD1B54A32D192ED03) % 2**64)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
         result: np.ndarray = x ^ (x >> np.uint64(31))

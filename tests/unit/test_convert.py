@@ -59,7 +59,7 @@ def converter(smollm2):
     def make(weight: float = 1.0) -> Converter:
         return Converter(
             readers=[RowReader(DatasetSpec(files=("-",)), "chat")],
-            choices=[Choice(weight=weight, seed=3)],
+            choices=[Choice(weight=weight, threshold=2**63, seed=3)],
             template=template,
             encoder=encoder,
             seq=SEQ,

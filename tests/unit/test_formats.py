@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ TWO_TURNS = {
     "messages": [*CHAT["messages"], {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "No."}]
 }
 SHAREGPT = {"conversations": [{"from": "human", "value": "Is it?"}, {"from": "gpt", "value": "Yes."}]}
+SIZES = (("one", 60), ("two", 39))  # rows of two files
 ALPACA = {"instruction": "Is it?", "input": "", "output": "Yes."}
 
 
@@ -237,12 +239,29 @@ def test_a_mix_of_data_sets(bench, monkeypatch):
     assert [text for text, _ in texts(bench)[1:4]] != chosen
 
 
-def test_weights_below_one_take_a_share_of_the_rows(bench):
-    bench.jsonl([pair(str(number)) for number in range(400)])
-    recipe = bench.write(f"datasets:\n  - files: [{bench.root}/data.jsonl]\n    weight: 0.25\n", "r.yaml")
-    assert bench.tokenize("--config", recipe).code == 0
-    assert 70 <= bench.manifest()["documents"] <= 130
-    assert bench.manifest()["rows"]["left_out"] + bench.manifest()["rows"]["read"] == 400
+@pytest.mark.parametrize(("weight", "taken"), [(0.25, 25), (0.5, 50), (0.499, 49), (1.3, 129), (2.5, 248), (0.004, 0)])
+def test_weights_take_exactly_their_share_of_the_rows(bench, weight, taken):
+    """Of 99 rows in two files. A fraction of a copy goes to rows that are drawn by seed."""
+    one, two = (bench.jsonl([pair(f"{name} {n}?") for n in range(count)], f"{name}.jsonl") for name, count in SIZES)
+    recipe = bench.write(f"datasets:\n  - files: [{one}, {two}]\n    weight: {weight}\n", "r.yaml")
+    outcome = bench.tokenize("--config", recipe)
+    if not taken:
+        assert outcome.code == 2
+        return
+    assert outcome.code == 0, outcome.err
+    found = [text for text, _ in texts(bench)]
+    assert len(found) == taken == bench.manifest()["documents"]
+    copies = Counter(found).values()
+    assert set(copies) <= {int(weight), int(weight) + 1}
+    assert bench.tokenize("--config", recipe, "--seed", 5, run_name="other").code == 0
+    assert bench.manifest("other")["documents"] == taken
+
+
+def test_a_weight_is_a_share_of_what_a_split_leaves(bench):
+    data = bench.jsonl([pair(f"{n}?") for n in range(200)])
+    recipe = bench.write(f"datasets:\n  - files: [{data}]\n    weight: 0.5\n", "r.yaml")
+    assert bench.tokenize("--config", recipe, "--val", "10%").code == 0
+    assert [bench.manifest(name)["documents"] for name in ("r", "r-val")] == [90, 20]
 
 
 @pytest.mark.parametrize(
