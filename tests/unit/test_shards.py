@@ -198,7 +198,7 @@ def test_what_differs_is_named(bench):
         (["--data", data, "--seq", "512"], ["sequence length: made with --seq 2048, asked for 512"]),
         (["--data", data, "--question_key", "q"], ["question_key: made with 'prompt', asked for 'q'"]),
         (["--data", data, data], ["files: made of"]),
-        (["--data", bench.root / "gone.jsonl"], ["gone.jsonl: not there"]),
+        (["--data", bench.root / "gone.jsonl"], ["gone.jsonl: missing now"]),
         (["--data", data, "--format", "chat"], ["format: made with None, asked for 'chat'"]),
     ]
     for arguments, fragments in cases:
